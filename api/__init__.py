@@ -1,0 +1,1 @@
+"""What people and portals touch: the command line, the HTTP service, the page."""

@@ -1,0 +1,121 @@
+"""The one exception tree.
+
+Every message says what is wrong, with which value, and the way out.
+
+PrecedentError
+ ├── SettingsError          a setting is missing, unknown or out of range
+ ├── ModelError             a checkpoint is absent, damaged or does not fit
+ ├── TrainingDataError      nothing to learn from, or not readable as asked
+ ├── QueryError             a search was asked that cannot be answered
+ │    └── ImageNotFound     no indexed image has this id
+ ├── StoreError             the vector store cannot do what was asked
+ │    ├── StoreNotFound     there is no index at this place
+ │    ├── StoreLocked       another process holds the index
+ │    └── FingerprintMismatch   the index belongs to another model
+ ├── LedgerError            the record of an archive cannot be read or written
+ └── ImageRefused           one image cannot be used; carries a RefusalReason
+"""
+
+from enum import StrEnum
+
+__all__ = [
+    "FingerprintMismatch",
+    "ImageNotFound",
+    "ImageRefused",
+    "LedgerError",
+    "ModelError",
+    "PrecedentError",
+    "QueryError",
+    "RefusalReason",
+    "SettingsError",
+    "StoreError",
+    "StoreLocked",
+    "StoreNotFound",
+    "TrainingDataError",
+]
+
+
+class PrecedentError(Exception):
+    """Base of all errors that Precedent raises on purpose.
+
+    ``code`` is stable: scripts, reports and problem+json documents carry it.
+    """
+
+    code = "error"
+
+
+class SettingsError(PrecedentError):
+    code = "settings"
+
+
+class ModelError(PrecedentError):
+    code = "model"
+
+
+class TrainingDataError(PrecedentError):
+    code = "training-data"
+
+
+class QueryError(PrecedentError):
+    code = "query"
+
+
+class ImageNotFound(QueryError):
+    code = "image-not-found"
+
+
+class StoreError(PrecedentError):
+    code = "store"
+
+
+class StoreNotFound(StoreError):
+    code = "store-not-found"
+
+
+class StoreLocked(StoreError):
+    code = "store-locked"
+
+
+class FingerprintMismatch(StoreError):
+    code = "model-mismatch"
+
+
+class LedgerError(PrecedentError):
+    code = "ledger"
+
+
+class RefusalReason(StrEnum):
+    """Why an instance did not become a point. The values are stable."""
+
+    EMPTY_FILE = "empty-file"
+    NOT_AN_IMAGE = "not-an-image"
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    DAMAGED = "damaged"
+    NO_PIXELS = "no-pixels"
+    UNSUPPORTED_SYNTAX = "unsupported-transfer-syntax"
+    UNSUPPORTED_PIXELS = "unsupported-pixels"
+    TOO_SMALL = "too-small"
+    TOO_LARGE = "too-large"
+    NESTED_TOO_DEEP = "nested-too-deep"
+    TOO_SLOW = "too-slow"
+    READER_DIED = "reader-died"
+    CONFLICTING_UID = "conflicting-uid"
+
+
+class ImageRefused(PrecedentError):
+    """One image cannot be used.
+
+    Args:
+        reason: the stable code under which it is counted.
+        detail: one sentence with the offending value. Never patient text.
+    """
+
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.code = reason.value
+
+    def __reduce__(self) -> tuple[type["ImageRefused"], tuple[RefusalReason, str]]:
+        return type(self), (self.reason, self.detail)

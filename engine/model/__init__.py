@@ -1,0 +1,1 @@
+"""The network: taps of a tower, fused, hashed."""

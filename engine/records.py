@@ -1,0 +1,153 @@
+"""The domain types that travel between the model, the store, the search and the indexer."""
+
+import hashlib
+import uuid
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Answer",
+    "EncodedImages",
+    "Evidence",
+    "Hit",
+    "ImageRecord",
+    "OodVerdict",
+    "Point",
+    "content_point_id",
+    "dicom_point_id",
+]
+
+# uuid5(NAMESPACE_URL, "precedent-point"): our ids never meet those of another UUIDv5 user.
+_NAMESPACE = uuid.UUID("c117ea35-bdc3-54a3-b0a7-399a24a569a2")
+
+
+def dicom_point_id(sop_instance_uid: str, frame: int) -> str:
+    """Point id of one frame (counted from 0) of a DICOM instance: a UUIDv5 as text."""
+    return str(uuid.uuid5(_NAMESPACE, f"{sop_instance_uid}#{frame}"))
+
+
+def content_point_id(content: bytes) -> str:
+    """Point id of a raster image, from the bytes of its file: a UUIDv5 as text."""
+    return str(uuid.uuid5(_NAMESPACE, "sha256:" + hashlib.sha256(content).hexdigest()))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What the index knows of an image besides its vectors: the payload's allow-list.
+
+    ``patient`` is a keyed HMAC, never an identifier. ``age_band`` is a decade
+    ("60-69"), ``study_year`` a year; no other date is kept. ``frame`` counts from 0.
+    """
+
+    study: str | None = None
+    series: str | None = None
+    sop: str | None = None
+    frame: int = 0
+    patient: str | None = None
+    modality: str | None = None
+    body_part: str | None = None
+    view: str | None = None
+    laterality: str | None = None
+    manufacturer: str | None = None
+    sex: str | None = None
+    age_band: str | None = None
+    study_year: int | None = None
+    labels: tuple[str, ...] = ()
+    source: str | None = None
+    burned_in: bool | None = None
+    tenant: str = "default"
+
+
+RECORD_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(ImageRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """The model's answer for N images.
+
+    z: float32 (N, D), blended features, centred per row and of unit length, so that a
+        dot product of two rows is their Pearson correlation.
+    codes: uint8 (N, B/8), SCH codes, packed most significant bit first.
+    """
+
+    z: NDArray[np.float32]
+    codes: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One image as the store keeps it.
+
+    z: float32 (D,), unit length. code: uint8 (B/8,), packed.
+    ``score`` is the similarity to the vector asked for, in [-1, 1], when there was one.
+    """
+
+    id: str
+    record: ImageRecord
+    code: NDArray[np.uint8]
+    z: NDArray[np.float32] | None = None
+    score: float | None = None
+    indexed_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found image. similarity: Pearson r in [-1, 1]. hamming: differing bits of B."""
+
+    id: str
+    similarity: float
+    hamming: int
+    record: ImageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class OodVerdict:
+    """Whether the query lies outside what the model knows.
+
+    foreign: p is at or below the operating point alpha. p: conformal p-value in (0, 1].
+    scores: the detectors' raw scores, higher = more foreign.
+    """
+
+    foreign: bool
+    p: float
+    alpha: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How an answer came about.
+
+    rung: "s0", "s1", "s2" for a pre-filter with that many flipped bits a band; "dense"
+        when no rung gave enough candidates; "exact" when everything was asked for.
+    radius: every image within this Hamming distance was a candidate; None = all images.
+    candidates: images that passed pre-filter and facet filters.
+    ranked: how many of them, the most similar first, were put into order.
+    rungs_tried: candidates found on each rung, in the order they were tried.
+    timings_ms: wall-clock milliseconds by stage.
+    """
+
+    rung: str
+    radius: int | None
+    candidates: int
+    ranked: int
+    rungs_tried: dict[str, int]
+    order: str
+    model: str
+    bits: int
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits in a total order, with how they were found and what matched besides them."""
+
+    hits: tuple[Hit, ...]
+    evidence: Evidence
+    ood: OodVerdict | None
+    facets: dict[str, dict[str, int]]

@@ -1,0 +1,161 @@
+"""The one settings tree: defaults, then a TOML file, then ``PRECEDENT_…`` variables.
+
+Nested settings take a double underscore: ``PRECEDENT_SEARCH__MIN_CANDIDATES=200``.
+The TOML file is ``precedent.toml`` in the working directory, or what ``PRECEDENT_CONFIG``
+names. Unknown names in the file are refused, so that a typing error does not pass for a
+setting.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from engine.errors import SettingsError
+
+__all__ = [
+    "ImageLimits",
+    "IndexingSettings",
+    "SearchSettings",
+    "ServerSettings",
+    "Settings",
+    "load_settings",
+]
+
+_CONFIG_VARIABLE = "PRECEDENT_CONFIG"
+_CONFIG_DEFAULT = "precedent.toml"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageLimits(_Group):
+    """What an image may ask of us. Checked before anything is decoded."""
+
+    max_file_bytes: Annotated[int, Field(gt=0)] = 2 * 1024**3
+    max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
+    """Rows × columns of one frame."""
+    max_frames: Annotated[int, Field(gt=0)] = 100_000
+    max_decoded_bytes: Annotated[int, Field(gt=0)] = 1024**3
+    """Bytes of all the pixels that have to be decoded at once."""
+    min_side: Annotated[int, Field(gt=0)] = 8
+    """Rows and columns below this carry no picture."""
+    max_nesting: Annotated[int, Field(gt=0)] = 32
+    """Depth of nested DICOM sequences."""
+
+
+class IndexingSettings(_Group):
+    """How an archive becomes points."""
+
+    readers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Processes that read and decode files."""
+    reader_memory_bytes: Annotated[int, Field(ge=256 * 1024**2)] = 4 * 1024**3
+    """Address space one reading process may take."""
+    reader_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Wall-clock time one file may take to read."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Images encoded at once."""
+    commit_every: Annotated[int, Field(ge=1)] = 256
+    """Files after which the store is flushed and the ledger committed."""
+    frames_per_instance: Annotated[int, Field(ge=1)] = 8
+    """At most so many frames of a multi-frame instance, evenly spaced."""
+    thumbnail_side: Annotated[int, Field(ge=16, le=1024)] = 192
+    """Longer side of a thumbnail, in pixels."""
+
+
+class SearchSettings(_Group):
+    """How a query is answered."""
+
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    min_candidates: Annotated[int, Field(ge=1)] = 100
+    """A rung of the pre-filter is accepted from this many candidates on."""
+    candidates_per_hit: Annotated[int, Field(ge=1)] = 10
+    """… and from this many for each hit asked for."""
+    max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
+    """Order ``hamming`` ranks at most so many candidates, the most similar first."""
+    facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Values listed for each facet."""
+
+
+class ServerSettings(_Group):
+    """Where the HTTP server listens, and what a request may bring."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 64 * 1024**2
+
+
+class Settings(BaseSettings):
+    """All settings. Build them with :func:`load_settings`, which words errors for people."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRECEDENT_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Path("precedent-data")
+    """Index, ledger and thumbnails."""
+    model: Path | None = None
+    """Folder of a checkpoint; None = the shipped one."""
+    pseudonym_key: SecretStr | None = None
+    """Key of the patient HMAC; None = made once and kept in the data folder."""
+    limits: ImageLimits = ImageLimits()
+    indexing: IndexingSettings = IndexingSettings()
+    search: SearchSettings = SearchSettings()
+    server: ServerSettings = ServerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+        return init_settings, env_settings, toml
+
+
+def _config_file() -> Path | None:
+    named = os.environ.get(_CONFIG_VARIABLE)
+    if named is None:
+        return Path(_CONFIG_DEFAULT) if Path(_CONFIG_DEFAULT).is_file() else None
+    if not Path(named).is_file():
+        raise SettingsError(
+            f"{_CONFIG_VARIABLE} names {named!r}, which is not a file; "
+            "correct the path or unset the variable"
+        )
+    return Path(named)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings in force, with ``overrides`` (those that are not None) on top.
+
+    Raises:
+        SettingsError: a value is out of range, a name is unknown or the file is not TOML.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        variable = "PRECEDENT_" + name.upper().replace(".", "__")
+        # The value itself is left out: it may be a secret.
+        raise SettingsError(
+            f"setting {name}: {first['msg']}; set it in {variable} or {_CONFIG_DEFAULT}"
+        ) from None
+    except ValueError as error:
+        raise SettingsError(f"{_CONFIG_DEFAULT} cannot be read: {error}") from None

@@ -1,0 +1,1 @@
+"""How a file becomes pixels, and what of its header is kept."""

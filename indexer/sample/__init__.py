@@ -1,0 +1,1 @@
+"""A synthetic archive to try things on."""
