@@ -1,0 +1,103 @@
+"""Binary codes: packing, hex, 16-bit bands, their neighbourhoods, Hamming distance.
+
+The bands make multi-index hashing possible (Norouzi et al., "Fast Exact Search in Hamming
+Space with Multi-Index Hashing", TPAMI 2014). Two codes that differ in at most
+r = m (s + 1) − 1 of their bits have, among m bands, one that differs in at most s: were
+there s + 1 or more differing bits in each, they would be m (s + 1) together.
+"""
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import QueryError
+
+__all__ = [
+    "BAND_BITS",
+    "band_widths",
+    "bands",
+    "from_hex",
+    "hamming",
+    "neighbourhood",
+    "pack_signs",
+    "radius",
+    "to_hex",
+]
+
+BAND_BITS = 16
+
+
+def pack_signs(h: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Codes of hash logits: bit = 1 where h ≥ 0, packed most significant bit first.
+
+    Args:
+        h: float (..., B), B a multiple of 8.
+
+    Returns:
+        uint8 (..., B/8).
+
+    Raises:
+        QueryError: B is no multiple of 8.
+    """
+    if h.shape[-1] % 8:
+        raise QueryError(f"{h.shape[-1]} bits do not fill bytes; use a multiple of 8")
+    return np.packbits(h >= 0, axis=-1)
+
+
+def to_hex(code: NDArray[np.uint8]) -> str:
+    """A packed code (B/8,) as B/4 lower-case hex digits."""
+    return code.tobytes().hex()
+
+
+def from_hex(text: str) -> NDArray[np.uint8]:
+    """The packed code, uint8 (B/8,), of its hex digits.
+
+    Raises:
+        QueryError: the text is not hex.
+    """
+    try:
+        return np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    except ValueError:
+        raise QueryError(f"code {text!r} is not hexadecimal; give two digits a byte") from None
+
+
+def band_widths(bits: int) -> list[int]:
+    """Bits of each of the m bands of a code: 16, but 8 for the first where B/8 is odd."""
+    rest = bits % BAND_BITS
+    return ([rest] if rest else []) + [BAND_BITS] * (bits // BAND_BITS)
+
+
+def bands(codes: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """The bands of packed codes as integers: uint8 (..., B/8) → uint16 (..., m)."""
+    if codes.shape[-1] % 2:
+        padding = [(0, 0)] * (codes.ndim - 1) + [(1, 0)]
+        # Leading zeros: the first band is the narrow one.
+        codes = np.pad(codes, padding)
+    high, low = codes[..., 0::2].astype(np.uint16), codes[..., 1::2].astype(np.uint16)
+    joined: NDArray[np.uint16] = (high << np.uint16(8)) | low
+    return joined
+
+
+def neighbourhood(value: int, s: int, width: int = BAND_BITS) -> list[int]:
+    """All values of a band of ``width`` bits within ``s`` flipped bits of ``value``, sorted.
+
+    For 16 bits: 1 value for s = 0, 17 for s = 1, 137 for s = 2.
+    """
+    values = [value]
+    for count in range(1, min(s, width) + 1):
+        for positions in combinations(range(width), count):
+            mask = sum(1 << position for position in positions)
+            values.append(value ^ mask)
+    return sorted(values)
+
+
+def radius(m: int, s: int) -> int:
+    """r = m (s + 1) − 1: every code within this distance shares a band up to s bits."""
+    return m * (s + 1) - 1
+
+
+def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Differing bits of packed codes, broadcast over (..., B/8) → int64 (...)."""
+    differing: NDArray[np.int64] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
+    return differing

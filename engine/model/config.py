@@ -1,0 +1,160 @@
+"""The network's sizes, as data: the paper's and a small CPU model are the same code."""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from engine.errors import ModelError
+
+__all__ = [
+    "DarfConfig",
+    "HeadConfig",
+    "NetworkConfig",
+    "TowerConfig",
+    "from_dict",
+    "small_network",
+    "to_dict",
+]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class TowerConfig:
+    """An image tower that open_clip can build.
+
+    name: an open_clip model ("RN50", "ViT-B-32", …), or "timm:" and a timm model.
+    vision: fields of open_clip's vision configuration to override.
+    taps: indices of the shallow and the deep intermediate, as ``forward_intermediates``
+        counts them; negative ones count from the end.
+    """
+
+    name: str = "timm:resnet50"
+    vision: dict[str, Any] = field(default_factory=dict)
+    taps: tuple[int, int] = (2, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class DarfConfig:
+    """Depth-aware Representation Fusion. The defaults are the paper's (z has 3584 values).
+
+    window, attention_heads, attention_head_dim: of the windowed attention on each tap.
+    grid: side of the map that both taps are pooled to before they are fused.
+    cross_heads, cross_head_dim, cross_dim: of the cross-attention; u has cross_dim values.
+    width, depth, heads, last_blocks: of the pixel transformer; the outputs of its
+        last_blocks blocks make the global (global_dim) and the local (local_dim) vector.
+    """
+
+    window: int = 7
+    attention_heads: int = 8
+    attention_head_dim: int = 64
+    grid: int = 7
+    cross_heads: int = 12
+    cross_head_dim: int = 128
+    cross_dim: int = 512
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    last_blocks: int = 6
+    global_dim: int = 1536
+    local_dim: int = 1536
+
+    @property
+    def dim(self) -> int:
+        """Length of the blended feature z."""
+        return self.global_dim + self.local_dim + self.cross_dim
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """The hash head z → h. kind: "kan" (B-spline layers) or "mlp"."""
+
+    bits: int = 64
+    kind: str = "kan"
+    hidden: int = 512
+    grid: int = 5
+    order: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Everything that decides the shape of the network. classes = 0: no classifier."""
+
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    darf: DarfConfig = field(default_factory=DarfConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head.bits < 8 or self.head.bits % 8:
+            raise ModelError(
+                f"bits is {self.head.bits}; codes are packed in bytes, so use a multiple of 8"
+            )
+        if self.head.kind not in ("kan", "mlp"):
+            raise ModelError(f"head kind is {self.head.kind!r}; use 'kan' or 'mlp'")
+        if not 1 <= self.darf.last_blocks <= self.darf.depth:
+            raise ModelError(
+                f"last_blocks is {self.darf.last_blocks}; "
+                f"use 1 to depth, which is {self.darf.depth}"
+            )
+        if self.darf.width % self.darf.heads:
+            raise ModelError(
+                f"width {self.darf.width} cannot be split over {self.darf.heads} heads; "
+                "choose a multiple"
+            )
+
+
+def small_network(classes: int, bits: int = 64, tower: str = "timm:regnetx_004") -> NetworkConfig:
+    """A network for a CPU, with a blended feature of 256 values."""
+    return NetworkConfig(
+        tower=TowerConfig(tower),
+        darf=DarfConfig(
+            window=7,
+            attention_heads=2,
+            attention_head_dim=32,
+            grid=4,
+            cross_heads=4,
+            cross_head_dim=32,
+            cross_dim=64,
+            width=192,
+            depth=4,
+            heads=4,
+            last_blocks=2,
+            global_dim=96,
+            local_dim=96,
+        ),
+        head=HeadConfig(bits=bits, hidden=128),
+        classes=classes,
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types."""
+    return asdict(config)
+
+
+def from_dict(kind: type[_T], values: dict[str, Any]) -> _T:
+    """A config dataclass from what :func:`to_dict` gave, nested ones included.
+
+    Raises:
+        ModelError: a name is unknown, or a value is not of the kind expected.
+    """
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ModelError(
+            f"{kind.__name__} has no field {unknown[0]!r}; the checkpoint was written by "
+            "another version of precedent: update, or train again"
+        )
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            value = from_dict(hint, value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[name] = value
+    try:
+        return kind(**built)
+    except TypeError as error:
+        raise ModelError(f"{kind.__name__}: {error}") from None
