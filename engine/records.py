@@ -1,6 +1,5 @@
 """The domain types that travel between the model, the store, the search and the indexer."""
 
-import hashlib
 import uuid
 from dataclasses import dataclass, field, fields
 
@@ -28,9 +27,9 @@ def dicom_point_id(sop_instance_uid: str, frame: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{sop_instance_uid}#{frame}"))
 
 
-def content_point_id(content: bytes) -> str:
-    """Point id of a raster image, from the bytes of its file: a UUIDv5 as text."""
-    return str(uuid.uuid5(_NAMESPACE, "sha256:" + hashlib.sha256(content).hexdigest()))
+def content_point_id(sha256_hex: str) -> str:
+    """Point id of a raster image, from the SHA-256 of its file in hex: a UUIDv5 as text."""
+    return str(uuid.uuid5(_NAMESPACE, "sha256:" + sha256_hex))
 
 
 @dataclass(frozen=True, slots=True)

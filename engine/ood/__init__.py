@@ -1,0 +1,1 @@
+"""Whether a query lies outside what the model knows."""

@@ -1,0 +1,306 @@
+"""The embedded store: the Qdrant engine in this process, on disk, for one process at a time."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import qdrant_edge as qdrant
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
+from engine.files import write_atomically
+from engine.records import Point
+from engine.store.base import Collection, Condition, Filter, Ids, Match, Range
+from engine.store.payload import BAND_PREFIX, FieldKind, from_payload, schema, to_payload
+
+__all__ = ["EdgeStore"]
+
+_VECTOR = "blended"
+_COLLECTION = "collection.json"
+_UPSERT_AT_ONCE = 256
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# No graph: the pre-filter leaves so few candidates that an exact scan of them is faster,
+# and building is an order of magnitude cheaper (docs/architecture.md).
+_NO_GRAPH = qdrant.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000)
+
+
+class EdgeStore:
+    """Points in a folder. Open one with :meth:`open` or :meth:`create`; close it after use.
+
+    The folder's lock is held until :meth:`close`, or until the process ends in any way.
+    """
+
+    def __init__(self, shard: qdrant.EdgeShard, collection: Collection, lock: FileLock) -> None:
+        self._shard = shard
+        self._collection = collection
+        self._lock = lock
+
+    @classmethod
+    def create(cls, directory: Path, collection: Collection) -> "EdgeStore":
+        """Opens the store in ``directory``, made anew if there is none.
+
+        Raises:
+            StoreLocked: another process holds it.
+            FingerprintMismatch: it belongs to another model.
+        """
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(directory)
+        try:
+            if not (directory / _COLLECTION).is_file():
+                _build(directory, collection)
+            return cls._load(directory, collection, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, directory: Path, collection: Collection | None = None) -> "EdgeStore":
+        """Opens an existing store; with ``collection``, only if it was made for that.
+
+        Raises:
+            StoreNotFound: there is none.
+            StoreLocked, FingerprintMismatch: as for :meth:`create`.
+        """
+        if not (directory / _COLLECTION).is_file():
+            raise StoreNotFound(
+                f"no index in {directory}; make one with `precedent index PATH…`, or name "
+                "another place with --data-dir"
+            )
+        lock = _locked(directory)
+        try:
+            return cls._load(directory, collection, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _load(cls, directory: Path, wanted: Collection | None, lock: FileLock) -> "EdgeStore":
+        try:
+            found = Collection(**json.loads((directory / _COLLECTION).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{directory / _COLLECTION} cannot be read ({error}); restore it, or delete "
+                f"{directory} and index again"
+            ) from None
+        if wanted is not None and found != wanted:
+            raise FingerprintMismatch(
+                f"the index in {directory} was made by model {found.model} ({found.bits} bits, "
+                f"{found.dim} values), not by {wanted.model} ({wanted.bits} bits, {wanted.dim} "
+                "values); use that model with --model, or index into another --data-dir"
+            )
+        return cls(_wrapped(qdrant.EdgeShard.load, str(directory)), found, lock)
+
+    @property
+    def collection(self) -> Collection:
+        return self._collection
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        for start in range(0, len(points), _UPSERT_AT_ONCE):
+            chunk = [self._to_edge(point) for point in points[start : start + _UPSERT_AT_ONCE]]
+            self._update(qdrant.UpdateOperation.upsert_points(chunk))
+
+    def flush(self) -> None:
+        _wrapped(self._shard.flush)
+
+    def optimise(self) -> None:
+        _wrapped(self._shard.optimize)
+
+    def query(self, z: NDArray[np.float32], where: Filter, limit: int) -> list[Point]:
+        request = qdrant.QueryRequest(
+            limit=limit,
+            query=qdrant.Query.Nearest(z.tolist(), using=_VECTOR),
+            filter=_to_filter(where),
+            with_payload=True,
+        )
+        return [
+            from_payload(str(found.id), found.payload or {}, score=found.score)
+            for found in _wrapped(self._shard.query, request)
+        ]
+
+    def count(self, where: Filter) -> int:
+        request = qdrant.CountRequest(exact=True, filter=_to_filter(where))
+        return _wrapped(self._shard.count, request)
+
+    def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
+        request = qdrant.FacetRequest(field, limit=limit, exact=True, filter=_to_filter(where))
+        hits = [(str(hit.value), hit.count) for hit in _wrapped(self._shard.facet, request)]
+        return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
+
+    def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
+        records = _wrapped(
+            self._shard.retrieve, _known_ids(ids), with_payload=True, with_vector=with_z
+        )
+        found = {str(record.id): _to_point(record) for record in records}
+        return [found[i] for i in ids if i in found]
+
+    def scroll(self, where: Filter, *, page: int = 1000) -> Iterator[Point]:
+        offset: Any = None
+        while True:
+            request = qdrant.ScrollRequest(
+                offset=offset, limit=page, filter=_to_filter(where), with_payload=True
+            )
+            records, offset = _wrapped(self._shard.scroll, request)
+            yield from map(_to_point, records)
+            if offset is None:
+                return
+
+    def delete(self, where: Filter) -> int:
+        count = self.count(where)
+        edge_filter = _to_filter(where) or qdrant.Filter()
+        self._update(qdrant.UpdateOperation.delete_points_by_filter(edge_filter))
+        return count
+
+    def close(self) -> None:
+        _wrapped(self._shard.close)
+        self._lock.release()
+
+    def __enter__(self) -> "EdgeStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _update(self, operation: qdrant.UpdateOperation) -> None:
+        _wrapped(self._shard.update, operation)
+
+    def _to_edge(self, point: Point) -> qdrant.Point:
+        if point.z is None or point.z.shape != (self._collection.dim,):
+            shape = None if point.z is None else point.z.shape
+            raise StoreError(
+                f"point {point.id} has a vector of shape {shape}, the index wants "
+                f"({self._collection.dim},); encode it with the index's own model"
+            )
+        payload = to_payload(point, self._collection.model)
+        return qdrant.Point(uuid.UUID(point.id), {_VECTOR: point.z.tolist()}, payload)
+
+
+def _locked(directory: Path) -> FileLock:
+    path = directory.with_name(f"{directory.name}.lock")
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = path.with_suffix(".pid")
+        pid = holder.read_text().strip() if holder.is_file() else "unknown"
+        raise StoreLocked(
+            f"the index in {directory} is open in another process (pid {pid}); wait for it, "
+            "stop it, or ask it over HTTP if it is `precedent serve`"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be locked ({error.strerror}); give a --data-dir you may write to"
+        ) from None
+    # Beside the lock, not in it: the lock file is opened anew, and emptied, by each contender.
+    write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _build(directory: Path, collection: Collection) -> None:
+    """Makes the shard beside its place and moves it there whole."""
+    scratch = directory.with_name(f".{directory.name}-building")
+    if directory.exists():
+        raise StoreError(
+            f"{directory} exists and is no index of precedent; name another --data-dir"
+        )
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    config = qdrant.EdgeConfig(
+        vectors={
+            _VECTOR: qdrant.EdgeVectorParams(
+                size=collection.dim,
+                distance=qdrant.Distance.Cosine,
+                datatype=qdrant.VectorStorageDatatype.Float16,
+                memory=qdrant.Memory.Cold,
+                hnsw_config=_NO_GRAPH,
+            )
+        },
+        hnsw_config=_NO_GRAPH,
+        payload_memory=qdrant.Memory.Cold,
+    )
+    shard = _wrapped(qdrant.EdgeShard.create, str(scratch), config)
+    for name, kind in schema(collection.bits).items():
+        operation = qdrant.UpdateOperation.create_field_index(name, _INDEX[kind]())
+        _wrapped(shard.update, operation)
+    _wrapped(shard.close)
+    write_atomically(scratch / _COLLECTION, json.dumps(asdict(collection)).encode())
+    scratch.rename(directory)
+
+
+_INDEX: dict[FieldKind, Callable[[], Any]] = {
+    FieldKind.TENANT: lambda: qdrant.KeywordIndexParams(is_tenant=True, enable_hnsw=False),
+    FieldKind.KEYWORD: lambda: qdrant.KeywordIndexParams(enable_hnsw=False),
+    FieldKind.INTEGER: lambda: qdrant.IntegerIndexParams(
+        lookup=True, range=True, enable_hnsw=False
+    ),
+    FieldKind.BOOL: lambda: qdrant.BoolIndexParams(enable_hnsw=False),
+    FieldKind.BAND: lambda: qdrant.IntegerIndexParams(lookup=True, range=False, enable_hnsw=False),
+}
+
+
+def _to_filter(where: Filter) -> qdrant.Filter | None:
+    must: list[Any] = [_to_condition(condition) for condition in where.must]
+    if where.bands:
+        must.append(
+            qdrant.Filter(
+                should=[
+                    qdrant.FieldCondition(f"{BAND_PREFIX}{j}", match=qdrant.MatchAny(list(values)))
+                    for j, values in enumerate(where.bands)
+                ]
+            )
+        )
+    must_not: list[Any] = [_to_condition(condition) for condition in where.must_not]
+    if not must and not must_not:
+        return None
+    return qdrant.Filter(must=must or None, must_not=must_not or None)
+
+
+def _to_condition(condition: Condition) -> Any:
+    match condition:
+        case Ids(values):
+            return qdrant.HasIdCondition({uuid.UUID(value) for value in values})
+        case Range(field, low, high):
+            return qdrant.FieldCondition(field, range=qdrant.RangeFloat(gte=low, lte=high))
+        case Match(field, values) if all(isinstance(value, bool) for value in values):
+            return qdrant.Filter(
+                should=[
+                    qdrant.FieldCondition(field, match=qdrant.MatchValue(value)) for value in values
+                ]
+            )
+        case Match(field, values):
+            return qdrant.FieldCondition(field, match=qdrant.MatchAny(list(values)))  # type: ignore[arg-type]
+
+
+def _to_point(record: qdrant.Record) -> Point:
+    vector: Any = record.vector
+    z = None if not vector else np.asarray(vector[_VECTOR], dtype=np.float32)
+    return from_payload(str(record.id), record.payload or {}, z=z)
+
+
+def _known_ids(ids: Sequence[str]) -> list[qdrant.PointId]:
+    """Those that can be ids at all; no point has another kind."""
+    parsed: list[qdrant.PointId] = []
+    for text in ids:
+        with contextlib.suppress(ValueError):
+            parsed.append(uuid.UUID(text))
+    return parsed
+
+
+def _wrapped(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Runs one call of the engine, which raises bare Exceptions, and names its failure ours."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        raise StoreError(
+            f"the embedded index failed: {error}; if it does not go away, delete the index "
+            "folder and index again"
+        ) from error
