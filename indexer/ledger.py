@@ -1,0 +1,423 @@
+"""The ledger: what was seen, done, refused and why; one row an instance, in SQLite."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from engine.errors import LedgerError, RefusalReason
+from indexer.sources.base import Discovered
+
+__all__ = ["Done", "Ledger", "Owner", "Pending", "Refused", "State"]
+
+_AT_ONCE = 400
+"""Rows a statement: SQLite takes 32,766 variables, and we send some for each row."""
+
+_TRANSIENT = (
+    RefusalReason.UNREADABLE,
+    RefusalReason.TOO_SLOW,
+    RefusalReason.READER_DIED,
+    RefusalReason.CONFLICTING_UID,
+)
+"""Refusals that may go away although the file stays as it is: tried again on every run."""
+
+
+class State(StrEnum):
+    """What became of an instance."""
+
+    PENDING = "pending"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An instance to read."""
+
+    locator: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An instance that is in the index. content: sha256 hex. points: (id, frame) pairs."""
+
+    locator: str
+    content: str
+    points: tuple[tuple[str, int], ...]
+    study: str | None = None
+    series: str | None = None
+    sop: str | None = None
+    patient: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An instance that is not. detail: one sentence."""
+
+    locator: str
+    reason: RefusalReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The instance that a point came from."""
+
+    locator: str
+    content: str
+
+
+_T = TypeVar("_T")
+_metadata = MetaData()
+
+_instances = Table(
+    "instances",
+    _metadata,
+    Column("locator", String, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("modified", BigInteger, nullable=False),
+    Column("label", String),
+    Column("state", String, nullable=False),
+    Column("reason", String),
+    Column("detail", String),
+    Column("content", String),
+    Column("study", String),
+    Column("series", String),
+    Column("sop", String),
+    Column("patient", String),
+    Column("seen_in", Integer, nullable=False),
+    Column("finished_in", Integer),
+    Column("finished_at", String),
+    Index("instances_by_run", "seen_in", "state", "locator"),
+    Index("instances_by_study", "study"),
+    Index("instances_by_patient", "patient"),
+)
+
+_points = Table(
+    "points",
+    _metadata,
+    Column("locator", ForeignKey("instances.locator", ondelete="CASCADE"), primary_key=True),
+    Column("id", String, primary_key=True),
+    Column("frame", Integer, nullable=False),
+    Index("points_by_id", "id"),
+)
+
+_runs = Table("runs", _metadata, Column("run", Integer, primary_key=True))
+
+
+class Ledger:
+    """The record of an archive in one SQLite file, made when it does not exist.
+
+    Methods that write are each one transaction: a kill leaves all of it or nothing.
+
+    Raises:
+        LedgerError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"{path.parent} cannot be made ({error.strerror}); name another --data-dir"
+            ) from None
+        self._engine: Engine = create_engine(f"sqlite:///{path}")
+        event.listen(self._engine, "connect", _configure)
+        with self._begin() as connection:
+            _metadata.create_all(connection)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        """A connection in a transaction; database errors become LedgerError."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise LedgerError(
+                f"the ledger {self._path} failed: {cause}; check the disk and its permissions"
+            ) from error
+
+    def begin_run(self) -> int:
+        """A number for a new run."""
+        with self._begin() as connection:
+            result = connection.execute(_runs.insert().values())
+            (run,) = result.inserted_primary_key or (0,)
+            return int(run)
+
+    def discover(
+        self, run: int, found: Iterable[Discovered], *, retry_refused: bool = False
+    ) -> int:
+        """Notes what a source has; returns how many instances that were.
+
+        An instance becomes pending when it is new, when its size, stamp or label changed,
+        when it was pending before, or when it was refused for a reason that may pass
+        (for any reason with ``retry_refused``).
+        """
+        count = 0
+        for chunk in _chunks(found):
+            with self._begin() as connection:
+                self._discover(connection, run, chunk, retry_refused)
+            count += len(chunk)
+        return count
+
+    def _discover(
+        self, connection: Connection, run: int, chunk: list[Discovered], retry: bool
+    ) -> None:
+        c = _instances.c
+        rows = connection.execute(
+            select(c.locator, c.size, c.modified, c.label, c.state, c.reason).where(
+                c.locator.in_([item.locator for item in chunk])
+            )
+        )
+        known = {row.locator: row for row in rows}
+        kept = [item.locator for item in chunk if _unchanged(item, known.get(item.locator), retry)]
+        fresh = [
+            {
+                "locator": item.locator,
+                "size": item.size,
+                "modified": item.modified,
+                "label": item.label,
+                "state": State.PENDING,
+                "seen_in": run,
+            }
+            for item in chunk
+            if item.locator not in set(kept)
+        ]
+        if kept:
+            connection.execute(update(_instances).where(c.locator.in_(kept)).values(seen_in=run))
+        if fresh:
+            statement = insert(_instances)
+            new = statement.excluded
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[c.locator],
+                    set_={
+                        "size": new.size,
+                        "modified": new.modified,
+                        "label": new.label,
+                        "state": new.state,
+                        "seen_in": new.seen_in,
+                        "reason": None,
+                        "detail": None,
+                    },
+                ),
+                fresh,
+            )
+
+    def pending_count(self, run: int) -> int:
+        """How many instances of a run wait to be read."""
+        c = _instances.c
+        with self._begin() as connection:
+            query = select(func.count()).where(c.seen_in == run, c.state == State.PENDING)
+            return int(connection.execute(query).scalar_one())
+
+    def pending(self, run: int) -> Iterator[Pending]:
+        """The pending instances of a run, ordered by locator, read page by page."""
+        c = _instances.c
+        last = ""
+        while True:
+            with self._begin() as connection:
+                rows = connection.execute(
+                    select(c.locator, c.label)
+                    .where(c.seen_in == run, c.state == State.PENDING, c.locator > last)
+                    .order_by(c.locator)
+                    .limit(_AT_ONCE)
+                ).all()
+            if not rows:
+                return
+            for row in rows:
+                yield Pending(row.locator, row.label)
+            last = rows[-1].locator
+
+    def owners(self, ids: Sequence[str]) -> dict[str, list[Owner]]:
+        """For each point id that is in the index, the instances it belongs to, by locator."""
+        owners: dict[str, list[Owner]] = {}
+        for chunk in _chunks(ids):
+            with self._begin() as connection:
+                rows = connection.execute(
+                    select(_points.c.id, _points.c.locator, _instances.c.content)
+                    .join(_instances)
+                    .where(_points.c.id.in_(chunk))
+                    .order_by(_points.c.locator)
+                )
+                for row in rows:
+                    owners.setdefault(row.id, []).append(Owner(row.locator, row.content))
+        return owners
+
+    def points_of(self, locators: Sequence[str]) -> dict[str, list[str]]:
+        """The point ids of each of these instances."""
+        points: dict[str, list[str]] = {}
+        for chunk in _chunks(locators):
+            with self._begin() as connection:
+                rows = connection.execute(
+                    select(_points.c.locator, _points.c.id)
+                    .where(_points.c.locator.in_(chunk))
+                    .order_by(_points.c.locator, _points.c.frame)
+                )
+                for row in rows:
+                    points.setdefault(row.locator, []).append(row.id)
+        return points
+
+    def finish(self, run: int, outcomes: Sequence[Done | Refused], at: str) -> None:
+        """Records outcomes together. at: UTC timestamp, ISO 8601."""
+        with self._begin() as connection:
+            for chunk in _chunks(outcomes):
+                gone = [outcome.locator for outcome in chunk]
+                connection.execute(delete(_points).where(_points.c.locator.in_(gone)))
+            for outcome in outcomes:
+                values = _done(outcome) if isinstance(outcome, Done) else _refused(outcome)
+                connection.execute(
+                    update(_instances)
+                    .where(_instances.c.locator == outcome.locator)
+                    .values(**values, finished_in=run, finished_at=at)
+                )
+            rows = [
+                {"locator": outcome.locator, "id": point_id, "frame": frame}
+                for outcome in outcomes
+                if isinstance(outcome, Done)
+                for point_id, frame in outcome.points
+            ]
+            if rows:
+                connection.execute(insert(_points), rows)
+
+    def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
+        """Of the instances a run saw: done in it, done before it, refused by reason."""
+        c = _instances.c
+        with self._begin() as connection:
+            rows = connection.execute(
+                select(c.state, c.reason, c.finished_in == run, func.count())
+                .where(c.seen_in == run)
+                .group_by(c.state, c.reason, c.finished_in == run)
+            ).all()
+        indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2])
+        unchanged = sum(row[3] for row in rows if row[0] == State.DONE and not row[2])
+        refused: dict[str, int] = {}
+        for state, reason, _, count in rows:
+            if state == State.REFUSED:
+                refused[reason] = refused.get(reason, 0) + count
+        return indexed, unchanged, dict(sorted(refused.items()))
+
+    def counts(self) -> dict[str, int]:
+        """Instances by state."""
+        c = _instances.c
+        with self._begin() as connection:
+            rows = connection.execute(select(c.state, func.count()).group_by(c.state)).all()
+        return {state: count for state, count in rows}
+
+    def refusals(self, limit: int) -> list[Refused]:
+        """The first refused instances, ordered by reason and locator."""
+        c = _instances.c
+        with self._begin() as connection:
+            rows = connection.execute(
+                select(c.locator, c.reason, c.detail)
+                .where(c.state == State.REFUSED)
+                .order_by(c.reason, c.locator)
+                .limit(limit)
+            ).all()
+        return [Refused(row.locator, RefusalReason(row.reason), row.detail) for row in rows]
+
+    def find(
+        self, *, study: str | None = None, patient: str | None = None, sop: str | None = None
+    ) -> list[str]:
+        """Locators of the instances with these identifiers, ordered."""
+        wanted = {"study": study, "patient": patient, "sop": sop}
+        query = select(_instances.c.locator).order_by(_instances.c.locator)
+        for name, value in wanted.items():
+            if value is not None:
+                query = query.where(_instances.c[name] == value)
+        with self._begin() as connection:
+            return list(connection.execute(query).scalars())
+
+    def forget(self, locators: Sequence[str]) -> None:
+        """Removes the rows of these instances."""
+        with self._begin() as connection:
+            for chunk in _chunks(locators):
+                connection.execute(delete(_points).where(_points.c.locator.in_(chunk)))
+                connection.execute(delete(_instances).where(_instances.c.locator.in_(chunk)))
+
+
+def _unchanged(item: Discovered, row: Row[tuple[str, ...]] | None, retry: bool) -> bool:
+    if row is None or row.state == State.PENDING:
+        return False
+    if row.state == State.REFUSED and (retry or row.reason in _TRANSIENT):
+        return False
+    return (row.size, row.modified, row.label) == (item.size, item.modified, item.label)
+
+
+def _done(outcome: Done) -> dict[str, str | None]:
+    return {
+        "state": State.DONE,
+        "reason": None,
+        "detail": None,
+        "content": outcome.content,
+        "study": outcome.study,
+        "series": outcome.series,
+        "sop": outcome.sop,
+        "patient": outcome.patient,
+    }
+
+
+def _refused(outcome: Refused) -> dict[str, str | None]:
+    nothing = dict.fromkeys(("content", "study", "series", "sop", "patient"))
+    return {
+        "state": State.REFUSED,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        **nothing,
+    }
+
+
+def _configure(connection: object, _: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()
+
+
+def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
+    chunk: list[_T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == _AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,372 @@
+"""An archive becomes points: discover → read → encode → write.
+
+Reading runs in other processes, encoding in this thread, writing in a second one; every
+queue is bounded, so memory does not grow with the archive. An instance is done in the
+ledger only after its points are flushed to disk: whenever the process is killed, the same
+command again finishes the job, and nothing is lost or counted twice.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from threading import Lock
+
+from engine.errors import ImageRefused, RefusalReason
+from engine.model.encoder import Encoder
+from engine.records import EncodedImages, Point
+from engine.settings import Settings
+from engine.store.base import Filter, Ids, VectorStore
+from indexer.datadir import DataDir
+from indexer.imaging.prepare import Prepared, ReadTask, prepare
+from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
+from indexer.ledger import Done, Ledger, Pending, Refused
+from indexer.reading import ReaderPool
+from indexer.sources.base import Discovered, ImageSource, file_path
+
+__all__ = ["IndexingReport", "Progress", "index_archive"]
+
+_WRITES_WAITING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. total and done count instances; stage is "discover" or "index"."""
+
+    stage: str
+    total: int
+    done: int
+    points: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexingReport:
+    """What became of every instance a run saw.
+
+    indexed: are in the index since this run. unchanged: were in it before.
+    refused: by reason. points: pictures written. duplicates: of the indexed, those whose
+    pictures were already there under another name.
+    stage_seconds: wall-clock time by stage; stages overlap, so they may exceed ``seconds``.
+    """
+
+    indexed: int
+    unchanged: int
+    refused: dict[str, int]
+    points: int
+    duplicates: int
+    seconds: float
+    stage_seconds: dict[str, float]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Instances whose fate is known, in the order of the archive, until they are written."""
+
+    outcomes: list[Done | Refused] = field(default_factory=list)
+    prepared: list[Prepared] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> int:
+        return sum(len(instance.pictures) for instance in self.prepared)
+
+
+def index_archive(
+    source: ImageSource,
+    *,
+    encoder: Encoder,
+    store: VectorStore,
+    ledger: Ledger,
+    data_dir: DataDir,
+    settings: Settings,
+    retry_refused: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> IndexingReport:
+    """Brings everything that ``source`` has into ``store``, and accounts for it in ``ledger``.
+
+    Args:
+        retry_refused: read again what was refused before, also when it did not change.
+        progress: called often, from the calling thread.
+
+    Raises:
+        StoreError, LedgerError: writing failed; what was recorded as done is done.
+        KeyboardInterrupt: after what was under way has been written.
+    """
+    run = _Run(encoder, store, ledger, data_dir, settings, progress, now)
+    return run(source, retry_refused)
+
+
+class _Run:
+    """One pass over a source."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        store: VectorStore,
+        ledger: Ledger,
+        data_dir: DataDir,
+        settings: Settings,
+        progress: Callable[[Progress], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._encoder = encoder
+        self._store = store
+        self._ledger = ledger
+        self._data_dir = data_dir
+        self._settings = settings
+        self._report_progress = progress
+        self._now = now
+        self._run = ledger.begin_run()
+        self._claims = _Claims(ledger)
+        self._unrecorded: list[Done | Refused] = []
+        self._broken = False
+        self._seconds: dict[str, float] = {}
+        self._total = self._done = self._points = self._refused = self._duplicates = 0
+
+    def __call__(self, source: ImageSource, retry_refused: bool) -> IndexingReport:
+        started = time.monotonic()
+        with self._timed("discover"):
+            self._ledger.discover(self._run, self._counted(source), retry_refused=retry_refused)
+        self._total = self._ledger.pending_count(self._run)
+        if self._total:
+            self._index(source)
+        indexed, unchanged, refused = self._ledger.run_counts(self._run)
+        return IndexingReport(
+            indexed,
+            unchanged,
+            refused,
+            self._points,
+            self._duplicates,
+            round(time.monotonic() - started, 3),
+            {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+        )
+
+    def _counted(self, source: ImageSource) -> Iterator[Discovered]:
+        for found in source.instances():
+            self._total += 1
+            if self._total % 1000 == 0:
+                self._progress("discover")
+            yield found
+
+    def _index(self, source: ImageSource) -> None:
+        indexing = self._settings.indexing
+        writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        writes: deque[Future[None]] = deque()
+        try:
+            with ReaderPool(
+                prepare,
+                processes=indexing.readers,
+                seconds=indexing.reader_seconds,
+                memory_bytes=indexing.reader_memory_bytes,
+            ) as readers:
+                batch = _Batch()
+                for pending, result in self._reading(readers):
+                    self._take(batch, pending, result, source.name)
+                    if batch.pictures >= indexing.batch_size or len(batch.outcomes) >= 512:
+                        writes.append(self._encoded(batch, writer))
+                        batch = _Batch()
+                    if len(writes) > _WRITES_WAITING:
+                        writes.popleft().result()
+                    self._progress("index")
+                writes.append(self._encoded(batch, writer))
+        finally:
+            # Also after Ctrl-C or a failure: what is encoded is written and recorded.
+            writer.shutdown(wait=True)
+            for write in writes:
+                write.result()
+            self._record()
+        with self._timed("optimise"):
+            self._store.optimise()
+        self._progress("index")
+
+    def _reading(
+        self, readers: ReaderPool[ReadTask, Prepared]
+    ) -> Iterator[tuple[Pending, Prepared | ImageRefused]]:
+        key = self._data_dir.pseudonym_key(self._settings)
+        waiting: deque[Pending] = deque()
+
+        def tasks() -> Iterator[ReadTask]:
+            for pending in self._ledger.pending(self._run):
+                waiting.append(pending)
+                yield ReadTask(
+                    path=file_path(pending.locator),
+                    limits=self._settings.limits,
+                    frames=self._settings.indexing.frames_per_instance,
+                    thumbnail_side=self._settings.indexing.thumbnail_side,
+                    preprocess=self._encoder.manifest.preprocess,
+                    pseudonym_key=key,
+                )
+
+        results = readers.map(tasks())
+        while True:
+            with self._timed("wait for readers"):
+                result = next(results, None)
+            if result is None:
+                return
+            yield waiting.popleft(), result[1]
+
+    def _take(
+        self,
+        batch: _Batch,
+        pending: Pending,
+        result: Prepared | ImageRefused,
+        source: str,
+    ) -> None:
+        """Decides what becomes of an instance that was read."""
+        self._done += 1
+        if isinstance(result, ImageRefused):
+            self._refused += 1
+            batch.outcomes.append(Refused(pending.locator, result.reason, result.detail))
+            return
+        labels = () if pending.label is None else (pending.label,)
+        record = replace(result.record, labels=labels, source=source)
+        done = Done(
+            pending.locator,
+            result.content_sha256,
+            tuple((picture.point_id, picture.frame) for picture in result.pictures),
+            record.study,
+            record.series,
+            record.sop,
+            record.patient,
+        )
+        owner = self._claims.claim(done)
+        if owner is None:
+            batch.prepared.append(replace(result, record=record))
+        elif owner != done.content:
+            self._refused += 1
+            batch.outcomes.append(
+                Refused(
+                    pending.locator,
+                    RefusalReason.CONFLICTING_UID,
+                    f"SOP Instance UID {record.sop} is indexed from another file with other "
+                    "content; find out which of the two is right and remove the other",
+                )
+            )
+            return
+        else:
+            self._duplicates += 1
+        batch.outcomes.append(done)
+
+    def _encoded(self, batch: _Batch, writer: ThreadPoolExecutor) -> Future[None]:
+        pictures = [picture for one in batch.prepared for picture in one.pictures]
+        with self._timed("encode"):
+            encoded = self._encoder.encode([picture.canvas for picture in pictures])
+        self._points += len(pictures)
+        return writer.submit(self._write, batch, encoded)
+
+    def _write(self, batch: _Batch, encoded: EncodedImages) -> None:
+        """In the writer's thread: points and thumbnails, then, from time to time, the ledger.
+
+        After a failure nothing more is written: a later batch may hold duplicates of
+        pictures that were to be written by the failed one.
+        """
+        if self._broken:
+            return
+        self._broken = True
+        with self._timed("write"):
+            self._forget_replaced(batch.outcomes)
+            at = self._now().isoformat(timespec="seconds")
+            points = []
+            rows = zip(encoded.z, encoded.codes, strict=True)
+            for instance in batch.prepared:
+                for picture in instance.pictures:
+                    z, code = next(rows)
+                    record = replace(instance.record, frame=picture.frame)
+                    points.append(Point(picture.point_id, record, code, z, indexed_at=at))
+                    write_thumbnail(
+                        self._data_dir.thumbnails, picture.point_id, picture.thumbnail
+                    )
+            self._store.upsert(points)
+            self._unrecorded.extend(batch.outcomes)
+            if len(self._unrecorded) >= self._settings.indexing.commit_every:
+                self._record()
+        self._broken = False
+
+    def _forget_replaced(self, outcomes: Iterable[Done | Refused]) -> None:
+        """Removes points of earlier contents of these files that no other file has."""
+        current = {
+            outcome.locator: {point_id for point_id, _ in outcome.points}
+            if isinstance(outcome, Done)
+            else set()
+            for outcome in outcomes
+        }
+        before = self._ledger.points_of(list(current))
+        stale = {
+            point_id: locator
+            for locator, ids in before.items()
+            for point_id in ids
+            if point_id not in current[locator]
+        }
+        owners = self._ledger.owners(list(stale))
+        gone = [
+            point_id
+            for point_id, locator in stale.items()
+            if all(owner.locator == locator for owner in owners.get(point_id, []))
+        ]
+        if gone:
+            self._store.delete(Filter(must=(Ids(tuple(gone)),)))
+            for point_id in gone:
+                delete_thumbnail(self._data_dir.thumbnails, point_id)
+
+    def _record(self) -> None:
+        """Flushes the store, then records the outcomes: never the other way round."""
+        if not self._unrecorded:
+            return
+        with self._timed("flush"):
+            self._store.flush()
+            at = self._now().isoformat(timespec="seconds")
+            self._ledger.finish(self._run, self._unrecorded, at)
+        self._claims.release(self._unrecorded)
+        self._unrecorded = []
+
+    def _progress(self, stage: str) -> None:
+        self._report_progress(
+            Progress(stage, self._total, self._done, self._points, self._refused)
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - started
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+
+
+class _Claims:
+    """Which content each point id belongs to, in the ledger or on the way there."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._unrecorded: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._lock = Lock()
+
+    def claim(self, done: Done) -> str | None:
+        """None when the points are this instance's to write, else the owner's content."""
+        ids = [point_id for point_id, _ in done.points]
+        with self._lock:
+            for point_id in ids:
+                held = self._unrecorded.get(point_id)
+                if held is not None and held[0] != done.locator:
+                    return held[1]
+            for owners in self._ledger.owners(ids).values():
+                for owner in owners:
+                    if owner.locator != done.locator:
+                        return owner.content
+            self._unrecorded.update(dict.fromkeys(ids, (done.locator, done.content)))
+        return None
+
+    def release(self, outcomes: Iterable[Done | Refused]) -> None:
+        """Forgets the claims that the ledger now knows."""
+        with self._lock:
+            for outcome in outcomes:
+                if isinstance(outcome, Done):
+                    for point_id, _ in outcome.points:
+                        held = self._unrecorded.get(point_id)
+                        if held is not None and held[0] == outcome.locator:
+                            del self._unrecorded[point_id]
