@@ -8,7 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.records import Answer, ImageRecord, Point
 
-__all__ = ["EvidenceDocument", "HitDocument", "ImageDocument", "OodDocument", "SearchDocument", "local_document"]
+__all__ = [
+    "EvidenceDocument",
+    "HitDocument",
+    "ImageDocument",
+    "OodDocument",
+    "SearchDocument",
+    "local_document",
+]
 
 _HIDDEN = {"tenant", "patient"}
 

@@ -1,0 +1,320 @@
+"""The command line: ``precedent COMMAND``.
+
+Exit codes: 0 done; 1 it could not be done, or an image could not be read; 2 the command
+was not understood; 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from api.training import calibrate, train
+from engine import __version__
+from engine.errors import ImageRefused, PrecedentError, QueryError
+from engine.settings import Settings, load_settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="precedent",
+    help="Finds the earlier cases that look like this one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.command()(train)
+app.command()(calibrate)
+
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Index, ledger, thumbnails. [PRECEDENT_DATA_DIR]"),
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Folder of a checkpoint. [PRECEDENT_MODEL]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def main() -> None:
+    """The console script: errors become one line on standard error and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = app(standalone_mode=False)
+    except PrecedentError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was done is kept, the same command again goes on", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `precedent search … | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except typer.Abort:
+        _fail("aborted", 1)
+    except Exception as error:  # click's own usage errors show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"precedent: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _out(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+def _settings(data_dir: Path | None, model: Path | None, **more: Any) -> Settings:
+    return load_settings(data_dir=data_dir, model=model, **more)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"precedent {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Folders and files.", metavar="PATH...")],
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    labels: Annotated[
+        str | None, typer.Option(help="'folder': the name of a file's folder is its label.")
+    ] = None,
+    retry_refused: Annotated[
+        bool, typer.Option("--retry-refused", help="Read again what was refused before.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring images into the index. Stop it at any time; the same command goes on."""
+    from api.terminal import indexing_progress, report_document, report_table
+    from indexer.archive import Archive
+    from indexer.pipeline import index_archive
+    from indexer.sources.folder import FolderSource
+
+    if labels not in (None, "folder"):
+        raise QueryError(f"--labels is {labels!r}; use 'folder' or leave it out")
+    settings = _settings(data_dir, model)
+    source = FolderSource(paths, leave_out=settings.data_dir, label_from_folder=labels == "folder")
+    errors = Console(stderr=True)
+    with Archive(settings, create=True) as archive:
+        shown = errors.is_terminal and not as_json
+        with indexing_progress(errors, shown=shown) as progress:
+            report = index_archive(
+                source,
+                encoder=archive.encoder,
+                store=archive.store,
+                ledger=archive.ledger,
+                data_dir=archive.data_dir,
+                settings=settings,
+                retry_refused=retry_refused,
+                progress=progress,
+            )
+    if as_json:
+        _out(report_document(report))
+    else:
+        Console().print(report_table(report))
+        if report.refused:
+            Console().print("`precedent info --refusals` names the refused files.")
+
+
+@app.command()
+def search(
+    images: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG.", metavar="IMAGE...")],
+    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Facet filter, as in modality=CT or study_year=2015..2020."),
+    ] = None,
+    order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",
+    exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Find the images that look like these."""
+    from api.schemas import local_document
+    from api.terminal import answer_table
+    from engine.search.query import Query, parse_where
+    from indexer.archive import Archive
+
+    query = Query(k=k, where=parse_where(where or []), order=order, exact=exact)
+    code = 0
+    with Archive(_settings(data_dir, model)) as archive, archive.query_reader() as reader:
+        for image, canvas in zip(images, reader.read(images), strict=True):
+            if isinstance(canvas, ImageRefused):
+                code = 1
+                if as_json:
+                    _out({"error": {"code": canvas.code, "detail": canvas.detail}})
+                else:
+                    print(f"precedent: {image}: {canvas}", file=sys.stderr)  # noqa: T201
+                continue
+            (answer,) = archive.engine.search([canvas], query)
+            document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
+            if as_json:
+                _out(document)
+            else:
+                Console().print(answer_table(str(image), document))
+    return code
+
+
+@app.command()
+def info(
+    refusals: Annotated[
+        bool, typer.Option("--refusals", help="Name the refused files, and why.")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Refused files to name.")] = 1000,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is in the index, and what was refused."""
+    from engine.store.base import Filter
+    from indexer.archive import Archive
+    from indexer.sources.base import file_path
+
+    with Archive(_settings(data_dir, model)) as archive:
+        manifest = archive.manifest
+        document: dict[str, Any] = {
+            "version": __version__,
+            "data_dir": str(archive.data_dir.root),
+            "model": manifest.fingerprint,
+            "tower": manifest.network.tower.name,
+            "bits": manifest.bits,
+            "dim": manifest.dim,
+            "points": archive.store.count(Filter()),
+            "instances": archive.ledger.counts(),
+            "facets": archive.engine.facets(Filter()),
+        }
+        refused = archive.ledger.refusals(limit) if refusals else []
+    if refusals:
+        document["refusals"] = [
+            {"path": str(file_path(one.locator)), "reason": one.reason, "detail": one.detail}
+            for one in refused
+        ]
+    if as_json:
+        _out(document)
+        return
+    lines = document.pop("refusals", [])
+    facets = document.pop("facets")
+    console = Console()
+    for name, value in document.items():
+        console.print(f"{name:>10}  {_plain(value)}", markup=False, highlight=False)
+    for field, counts in facets.items():
+        console.print(f"{field:>10}  {_plain(counts)}", markup=False, highlight=False)
+    for line in lines:
+        text = f"{line['reason']}  {line['path']}: {line['detail']}"
+        console.print(text.encode("utf-8", "replace").decode(), markup=False, highlight=False)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count:,}" for name, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@app.command()
+def delete(
+    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID, as in the files.")] = None,
+    issuer: Annotated[str, typer.Option(help="Issuer of the Patient ID, if any.")] = "",
+    sop: Annotated[str | None, typer.Option(help="SOP Instance UID.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a study, patient or instance from index, thumbnails and ledger.
+
+    The files themselves stay; indexing their folder again brings them back.
+    """
+    from indexer.archive import Archive
+    from indexer.imaging.deidentify import pseudonym
+
+    if study is None and patient is None and sop is None:
+        raise QueryError("say what to delete: --study UID, --patient ID or --sop UID")
+    settings = _settings(data_dir, model)
+    with Archive(settings) as archive:
+        key = archive.data_dir.pseudonym_key(settings)
+        keyed = None if patient is None else pseudonym(issuer, patient, key)
+        locators = archive.ledger.find(study=study, patient=keyed, sop=sop)
+        if locators and not yes and not as_json:
+            typer.confirm(f"Remove {len(locators):,} instances from the index?", abort=True)
+        points = archive.delete(locators)
+    document = {"instances": len(locators), "points": points}
+    if as_json:
+        _out(document)
+    else:
+        Console().print(f"removed {len(locators):,} instances, {points:,} points")
+
+
+@app.command()
+def sample(
+    directory: Annotated[Path, typer.Argument(help="A folder to make.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a synthetic DICOM archive to try things on."""
+    from dataclasses import asdict
+
+    from indexer.sample import write_sample
+
+    report = write_sample(directory, seed=seed)
+    if as_json:
+        _out(asdict(report))
+    else:
+        Console().print(
+            f"{report.written:,} of {report.instances + report.pydicom_files:,} files "
+            f"written to {directory}",
+            highlight=False,
+        )
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+) -> None:
+    """Answer searches over HTTP, with a page to try them on."""
+    from api.demo import serve_until_stopped
+
+    settings = _settings(data_dir, model)
+    chosen = {"host": host, "port": port}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    server = settings.server.model_copy(update=given)
+    serve_until_stopped(settings.model_copy(update={"server": server}))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where sample and index go.")] = Path(
+        ".demo"
+    ),
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
+    model: ModelOption = None,
+) -> None:
+    """Index a sample archive, answer a few searches, then serve.
+
+    PRECEDENT_DEMO_EXIT=1 ends after the answers.
+    """
+    from api.demo import run_demo
+
+    run_demo(directory, port, model, serve=os.environ.get("PRECEDENT_DEMO_EXIT") != "1")

@@ -1,0 +1,264 @@
+"""Every error of the HTTP service as an RFC 9457 problem document; the one place that maps them."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.errors import (
+    ImageNotFound,
+    ImageRefused,
+    LedgerError,
+    ModelError,
+    PrecedentError,
+    QueryError,
+    RefusalReason,
+    StoreError,
+    StoreLocked,
+)
+
+__all__ = [
+    "FieldProblem",
+    "Problem",
+    "UnexpectedErrors",
+    "install_problems",
+    "problem_of",
+    "problem_responses",
+]
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE = "urn:precedent:problem:"
+_LOG = logging.getLogger("precedent.api")
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field. The value is left out: it may be about a patient."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details.
+
+    ``type`` and ``code`` are stable; scripts go by ``code``, which for an image that cannot
+    be used is the reason of the refusal.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:precedent:problem:image-not-found",
+                    "title": "No such image",
+                    "status": 404,
+                    "detail": "no indexed image has id '00000000-0000-0000-0000-000000000000'; "
+                    "ids are in the answers of a search",
+                    "code": "image-not-found",
+                    "instance": "/v1/images/00000000-0000-0000-0000-000000000000",
+                }
+            ]
+        },
+    )
+
+    type: str = Field(description="URN of the kind of problem.")
+    title: str
+    status: int
+    detail: str = Field(description="What is wrong this time, and the way out.")
+    code: str
+    instance: str = Field(description="Path that was asked for.")
+    errors: list[FieldProblem] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """detail: told instead of the error's message, which names places on the server."""
+
+    name: str
+    status: HTTPStatus
+    title: str
+    detail: str | None = None
+
+
+_UNEXPECTED = _Kind(
+    "internal",
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    "The service failed",
+    "an error that was not foreseen; the service's log says where it happened",
+)
+_NO_INDEX = _Kind(
+    "store",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The index is not available",
+    "the index cannot answer at the moment; the service's log says why",
+)
+_KINDS: Mapping[type[BaseException], _Kind] = {
+    PrecedentError: _UNEXPECTED,
+    QueryError: _Kind("query", HTTPStatus.BAD_REQUEST, "The query cannot be answered"),
+    ImageNotFound: _Kind("image-not-found", HTTPStatus.NOT_FOUND, "No such image"),
+    ImageRefused: _Kind(
+        "image-refused", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be used"
+    ),
+    StoreError: _NO_INDEX,
+    StoreLocked: _Kind(
+        "store-locked",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The index is in use",
+        "another process holds the index; try again when it is done",
+    ),
+    LedgerError: _Kind(
+        "ledger",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The ledger is not available",
+        "the ledger cannot answer at the moment; the service's log says why",
+    ),
+    ModelError: _Kind(
+        "model",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The model is not available",
+        "the model cannot be used; the service's log says why",
+    ),
+}
+_SENTENCES: Mapping[int, tuple[str, str]] = {
+    404: ("not-found", "nothing is served at this address; /openapi.json lists what is"),
+    405: ("method-not-allowed", "this address takes another method; the Allow header names it"),
+    413: ("too-large", "the request is larger than the service takes"),
+}
+
+
+def problem_of(error: Exception, path: str) -> Problem:
+    """The problem document of ``error``, which happened while ``path`` was asked for."""
+    match error:
+        case PrecedentError():
+            return _of_ours(error, path)
+        case RequestValidationError():
+            return _of_validation(error, path)
+        case HTTPException():
+            return _of_http(error, path)
+        case _:
+            return _problem(_UNEXPECTED, _UNEXPECTED.name, _UNEXPECTED.detail or "", path)
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that may answer with problems of these statuses."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }
+
+
+def install_problems(app: FastAPI) -> None:
+    """Lets ``app`` answer every error it knows with a problem document."""
+    for kind in (PrecedentError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _respond)
+
+
+class UnexpectedErrors:
+    """ASGI middleware: an error that nobody foresaw is logged and becomes a plain 500.
+
+    Starlette's own place for this lies outside of all other middleware, so its answer would
+    carry no security headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            _log(error)
+            if started:
+                raise
+            await _response(problem_of(error, scope["path"]))(scope, receive, send)
+
+
+async def _respond(request: Request, error: Exception) -> JSONResponse:
+    problem = problem_of(error, request.url.path)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, PrecedentError):
+        _LOG.error("%s: %s", error.code, error)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return _response(problem, headers)
+
+
+def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(
+        problem.model_dump(mode="json", exclude_none=True),
+        problem.status,
+        headers=headers,
+        media_type=MEDIA_TYPE,
+    )
+
+
+def _of_ours(error: PrecedentError, path: str) -> Problem:
+    kind = next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
+    if isinstance(error, ImageRefused):
+        problem = _problem(kind, error.code, error.detail, path)
+        if error.reason is RefusalReason.TOO_LARGE:
+            return problem.model_copy(update={"status": HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value})
+        return problem
+    return _problem(kind, error.code, kind.detail or str(error), path)
+
+
+def _of_validation(error: RequestValidationError, path: str) -> Problem:
+    # The first part of a location says where the field was (body, query), which is plain.
+    found = [
+        FieldProblem(
+            field=".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]),
+            message=one["msg"],
+        )
+        for one in error.errors()
+    ]
+    detail = "; ".join(f"{one.field}: {one.message}" for one in found)
+    kind = _Kind("invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not valid")
+    return _problem(kind, kind.name, detail, path).model_copy(update={"errors": found})
+
+
+def _of_http(error: HTTPException, path: str) -> Problem:
+    status = HTTPStatus(error.status_code)
+    code, sentence = _SENTENCES.get(
+        error.status_code, (status.phrase.lower().replace(" ", "-"), status.phrase)
+    )
+    # Starlette's own errors say no more than the phrase.
+    detail = sentence if error.detail == status.phrase else error.detail
+    return _problem(_Kind(code, status, status.phrase), code, detail, path)
+
+
+def _problem(kind: _Kind, code: str, detail: str, path: str) -> Problem:
+    return Problem(
+        type=_TYPE + kind.name,
+        title=kind.title,
+        status=kind.status.value,
+        detail=detail,
+        code=code,
+        instance=path,
+    )
+
+
+def _log(error: Exception) -> None:
+    # Type and places only: the message of an unforeseen error may quote what was sent.
+    places = "".join(traceback.format_tb(error.__traceback__))
+    _LOG.error("unexpected %s\n%s", type(error).__name__, places)

@@ -1,0 +1,152 @@
+"""What the command line shows: tables, progress and one-line errors."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+from rich.table import Table
+
+from indexer.pipeline import IndexingReport, Progress
+
+__all__ = ["answer_table", "indexing_progress", "report_document", "report_table"]
+
+
+@contextmanager
+def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar with rate and time left on a terminal; nothing at all when not ``shown``."""
+    if not shown:
+        yield lambda _: None
+        return
+    with Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("looking for files", total=None, rate="")
+
+        def show(progress: Progress) -> None:
+            if progress.stage == "discover":
+                bar.update(task, completed=progress.total)
+                return
+            speed = bar.tasks[0].speed
+            bar.update(
+                task,
+                description="indexing",
+                total=progress.total,
+                completed=progress.done,
+                rate=f"{speed:.0f}/s, {progress.refused} refused" if speed else "",
+            )
+
+        yield show
+
+
+def report_document(report: IndexingReport) -> dict[str, Any]:
+    """The closing report for scripts."""
+    return {
+        "indexed": report.indexed,
+        "unchanged": report.unchanged,
+        "refused": report.refused,
+        "points": report.points,
+        "duplicates": report.duplicates,
+        "seconds": report.seconds,
+        "stage_seconds": report.stage_seconds,
+    }
+
+
+def report_table(report: IndexingReport) -> Table:
+    """The closing report for people."""
+    table = Table(title="Every instance, accounted for", title_justify="left")
+    table.add_column("fate")
+    table.add_column("instances", justify="right")
+    table.add_row("indexed", f"{report.indexed:,}")
+    if report.duplicates:
+        table.add_row("  of these under a second name", f"{report.duplicates:,}", style="dim")
+    table.add_row("already there", f"{report.unchanged:,}")
+    for reason, count in report.refused.items():
+        table.add_row(f"refused: {reason}", f"{count:,}", style="yellow")
+    total = report.indexed + report.unchanged + sum(report.refused.values())
+    table.add_section()
+    table.add_row("seen", f"{total:,}")
+    read = report.indexed + sum(report.refused.values())
+    encoding = report.stage_seconds.get("encode", 0.0)
+    caption = f"{report.seconds:.1f} s"
+    if report.seconds and read:
+        caption += f", {read / report.seconds:.0f} instances/s"
+    if encoding and report.points:
+        caption += (
+            f"; {report.points:,} pictures encoded at {report.points / encoding:.0f}/s "
+            "while the encoder was at work"
+        )
+    table.caption = caption
+    return table
+
+
+def answer_table(name: str, document: dict[str, Any]) -> Table:
+    """One answer for people: hits, and under them how they were found."""
+    table = Table(title=name, title_justify="left")
+    for heading, justify in (
+        ("#", "right"),
+        ("similarity", "right"),
+        ("Hamming", "right"),
+        ("modality", "left"),
+        ("body part", "left"),
+        ("labels", "left"),
+        ("where", "left"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for place, hit in enumerate(document["hits"], start=1):
+        table.add_row(
+            str(place),
+            f"{hit['similarity']:.4f}",
+            str(hit["hamming"]),
+            hit["modality"] or "",
+            hit["body_part"] or "",
+            ", ".join(hit["labels"]),
+            _printable(hit.get("path") or hit["sop"] or hit["id"]),
+        )
+    evidence, ood = document["evidence"], document["ood"]
+    reach = (
+        "everything was compared"
+        if evidence["radius"] is None
+        else f"everything within {evidence['radius']} of {evidence['bits']} bits was compared"
+    )
+    milliseconds = sum(evidence["timings_ms"].values())
+    lines = [
+        f"rung {evidence['rung']}: {evidence['candidates']:,} candidates, {reach}; "
+        f"model {evidence['model']}; {milliseconds:.0f} ms"
+    ]
+    if ood is None:
+        lines.append("no OOD verdict: this model has no calibration")
+    elif ood["foreign"]:
+        lines.append(
+            f"[bold yellow]FOREIGN: unlike what the model knows (p = {ood['p']:.4f} ≤ "
+            f"{ood['alpha']}); do not trust these hits[/]"
+        )
+    else:
+        lines.append(f"known kind of image (p = {ood['p']:.3f})")
+    table.caption = "\n".join(lines)
+    table.caption_justify = "left"
+    return table
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that are no text; terminals take none of those."""
+    return text.encode("utf-8", "replace").decode()
