@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from rich.console import Console
@@ -63,14 +62,7 @@ def _search(console: Console, archive: Archive, queries: Sequence[Path]) -> None
                 raise canvas
             (answer,) = archive.engine.search([canvas], Query(k=3))
             paths = archive.paths([hit.id for hit in answer.hits])
-            console.print(answer_table(path.name, _brief(local_document(answer, paths))))
-
-
-def _brief(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with file names instead of paths, so that a table fits a terminal."""
-    for hit in document["hits"]:
-        hit["path"] = hit["path"] and "/".join(Path(hit["path"]).parts[-3:])
-    return document
+            console.print(answer_table(path.name, local_document(answer, paths)))
 
 
 def serve_until_stopped(settings: Settings) -> None:

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Progress as Bar,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
 )
 from rich.table import Table
 
@@ -120,7 +119,7 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
             hit["modality"] or "",
             hit["body_part"] or "",
             ", ".join(hit["labels"]),
-            _printable(hit.get("path") or hit["sop"] or hit["id"]),
+            _where(hit),
         )
     evidence, ood = document["evidence"], document["ood"]
     reach = (
@@ -147,6 +146,11 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
     return table
 
 
-def _printable(text: str) -> str:
-    """File names may hold bytes that are no text; terminals take none of those."""
-    return text.encode("utf-8", "replace").decode()
+def _where(hit: dict[str, Any]) -> str:
+    """The end of the hit's path, which fits a table; the whole of it is in the JSON.
+
+    File names may hold bytes that are no text; terminals take none of those.
+    """
+    path = hit.get("path")
+    text = "/".join(Path(path).parts[-3:]) if path else hit["sop"] or hit["id"]
+    return str(text).encode("utf-8", "replace").decode()

@@ -1,0 +1,46 @@
+# Every target makes what it needs: on a fresh machine `make demo` and `make test` do everything.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: demo install test test-slow lint bench-indexing bench-retrieval clean
+
+demo: $(VENV)/.installed
+	$(BIN)/precedent demo
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Both take DATA: a folder as docs/evaluation.md describes it.
+bench-indexing: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.indexing $(DATA)
+
+bench-retrieval: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.retrieval $(DATA)
+
+clean:
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@ $(VENV)/.installed
