@@ -50,14 +50,14 @@ def main() -> None:
         code = app(standalone_mode=False)
     except PrecedentError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was done is kept, the same command again goes on", 130)
     except BrokenPipeError:
         # The reader of our output has gone, as in `precedent search … | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except typer.Abort:
-        _fail("aborted", 1)
+    except typer.Abort as abort:
+        if isinstance(abort.__cause__, KeyboardInterrupt):
+            _fail("interrupted; what was done is kept, the same command again goes on", 130)
+        _fail("aborted; nothing was changed", 1)
     except Exception as error:  # click's own usage errors show themselves
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()

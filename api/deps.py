@@ -1,29 +1,191 @@
-"""What routes are given: the archive, the readers of uploads, the parsed question."""
+"""What routes are given: the archive, the readers of uploads, the question asked."""
 
 import queue
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from dataclasses import dataclass, field
+from typing import Annotated, cast
 from uuid import UUID
 
 import numpy as np
-from fastapi import Depends, Form, HTTPException, Query, Request, UploadFile
+from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, UploadFile
 from numpy.typing import NDArray
 
 from api.portal.pages import Pages
-from engine import search
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
+from engine.search.query import MAX_K
+from engine.search.ranking import ORDERS
 from indexer.archive import Archive, QueryReader
 
 __all__ = [
     "ArchiveDep",
     "Asked",
     "AskedByForm",
-    "ImageId",
+    "AskedByLink",
     "PagesDep",
+    "PointId",
     "Readers",
     "ReadersDep",
     "Where",
     "point_id",
 ]
+
+_BUSY_SECONDS = 15.0
+
+
+class Readers:
+    """Reads uploads, each in a process of its own that serves one request at a time.
+
+    Args:
+        archive: whose limits hold.
+        count: uploads that are read at once; others wait for their turn.
+        max_bytes: size of an upload.
+    """
+
+    def __init__(self, archive: Archive, count: int, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._idle: queue.LifoQueue[QueryReader] = queue.LifoQueue()
+        with ExitStack() as opened:
+            for _ in range(count):
+                self._idle.put(opened.enter_context(archive.query_reader()))
+            self._opened = opened.pop_all()
+
+    def canvas(self, upload: UploadFile) -> NDArray[np.uint8]:
+        """The upload as the model sees it.
+
+        Raises:
+            ImageRefused: it is too large, or no image that can be read.
+            HTTPException: 503, all readers stayed busy.
+        """
+        if upload.size is not None and upload.size > self._max_bytes:
+            raise ImageRefused(
+                RefusalReason.TOO_LARGE,
+                f"the file has {upload.size} bytes, the service takes {self._max_bytes}",
+            )
+        with self._borrowed() as reader:
+            # Taken into memory only now, so that waiting requests hold none of it.
+            (result,) = reader.read([upload.file.read()])
+        if isinstance(result, ImageRefused):
+            raise result
+        return result
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[QueryReader]:
+        try:
+            reader = self._idle.get(timeout=_BUSY_SECONDS)
+        except queue.Empty:
+            raise HTTPException(
+                503, "too many images are being read; try again shortly", {"Retry-After": "5"}
+            ) from None
+        try:
+            yield reader
+        finally:
+            self._idle.put(reader)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question as it came in. k: None = as many hits as the settings say."""
+
+    upload: UploadFile | None = None
+    image_id: str | None = None
+    k: int | None = None
+    where: tuple[str, ...] = field(default=())
+    order: str = "content"
+    exact: bool = False
+
+
+def point_id(text: str) -> str:
+    """The id in the form the index has it. Raises ImageNotFound when it can be no id."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ImageNotFound(
+            f"{text[:64]!r} is not the id of an image; ids are UUIDs, as searches return them"
+        ) from None
+
+
+def _archive(request: Request) -> Archive:
+    return cast(Archive, request.state.archive)
+
+
+def _readers(request: Request) -> Readers:
+    return cast(Readers, request.state.readers)
+
+
+def _pages(request: Request) -> Pages:
+    return cast(Pages, request.state.pages)
+
+
+ArchiveDep = Annotated[Archive, Depends(_archive)]
+ReadersDep = Annotated[Readers, Depends(_readers)]
+PagesDep = Annotated[Pages, Depends(_pages)]
+
+# The bounds are for the reader of the OpenAPI document; engine.search.query checks them, so
+# that the service and the command line say the same of a wrong value.
+_K = {"minimum": 1, "maximum": MAX_K}
+_ORDER = {"enum": list(ORDERS)}
+_WHERE = (
+    "Filter, repeatable: `modality=CT`, `modality!=CT`, `study_year=2015..2020`. Several of "
+    "one field with `=` mean any of its values."
+)
+_EXAMPLE_ID = "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11"
+
+PointId = Annotated[
+    str, Path(alias="id", description="Id of an indexed image.", examples=[_EXAMPLE_ID])
+]
+Where = Annotated[list[str], Query(description=_WHERE, examples=[["modality=CT"]])]
+
+
+async def _asked_by_form(
+    file: Annotated[
+        UploadFile | None,
+        File(description="DICOM, PNG or JPEG file. Give this or `id`."),
+    ] = None,
+    image_id: Annotated[
+        str | None,
+        Form(
+            alias="id",
+            description="Id of an indexed image; it is left out of the hits.",
+            examples=[_EXAMPLE_ID],
+        ),
+    ] = None,
+    k: Annotated[
+        int | None,
+        Form(description="Hits wanted; the service's setting when absent.", json_schema_extra=_K),
+    ] = None,
+    where: Annotated[list[str], Form(description=_WHERE, examples=[["modality=CT"]])] = [],  # noqa: B006 - FastAPI copies defaults
+    order: Annotated[
+        str,
+        Form(
+            description="`content`: most similar first. `hamming`: fewest differing bits first.",
+            json_schema_extra=_ORDER,
+        ),
+    ] = "content",
+    exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+) -> Asked:
+    return Asked(file, image_id, k, tuple(where), order, exact)
+
+
+async def _asked_by_link(
+    like: str | None = None,
+    k: int | None = None,
+    where: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies defaults
+    order: str = "content",
+    exact: bool = False,
+) -> Asked:
+    # A form sends its empty choices along.
+    return Asked(None, like, k, tuple(term for term in where if term), order, exact)
+
+
+AskedByForm = Annotated[Asked, Depends(_asked_by_form)]
+AskedByLink = Annotated[Asked, Depends(_asked_by_link)]

@@ -31,6 +31,7 @@ __all__ = [
     "Problem",
     "UnexpectedErrors",
     "install_problems",
+    "log_problem",
     "problem_of",
     "problem_responses",
 ]
@@ -160,6 +161,12 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def log_problem(problem: Problem, error: Exception) -> None:
+    """Writes to the log what a problem that is the service's own fault does not tell."""
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, PrecedentError):
+        _LOG.error("%s: %s", error.code, error)
+
+
 def install_problems(app: FastAPI) -> None:
     """Lets ``app`` answer every error it knows with a problem document."""
     for kind in (PrecedentError, RequestValidationError, HTTPException):
@@ -198,8 +205,7 @@ class UnexpectedErrors:
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error, request.url.path)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, PrecedentError):
-        _LOG.error("%s: %s", error.code, error)
+    log_problem(problem, error)
     headers = error.headers if isinstance(error, HTTPException) else None
     return _response(problem, headers)
 

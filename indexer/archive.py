@@ -16,7 +16,7 @@ from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids
 from engine.store.edge import EdgeStore
 from indexer.datadir import DataDir
-from indexer.imaging.prepare import Prepared, ReadTask, prepare
+from indexer.imaging.prepare import ReadTask, prepare
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger import Ledger
 from indexer.reading import ReaderPool
@@ -55,6 +55,9 @@ class Archive:
             open_store = EdgeStore.create if create else EdgeStore.open
             self.store = opened.enter_context(open_store(self.data_dir.index, collection))
             self.ledger = opened.enter_context(Ledger(self.data_dir.ledger))
+            if create and self.store.count(Filter()) == 0:
+                # The index was deleted, or never flushed: what the ledger says is not true.
+                self.ledger.clear()
             gate = OodGate.load(directory, manifest.fingerprint)
             self.engine = SearchEngine(self.encoder, self.store, settings.search, gate)
             self._opened = opened.pop_all()
@@ -128,15 +131,13 @@ class QueryReader:
         ]
 
     def _task(self, image: Path | bytes) -> ReadTask:
-        upload = image if isinstance(image, bytes) else None
         return ReadTask(
-            path=None if isinstance(image, bytes) else image,
+            image=image,
             limits=self._limits,
             frames=1,
             thumbnail_side=self._side,
             preprocess=self._preprocess,
             pseudonym_key=self._key,
-            content=upload,
         )
 
     def close(self) -> None:

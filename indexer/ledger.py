@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -338,7 +338,7 @@ class Ledger:
         c = _instances.c
         with self._begin() as connection:
             rows = connection.execute(select(c.state, func.count()).group_by(c.state)).all()
-        return {state: count for state, count in rows}
+        return {row[0]: row[1] for row in rows}
 
     def refusals(self, limit: int) -> list[Refused]:
         """The first refused instances, ordered by reason and locator."""
@@ -364,6 +364,12 @@ class Ledger:
         with self._begin() as connection:
             return list(connection.execute(query).scalars())
 
+    def clear(self) -> None:
+        """Forgets every instance, for when the index is gone."""
+        with self._begin() as connection:
+            connection.execute(delete(_points))
+            connection.execute(delete(_instances))
+
     def forget(self, locators: Sequence[str]) -> None:
         """Removes the rows of these instances."""
         with self._begin() as connection:
@@ -372,7 +378,7 @@ class Ledger:
                 connection.execute(delete(_instances).where(_instances.c.locator.in_(chunk)))
 
 
-def _unchanged(item: Discovered, row: Row[tuple[str, ...]] | None, retry: bool) -> bool:
+def _unchanged(item: Discovered, row: Row[*tuple[Any, ...]] | None, retry: bool) -> bool:
     if row is None or row.state == State.PENDING:
         return False
     if row.state == State.REFUSED and (retry or row.reason in _TRANSIENT):

@@ -7,7 +7,7 @@ command again finishes the job, and nothing is lost or counted twice.
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,13 +23,15 @@ from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir import DataDir
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
 from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
-from indexer.ledger import Done, Ledger, Pending, Refused
+from indexer.ledger import Done, Ledger, Owner, Pending, Refused
 from indexer.reading import ReaderPool
 from indexer.sources.base import Discovered, ImageSource, file_path
 
 __all__ = ["IndexingReport", "Progress", "index_archive"]
 
 _WRITES_WAITING = 4
+_GROUP = 256
+"""Instances decided on at once, also when few of them have pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,8 @@ class _Batch:
     outcomes: list[Done | Refused] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
 
-    @property
-    def pictures(self) -> int:
-        return sum(len(instance.pictures) for instance in self.prepared)
+
+_Reading = tuple[Pending, Prepared | ImageRefused]
 
 
 def index_archive(
@@ -163,16 +164,12 @@ class _Run:
                 seconds=indexing.reader_seconds,
                 memory_bytes=indexing.reader_memory_bytes,
             ) as readers:
-                batch = _Batch()
-                for pending, result in self._reading(readers):
-                    self._take(batch, pending, result, source.name)
-                    if batch.pictures >= indexing.batch_size or len(batch.outcomes) >= 512:
-                        writes.append(self._encoded(batch, writer))
-                        batch = _Batch()
+                for readings in self._groups(self._reading(readers)):
+                    batch = self._decided(readings, source.name)
+                    writes.append(self._encoded(batch, writer))
                     if len(writes) > _WRITES_WAITING:
                         writes.popleft().result()
                     self._progress("index")
-                writes.append(self._encoded(batch, writer))
         finally:
             # Also after Ctrl-C or a failure: what is encoded is written and recorded.
             writer.shutdown(wait=True)
@@ -183,9 +180,7 @@ class _Run:
             self._store.optimise()
         self._progress("index")
 
-    def _reading(
-        self, readers: ReaderPool[ReadTask, Prepared]
-    ) -> Iterator[tuple[Pending, Prepared | ImageRefused]]:
+    def _reading(self, readers: ReaderPool[ReadTask, Prepared]) -> Iterator[_Reading]:
         key = self._data_dir.pseudonym_key(self._settings)
         waiting: deque[Pending] = deque()
 
@@ -193,7 +188,7 @@ class _Run:
             for pending in self._ledger.pending(self._run):
                 waiting.append(pending)
                 yield ReadTask(
-                    path=file_path(pending.locator),
+                    image=file_path(pending.locator),
                     limits=self._settings.limits,
                     frames=self._settings.indexing.frames_per_instance,
                     thumbnail_side=self._settings.indexing.thumbnail_side,
@@ -209,47 +204,53 @@ class _Run:
                 return
             yield waiting.popleft(), result[1]
 
-    def _take(
-        self,
-        batch: _Batch,
-        pending: Pending,
-        result: Prepared | ImageRefused,
-        source: str,
-    ) -> None:
-        """Decides what becomes of an instance that was read."""
-        self._done += 1
-        if isinstance(result, ImageRefused):
-            self._refused += 1
-            batch.outcomes.append(Refused(pending.locator, result.reason, result.detail))
-            return
-        labels = () if pending.label is None else (pending.label,)
-        record = replace(result.record, labels=labels, source=source)
-        done = Done(
-            pending.locator,
-            result.content_sha256,
-            tuple((picture.point_id, picture.frame) for picture in result.pictures),
-            record.study,
-            record.series,
-            record.sop,
-            record.patient,
-        )
-        owner = self._claims.claim(done)
-        if owner is None:
-            batch.prepared.append(replace(result, record=record))
-        elif owner != done.content:
-            self._refused += 1
-            batch.outcomes.append(
-                Refused(
-                    pending.locator,
-                    RefusalReason.CONFLICTING_UID,
-                    f"SOP Instance UID {record.sop} is indexed from another file with other "
-                    "content; find out which of the two is right and remove the other",
+    def _groups(self, readings: Iterable[_Reading]) -> Iterator[list[_Reading]]:
+        """Readings in groups that hold about a batch of pictures."""
+        group: list[_Reading] = []
+        pictures = 0
+        for reading in readings:
+            group.append(reading)
+            if isinstance(reading[1], Prepared):
+                pictures += len(reading[1].pictures)
+            if pictures >= self._settings.indexing.batch_size or len(group) >= _GROUP:
+                yield group
+                group, pictures = [], 0
+        if group:
+            yield group
+
+    def _decided(self, readings: list[_Reading], source: str) -> _Batch:
+        """What becomes of each instance: encoded, already there under another name, refused."""
+        batch = _Batch()
+        readable = [
+            _labelled(pending, result, source)
+            for pending, result in readings
+            if isinstance(result, Prepared)
+        ]
+        holders = iter(self._claims.claim([done for done, _ in readable]))
+        decided = iter(readable)
+        for pending, result in readings:
+            self._done += 1
+            if isinstance(result, ImageRefused):
+                batch.outcomes.append(Refused(pending.locator, result.reason, result.detail))
+                continue
+            (done, prepared), holder = next(decided), next(holders)
+            if holder is None:
+                batch.prepared.append(prepared)
+                batch.outcomes.append(done)
+            elif holder == done.content:
+                self._duplicates += 1
+                batch.outcomes.append(done)
+            else:
+                batch.outcomes.append(
+                    Refused(
+                        done.locator,
+                        RefusalReason.CONFLICTING_UID,
+                        f"SOP Instance UID {done.sop} is indexed from another file with other "
+                        "content; find out which of the two is right and remove the other",
+                    )
                 )
-            )
-            return
-        else:
-            self._duplicates += 1
-        batch.outcomes.append(done)
+        self._refused += sum(isinstance(outcome, Refused) for outcome in batch.outcomes)
+        return batch
 
     def _encoded(self, batch: _Batch, writer: ThreadPoolExecutor) -> Future[None]:
         pictures = [picture for one in batch.prepared for picture in one.pictures]
@@ -277,9 +278,7 @@ class _Run:
                     z, code = next(rows)
                     record = replace(instance.record, frame=picture.frame)
                     points.append(Point(picture.point_id, record, code, z, indexed_at=at))
-                    write_thumbnail(
-                        self._data_dir.thumbnails, picture.point_id, picture.thumbnail
-                    )
+                    write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
             self._store.upsert(points)
             self._unrecorded.extend(batch.outcomes)
             if len(self._unrecorded) >= self._settings.indexing.commit_every:
@@ -324,9 +323,7 @@ class _Run:
         self._unrecorded = []
 
     def _progress(self, stage: str) -> None:
-        self._report_progress(
-            Progress(stage, self._total, self._done, self._points, self._refused)
-        )
+        self._report_progress(Progress(stage, self._total, self._done, self._points, self._refused))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -338,35 +335,52 @@ class _Run:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
 
 
+def _labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
+    labels = () if pending.label is None else (pending.label,)
+    record = replace(prepared.record, labels=labels, source=source)
+    done = Done(
+        pending.locator,
+        prepared.content_sha256,
+        tuple((picture.point_id, picture.frame) for picture in prepared.pictures),
+        record.study,
+        record.series,
+        record.sop,
+        record.patient,
+    )
+    return done, replace(prepared, record=record)
+
+
 class _Claims:
-    """Which content each point id belongs to, in the ledger or on the way there."""
+    """Which instance each point belongs to, by the ledger or on the way there."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._unrecorded: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._unrecorded: dict[str, Owner] = {}
         self._lock = Lock()
 
-    def claim(self, done: Done) -> str | None:
-        """None when the points are this instance's to write, else the owner's content."""
-        ids = [point_id for point_id, _ in done.points]
+    def claim(self, instances: list[Done]) -> list[str | None]:
+        """For each instance, in order: None when its points are its own to write now, else
+        the content (sha256) of the instance that has them. Who comes first has them."""
         with self._lock:
-            for point_id in ids:
-                held = self._unrecorded.get(point_id)
-                if held is not None and held[0] != done.locator:
-                    return held[1]
-            for owners in self._ledger.owners(ids).values():
-                for owner in owners:
-                    if owner.locator != done.locator:
-                        return owner.content
-            self._unrecorded.update(dict.fromkeys(ids, (done.locator, done.content)))
+            ids = [point_id for done in instances for point_id, _ in done.points]
+            recorded = self._ledger.owners(ids)
+            return [self._claim(done, recorded) for done in instances]
+
+    def _claim(self, done: Done, recorded: dict[str, list[Owner]]) -> str | None:
+        for point_id, _ in done.points:
+            unrecorded = self._unrecorded.get(point_id)
+            for owner in (*([unrecorded] if unrecorded else []), *recorded.get(point_id, [])):
+                if owner.locator != done.locator:
+                    return owner.content
+        for point_id, _ in done.points:
+            self._unrecorded[point_id] = Owner(done.locator, done.content)
         return None
 
     def release(self, outcomes: Iterable[Done | Refused]) -> None:
         """Forgets the claims that the ledger now knows."""
         with self._lock:
             for outcome in outcomes:
-                if isinstance(outcome, Done):
-                    for point_id, _ in outcome.points:
-                        held = self._unrecorded.get(point_id)
-                        if held is not None and held[0] == outcome.locator:
-                            del self._unrecorded[point_id]
+                for point_id, _ in outcome.points if isinstance(outcome, Done) else ():
+                    held = self._unrecorded.get(point_id)
+                    if held is not None and held.locator == outcome.locator:
+                        del self._unrecorded[point_id]

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
@@ -55,7 +56,7 @@ class _Slot(Generic[Task, Result]):
 class _Worker(Generic[Task, Result]):
     """One process and our end of its socket."""
 
-    def __init__(self, function: Callable[[Task], Result], seconds: float, memory: int) -> None:
+    def __init__(self, function: memoryview, seconds: float, memory: int) -> None:
         self.connection, theirs = Pipe()
         arguments = [theirs.fileno(), os.getpid(), seconds + _GRACE_SECONDS, memory]
         # Without this, numerical libraries reserve address space for a thread per core.
@@ -71,7 +72,9 @@ class _Worker(Generic[Task, Result]):
         self.ready = False
         self.slot: _Slot[Task, Result] | None = None
         self.deadline = time.monotonic() + _START_SECONDS
-        self.connection.send(function)
+        # Should it have died already, the first answer from it will be the end of the socket.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(function)
 
     @property
     def idle(self) -> bool:
@@ -105,7 +108,7 @@ class ReaderPool(Generic[Task, Result]):
         seconds: float,
         memory_bytes: int,
     ) -> None:
-        self._function = function
+        self._function = ForkingPickler.dumps(function)
         self._seconds = seconds
         self._memory = memory_bytes
         self._workers = [self._start() for _ in range(processes)]
@@ -139,16 +142,20 @@ class ReaderPool(Generic[Task, Result]):
         source = iter(tasks)
         exhausted = False
         order: deque[_Slot[Task, Result]] = deque()
+        # The task that was taken last, until a worker has it.
+        slot: _Slot[Task, Result] | None = None
         try:
             while True:
-                while not exhausted and len(order) < limit and (idle := self._idle()):
-                    try:
-                        slot = _Slot[Task, Result](next(source))
-                    except StopIteration:
-                        exhausted = True
-                        break
-                    order.append(slot)
-                    self._give(idle, slot)
+                while (slot or (not exhausted and len(order) < limit)) and (idle := self._idle()):
+                    if slot is None:
+                        try:
+                            slot = _Slot(next(source))
+                        except StopIteration:
+                            exhausted = True
+                            break
+                        order.append(slot)
+                    if self._give(idle, slot):
+                        slot = None
                 if order and order[0].done:
                     done = order.popleft()
                     yield done.task, done.result
@@ -167,18 +174,20 @@ class ReaderPool(Generic[Task, Result]):
     def _idle(self) -> _Worker[Task, Result] | None:
         return next((worker for worker in self._workers if worker.idle), None)
 
-    def _give(self, worker: _Worker[Task, Result], slot: _Slot[Task, Result]) -> None:
-        worker.slot = slot
-        worker.deadline = time.monotonic() + self._seconds
+    def _give(self, worker: _Worker[Task, Result], slot: _Slot[Task, Result]) -> bool:
+        """Hand ``slot`` to ``worker``; False when the worker had died with nothing to do."""
         try:
             worker.connection.send(slot.task)
         except (BrokenPipeError, ConnectionResetError):
-            # It died of nothing in particular; _collect sees the end of the socket.
-            return
+            self._replace(worker)
+            return False
         except Exception as error:
             # The task cannot be pickled, and nothing was sent.
-            worker.slot = None
             slot.finish(_unexpected(error))
+            return True
+        worker.slot = slot
+        worker.deadline = time.monotonic() + self._seconds
+        return True
 
     def _collect(self) -> None:
         """Wait until a worker answers, dies or runs out of time, and note what it was."""
@@ -213,6 +222,8 @@ class ReaderPool(Generic[Task, Result]):
         else:
             status = _exit_status(worker)
         if not worker.ready:
+            # A new one for the next map: a passing shortage must not outlive itself.
+            self._replace(worker)
             raise PrecedentError(
                 f"a reading process could not start ({_how(status)}); what it wrote to the "
                 "error output says why"
@@ -293,9 +304,11 @@ def _limit_memory(limit: int) -> None:
         import resource
     except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     # A core dump would leave a patient's image on the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Not every system that knows the limit lets it be set, nor above one already in force.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _leave_with(parent: int) -> None:

@@ -12,6 +12,7 @@ __all__ = ["MAX_K", "Query", "parse_where"]
 
 MAX_K = 1000
 _MAX_VALUES = 256
+_LARGEST = 2**31 - 1
 _ASKABLE = sorted(name for name, kind in FILTER_FIELDS.items() if kind is not FieldKind.TENANT)
 
 
@@ -41,9 +42,9 @@ class Query:
 def parse_where(terms: Iterable[str]) -> Filter:
     """Filter terms as people write them.
 
-    ``modality=CT``; ``modality=CT,MR`` for either; ``study_year=2015..2020`` for a range,
-    either end of which may be left open; ``modality!=CT`` to leave out. All terms hold
-    together, but several of one field with ``=`` mean any of them.
+    ``modality=CT``; ``study_year=2015..2020`` for a range, either end of which may be left
+    open; ``modality!=CT`` to leave out. All terms hold together, but several of one field
+    with ``=`` mean any of its values.
 
     Raises:
         QueryError: a term is not of this form, names no field or has a wrong value.
@@ -66,17 +67,17 @@ def parse_where(terms: Iterable[str]) -> Filter:
             bounds = Range(name, _integer(term, low), _integer(term, high))
             (must_not if excluded else must).append(bounds)
         elif excluded:
-            must_not.append(_match(name, text.split(",")))
+            must_not.append(_match(name, [text]))
         else:
-            any_of.setdefault(name, []).extend(text.split(","))
+            any_of.setdefault(name, []).append(text)
     must.extend(_match(name, values) for name, values in any_of.items())
     return Filter(must=tuple(must), must_not=tuple(must_not))
 
 
 def _match(field: str, texts: list[str]) -> Match:
-    values = [text.strip() for text in texts if text.strip()]
-    if not 1 <= len(values) <= _MAX_VALUES:
-        raise QueryError(f"filter on {field} has {len(values)} values; give 1 to {_MAX_VALUES}")
+    values = [text.strip() for text in texts]
+    if len(values) > _MAX_VALUES:
+        raise QueryError(f"filter on {field} has {len(values)} values; give up to {_MAX_VALUES}")
     kind = FILTER_FIELDS[field]
     if kind is FieldKind.INTEGER:
         return Match(field, tuple(_number(f"{field}={value}", value) for value in values))
@@ -95,6 +96,9 @@ def _integer(term: str, text: str) -> int | None:
 
 def _number(term: str, text: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise QueryError(f"filter {term!r}: {text.strip()!r} is not a whole number") from None
+    if abs(number) > _LARGEST:
+        raise QueryError(f"filter {term!r}: the number is beyond ±{_LARGEST}")
+    return number

@@ -123,7 +123,10 @@ class EdgeStore:
             with_payload=True,
         )
         return [
-            from_payload(str(found.id), found.payload or {}, score=found.score)
+            # Rounding to float16 can carry a cosine a little beyond one.
+            from_payload(
+                str(found.id), found.payload or {}, score=min(1.0, max(-1.0, found.score))
+            )
             for found in _wrapped(self._shard.query, request)
         ]
 
@@ -286,9 +289,9 @@ def _to_point(record: qdrant.Record) -> Point:
     return from_payload(str(record.id), record.payload or {}, z=z)
 
 
-def _known_ids(ids: Sequence[str]) -> list[qdrant.PointId]:
+def _known_ids(ids: Sequence[str]) -> list[int | uuid.UUID | str]:
     """Those that can be ids at all; no point has another kind."""
-    parsed: list[qdrant.PointId] = []
+    parsed: list[int | uuid.UUID | str] = []
     for text in ids:
         with contextlib.suppress(ValueError):
             parsed.append(uuid.UUID(text))

@@ -1,0 +1,130 @@
+"""The HTTP service: the application with its routes, limits and security headers."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.datastructures import MutableHeaders
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import engine
+from api.deps import Readers
+from api.limits import FRAME_ALLOWANCE, BodyLimit
+from api.portal.pages import Pages
+from api.problems import Problem, UnexpectedErrors, install_problems
+from api.routes import health, images, page, search
+from engine.settings import Settings, load_settings
+from indexer.archive import Archive
+
+__all__ = ["create_app"]
+
+_STATIC = Path(__file__).parent / "portal" / "static"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_NOT_STORED = ("text/html", "application/json", "application/problem+json")
+_DESCRIPTION = (
+    "Finds the earlier cases that look like this one. For research use; not a medical device. "
+    "Every error is an RFC 9457 problem document."
+)
+
+
+def create_app(settings: Settings | None = None, archive: Archive | None = None) -> FastAPI:
+    """The application. Its archive is opened when it starts and closed when it stops.
+
+    Args:
+        settings: None = the archive's, or those in force.
+        archive: an open archive to serve; it is left open.
+
+    Raises:
+        SettingsError: no settings were given, and those in force are not valid.
+    """
+    if settings is None:
+        settings = load_settings() if archive is None else archive.settings
+    app = FastAPI(
+        title="Precedent",
+        summary="Similar-image search for medical image archives",
+        description=_DESCRIPTION,
+        version=engine.__version__,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # Both pages load their script from elsewhere, which neither the content security
+        # policy nor a hospital's network lets through.
+        docs_url=None,
+        redoc_url=None,
+        # Its records quote what was sent, and would go wherever the environment says.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        lifespan=_lifespan(settings, archive),
+    )
+    install_problems(app)
+    for routes in (search, images, health, page):
+        app.include_router(routes.router)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    _describe_problems(app)
+    # The last one added is the outermost: headers go on every answer.
+    app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(UnexpectedErrors)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds the headers which keep browsers from doing harm."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if headers.get("content-type", "").startswith(_NOT_STORED):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def _lifespan(settings: Settings, given: Archive | None) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        with ExitStack() as opened:
+            archive = opened.enter_context(Archive(settings)) if given is None else given
+            readers = Readers(archive, settings.indexing.readers, settings.server.max_upload_bytes)
+            opened.enter_context(readers)
+            yield {"archive": archive, "readers": readers, "pages": Pages()}
+
+    return lifespan
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Adds the problem document to the OpenAPI components, to which all routes refer."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=app.description,
+                license_info=app.license_info,
+                routes=app.routes,
+            )
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts = schema.pop("$defs", {})
+            document["components"]["schemas"] |= {**parts, "Problem": schema}
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]

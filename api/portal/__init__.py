@@ -1,0 +1,1 @@
+"""The search page: what it says, its templates and its style."""

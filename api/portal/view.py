@@ -1,0 +1,178 @@
+"""What the search page says: choices, links and sentences, from the domain's types."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import numpy as np
+from numpy.typing import NDArray
+
+from api.deps import Asked
+from api.schemas import EvidenceDocument, ImageDocument, OodDocument
+from indexer.imaging.thumbnails import thumbnail
+
+__all__ = [
+    "Choice",
+    "FacetList",
+    "FacetValue",
+    "Select",
+    "evidence_sentence",
+    "facet_lists",
+    "facts",
+    "link",
+    "ood_sentence",
+    "preview",
+    "selects",
+    "terms_beside",
+]
+
+_TITLES = {
+    "modality": "Modality",
+    "body_part": "Body part",
+    "view": "View",
+    "laterality": "Side",
+    "labels": "Label",
+    "sex": "Sex",
+    "age_band": "Age",
+    "study_year": "Study year",
+    "manufacturer": "Manufacturer",
+    "source": "Source",
+}
+_FACTS = ("view", "laterality", "sex", "age_band", "study_year", "manufacturer")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """term: the filter that it stands for."""
+
+    term: str
+    value: str
+    count: int
+    selected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """A field of the form by which to filter."""
+
+    field: str
+    title: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FacetValue:
+    """link: the page with this filter added, or taken away when it is ``active``; None =
+    the question cannot be asked again by a link, because it was a file."""
+
+    value: str
+    count: int
+    link: str | None
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FacetList:
+    """The values of one field among what was found."""
+
+    title: str
+    values: tuple[FacetValue, ...]
+
+
+def link(asked: Asked, *, like: str | None = None, where: Iterable[str] | None = None) -> str:
+    """The address, relative to the page, that asks the same with another image or filter."""
+    image = asked.image_id if like is None else like
+    terms = asked.where if where is None else tuple(where)
+    query: list[tuple[str, str]] = [("like", image)] if image else []
+    query += [("where", term) for term in terms]
+    if asked.k is not None:
+        query.append(("k", str(asked.k)))
+    if asked.order != "content":
+        query.append(("order", asked.order))
+    if asked.exact:
+        query.append(("exact", "true"))
+    return "./?" + urlencode(query) if query else "./"
+
+
+def selects(facets: dict[str, dict[str, int]], where: Iterable[str]) -> list[Select]:
+    """The form's filters: the fields that divide the archive, with the terms asked for."""
+    asked = tuple(where)
+    made = []
+    for field, counts in facets.items():
+        terms = {value: f"{field}={value}" for value in counts}
+        chosen = next((term for term in asked if term in terms.values()), None)
+        # A single value does not narrow anything.
+        if len(counts) > 1 or chosen is not None:
+            choices = (
+                Choice(term, value, counts[value], term == chosen) for value, term in terms.items()
+            )
+            made.append(Select(field, _TITLES.get(field, field), tuple(choices)))
+    return made
+
+
+def terms_beside(made: Iterable[Select], where: Iterable[str]) -> list[str]:
+    """The terms asked for that no filter of the form shows, such as ranges."""
+    shown = {choice.term for select in made for choice in select.choices if choice.selected}
+    return [term for term in where if term not in shown]
+
+
+def facet_lists(facets: dict[str, dict[str, int]], asked: Asked) -> list[FacetList]:
+    """The side bar."""
+    return [
+        FacetList(
+            _TITLES.get(field, field),
+            tuple(_facet_value(f"{field}={value}", value, n, asked) for value, n in counts.items()),
+        )
+        for field, counts in facets.items()
+    ]
+
+
+def _facet_value(term: str, value: str, count: int, asked: Asked) -> FacetValue:
+    active = term in asked.where
+    if asked.upload is not None:
+        return FacetValue(value, count, None, active)
+    kept = [other for other in asked.where if other != term]
+    return FacetValue(value, count, link(asked, where=kept if active else [*kept, term]), active)
+
+
+def facts(image: ImageDocument) -> list[str]:
+    """The smaller things that are known of an image."""
+    return [str(value) for name in _FACTS if (value := getattr(image, name)) is not None]
+
+
+def preview(canvas: NDArray[np.uint8] | None) -> str | None:
+    """A canvas as a data: address, for an upload lies nowhere that could be linked to."""
+    if canvas is None:
+        return None
+    jpeg = thumbnail(canvas, max(canvas.shape[:2]))
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def evidence_sentence(evidence: EvidenceDocument, matching: int, *, filtered: bool) -> str:
+    """How the answer came about. matching: images that the facet filters let pass."""
+    milliseconds = f"{sum(evidence.timings_ms.values()):.0f} ms"
+    images = "image" if matching == 1 else "images"
+    whole = f"{matching:,} {images}" + (" that match the filters" if filtered else "")
+    if evidence.rung == "exact":
+        return f"All {whole} were compared, as asked; {milliseconds}."
+    if evidence.radius is None:
+        return (
+            f"Too few images passed the pre-filter, so all {whole} were compared; {milliseconds}."
+        )
+    return (
+        f"{evidence.candidates:,} of {whole} passed the pre-filter {evidence.rung}; every image "
+        f"within {evidence.radius} bits was compared; {milliseconds}."
+    )
+
+
+def ood_sentence(ood: OodDocument | None) -> str:
+    """Whether the query lies inside what the model knows."""
+    if ood is None:
+        return "The model is not calibrated: nothing says whether it knows images of this kind."
+    if ood.foreign:
+        return (
+            f"This image looks foreign to the model (p = {ood.p:.3g}, at or below "
+            f"{ood.alpha:g}). What was found may look alike and mean nothing."
+        )
+    return f"The model knows images of this kind (p = {ood.p:.3g})."

@@ -1,0 +1,42 @@
+"""Whether the service is able to answer."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+from api.deps import ArchiveDep
+from api.problems import problem_responses
+from engine.store.base import Filter
+
+__all__ = ["HealthDocument", "router"]
+
+router = APIRouter(tags=["service"])
+
+
+class HealthDocument(BaseModel):
+    """points: indexed frames. model: fingerprint of the model that the index belongs to."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"status": "ok", "points": 7211, "model": "6f2d9c0b7a31e5d4"}]
+        },
+    )
+
+    status: Literal["ok"]
+    points: int
+    model: str
+
+
+@router.get(
+    "/healthz",
+    operation_id="getHealth",
+    summary="Whether the service answers",
+    responses=problem_responses(503),
+)
+def get_health(archive: ArchiveDep) -> HealthDocument:
+    """Answers 200 when model and index are open and the index can count its points."""
+    return HealthDocument(
+        status="ok", points=archive.store.count(Filter()), model=archive.manifest.fingerprint
+    )

@@ -1,0 +1,90 @@
+"""Indexed images: what is known of one, its thumbnail, and counts over many."""
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from pydantic import BaseModel, ConfigDict
+
+from api.deps import ArchiveDep, PointId, Where, point_id
+from api.problems import problem_responses
+from api.schemas import ImageDocument
+from engine.errors import ImageNotFound
+from engine.search.query import parse_where
+from indexer.imaging.thumbnails import thumbnail_path
+
+__all__ = ["FacetsDocument", "router"]
+
+router = APIRouter(tags=["images"])
+
+
+class FacetsDocument(BaseModel):
+    """Counts by field value over the images that match, and how many these are."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"facets": {"modality": {"CT": 120, "MR": 14}, "sex": {"F": 71}}, "count": 134}
+            ]
+        },
+    )
+
+    facets: dict[str, dict[str, int]]
+    count: int
+
+
+@router.get(
+    "/v1/images/{id}",
+    operation_id="getImage",
+    summary="What the index knows of an image",
+    responses=problem_responses(404, 422, 503),
+)
+def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
+    """Identifiers kept by the index and what the image is of; nothing about the patient."""
+    return ImageDocument.from_point(archive.engine.image(point_id(image_id)))
+
+
+@router.get(
+    "/v1/images/{id}/thumbnail",
+    operation_id="getThumbnail",
+    summary="A small picture of an image",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "The picture with this ETag is still the right one."},
+        **problem_responses(404, 422, 503),
+    },
+)
+def get_thumbnail(
+    image_id: PointId, archive: ArchiveDep, if_none_match: Annotated[str, Header()] = ""
+) -> Response:
+    """JPEG without metadata."""
+    # The index is asked first: of an image that was deleted, no picture may be shown, also
+    # when the deletion was cut short.
+    found = archive.engine.image(point_id(image_id)).id
+    try:
+        jpeg = thumbnail_path(archive.data_dir.thumbnails, found).read_bytes()
+    except FileNotFoundError:
+        raise ImageNotFound(
+            f"image {found} has no thumbnail; index its file again to make one"
+        ) from None
+    etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
+    # Kept by the browser alone, which asks each time whether it may still show it.
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    if etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+@router.get(
+    "/v1/facets",
+    operation_id="getFacets",
+    summary="Counts by modality, body part and other fields",
+    responses=problem_responses(400, 422, 503),
+)
+def get_facets(archive: ArchiveDep, where: Where = []) -> FacetsDocument:  # noqa: B006 - FastAPI copies defaults
+    """Of all images, or of those that the filters let pass."""
+    passing = parse_where(where)
+    return FacetsDocument(facets=archive.engine.facets(passing), count=archive.store.count(passing))

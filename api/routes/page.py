@@ -1,0 +1,136 @@
+"""The search page, rendered here; works without JavaScript."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from http import HTTPStatus
+from itertools import islice
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse
+
+from api.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, PagesDep, ReadersDep, point_id
+from api.portal import view
+from api.portal.pages import Pages
+from api.problems import Problem, log_problem, problem_of
+from api.routes.search import Found, answered
+from api.schemas import ImageDocument, SearchDocument
+from engine.errors import ImageNotFound, PrecedentError, QueryError
+from engine.search.query import parse_where
+from indexer.archive import Archive
+
+__all__ = ["router"]
+
+_SAMPLES = 12
+
+
+class _PageRoute(APIRoute):
+    """A route whose errors are told on the page, also those met before the route is run."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_or_tell(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (PrecedentError, HTTPException, RequestValidationError) as error:
+                problem = problem_of(error, request.url.path)
+                log_problem(problem, error)
+                return await run_in_threadpool(_told, request, problem)
+
+        return handle_or_tell
+
+
+router = APIRouter(
+    route_class=_PageRoute, include_in_schema=False, default_response_class=HTMLResponse
+)
+
+
+@router.get("/")
+def browse(
+    request: Request, asked: AskedByLink, archive: ArchiveDep, readers: ReadersDep, pages: PagesDep
+) -> HTMLResponse:
+    """The form, with images to start from or those like the one named in the address."""
+    request.state.asked = asked
+    if asked.image_id is None:
+        return HTMLResponse(pages.render("search.html", _view(archive, asked)))
+    asked = replace(asked, image_id=point_id(asked.image_id))
+    found = answered(asked, archive, readers)
+    return HTMLResponse(pages.render("search.html", _view(archive, asked, found=found)))
+
+
+@router.post("/", response_model=None)
+def search(
+    request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep, pages: PagesDep
+) -> Response:
+    """The form with the answer."""
+    # The form carries the image of the last search along; a file chosen since takes its place.
+    asked = replace(
+        asked,
+        image_id=None if asked.upload else asked.image_id,
+        where=tuple(term for term in asked.where if term),
+    )
+    request.state.asked = asked
+    if asked.upload is None and (asked.image_id or asked.where):
+        # What an address can say gets one, to go back to and to pass on.
+        return RedirectResponse(view.link(asked), HTTPStatus.SEE_OTHER)
+    if asked.upload is None:
+        raise QueryError("choose an image file first, or start from an image of the archive")
+    found = answered(asked, archive, readers)
+    return HTMLResponse(pages.render("search.html", _view(archive, asked, found=found)))
+
+
+def _view(
+    archive: Archive,
+    asked: Asked,
+    *,
+    found: Found | None = None,
+    problem: Problem | None = None,
+) -> dict[str, Any]:
+    """All that the template is given."""
+    where = parse_where(() if problem else asked.where)
+    document = None if found is None else SearchDocument.from_answer(found.answer)
+    matching = archive.store.count(where)
+    made = view.selects(archive.engine.facets(parse_where(())), asked.where)
+    samples: list[ImageDocument] = []
+    if document is None and problem is None:
+        points = islice(archive.store.scroll(where, page=_SAMPLES), _SAMPLES)
+        samples = [ImageDocument.from_point(point) for point in points]
+    facets = archive.engine.facets(where) if document is None else document.facets
+    return {
+        "asked": asked,
+        "k": archive.settings.search.k if asked.k is None else asked.k,
+        "selects": made,
+        "terms": view.terms_beside(made, asked.where),
+        "problem": problem,
+        "found": document,
+        "preview": None if found is None else view.preview(found.canvas),
+        "matching": matching,
+        "samples": samples,
+        # From a mistake, links lead back to what has none.
+        "facets": view.facet_lists(facets, Asked(image_id=asked.image_id) if problem else asked),
+        "facts": view.facts,
+        "link": view.link,
+        "ood": None if document is None else view.ood_sentence(document.ood),
+        "evidence": None
+        if document is None
+        else view.evidence_sentence(document.evidence, matching, filtered=bool(asked.where)),
+    }
+
+
+def _told(request: Request, problem: Problem) -> HTMLResponse:
+    """The page with the problem on it; without the form when the archive does not answer."""
+    pages: Pages = request.state.pages
+    asked: Asked = getattr(request.state, "asked", Asked())
+    lost = problem.code == ImageNotFound.code
+    # Neither a file nor an image that is not there can be asked for again.
+    asked = replace(asked, upload=None, image_id=None if lost else asked.image_id)
+    try:
+        values = _view(request.state.archive, asked, problem=problem)
+        html = pages.render("search.html", values)
+    except PrecedentError:
+        html = pages.render("unavailable.html", {"problem": problem})
+    return HTMLResponse(html, problem.status)

@@ -1,0 +1,99 @@
+"""The images most like an upload or an indexed image."""
+
+from typing import NamedTuple
+
+import numpy as np
+from fastapi import APIRouter
+from numpy.typing import NDArray
+
+from api.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
+from api.problems import problem_responses
+from api.schemas import SearchDocument
+from engine.errors import QueryError
+from engine.records import Answer
+from engine.search.query import Query, parse_where
+from indexer.archive import Archive
+
+__all__ = ["Found", "answered", "router"]
+
+router = APIRouter(tags=["search"])
+
+_EXAMPLE = {
+    "ood": {"foreign": False, "p": 0.41, "alpha": 0.03, "scores": {"knn": 0.18}},
+    "evidence": {
+        "rung": "s1",
+        "radius": 7,
+        "candidates": 134,
+        "ranked": 20,
+        "rungs_tried": {"s0": 31, "s1": 134},
+        "order": "content",
+        "model": "6f2d9c0b7a31e5d4",
+        "bits": 64,
+        "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
+    },
+    "hits": [
+        {
+            "id": "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11",
+            "study": "1.2.826.0.1.3680043.8.498.1",
+            "series": "1.2.826.0.1.3680043.8.498.1.1",
+            "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
+            "frame": 0,
+            "modality": "CT",
+            "body_part": "CHEST",
+            "view": None,
+            "laterality": None,
+            "manufacturer": "ACME",
+            "sex": "F",
+            "age_band": "60-69",
+            "study_year": 2019,
+            "labels": ["nodule"],
+            "source": "folder",
+            "burned_in": None,
+            "similarity": 0.9731,
+            "hamming": 3,
+        }
+    ],
+    "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
+}
+
+
+@router.post(
+    "/v1/search",
+    operation_id="search",
+    summary="Find the images most like this one",
+    response_description="Hits, most similar first, with how they were found.",
+    responses={
+        200: {"content": {"application/json": {"example": _EXAMPLE}}},
+        **problem_responses(400, 404, 413, 422, 503),
+    },
+)
+def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> SearchDocument:
+    """Give either `file`, an image that is not kept, or `id`, an image of the index."""
+    return SearchDocument.from_answer(answered(asked, archive, readers).answer)
+
+
+class Found(NamedTuple):
+    """canvas: the upload as the model saw it, uint8 (S, S) or (S, S, 3)."""
+
+    answer: Answer
+    canvas: NDArray[np.uint8] | None
+
+
+def answered(asked: Asked, archive: Archive, readers: Readers) -> Found:
+    """The answer to ``asked``.
+
+    Raises:
+        QueryError: the question is not one. ImageNotFound: no image has this id.
+        ImageRefused: the upload cannot be used.
+    """
+    if (asked.upload is None) == (asked.image_id is None):
+        given = "none" if asked.upload is None else "both"
+        raise QueryError(f"give one image, as file or as id; {given} of them came")
+    k = archive.settings.search.k if asked.k is None else asked.k
+    query = Query(k, parse_where(asked.where), asked.order, asked.exact)
+    if asked.image_id is not None:
+        return Found(archive.engine.search_like(point_id(asked.image_id), query), None)
+    if asked.upload is None:
+        raise AssertionError("one of both was given")
+    canvas = readers.canvas(asked.upload)
+    return Found(archive.engine.search([canvas], query)[0], canvas)

@@ -1,0 +1,43 @@
+"""What a figure was measured on."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import engine
+
+__all__ = ["machine", "write_results"]
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions and commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "precedent": engine.__version__,
+        "commit": commit,
+    }
+
+
+def write_results(name: str, figures: dict[str, Any]) -> Path:
+    """Writes bench/results/NAME.json and returns its path."""
+    _RESULTS.mkdir(exist_ok=True)
+    path = _RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+    return path

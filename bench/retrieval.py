@@ -1,0 +1,141 @@
+"""Retrieval and the OOD verdict of a model, through the same engine as `precedent search`.
+
+    python -m bench.retrieval FOLDER [--model DIR] [--foreign FOLDER]
+
+FOLDER has ``database`` and ``query``, each with one subfolder a class. A query's own
+images are not in the database. mAP@100 is normalised by min(100, relevant).
+"""
+
+import argparse
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bench.machine import write_results
+from engine.model.checkpoint import SHIPPED
+from engine.records import Answer
+from engine.search.query import Query
+from engine.settings import load_settings
+from indexer.archive import Archive
+from indexer.pipeline import index_archive
+from indexer.sources.folder import FolderSource
+
+K = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--foreign", type=Path, help="images of no class at all")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = load_settings(data_dir=Path(scratch), model=arguments.model)
+        with Archive(settings, create=True) as archive:
+            source = FolderSource([arguments.folder / "database"], label_from_folder=True)
+            index_archive(
+                source,
+                encoder=archive.encoder,
+                store=archive.store,
+                ledger=archive.ledger,
+                data_dir=archive.data_dir,
+                settings=settings,
+            )
+            sizes = archive.store.facet("labels", Query().where, 1000)
+            answers = {
+                name: search(archive, folder, Query(k=K))
+                for name, folder in classes(arguments.folder / "query").items()
+            }
+            exact = {
+                name: search(archive, folder, Query(k=10, exact=True))
+                for name, folder in classes(arguments.folder / "query").items()
+            }
+            foreign = search(archive, arguments.foreign, Query(k=1)) if arguments.foreign else []
+            fingerprint = archive.manifest.fingerprint
+    rows = [figures(name, answers[name], exact[name], sizes) for name in answers]
+    rows.append(
+        {
+            "class": "all",
+            **{
+                name: round(
+                    float(
+                        np.average(
+                            [row[name] for row in rows], weights=[row["queries"] for row in rows]
+                        )
+                    ),
+                    4,
+                )
+                for name in (
+                    "precision_at_1",
+                    "map_at_100",
+                    "recall_at_10_of_exact",
+                    "flagged_foreign",
+                )
+            },
+            "queries": sum(row["queries"] for row in rows),
+        }
+    )
+    table = Table(title=f"model {fingerprint}")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in rows[0]))
+    console = Console(width=140)
+    console.print(table)
+    rungs = defaultdict(int)
+    for found in answers.values():
+        for answer in found:
+            rungs[answer.evidence.rung] += 1
+    results = {"model": fingerprint, "rows": rows, "rungs": dict(rungs)}
+    console.print(f"rungs taken at k = {K}: {dict(rungs)}")
+    if foreign:
+        caught = flagged(foreign)
+        console.print(f"foreign images caught: {caught:.4f} of {len(foreign)}")
+        results["foreign"] = {"images": len(foreign), "caught": round(caught, 4)}
+    print(write_results("retrieval", results))
+
+
+def classes(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+
+
+def search(archive: Archive, folder: Path, query: Query) -> list[Answer]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with archive.query_reader() as reader:
+        canvases = [canvas for canvas in reader.read(paths) if isinstance(canvas, np.ndarray)]
+    return archive.engine.search(canvases, query)
+
+
+def figures(
+    name: str, answers: list[Answer], exact: list[Answer], sizes: dict[str, int]
+) -> dict[str, object]:
+    relevant = np.array([[name in hit.record.labels for hit in answer.hits] for answer in answers])
+    precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
+    best = min(K, sizes.get(name, 0))
+    average = (precision * relevant).sum(axis=1) / max(best, 1)
+    overlap = [
+        len({hit.id for hit in answer.hits[:10]} & {hit.id for hit in whole.hits})
+        / max(len(whole.hits), 1)
+        for answer, whole in zip(answers, exact, strict=True)
+    ]
+    return {
+        "class": name,
+        "queries": len(answers),
+        "precision_at_1": round(float(relevant[:, 0].mean()), 4),
+        "map_at_100": round(float(average.mean()), 4),
+        "recall_at_10_of_exact": round(float(np.mean(overlap)), 4),
+        "flagged_foreign": round(flagged(answers), 4),
+    }
+
+
+def flagged(answers: list[Answer]) -> float:
+    verdicts = [answer.ood.foreign for answer in answers if answer.ood is not None]
+    return float(np.mean(verdicts)) if verdicts else 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""DICOM files become display pixels, and a header that is never shown to anyone."""
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from engine.errors import ImageRefused, RefusalReason
+from engine.settings import ImageLimits
+from indexer.imaging.deidentify import HEADER_KEYWORDS
+from indexer.imaging.header import integer, text
+from indexer.imaging.instance import Frame
+from indexer.imaging.limits import check_declared
+from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
+from indexer.imaging.structure import (
+    Encoding,
+    Head,
+    find_dataset,
+    has_preamble,
+    read_head,
+    starts_like_dicom,
+    walk,
+)
+
+__all__ = ["DicomImage", "is_dicom", "read_dicom", "sample_frames"]
+
+_PALETTE = tuple(
+    f"{form}{color}PaletteColorLookupTable{part}"
+    for color in ("Red", "Green", "Blue")
+    for form, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+)
+_KEYWORDS = (
+    *HEADER_KEYWORDS,
+    *_PALETTE,
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope"),
+    *("RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+_CHUNK = 1024**2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DicomImage:
+    """A DICOM instance: its sampled frames, and the header they came with."""
+
+    header: Dataset
+    frames: tuple[Frame, ...]
+    frames_declared: int
+
+
+def is_dicom(fp: BinaryIO, size: int) -> bool:
+    """Whether the content is DICOM, with the preamble of PS3.10 or without."""
+    return has_preamble(fp) or starts_like_dicom(fp, size)
+
+
+def sample_frames(declared: int, wanted: int) -> list[int]:
+    """Numbers of at most ``wanted`` of ``declared`` frames: the middles of equal parts."""
+    count = min(declared, wanted)
+    return [(2 * part + 1) * declared // (2 * count) for part in range(count)]
+
+
+def read_dicom(
+    fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int
+) -> DicomImage:
+    """At most ``frames_per_instance`` frames of the DICOM file ``fp`` of ``size`` bytes.
+
+    Raises:
+        ImageRefused: the file holds no pixels, or none that can be shown within ``limits``.
+    """
+    # pydicom warns and logs with the values it stumbles over, and those are patients'.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _read(fp, size, limits, frames_per_instance)
+
+
+def _read(fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int) -> DicomImage:
+    encoding = find_dataset(fp)
+    if encoding.syntax == DeflatedExplicitVRLittleEndian:
+        fp = _inflate(fp, encoding, limits)
+        size = fp.seek(0, io.SEEK_END)
+        encoding = find_dataset(fp)
+    structure = walk(fp, size, encoding, limits.max_nesting)
+    fp.seek(0)
+    try:
+        header = dcmread(fp, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
+    except (EOFError, struct.error):
+        raise ImageRefused(
+            RefusalReason.TRUNCATED, f"the file ends in an element, after {size} bytes"
+        ) from None
+    head = _pixel_element(fp, header)
+    if not has_preamble(fp) and not _is_plausible(header):
+        raise ImageRefused(
+            RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
+        )
+    if structure.missing:
+        raise ImageRefused(
+            RefusalReason.TRUNCATED,
+            f"the file ends at least {structure.missing} bytes before what it declares",
+        )
+    if head is None or head.length == 0:
+        raise ImageRefused(RefusalReason.NO_PIXELS, f"{_sop_class(header)} without pixel data")
+
+    layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
+    numbers = sample_frames(layout.frames, frames_per_instance)
+    check_declared(
+        layout.rows,
+        layout.columns,
+        layout.frames,
+        layout.samples,
+        layout.bits_allocated,
+        limits,
+        len(numbers),
+    )
+    pixels = PixelData(fp, size, header, head, layout, encoding, structure)
+    frames = tuple(Frame(number, pixels.render(number)) for number in numbers)
+    return DicomImage(header, frames, layout.frames)
+
+
+def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
+    """The file with its deflated dataset (PS3.5 A.5) written out, within the limits."""
+    fp.seek(0)
+    meta = fp.read(encoding.start)
+    plain = ExplicitVRLittleEndian.encode().ljust(len(DeflatedExplicitVRLittleEndian), b"\0")
+    out = io.BytesIO()
+    out.write(meta.replace(DeflatedExplicitVRLittleEndian.encode(), plain))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        while not inflater.eof:
+            chunk = inflater.unconsumed_tail or fp.read(_CHUNK)
+            if not chunk:
+                raise ImageRefused(RefusalReason.TRUNCATED, "the deflated dataset has no end")
+            out.write(inflater.decompress(chunk, _CHUNK))
+            if out.tell() > limits.max_decoded_bytes:
+                raise ImageRefused(
+                    RefusalReason.TOO_LARGE,
+                    "the deflated dataset is longer than the "
+                    f"{limits.max_decoded_bytes} bytes of limits.max_decoded_bytes",
+                )
+    except zlib.error:
+        raise ImageRefused(RefusalReason.DAMAGED, "the deflated dataset is corrupt") from None
+    return out
+
+
+def _pixel_element(fp: BinaryIO, header: Dataset) -> Head | None:
+    """The head of the pixel data element, at which the parser stopped; None at the end."""
+    implicit, little_endian = header.original_encoding
+    head = read_head(fp, fp.tell(), bool(implicit), little_endian is not False)
+    return head if head is not None and head.tag in PIXEL_KEYWORDS else None
+
+
+def _is_plausible(header: Dataset) -> bool:
+    return _is_registered(text(header, "SOPClassUID")) or all(
+        integer(header, keyword) for keyword in ("Rows", "Columns")
+    )
+
+
+def _is_registered(uid: str) -> bool:
+    """Whether the standard has a name for ``uid``."""
+    return UID(uid).name != uid
+
+
+def _sop_class(header: Dataset) -> str:
+    """The name of the SOP class; one that the standard does not know is not quoted."""
+    found = text(header, "SOPClassUID")
+    if not found and (meta := getattr(header, "file_meta", None)) is not None:
+        found = text(meta, "MediaStorageSOPClassUID")
+    if not found:
+        return "a dataset without SOP class and"
+    return UID(found).name if _is_registered(found) else "an unknown SOP class"

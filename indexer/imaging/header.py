@@ -1,0 +1,55 @@
+"""Values of a DICOM header, read so that a bad one counts as absent."""
+
+import math
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+__all__ = ["integer", "items", "number", "text", "value"]
+
+
+def value(dataset: Dataset, keyword: str) -> Any:
+    """The value of ``keyword``; None when absent or when its bytes do not fit its VR."""
+    try:
+        return dataset.get(keyword)
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:
+        # pydicom converts on access, and what it raises depends on the VR and the bytes.
+        return None
+
+
+def _first(dataset: Dataset, keyword: str) -> Any:
+    found = value(dataset, keyword)
+    if isinstance(found, (str, bytes, int, float)) or not hasattr(found, "__getitem__"):
+        return found
+    return found[0] if len(found) else None
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The first value of ``keyword`` as text without padding, "" when there is none."""
+    found = _first(dataset, keyword)
+    return "" if found is None or isinstance(found, bytes) else str(found).strip(" \0\r\n\t")
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of ``keyword`` as a finite number."""
+    try:
+        found = float(_first(dataset, keyword))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """The first value of ``keyword`` as a whole number."""
+    found = number(dataset, keyword)
+    return int(found) if found is not None and found.is_integer() else None
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of the sequence ``keyword``, none when it is absent or no sequence."""
+    found = value(dataset, keyword)
+    if not found or isinstance(found, (str, bytes)) or not hasattr(found, "__iter__"):
+        return []
+    return [item for item in found if isinstance(item, Dataset)]

@@ -1,0 +1,47 @@
+"""What reading a file yields: its pictures, and what of its header is kept."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.records import ImageRecord, content_point_id, dicom_point_id
+
+__all__ = ["Frame", "Instance"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture of an instance.
+
+    number: counts from 0 over the frames of the file.
+    pixels: uint8 (H, W) or (H, W, 3) RGB, as shown on a display, 0 = black.
+    """
+
+    number: int
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """One file that was read.
+
+    record: what the index may know of it; ``frame`` is 0, and ``labels``, ``source`` and
+        ``tenant`` are left to the caller.
+    content_sha256: hex digest of the whole file.
+    frames: the sampled frames, in the order of the file.
+    frames_declared: how many frames the file says it has.
+    """
+
+    record: ImageRecord
+    content_sha256: str
+    frames: tuple[Frame, ...]
+    frames_declared: int
+
+    def point_id(self, frame: Frame) -> str:
+        """Id of ``frame`` in the index: from the SOP Instance UID, else from the content."""
+        if self.record.sop is not None:
+            return dicom_point_id(self.record.sop, frame.number)
+        if frame.number == 0:
+            return content_point_id(self.content_sha256)
+        return content_point_id(f"{self.content_sha256}#{frame.number}")

@@ -1,0 +1,153 @@
+"""A file, or the bytes of an upload, becomes an :class:`Instance` or is refused."""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.errors import ImageRefused, PrecedentError, RefusalReason
+from engine.records import ImageRecord
+from engine.settings import ImageLimits
+from indexer.imaging.deidentify import record_of
+from indexer.imaging.dicom import is_dicom, read_dicom
+from indexer.imaging.instance import Frame, Instance
+from indexer.imaging.limits import check_file_size
+from indexer.imaging.raster import is_raster, read_raster
+from indexer.imaging.structure import has_preamble
+
+__all__ = ["Frame", "Instance", "read_image", "read_image_bytes"]
+
+_CHUNK = 1024**2
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that never sets more memory aside for a read than it has bytes left.
+
+    A header may declare gigabytes in a file of a few bytes, and a plain file object asks for
+    the memory first.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self.size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def read_image(
+    path: Path, limits: ImageLimits, *, frames_per_instance: int, pseudonym_key: bytes
+) -> Instance:
+    """What the DICOM, PNG or JPEG file at ``path`` shows; its kind is told by its content.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the file.
+        SettingsError: ``pseudonym_key`` is empty.
+    """
+    with _refusing(), _open(path) as fp:
+        check_file_size(fp.size, limits)
+        return _read(fp, fp.size, limits, frames_per_instance, pseudonym_key)
+
+
+def read_image_bytes(
+    data: bytes, limits: ImageLimits, *, frames_per_instance: int, pseudonym_key: bytes
+) -> Instance:
+    """The same as :func:`read_image`, for content that is in memory.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the content.
+        SettingsError: ``pseudonym_key`` is empty.
+    """
+    with _refusing():
+        check_file_size(len(data), limits)
+        return _read(io.BytesIO(data), len(data), limits, frames_per_instance, pseudonym_key)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn whatever a file provokes into a refusal; nothing of its content is quoted."""
+    try:
+        yield
+    except PrecedentError:
+        raise
+    except MemoryError:
+        raise ImageRefused(
+            RefusalReason.TOO_LARGE, "there is not enough memory to read it"
+        ) from None
+    except RecursionError:
+        raise ImageRefused(
+            RefusalReason.NESTED_TOO_DEEP, "its structure nests deeper than can be read"
+        ) from None
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(error) from None
+        raise ImageRefused(RefusalReason.UNREADABLE, os.strerror(error.errno)) from None
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # A panic in a decoder written in Rust arrives as something that is no Exception.
+        raise _damaged(error) from None
+
+
+def _damaged(error: BaseException) -> ImageRefused:
+    return ImageRefused(
+        RefusalReason.DAMAGED, f"the content makes no sense ({type(error).__name__})"
+    )
+
+
+def _open(path: Path) -> _BoundedReader:
+    """The regular file at ``path``; anything else is refused without waiting for it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
+    except ValueError:
+        raise OSError(errno.EINVAL, "") from None
+
+    def opener(name: str, flags: int) -> int:
+        # Should a pipe have taken its place since, opening it must not wait for a writer.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    raw = io.FileIO(path, "r", opener=opener)
+    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        raw.close()
+        raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
+    return _BoundedReader(raw)
+
+
+def _read(
+    fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int, pseudonym_key: bytes
+) -> Instance:
+    digest = _sha256(fp, size)
+    fp.seek(0)
+    start = fp.read(16)
+    if is_raster(start) and not has_preamble(fp):
+        pixels = read_raster(fp, limits)
+        return Instance(ImageRecord(), digest, (Frame(0, pixels),), 1)
+    if not is_dicom(fp, size):
+        raise ImageRefused(
+            RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
+        )
+    image = read_dicom(fp, size, limits, frames_per_instance)
+    record = record_of(image.header, pseudonym_key)
+    return Instance(record, digest, image.frames, image.frames_declared)
+
+
+def _sha256(fp: BinaryIO, size: int) -> str:
+    fp.seek(0)
+    digest = hashlib.sha256()
+    hashed = 0
+    while chunk := fp.read(_CHUNK):
+        digest.update(chunk)
+        hashed += len(chunk)
+    if hashed != size:
+        raise ImageRefused(
+            RefusalReason.UNREADABLE,
+            f"the file shrank from {size} to {hashed} bytes while it was read",
+        )
+    return digest.hexdigest()

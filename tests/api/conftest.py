@@ -1,0 +1,175 @@
+"""A small archive, indexed for real, and clients of the service over it."""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from api.app import create_app
+from engine.model.checkpoint import save_checkpoint
+from engine.model.config import small_network
+from engine.model.encoder import Encoder
+from engine.model.network import HashingNetwork
+from engine.model.preprocess import Preprocess
+from engine.ood.calibration import OodGate
+from engine.ood.detectors import KnnDetector
+from engine.settings import IndexingSettings, ServerSettings, Settings
+from engine.store.base import Filter
+from indexer.archive import Archive
+from indexer.pipeline import index_archive
+from indexer.sources.folder import FolderSource
+
+HOSTILE_LABEL = "<script>alert(1)<script>"
+MAX_UPLOAD = 200_000
+SIDE = 96
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An indexed archive that nobody has open. files: by folder, which is their label."""
+
+    settings: Settings
+    files: dict[str, list[Path]]
+
+    def copy(self, to: Path) -> Settings:
+        """The settings of a copy of it."""
+        shutil.copytree(self.settings.data_dir, to)
+        return self.settings.model_copy(update={"data_dir": to})
+
+
+def stripes(seed: int) -> NDArray[np.uint8]:
+    """uint8 (SIDE, SIDE)."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    wave = np.sin((x * rng.uniform(-1, 1) + y) * rng.uniform(0.1, 0.6))
+    return (127 + 90 * wave + rng.normal(0, 8, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
+
+
+def rings(seed: int) -> NDArray[np.uint8]:
+    """uint8 (SIDE, SIDE)."""
+    rng = np.random.default_rng(1000 + seed)
+    x, y = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    distance = np.hypot(x - rng.uniform(20, 76), y - rng.uniform(20, 76))
+    wave = np.cos(distance * rng.uniform(0.1, 0.5))
+    return (127 + 90 * wave + rng.normal(0, 8, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def dicom(pixels: NDArray[np.uint8], number: int, *, modality: str, part: str) -> bytes:
+    made = Dataset()
+    made.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    made.SOPInstanceUID = f"1.2.3.{number}"
+    made.StudyInstanceUID = f"1.2.4.{number // 2}"
+    made.SeriesInstanceUID = f"1.2.5.{number // 2}"
+    made.PatientName = "Hidden^Somebody"
+    made.PatientID = f"HIDDEN-{number}"
+    made.StudyDate = f"{2010 + number}0401"
+    made.Modality = modality
+    made.BodyPartExamined = part
+    made.Rows, made.Columns = pixels.shape
+    made.SamplesPerPixel = 1
+    made.PhotometricInterpretation = "MONOCHROME2"
+    made.BitsAllocated = made.BitsStored = 8
+    made.HighBit = 7
+    made.PixelRepresentation = 0
+    made.PixelData = pixels.tobytes()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    out = io.BytesIO()
+    made.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Indexed:
+    root = tmp_path_factory.mktemp("archive")
+    contents = {
+        "stripes": [png(stripes(seed)) for seed in range(14)],
+        "rings": [png(rings(seed)) for seed in range(10)],
+        HOSTILE_LABEL: [png(rings(100))],
+        "ct": [dicom(stripes(50 + n), n, modality="CT", part="CHEST") for n in range(6)],
+        "mr": [dicom(rings(50 + n), 10 + n, modality="MR", part="BRAIN") for n in range(4)],
+    }
+    files: dict[str, list[Path]] = {}
+    for label, images in contents.items():
+        folder = root / "images" / label
+        folder.mkdir(parents=True)
+        for number, content in enumerate(images):
+            path = folder / f"{number:03}"
+            path.write_bytes(content)
+            files.setdefault(label, []).append(path)
+    torch.manual_seed(0)
+    # So small a network gains nothing from threads, which wait for each other on a busy machine.
+    torch.set_num_threads(1)
+    config, preprocess = small_network(0, tower="timm:test_resnet"), Preprocess(size=64)
+    network = HashingNetwork(config, preprocess).eval()
+    save_checkpoint(root / "model", network, config, preprocess, (), {})
+    settings = Settings(
+        data_dir=root / "data",
+        model=root / "model",
+        indexing=IndexingSettings(readers=1, batch_size=4),
+        server=ServerSettings(max_upload_bytes=MAX_UPLOAD),
+    )
+    with Archive(settings, create=True) as archive:
+        report = index_archive(
+            FolderSource([root / "images"], label_from_folder=True),
+            encoder=archive.encoder,
+            store=archive.store,
+            ledger=archive.ledger,
+            data_dir=archive.data_dir,
+            settings=settings,
+        )
+    assert (report.indexed, report.refused) == (35, {})
+    return Indexed(settings, files)
+
+
+@pytest.fixture(scope="session")
+def archive(indexed: Indexed) -> Iterator[Archive]:
+    with Archive(indexed.settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def client(archive: Archive) -> Iterator[TestClient]:
+    with TestClient(create_app(archive=archive), follow_redirects=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def id_of(archive: Archive) -> Callable[[Path], str]:
+    """The point id of an indexed file."""
+    by_path = {path: point_id for point_id, path in archive.paths(_all_ids(archive)).items()}
+    return by_path.__getitem__
+
+
+@pytest.fixture
+def foreign_client(indexed: Indexed, tmp_path: Path) -> Iterator[TestClient]:
+    """A service whose model knows nothing: every image is foreign to it."""
+    model = tmp_path / "model"
+    shutil.copytree(indexed.settings.model or Path(), model)
+    fingerprint = Encoder.load(model).manifest.fingerprint
+    reference = np.eye(64, 256, dtype=np.float32)
+    never = np.full(99, -1, dtype=np.float32)
+    OodGate(KnnDetector(reference, 5), never).save(model, fingerprint)
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+    with TestClient(create_app(settings), follow_redirects=False) as opened:
+        yield opened
+
+
+def _all_ids(archive: Archive) -> list[str]:
+    return [point.id for point in archive.store.scroll(Filter())]

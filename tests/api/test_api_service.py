@@ -1,0 +1,252 @@
+"""What holds for every answer: problems, headers, limits, the OpenAPI document, a server."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.problems import problem_of
+from engine.errors import (
+    FingerprintMismatch,
+    ImageNotFound,
+    ImageRefused,
+    LedgerError,
+    ModelError,
+    PrecedentError,
+    QueryError,
+    RefusalReason,
+    SettingsError,
+    StoreError,
+    StoreLocked,
+    StoreNotFound,
+)
+
+OPERATIONS = ["getFacets", "getHealth", "getImage", "getThumbnail", "search"]
+MAX_UPLOAD = 200_000
+ALLOWANCE = 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (QueryError("x"), 400, "query", "query"),
+        (ImageNotFound("x"), 404, "image-not-found", "image-not-found"),
+        (ImageRefused(RefusalReason.TRUNCATED, "x"), 422, "image-refused", "truncated"),
+        (ImageRefused(RefusalReason.TOO_LARGE, "x"), 413, "image-refused", "too-large"),
+        (StoreError("/secret"), 503, "store", "store"),
+        (StoreNotFound("/secret"), 503, "store", "store-not-found"),
+        (StoreLocked("/secret"), 503, "store-locked", "store-locked"),
+        (FingerprintMismatch("/secret"), 503, "store", "model-mismatch"),
+        (LedgerError("/secret"), 503, "ledger", "ledger"),
+        (ModelError("/secret"), 503, "model", "model"),
+        (SettingsError("/secret"), 500, "internal", "settings"),
+        (PrecedentError("/secret"), 500, "internal", "error"),
+        (ValueError("/secret"), 500, "internal", "internal"),
+    ],
+)
+def test_every_error_has_its_status_and_code(error, status, kind, code) -> None:
+    problem = problem_of(error, "/v1/search")
+    assert (problem.status, problem.type) == (status, "urn:precedent:problem:" + kind)
+    assert (problem.code, problem.instance) == (code, "/v1/search")
+    assert problem.title
+    assert problem.detail
+    assert "secret" not in problem.model_dump_json()
+
+
+def test_unknown_addresses_and_methods_are_problems(client) -> None:
+    lost = client.get("/v2/nothing")
+    assert (lost.status_code, lost.json()["code"]) == (404, "not-found")
+    assert lost.json()["instance"] == "/v2/nothing"
+    wrong = client.delete("/v1/search")
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "method-not-allowed")
+    assert wrong.headers["allow"] == "POST"
+    for response in (lost, wrong, client.get("/static/none"), client.get("/docs")):
+        assert response.headers["content-type"] == "application/problem+json"
+        assert {"type", "title", "status", "detail", "code", "instance"} <= set(response.json())
+
+
+def test_an_unforeseen_error_is_logged_and_tells_nothing(archive, caplog) -> None:
+    app = create_app(archive=archive)
+
+    @app.get("/broken")
+    def broken(name: str) -> None:
+        raise RuntimeError(name)
+
+    with TestClient(app) as client, caplog.at_level(logging.ERROR, "precedent.api"):
+        response = client.get("/broken", params={"name": "Doe^Jane"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "content-security-policy" in response.headers
+    assert "RuntimeError" in caplog.text
+    assert "in broken" in caplog.text
+    assert "Doe" not in response.text + caplog.text
+
+
+def test_a_store_that_fails_is_a_503_whose_cause_is_in_the_log(archive, caplog) -> None:
+    app = create_app(archive=archive)
+
+    @app.get("/locked")
+    def locked() -> None:
+        raise StoreLocked("the index in /srv/data is open in another process")
+
+    with TestClient(app) as client, caplog.at_level(logging.ERROR, "precedent.api"):
+        response = client.get("/locked")
+    assert (response.status_code, response.json()["code"]) == (503, "store-locked")
+    assert "/srv" not in response.text
+    assert "/srv" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["/", "/healthz", "/v1/facets", "/openapi.json", "/none", "/static/style.css"]
+)
+def test_every_answer_carries_the_security_headers(client, address) -> None:
+    headers = client.get(address).headers
+    policy = headers["content-security-policy"]
+    for part in (
+        "default-src 'none'",
+        "img-src 'self' data:",
+        "style-src 'self'",
+        "script-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ):
+        assert part in policy.split("; ")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    if not address.startswith("/static"):
+        assert headers["cache-control"] == "no-store"
+
+
+def test_a_declared_length_above_the_limit_is_refused_before_the_body_is_read(client) -> None:
+    sent = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal sent
+        sent += 1
+        yield b"x"
+
+    headers = {
+        "Content-Length": str(MAX_UPLOAD + ALLOWANCE + 1),
+        "Content-Type": "multipart/form-data; boundary=b",
+    }
+    response = client.post("/v1/search", content=body(), headers=headers)
+    assert response.status_code == response.json()["status"] == 413
+    assert response.json()["code"] == "too-large"
+    assert sent == 0
+
+
+def _multipart(size: int, chunk: int = 16_384) -> Iterator[bytes]:
+    yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    for start in range(0, size, chunk):
+        yield b"x" * min(chunk, size - start)
+    yield b"\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize("size", [MAX_UPLOAD + 1, MAX_UPLOAD + ALLOWANCE, 30 * MAX_UPLOAD])
+def test_a_body_of_unknown_length_is_counted(client, size) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = client.post("/v1/search", content=_multipart(size), headers=headers)
+    assert "content-length" not in response.request.headers
+    assert response.status_code == response.json()["status"] == 413
+    assert response.json()["code"] == "too-large"
+
+
+def test_a_file_at_the_limit_is_looked_at(client) -> None:
+    response = client.post("/v1/search", files={"file": b"x" * MAX_UPLOAD})
+    assert (response.status_code, response.json()["code"]) == (422, "not-an-image")
+
+
+def test_a_body_that_is_no_form_is_a_problem(client) -> None:
+    cut = client.post("/v1/search", content=b"--x", headers={"Content-Type": "multipart/form-data"})
+    assert (cut.status_code, cut.json()["code"]) == (400, "bad-request")
+    assert client.post("/v1/search", json={"id": "x"}).status_code == 400
+
+
+def test_the_openapi_document_is_stable_and_complete(client) -> None:
+    document = client.get("/openapi.json").json()
+    operations = {
+        operation["operationId"]: operation
+        for path in document["paths"].values()
+        for operation in path.values()
+    }
+    assert sorted(operations) == OPERATIONS
+    assert document["openapi"].startswith("3.1")
+    assert list(operations["search"]["requestBody"]["content"]) == ["multipart/form-data"]
+    for operation in operations.values():
+        assert operation["summary"]
+        problems = {
+            status: answer
+            for status, answer in operation["responses"].items()
+            if int(status) >= 400
+        }
+        assert problems
+        for answer in problems.values():
+            assert list(answer["content"]) == ["application/problem+json"]
+    schemas = document["components"]["schemas"]
+    assert not _references(document) - {f"#/components/schemas/{name}" for name in schemas}
+    hit = schemas["HitDocument"]["properties"]
+    assert not {"path", "patient", "tenant"} & set(hit)
+
+
+def _references(node: object) -> set[str]:
+    if isinstance(node, list):
+        return {found for one in node for found in _references(one)}
+    if not isinstance(node, dict):
+        return set()
+    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+    return own | {found for one in node.values() for found in _references(one)}
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The address of a server that runs ``app`` in a thread."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while not server.started and thread.is_alive() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert server.started
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+    assert not thread.is_alive()
+
+
+def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    content = indexed.files["ct"][0].read_bytes()
+    for _ in range(2):
+        with (
+            served(create_app(settings)) as address,
+            httpx2.Client(base_url=address, timeout=30) as client,
+        ):
+            assert client.get("/healthz").json()["points"] == 35
+            answer = client.post("/v1/search", files={"file": content}, data={"k": 3}).json()
+            assert answer["hits"][0]["sop"] == "1.2.3.0"
+            chunked = client.post(
+                "/v1/search",
+                content=_multipart(MAX_UPLOAD + ALLOWANCE),
+                headers={"Content-Type": "multipart/form-data; boundary=b"},
+            )
+            assert chunked.status_code == 413
+
+
+def test_without_an_index_the_service_does_not_start(indexed, tmp_path: Path) -> None:
+    settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "none"})
+    with pytest.raises(StoreNotFound, match="precedent index"), TestClient(create_app(settings)):
+        pass

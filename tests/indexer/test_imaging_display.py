@@ -1,0 +1,230 @@
+"""DICOM frames look as on a display: polarity, windows, palettes, colours."""
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import SAMPLES, dataset, encode, read, shown
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing, pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+RAMP = np.tile(np.arange(0, 4000, 40, dtype=np.int16), (100, 1))
+NOISE = np.random.default_rng(0).integers(-1000, 3000, (300, 300)).astype(np.int16)
+
+
+def test_window():
+    pixels = shown(RAMP, WindowCenter=2000, WindowWidth=1001)
+    assert pixels.dtype == np.uint8
+    assert pixels[0, RAMP[0] <= 1500].max() == 0
+    assert pixels[0, RAMP[0] >= 2500].min() == 255
+    assert abs(int(pixels[0, 50]) - 128) <= 1
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("pixels", [NOISE, NOISE[:50, :50]])
+def test_windows_agree_with_the_reference(function, pixels):
+    made = dataset(pixels, RescaleSlope=2, RescaleIntercept=-100, VOILUTFunction=function)
+    made.WindowCenter, made.WindowWidth = [300, 0], [1500, 1]
+    reference = apply_windowing(apply_modality_lut(pixels, made), made)
+    low, high = -(2**15) * 2 - 100, (2**15 - 1) * 2 - 100
+    expected = np.rint((reference - low) / (high - low) * 255)
+    found = read(encode(made)).frames[0].pixels
+    assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {},
+        {"WindowCenter": 0, "WindowWidth": 0},
+        {"WindowCenter": 30000, "WindowWidth": 10},
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": 0, "WindowWidth": 1_000_000},
+    ],
+)
+def test_without_a_sensible_window_the_robust_range_is_shown(window):
+    pixels = RAMP.copy()
+    pixels[0, 0] = 32000
+    found = shown(pixels, **window)
+    assert found[1, 0] == 0
+    assert found[1, -1] == 255
+    assert abs(int(found[1, 50]) - 128) <= 2
+
+
+def test_monochrome1_is_inverted():
+    plain = shown(RAMP, WindowCenter=2000, WindowWidth=4000)
+    inverted = shown(
+        RAMP, WindowCenter=2000, WindowWidth=4000, PhotometricInterpretation="MONOCHROME1"
+    )
+    assert np.array_equal(inverted, 255 - plain)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_takes_no_part(photometric):
+    pixels = RAMP.copy()
+    pixels[:50] = -2000
+    found = shown(pixels, PixelPaddingValue=-2000, PhotometricInterpretation=photometric)
+    assert found[:50].max() == 0
+    assert found[60].min() == 0
+    assert found[60].max() == 255
+    assert abs(int(found[60, 50]) - 128) <= 3
+
+
+def test_padding_range():
+    found = shown(RAMP.astype(np.uint16), PixelPaddingValue=0, PixelPaddingRangeLimit=2000)
+    assert found[0, :51].max() == 0
+    assert found[0, -1] == 255
+
+
+def test_an_image_of_nothing_but_padding_is_not_an_error():
+    assert shown(np.full((20, 20), 7, np.uint16), PixelPaddingValue=7).shape == (20, 20)
+
+
+def test_voi_lut():
+    item = Dataset()
+    item.LUTDescriptor = [3, 1000, 8]
+    item.LUTData = [0, 51, 255]
+    item["LUTData"].VR = "US"
+    pixels = np.full((10, 10), 1001, np.uint16)
+    pixels[0], pixels[1] = 0, 5000
+    found = shown(pixels, VOILUTSequence=[item])
+    assert found[:, 0].tolist() == [0, 255] + [51] * 8
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+def test_modality_lut(vr):
+    item = Dataset()
+    item.LUTDescriptor = [2, 5, 16]
+    values = [100, 900]
+    item.LUTData = values if vr == "US" else np.array(values, "<u2").tobytes()
+    item["LUTData"].VR = vr
+    pixels = np.full((10, 10), 6, np.uint16)
+    pixels[0] = 5
+    found = shown(pixels, ModalityLUTSequence=[item], WindowCenter=500.5, WindowWidth=1601)
+    low, high = (round((value + 300) / 1600 * 255) for value in values)
+    assert abs(int(found[0, 0]) - low) <= 1
+    assert abs(int(found[1, 0]) - high) <= 1
+
+
+def test_values_of_functional_groups_belong_to_their_frame():
+    groups = []
+    for center in (1000, 3000):
+        voi = Dataset()
+        voi.WindowCenter, voi.WindowWidth = center, 1000
+        group = Dataset()
+        group.FrameVOILUTSequence = [voi]
+        groups.append(group)
+    made = dataset(np.stack([RAMP, RAMP]), PerFrameFunctionalGroupsSequence=groups)
+    first, second = read(encode(made)).frames
+    assert first.pixels[0, 50] == 255
+    assert second.pixels[0, 50] == 0
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_float_pixels(dtype):
+    pixels = np.linspace(0.0, 1.0, 400, dtype=dtype).reshape(20, 20)
+    pixels[0, 0] = np.nan
+    made = dataset(RAMP[:20, :20])
+    del made.PixelData, made.BitsStored, made.HighBit, made.PixelRepresentation
+    made.BitsAllocated = 8 * pixels.itemsize
+    keyword = "FloatPixelData" if dtype == "f4" else "DoubleFloatPixelData"
+    setattr(made, keyword, pixels.tobytes())
+    found = read(encode(made)).frames[0].pixels
+    assert found[0, 0] == 0
+    assert found[-1, -1] == 255
+    assert abs(int(found[10, 0]) - 128) <= 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32, np.uint8, np.int8])
+def test_any_integer(dtype):
+    top = np.iinfo(dtype).max
+    pixels = np.linspace(0, float(top) * 0.99, 400).astype(dtype).reshape(20, 20)
+    found = shown(pixels)
+    assert found[0, 0] == 0
+    assert found[-1, -1] == 255
+    assert abs(int(found[10, 0]) - 128) <= 3
+
+
+def test_values_at_the_top_of_their_cells():
+    made = dataset((RAMP << 4).astype(np.uint16), BitsStored=12, HighBit=15)
+    made.WindowCenter, made.WindowWidth = 2000, 4000
+    assert np.array_equal(
+        read(encode(made)).frames[0].pixels,
+        shown(RAMP.astype(np.uint16), WindowCenter=2000, WindowWidth=4000),
+    )
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_byte_order_changes_nothing(syntax):
+    made = dataset(RAMP, WindowCenter=2000, WindowWidth=4000)
+    if syntax == ExplicitVRBigEndian:
+        made.PixelData = RAMP.astype(">i2").tobytes()
+    found = read(encode(made, syntax)).frames[0].pixels
+    assert np.array_equal(found, shown(RAMP, WindowCenter=2000, WindowWidth=4000))
+
+
+COLOR = np.random.default_rng(1).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+def test_rgb_by_pixel_and_by_plane():
+    assert np.array_equal(shown(COLOR), COLOR)
+    planes = dataset(COLOR, PlanarConfiguration=1)
+    planes.PixelData = np.moveaxis(COLOR, -1, 0).tobytes()
+    assert np.array_equal(read(encode(planes)).frames[0].pixels, COLOR)
+
+
+def test_sixteen_bit_rgb():
+    found = shown(COLOR.astype(np.uint16) * 257)
+    assert np.array_equal(found, COLOR)
+
+
+def test_ybr_becomes_rgb():
+    ybr = np.zeros((10, 10, 3), dtype=np.uint8)
+    ybr[...] = 76, 85, 255
+    found = shown(ybr, PhotometricInterpretation="YBR_FULL")
+    assert np.abs(found.astype(int) - [254, 0, 0]).max() <= 2
+
+
+def test_palette_agrees_with_the_reference():
+    path = SAMPLES / "examples_palette.dcm"
+    header = pydicom.dcmread(path)
+    colors = apply_color_lut(pixel_array(header), header)
+    found = read(path.read_bytes()).frames[0].pixels
+    assert np.array_equal(found, (colors >> 8).astype(np.uint8))
+
+
+def test_segmented_palette():
+    made = dataset(np.tile(np.arange(16, dtype=np.uint8), (16, 1)))
+    made.PhotometricInterpretation = "PALETTE COLOR"
+    # Three discrete values, a ramp of five, the discrete ones again, the ramp once more.
+    words = [0, 3, 10, 20, 30, 1, 5, 80, 2, 1, 0, 0, 1, 5, 80]
+    for color in ("Red", "Green", "Blue"):
+        setattr(made, f"{color}PaletteColorLookupTableDescriptor", [16, 0, 16])
+        setattr(
+            made,
+            f"Segmented{color}PaletteColorLookupTableData",
+            np.array(words, "<u2").tobytes(),
+        )
+    found = read(encode(made)).frames[0].pixels
+    ramp = [40, 50, 60, 70, 80]
+    assert found[0, :, 0].tolist() == [10, 20, 30, *ramp, 10, 20, 30, 40, 50, 60, 70, 80]
+
+
+def test_frames_are_spread_evenly_and_decoded_alone():
+    frames = np.stack([np.full((16, 16), number, np.uint8) for number in range(100)])
+    frames[:, 0] = 255
+    made = dataset(frames, WindowCenter=128, WindowWidth=256)
+    instance = read(encode(made), frames=4)
+    assert [frame.number for frame in instance.frames] == [12, 37, 62, 87]
+    assert [int(frame.pixels[5, 5]) for frame in instance.frames] == [12, 37, 62, 87]
+    assert instance.frames_declared == 100
+    assert len({instance.point_id(frame) for frame in instance.frames}) == 4
+    assert [frame.number for frame in read(encode(made), frames=1).frames] == [50]
+
+
+def test_single_bits():
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[4:12, 4:12] = 1
+    made = dataset(pixels, BitsAllocated=1, BitsStored=1, HighBit=0)
+    made.PixelData = np.packbits(pixels.ravel(), bitorder="little").tobytes()
+    assert np.array_equal(read(encode(made)).frames[0].pixels, pixels * 255)
