@@ -55,8 +55,7 @@ def train(
     from engine.model.config import small_network
     from engine.model.preprocess import Preprocess
     from engine.training.data import TrainingSet
-    from engine.training.trainer import TrainConfig
-    from engine.training.trainer import train as run
+    from engine.training.trainer import TrainConfig, train as run
 
     preprocess = Preprocess(size=size)
     examples = _examples(data, labels, file_column, label_column)

@@ -25,6 +25,11 @@ from indexer.sources.base import file_path
 __all__ = ["Archive", "model_directory"]
 
 
+# Smaller is faster for one query; below four, bfloat16 kernels round in another order, and an
+# indexed image would not find itself with exactly its own code.
+_QUERY_BATCH = 4
+
+
 def model_directory(settings: Settings) -> Path:
     """The checkpoint folder in force: the one named, or the shipped one."""
     return SHIPPED if settings.model is None else settings.model
@@ -59,7 +64,9 @@ class Archive:
                 # The index was deleted, or never flushed: what the ledger says is not true.
                 self.ledger.clear()
             gate = OodGate.load(directory, manifest.fingerprint)
-            self.engine = SearchEngine(self.encoder, self.store, settings.search, gate)
+            self.engine = SearchEngine(
+                self.encoder.with_batch_size(_QUERY_BATCH), self.store, settings.search, gate
+            )
             self._opened = opened.pop_all()
 
     @property

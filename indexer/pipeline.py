@@ -8,9 +8,9 @@ command again finishes the job, and nothing is lost or counted twice.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
@@ -20,6 +20,7 @@ from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import Settings
 from engine.store.base import Filter, Ids, VectorStore
+from indexer.ahead import ahead
 from indexer.datadir import DataDir
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
 from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
@@ -158,13 +159,16 @@ class _Run:
         writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         writes: deque[Future[None]] = deque()
         try:
-            with ReaderPool(
-                prepare,
-                processes=indexing.readers,
-                seconds=indexing.reader_seconds,
-                memory_bytes=indexing.reader_memory_bytes,
-            ) as readers:
-                for readings in self._groups(self._reading(readers)):
+            with (
+                ReaderPool(
+                    prepare,
+                    processes=indexing.readers,
+                    seconds=indexing.reader_seconds,
+                    memory_bytes=indexing.reader_memory_bytes,
+                ) as readers,
+                closing(self._reading(readers)) as results,
+            ):
+                for readings in self._groups(results):
                     batch = self._decided(readings, source.name)
                     writes.append(self._encoded(batch, writer))
                     if len(writes) > _WRITES_WAITING:
@@ -180,9 +184,10 @@ class _Run:
             self._store.optimise()
         self._progress("index")
 
-    def _reading(self, readers: ReaderPool[ReadTask, Prepared]) -> Iterator[_Reading]:
-        key = self._data_dir.pseudonym_key(self._settings)
+    def _reading(self, readers: ReaderPool[ReadTask, Prepared]) -> Generator[_Reading]:
+        """What the readers make of the pending instances, in order, two batches ahead."""
         waiting: deque[Pending] = deque()
+        key = self._data_dir.pseudonym_key(self._settings)
 
         def tasks() -> Iterator[ReadTask]:
             for pending in self._ledger.pending(self._run):
@@ -196,13 +201,18 @@ class _Run:
                     pseudonym_key=key,
                 )
 
-        results = readers.map(tasks())
-        while True:
-            with self._timed("wait for readers"):
-                result = next(results, None)
-            if result is None:
-                return
-            yield waiting.popleft(), result[1]
+        def readings() -> Iterator[_Reading]:
+            for _, result in readers.map(tasks()):
+                yield waiting.popleft(), result
+
+        made = ahead(readings(), 2 * self._settings.indexing.batch_size)
+        with closing(made):
+            while True:
+                with self._timed("wait for readers"):
+                    reading = next(made, None)
+                if reading is None:
+                    return
+                yield reading
 
     def _groups(self, readings: Iterable[_Reading]) -> Iterator[list[_Reading]]:
         """Readings in groups that hold about a batch of pictures."""

@@ -275,6 +275,7 @@ def _work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
     # Ctrl-C and a stop of the service reach the whole group; the parent decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(10)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
     function = connection.recv()

@@ -63,6 +63,16 @@ class Encoder:
         network, manifest = load_checkpoint(directory)
         return cls(network, manifest, device=device, precision=precision, batch_size=batch_size)
 
+    def with_batch_size(self, batch_size: int) -> "Encoder":
+        """The same model for batches of another size: small ones answer one query sooner."""
+        return Encoder(
+            self._network,
+            self.manifest,
+            device=self._device,
+            precision=self._precision,
+            batch_size=batch_size,
+        )
+
     def encode(self, canvases: Sequence[NDArray[np.uint8]]) -> EncodedImages:
         """Blended features and codes of N canvases.
 

@@ -124,9 +124,7 @@ class EdgeStore:
         )
         return [
             # Rounding to float16 can carry a cosine a little beyond one.
-            from_payload(
-                str(found.id), found.payload or {}, score=min(1.0, max(-1.0, found.score))
-            )
+            from_payload(str(found.id), found.payload or {}, score=min(1.0, max(-1.0, found.score)))
             for found in _wrapped(self._shard.query, request)
         ]
 

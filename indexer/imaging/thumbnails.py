@@ -17,14 +17,14 @@ _QUALITY = 85
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
-    """A JPEG of ``pixels`` whose longer side has ``side`` pixels; no metadata.
+    """A JPEG of ``pixels`` whose longer side has at most ``side`` pixels; no metadata.
 
     Args:
         pixels: uint8 (H, W) grey or (H, W, 3) RGB.
-        side: pixels of the longer side; the aspect ratio is kept.
+        side: pixels of the longer side; smaller images stay as they are.
     """
     height, width = pixels.shape[:2]
-    scale = side / max(height, width)
+    scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     image = Image.fromarray(np.ascontiguousarray(pixels))
     # reducing_gap: a box reduction first, so that a 100-megapixel slide costs little.

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from engine.codes import (
     BAND_BITS,
@@ -109,7 +108,9 @@ def test_neighbourhoods_have_the_sizes_of_the_design():
 
 @given(st.integers(0, 2**16 - 1), st.integers(0, 3))
 def test_a_neighbourhood_is_all_values_that_near(value, s):
-    differing = np.unpackbits((EVERY ^ np.uint16(value)).view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1)
+    differing = np.unpackbits((EVERY ^ np.uint16(value)).view(np.uint8).reshape(-1, 2), axis=1).sum(
+        axis=1
+    )
     assert neighbourhood(value, s) == EVERY[differing <= s].tolist()
 
 

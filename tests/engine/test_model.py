@@ -114,7 +114,7 @@ def test_probing_leaves_the_batch_statistics_alone():
 
 def naive_conv_msa(module: ConvMSA, x: torch.Tensor, window: int, heads: int) -> torch.Tensor:
     """Window by window, head by head, pair by pair, over the cells that exist; no padding."""
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     h = ceil(height / ceil(height / window))
     w = ceil(width / ceil(width / window))
     qkv_weight = module.to_qkv.weight[:, :, 0, 0]

@@ -1,0 +1,69 @@
+"""Running an iterator ahead in a thread, a bounded number of items."""
+
+from collections.abc import Generator, Iterable
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Generic, TypeVar
+
+__all__ = ["ahead"]
+
+_T = TypeVar("_T")
+_POLL_SECONDS = 0.1
+
+
+class _End(Generic[_T]):
+    """What the thread leaves last: nothing, or the error that ended it."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def ahead(items: Iterable[_T], size: int) -> Generator[_T]:
+    """The items in order, up to ``size`` of them made before they are asked for.
+
+    The iterator runs in one thread from its start to its end; closing the generator ends it
+    after the item it is making. Its error comes when the items before it are used up.
+    """
+    made: Queue[_T | _End[_T]] = Queue(size)
+    stopped = Event()
+
+    def put(item: _T | _End[_T]) -> bool:
+        while not stopped.is_set():
+            try:
+                made.put(item, timeout=_POLL_SECONDS)
+                return True
+            except Full:
+                continue
+        return False
+
+    def run() -> None:
+        iterator = iter(items)
+        end: _End[_T] = _End()
+        try:
+            for item in iterator:
+                if not put(item):
+                    break
+        except BaseException as error:
+            end = _End(error)
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        put(end)
+
+    thread = Thread(target=run, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                item = made.get(timeout=_POLL_SECONDS)
+            except Empty:
+                continue
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,430 @@
+"""One suite over every vector store: what engine/store/base.py promises."""
+
+import contextlib
+import uuid
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from backends import BACKENDS
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from engine.codes import bands, neighbourhood
+from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
+from engine.records import ImageRecord
+from engine.store.base import Collection, Filter, Ids, Match, Range
+
+COUNT = 400
+ALL = Filter()
+BOOLS_FAIL = pytest.mark.xfail(strict=True, reason="qdrant_edge.MatchValue(True) asks for 1")
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def points(make_points):
+    return make_points(COUNT)
+
+
+@pytest.fixture(scope="module")
+def filled(backend, store_root, collection, points):
+    """A store with points in it, for tests that only read."""
+    store = backend.create(store_root / f"{backend.name}-filled", collection)
+    store.upsert(points)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def _scratch(backend, store_root, collection):
+    store = backend.create(store_root / f"{backend.name}-scratch", collection)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def empty(_scratch):
+    """A store without points, for tests that write."""
+    _scratch.delete(ALL)
+    assert _scratch.count(ALL) == 0
+    return _scratch
+
+
+def ids(points) -> list[str]:
+    return [point.id for point in points]
+
+
+def id_of(number: int) -> str:
+    return str(uuid.UUID(int=number))
+
+
+def same(found, expected) -> None:
+    """Equal in all but the vector, which is stored with fewer digits."""
+    assert (found.id, found.record, found.indexed_at) == (
+        expected.id,
+        expected.record,
+        expected.indexed_at,
+    )
+    assert found.code.tolist() == expected.code.tolist()
+
+
+# Filters
+
+FIELDS = {
+    "modality": ("CT", "MR", "Röntgen", "日本", "none"),
+    "labels": ("a", "b", "c", "none"),
+    "study_year": (2010, 2015, 2016, 1999),
+    "tenant": ("default", "other"),
+    "study": ("1.2.0", "1.2.3", "1.2.33"),
+}
+years = st.none() | st.integers(2009, 2021)
+matches = st.sampled_from(sorted(FIELDS)).flatmap(
+    lambda field: st.lists(st.sampled_from(FIELDS[field]), min_size=1, max_size=3, unique=True).map(
+        lambda values: Match(field, tuple(values))
+    )
+)
+conditions = (
+    matches
+    | st.builds(Range, st.just("study_year"), years, years)
+    | st.lists(st.integers(1, COUNT + 9).map(id_of), max_size=200).map(lambda v: Ids(tuple(v)))
+)
+
+
+@st.composite
+def filters(draw):
+    bands_near = draw(st.none() | st.tuples(st.integers(0, COUNT - 1), st.integers(0, 2)))
+    return (
+        Filter(
+            tuple(draw(st.lists(conditions, max_size=3))),
+            tuple(draw(st.lists(conditions, max_size=2))),
+        ),
+        bands_near,
+    )
+
+
+def with_bands(where, near, points):
+    """The filter with the pre-filter around one point's code."""
+    if near is None:
+        return where
+    number, s = near
+    values = bands(points[number].code).tolist()
+    return replace(where, bands=tuple(tuple(neighbourhood(value, s)) for value in values))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=filters())
+def test_filters_mean_what_they_say(filled, points, passes, drawn):
+    where = with_bands(*drawn, points)
+    expected = [point.id for point in points if passes(point, where)]
+    assert ids(filled.scroll(where)) == expected
+    assert filled.count(where) == len(expected)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Match("modality", ("CT",)),
+        Match("modality", ("MR", "日本")),
+        Match("labels", ("a", "c")),
+        Match("study_year", (2015, 2020)),
+        pytest.param(Match("burned_in", (True,)), marks=BOOLS_FAIL),
+        pytest.param(Match("burned_in", (False,)), marks=BOOLS_FAIL),
+        pytest.param(Match("burned_in", (True, False)), marks=BOOLS_FAIL),
+        Range("study_year", 2015, 2016),
+        Range("study_year", None, 2015),
+        Range("study_year", 2016, None),
+        Ids((id_of(3), id_of(5), id_of(10**6))),
+    ],
+    ids=str,
+)
+def test_every_kind_of_condition_includes_and_excludes(filled, points, passes, condition):
+    must, must_not = Filter(must=(condition,)), Filter(must_not=(condition,))
+    expected = {point.id for point in points if passes(point, must)}
+    assert 0 < len(expected) < COUNT
+    assert set(ids(filled.scroll(must))) == expected
+    assert set(ids(filled.scroll(must_not))) == set(ids(points)) - expected
+
+
+@pytest.mark.parametrize("s", [0, 1, 2])
+def test_bands_are_any_of(filled, points, passes, s):
+    sizes = set()
+    for number in (0, 57, 311):
+        where = with_bands(Filter(must_not=(Ids((points[number].id,)),)), (number, s), points)
+        expected = [point.id for point in points if passes(point, where)]
+        assert ids(filled.scroll(where)) == expected
+        sizes.add(len(expected))
+    assert max(sizes) > 10
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Ids(()),
+        pytest.param(
+            Match("modality", ()),
+            marks=pytest.mark.xfail(strict=True, reason="store/edge.py _to_condition: all(()) "),
+        ),
+    ],
+)
+def test_any_of_nothing_is_nothing(filled, condition):
+    assert filled.count(Filter(must=(condition,))) == 0
+    assert filled.count(Filter(must_not=(condition,))) == COUNT
+
+
+# Counts by value
+
+
+@pytest.mark.parametrize("field", ["modality", "body_part", "study_year", "labels", "tenant"])
+def test_facets_count_values_most_frequent_first(filled, points, passes, field):
+    for where in (ALL, Filter(must=(Match("labels", ("a",)),))):
+        counter: Counter[str] = Counter()
+        for point in points:
+            if passes(point, where):
+                value = getattr(point.record, field)
+                values = value if isinstance(value, tuple) else (value,)
+                counter.update(str(v) for v in values if v is not None)
+        found = filled.facet(field, where, 10)
+        assert found == dict(counter)
+        assert list(found) == sorted(counter, key=lambda value: (-counter[value], value))
+        most = filled.facet(field, where, 1)
+        assert list(most.values()) == [max(counter.values())]
+
+
+# Vectors
+
+
+def test_the_nearest_come_first_with_their_similarity(filled, points, passes):
+    z = np.stack([point.z for point in points])
+    for number in (0, 123):
+        where = Filter(must=(Match("labels", ("a", "b")),))
+        found = filled.query(points[number].z, where, 25)
+        taking_part = np.array([passes(point, where) for point in points])
+        similarity = np.where(taking_part, z @ points[number].z, -9.0)
+        best = np.sort(similarity)[::-1][:25]
+        assert [point.score for point in found] == pytest.approx(best.tolist(), abs=2e-3)
+        for point in found:
+            index = uuid.UUID(point.id).int - 1
+            assert taking_part[index]
+            assert point.score == pytest.approx(similarity[index], abs=2e-3)
+            same(point, points[index])
+        scores = [point.score for point in found]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_a_query_gives_at_most_what_takes_part(filled, points):
+    where = Filter(must=(Ids((points[3].id, points[9].id)),))
+    assert set(ids(filled.query(points[0].z, where, 50))) == {points[3].id, points[9].id}
+    assert filled.query(points[0].z, Filter(must=(Ids(()),)), 5) == []
+    assert len(filled.query(points[0].z, ALL, 7)) == 7
+
+
+def test_a_query_of_another_length_is_refused(filled):
+    with pytest.raises(StoreError):
+        filled.query(np.ones(3, dtype=np.float32), ALL, 5)
+
+
+# By id
+
+
+def test_get_keeps_the_order_and_leaves_out_what_is_unknown(filled, points):
+    wanted = [points[9].id, id_of(10**6), points[2].id, "no id at all", "", points[5].id]
+    found = filled.get(wanted)
+    assert ids(found) == [points[9].id, points[2].id, points[5].id]
+    for point, number in zip(found, (9, 2, 5), strict=True):
+        same(point, points[number])
+        assert point.z is None
+    assert filled.get([]) == []
+
+
+def test_get_gives_the_vector_when_asked(filled, points):
+    (found,) = filled.get([points[4].id], with_z=True)
+    assert found.z.dtype == np.float32
+    assert np.allclose(found.z, points[4].z, atol=1e-3)
+
+
+@pytest.mark.parametrize("page", [1, 7, COUNT - 1, COUNT, COUNT + 1])
+def test_scrolling_gives_each_point_once_whatever_the_page(filled, points, page):
+    if page == 1:
+        few = Filter(must=(Ids(tuple(ids(points[:30]))),))
+        assert ids(filled.scroll(few, page=page)) == ids(points[:30])
+    else:
+        found = list(filled.scroll(ALL, page=page))
+        assert ids(found) == ids(points)
+        assert all(point.z is None for point in found)
+
+
+# Writing
+
+
+def test_writing_twice_changes_nothing_and_writing_anew_replaces(empty, make_points):
+    points = make_points(20)
+    empty.upsert(points)
+    empty.upsert(points)
+    assert empty.count(ALL) == 20
+    changed = replace(
+        points[3], record=ImageRecord(modality="US"), code=points[4].code, z=points[4].z
+    )
+    empty.upsert([changed])
+    assert empty.count(ALL) == 20
+    (found,) = empty.get([points[3].id], with_z=True)
+    same(found, changed)  # nothing of the former payload is left
+    assert np.allclose(found.z, points[4].z, atol=1e-3)
+    assert empty.count(Filter(must=(Match("modality", ("US",)),))) == 1
+
+
+def test_records_come_back_as_they_went(empty, make_points):
+    full = ImageRecord(
+        study="1.2.3",
+        series="1.2.3.4",
+        sop="1.2.3.4.5",
+        frame=17,
+        patient="f00d",
+        modality="CT",
+        body_part="BRUSTKORB – Größe 日本語 🩻",
+        view="AP",
+        laterality="L",
+        manufacturer='A "quoted" \\ name\nof two lines',
+        sex="O",
+        age_band="60-69",
+        study_year=-1,
+        labels=("ü", "", "a,b", "x" * 5000),
+        source="study=1",
+        burned_in=False,
+        tenant="Klinik №1",
+    )
+    plain = ImageRecord()
+    points = [
+        replace(point, record=record, indexed_at=at)
+        for point, record, at in zip(
+            make_points(2), (full, plain), ("2024-05-01T00:00:00Z", None), strict=True
+        )
+    ]
+    empty.upsert(points)
+    for found, expected in zip(empty.get(ids(points)), points, strict=True):
+        same(found, expected)
+    for value in ("ü", "a,b"):
+        assert empty.count(Filter(must=(Match("labels", (value,)),))) == 1
+
+
+def test_deleting_removes_what_takes_part_and_says_how_many(empty, make_points, passes):
+    points = make_points(60)
+    empty.upsert(points)
+    where = Filter(must=(Match("modality", ("CT", "MR")),))
+    gone = [point for point in points if passes(point, where)]
+    assert empty.delete(where) == len(gone) > 0
+    assert ids(empty.scroll(ALL)) == [p.id for p in points if p not in gone]
+    assert empty.get(ids(gone)) == []
+    assert empty.delete(where) == 0
+    assert empty.delete(ALL) == 60 - len(gone)
+
+
+def test_a_large_batch_arrives_whole(empty, make_points):
+    points = make_points(5000)
+    empty.upsert(points)
+    empty.optimise()
+    assert empty.count(ALL) == 5000
+    assert ids(empty.scroll(ALL)) == ids(points)
+    same(empty.get([points[4999].id])[0], points[4999])
+
+
+def test_writing_nothing_is_fine(empty):
+    empty.upsert([])
+    assert empty.count(ALL) == 0
+
+
+def test_a_point_without_vector_or_of_another_length_is_refused(empty, make_points):
+    good, bad = make_points(2)
+    for z in (None, np.ones(3, dtype=np.float32)):
+        with pytest.raises(StoreError, match=bad.id):
+            empty.upsert([good, replace(bad, z=z)])
+    assert empty.count(ALL) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="store/edge.py checks the vector's length only")
+def test_a_code_of_another_length_is_refused(empty, make_points):
+    (point,) = make_points(1)
+    with pytest.raises(StoreError, match=point.id):
+        empty.upsert([replace(point, code=np.zeros(4, dtype=np.uint8))])
+
+
+@pytest.mark.xfail(strict=True, reason="store/edge.py takes NaN")
+def test_a_vector_that_is_no_number_is_refused(empty, make_points):
+    (point,) = make_points(1)
+    with pytest.raises(StoreError, match=point.id):
+        empty.upsert([replace(point, z=np.full(16, np.nan, dtype=np.float32))])
+
+
+@pytest.mark.xfail(strict=True, reason="store/edge.py translates outside of _wrapped")
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Match("study_year", (10**30,)),
+        Range("study_year", 10**400, None),
+        Match("study", ("\udc80",)),
+        Ids(("no id at all",)),
+    ],
+    ids=lambda condition: type(condition).__name__,
+)
+def test_what_cannot_be_asked_is_a_store_error_or_matches_nothing(filled, condition):
+    with contextlib.suppress(StoreError):
+        assert filled.count(Filter(must=(condition,))) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="store/edge.py translates outside of _wrapped")
+@pytest.mark.parametrize("change", [{"id": "no id"}, {"record": ImageRecord(study="\udc80")}])
+def test_what_cannot_be_stored_is_a_store_error(empty, make_points, change):
+    with pytest.raises(StoreError):
+        empty.upsert([replace(make_points(1)[0], **change)])
+
+
+# Opening and closing
+
+
+def test_points_outlive_closing(backend, store_root, collection, make_points):
+    place, points = store_root / f"{backend.name}-reopened", make_points(50)
+    store = backend.create(place, collection)
+    store.upsert(points[:40])
+    store.close()
+    store = backend.create(place, collection)
+    store.upsert(points[40:])
+    store.flush()
+    store.close()
+    store = backend.open(place)
+    try:
+        assert store.collection == collection
+        found = list(store.scroll(ALL))
+        assert ids(found) == ids(points)
+        for point, expected in zip(found, points, strict=True):
+            same(point, expected)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("change", [{"model": "fedcba9876543210"}, {"dim": 17}, {"bits": 32}])
+def test_another_model_is_refused_and_nothing_lost(
+    backend, store_root, collection, make_points, change
+):
+    place = store_root / f"{backend.name}-mismatch"
+    store = backend.create(place, collection)
+    store.upsert(make_points(3))
+    store.close()
+    other = Collection(**{"model": collection.model, "dim": 16, "bits": 64, **change})
+    for reach in (backend.create, backend.open):
+        with pytest.raises(FingerprintMismatch, match=r"(?s)0123456789abcdef.*--model"):
+            reach(place, other)
+    store = backend.open(place, collection)
+    try:
+        assert store.count(ALL) == 3
+    finally:
+        store.close()
+
+
+def test_opening_what_is_not_there_makes_nothing(backend, store_root):
+    place = store_root / f"{backend.name}-nowhere" / "index"
+    with pytest.raises(StoreNotFound, match="nowhere"):
+        backend.open(place)
+    assert not place.parent.exists()
