@@ -16,10 +16,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from indexer.pipeline import IndexingReport, Progress
 
 __all__ = ["answer_table", "indexing_progress", "report_document", "report_table"]
+
+_HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "where")
+_NUMBERS = {"#", "similarity", "Hamming"}
+_OPTIONAL = {"modality", "body part", "labels"}
 
 
 @contextmanager
@@ -100,27 +105,26 @@ def report_table(report: IndexingReport) -> Table:
 
 def answer_table(name: str, document: dict[str, Any]) -> Table:
     """One answer for people: hits, and under them how they were found."""
+    rows = [
+        {
+            "#": str(place),
+            "similarity": f"{hit['similarity']:.4f}",
+            "Hamming": str(hit["hamming"]),
+            "modality": hit["modality"] or "",
+            "body part": hit["body_part"] or "",
+            "labels": ", ".join(hit["labels"]),
+            "where": _where(hit),
+        }
+        for place, hit in enumerate(document["hits"], start=1)
+    ]
     table = Table(title=name, title_justify="left")
-    for heading, justify in (
-        ("#", "right"),
-        ("similarity", "right"),
-        ("Hamming", "right"),
-        ("modality", "left"),
-        ("body part", "left"),
-        ("labels", "left"),
-        ("where", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for place, hit in enumerate(document["hits"], start=1):
-        table.add_row(
-            str(place),
-            f"{hit['similarity']:.4f}",
-            str(hit["hamming"]),
-            hit["modality"] or "",
-            hit["body_part"] or "",
-            ", ".join(hit["labels"]),
-            _where(hit),
-        )
+    for heading in _HEADINGS:
+        # A terminal has no room for what no hit has.
+        if heading not in _OPTIONAL or any(row[heading] for row in rows):
+            number = heading in _NUMBERS
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[str(column.header)]) for column in table.columns))
     evidence, ood = document["evidence"], document["ood"]
     reach = (
         "everything was compared"
@@ -147,7 +151,7 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
 
 
 def _where(hit: dict[str, Any]) -> str:
-    """The end of the hit's path, which fits a table; the whole of it is in the JSON.
+    """The end of the hit's path; the whole of it, which no table holds, is in the JSON.
 
     File names may hold bytes that are no text; terminals take none of those.
     """
