@@ -7,6 +7,8 @@ setting.
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError as SettingsSourceError,
     TomlConfigSettingsSource,
 )
 
@@ -153,9 +156,20 @@ def load_settings(**overrides: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         variable = "PRECEDENT_" + name.upper().replace(".", "__")
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(
+                f"there is no setting {name}; correct or remove {variable}, or its line in "
+                f"{_CONFIG_DEFAULT}"
+            ) from None
         # The value itself is left out: it may be a secret.
         raise SettingsError(
             f"setting {name}: {first['msg']}; set it in {variable} or {_CONFIG_DEFAULT}"
         ) from None
-    except ValueError as error:
-        raise SettingsError(f"{_CONFIG_DEFAULT} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{_config_file()} is no TOML: {error}") from None
+    except SettingsSourceError as error:
+        group = re.search(r'field "(\w+)"', str(error))
+        variable = f"PRECEDENT_{group[1].upper()}" if group else "a PRECEDENT_… variable"
+        raise SettingsError(
+            f"{variable} is no JSON; set its values one by one, as in PRECEDENT_SEARCH__K=5"
+        ) from None

@@ -96,5 +96,11 @@ def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.M
             return cast(nn.Module, clip.visual)
         vision, embed_dim = known["vision_cfg"], known["embed_dim"]
     vision = {**vision, **config.vision, "image_size": image_size, "timm_model_pretrained": False}
-    clip = open_clip.CLIP(embed_dim, open_clip.CLIPVisionCfg(**vision), _NO_TEXT)
+    try:
+        clip = open_clip.CLIP(embed_dim, open_clip.CLIPVisionCfg(**vision), _NO_TEXT)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"tower {config.name!r} cannot be built with vision={config.vision} ({error}); "
+            "use fields of open_clip's CLIPVisionCfg"
+        ) from None
     return cast(nn.Module, clip.visual)

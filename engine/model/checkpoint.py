@@ -110,7 +110,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"no model in {directory} ({error.strerror}: {MANIFEST}); name a folder that "
             "`precedent train --out` wrote"
         ) from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"{directory / MANIFEST} is damaged ({error}); restore it, or train again"
         ) from None

@@ -94,8 +94,9 @@ class OodGate:
                 metadata = tensors.metadata()
                 reference = tensors.get_tensor("reference").astype(np.float32)
                 calibration = tensors.get_tensor("knn")
-                bound_to, alpha, k = metadata["model"], metadata["alpha"], metadata["k"]
-        except (OSError, SafetensorError, KeyError) as error:
+                bound_to = metadata["model"]
+                alpha, k = float(metadata["alpha"]), int(metadata["k"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{path} is damaged ({error}); calibrate again, or delete it to search "
                 "without an OOD verdict"
@@ -105,4 +106,4 @@ class OodGate:
                 f"{path} was made for model {bound_to}, not {model}; calibrate again, or "
                 "delete it to search without an OOD verdict"
             )
-        return cls(KnnDetector(reference, int(k)), calibration, float(alpha))
+        return cls(KnnDetector(reference, k), calibration, alpha)

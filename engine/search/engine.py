@@ -135,19 +135,20 @@ class SearchEngine:
         self, z: NDArray[np.float32], code: NDArray[np.uint8], query: Query, taken: Climb
     ) -> tuple[list[Hit], int]:
         """The first k hits, and how many candidates were put into order for them."""
-        if query.order == "hamming":
-            limit = max(query.k, self._settings.max_hamming_ranked)
-            points = self._store.query(z, taken.where, min(limit, max(taken.candidates, 1)))
-            return ranked(points, code, query.order)[: query.k], len(points)
+        by_content = query.order == "content"
+        wanted = query.k if by_content else max(query.k, self._settings.max_hamming_ranked)
         # The store cuts its list at the limit in any order among equals, so the list has to
-        # go on until the k-th hit has no equal left behind.
-        limit = 2 * query.k
+        # go on until the last one wanted has no equal left behind.
+        limit = wanted + query.k
         while True:
             points = self._store.query(z, taken.where, limit)
-            cut = len(points) == limit and points[query.k - 1].score == points[-1].score
-            if not cut:
-                return ranked(points, code, query.order)[: query.k], len(points)
+            if len(points) < limit or points[wanted - 1].score != points[-1].score:
+                break
             limit *= 4
+        if not by_content and len(points) > wanted:
+            least = points[wanted - 1].score or 0.0
+            points = [point for point in points if (point.score or 0.0) >= least]
+        return ranked(points, code, query.order)[: query.k], len(points)
 
 
 class _Stopwatch:

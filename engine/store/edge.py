@@ -119,7 +119,7 @@ class EdgeStore:
         request = qdrant.QueryRequest(
             limit=limit,
             query=qdrant.Query.Nearest(z.tolist(), using=_VECTOR),
-            filter=_to_filter(where),
+            filter=_translated(where),
             with_payload=True,
         )
         return [
@@ -129,11 +129,11 @@ class EdgeStore:
         ]
 
     def count(self, where: Filter) -> int:
-        request = qdrant.CountRequest(exact=True, filter=_to_filter(where))
+        request = qdrant.CountRequest(exact=True, filter=_translated(where))
         return _wrapped(self._shard.count, request)
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
-        request = qdrant.FacetRequest(field, limit=limit, exact=True, filter=_to_filter(where))
+        request = qdrant.FacetRequest(field, limit=limit, exact=True, filter=_translated(where))
         hits = [(str(hit.value), hit.count) for hit in _wrapped(self._shard.facet, request)]
         return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
 
@@ -145,10 +145,12 @@ class EdgeStore:
         return [found[i] for i in ids if i in found]
 
     def scroll(self, where: Filter, *, page: int = 1000) -> Iterator[Point]:
+        if page < 1:
+            raise StoreError(f"a page of {page} points never ends; ask for at least one")
         offset: Any = None
         while True:
             request = qdrant.ScrollRequest(
-                offset=offset, limit=page, filter=_to_filter(where), with_payload=True
+                offset=offset, limit=page, filter=_translated(where), with_payload=True
             )
             records, offset = _wrapped(self._shard.scroll, request)
             yield from map(_to_point, records)
@@ -157,7 +159,7 @@ class EdgeStore:
 
     def delete(self, where: Filter) -> int:
         count = self.count(where)
-        edge_filter = _to_filter(where) or qdrant.Filter()
+        edge_filter = _translated(where) or qdrant.Filter()
         self._update(qdrant.UpdateOperation.delete_points_by_filter(edge_filter))
         return count
 
@@ -181,8 +183,23 @@ class EdgeStore:
                 f"point {point.id} has a vector of shape {shape}, the index wants "
                 f"({self._collection.dim},); encode it with the index's own model"
             )
+        if not np.isfinite(point.z).all():
+            raise StoreError(
+                f"point {point.id} has a vector that is not finite; encode the image again"
+            )
+        if 8 * len(point.code) != self._collection.bits:
+            raise StoreError(
+                f"point {point.id} has a code of {8 * len(point.code)} bits, the index wants "
+                f"{self._collection.bits}; encode it with the index's own model"
+            )
         payload = to_payload(point, self._collection.model)
-        return qdrant.Point(uuid.UUID(point.id), {_VECTOR: point.z.tolist()}, payload)
+        try:
+            return qdrant.Point(uuid.UUID(point.id), {_VECTOR: point.z.tolist()}, payload)
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"point {point.id!r} cannot be stored ({error}); ids are UUIDs, and texts "
+                "valid Unicode"
+            ) from None
 
 
 def _locked(directory: Path) -> FileLock:
@@ -190,6 +207,8 @@ def _locked(directory: Path) -> FileLock:
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
+        # Beside the lock, not in it: each contender opens the lock file anew and empties it.
+        write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
     except Timeout:
         holder = path.with_suffix(".pid")
         pid = holder.read_text().strip() if holder.is_file() else "unknown"
@@ -198,11 +217,10 @@ def _locked(directory: Path) -> FileLock:
             "stop it, or ask it over HTTP if it is `precedent serve`"
         ) from None
     except OSError as error:
+        lock.release()
         raise StoreError(
             f"{path} cannot be locked ({error.strerror}); give a --data-dir you may write to"
         ) from None
-    # Beside the lock, not in it: the lock file is opened anew, and emptied, by each contender.
-    write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
     return lock
 
 
@@ -248,6 +266,17 @@ _INDEX: dict[FieldKind, Callable[[], Any]] = {
 }
 
 
+def _translated(where: Filter) -> qdrant.Filter | None:
+    """The filter in the engine's terms. Raises StoreError when there are none for it."""
+    try:
+        return _to_filter(where)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StoreError(
+            f"the index cannot be asked for this ({error}): numbers have at most 64 bits, ids "
+            "are UUIDs, and texts valid Unicode"
+        ) from None
+
+
 def _to_filter(where: Filter) -> qdrant.Filter | None:
     must: list[Any] = [_to_condition(condition) for condition in where.must]
     if where.bands:
@@ -271,11 +300,13 @@ def _to_condition(condition: Condition) -> Any:
             return qdrant.HasIdCondition({uuid.UUID(value) for value in values})
         case Range(field, low, high):
             return qdrant.FieldCondition(field, range=qdrant.RangeFloat(gte=low, lte=high))
+        case Match(_, ()):
+            return qdrant.HasIdCondition(set())
         case Match(field, values) if all(isinstance(value, bool) for value in values):
+            # A plain bool is an int to the binding, and would match nothing.
+            options = [qdrant.MatchValue(np.bool_(value)) for value in values]  # type: ignore[arg-type]
             return qdrant.Filter(
-                should=[
-                    qdrant.FieldCondition(field, match=qdrant.MatchValue(value)) for value in values
-                ]
+                should=[qdrant.FieldCondition(field, match=option) for option in options]
             )
         case Match(field, values):
             return qdrant.FieldCondition(field, match=qdrant.MatchAny(list(values)))  # type: ignore[arg-type]

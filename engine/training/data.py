@@ -1,6 +1,7 @@
 """What to learn from: lists of labelled files, and their canvases in memory."""
 
 import csv
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,14 @@ def from_csv(
                         f"{table} has no column {column!r}, only {', '.join(columns)}; "
                         "name the columns to use"
                     )
-            examples = [
-                Example(table.parent / row[file_column], row[label_column]) for row in reader
-            ]
+            examples = []
+            for row in reader:
+                if not row[file_column] or not row[label_column]:
+                    raise TrainingDataError(
+                        f"{table}, line {reader.line_num}: {file_column!r} or {label_column!r} "
+                        "is empty; give both or remove the line"
+                    )
+                examples.append(Example(table.parent / row[file_column], row[label_column]))
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingDataError(f"{table} cannot be read: {error}") from None
     if not examples:
@@ -121,6 +127,13 @@ class TrainingSet:
         index = {name: i for i, name in enumerate(classes)}
         labels = np.array([index[name] for name in names], dtype=np.int64)
         return cls(np.stack(canvases), labels, classes)
+
+    def digest(self) -> str:
+        """sha256, hex, of canvases, labels and class names: two equal sets have the same."""
+        running = hashlib.sha256(repr((self.canvases.shape, self.classes)).encode())
+        running.update(np.ascontiguousarray(self.canvases).data)
+        running.update(np.ascontiguousarray(self.labels).data)
+        return running.hexdigest()
 
     def counts(self) -> Tensor:
         """Images per class, int64 (C,)."""

@@ -40,4 +40,5 @@ def structural_similarity(fingerprints: Tensor, *, centred: bool) -> Tensor:
         f = f - f.mean(dim=1, keepdim=True)
     norm = f.norm(dim=1, keepdim=True)
     f = torch.where(norm > 1e-6, f / norm.clamp_min(1e-6), torch.zeros_like(f))
-    return (f @ f.T).clamp(0.0, 1.0)
+    with torch.autocast(f.device.type, enabled=False):
+        return (f @ f.T).clamp(0.0, 1.0)

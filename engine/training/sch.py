@@ -110,9 +110,11 @@ def class_weights(counts: Tensor) -> Tensor:
 
 def bit_distance(h: Tensor) -> Tensor:
     """d_ij = (1 − Pearson over bits(h_i, h_j)) / 2, float32 (N, N) within (0, 1)."""
-    h = h.float()
-    h = F.normalize(h - h.mean(dim=1, keepdim=True), dim=1, eps=_EPSILON)
-    return ((1 - h @ h.T) / 2).clamp(_EPSILON, 1 - _EPSILON)
+    # In bfloat16 d would round to 1, and its logarithm to minus infinity.
+    with torch.autocast(h.device.type, enabled=False):
+        h = h.float()
+        h = F.normalize(h - h.mean(dim=1, keepdim=True), dim=1, eps=_EPSILON)
+        return ((1 - h @ h.T) / 2).clamp(_EPSILON, 1 - _EPSILON)
 
 
 def pair_loss(

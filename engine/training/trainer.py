@@ -86,8 +86,8 @@ def train(
         "network": to_dict(network_config),
         "preprocess": to_dict(preprocess),
         "train": to_dict(config),
-        "classes": list(data.classes),
-        "images": len(data),
+        "pretrained": pretrained,
+        "data": data.digest(),
     }
     out.mkdir(parents=True, exist_ok=True)
     history = _resume(out, run, network, optimiser)

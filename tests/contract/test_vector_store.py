@@ -17,7 +17,6 @@ from engine.store.base import Collection, Filter, Ids, Match, Range
 
 COUNT = 400
 ALL = Filter()
-BOOLS_FAIL = pytest.mark.xfail(strict=True, reason="qdrant_edge.MatchValue(True) asks for 1")
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
@@ -80,6 +79,7 @@ FIELDS = {
     "study_year": (2010, 2015, 2016, 1999),
     "tenant": ("default", "other"),
     "study": ("1.2.0", "1.2.3", "1.2.33"),
+    "burned_in": (True, False),
 }
 years = st.none() | st.integers(2009, 2021)
 matches = st.sampled_from(sorted(FIELDS)).flatmap(
@@ -131,9 +131,9 @@ def test_filters_mean_what_they_say(filled, points, passes, drawn):
         Match("modality", ("MR", "日本")),
         Match("labels", ("a", "c")),
         Match("study_year", (2015, 2020)),
-        pytest.param(Match("burned_in", (True,)), marks=BOOLS_FAIL),
-        pytest.param(Match("burned_in", (False,)), marks=BOOLS_FAIL),
-        pytest.param(Match("burned_in", (True, False)), marks=BOOLS_FAIL),
+        Match("burned_in", (True,)),
+        Match("burned_in", (False,)),
+        Match("burned_in", (True, False)),
         Range("study_year", 2015, 2016),
         Range("study_year", None, 2015),
         Range("study_year", 2016, None),
@@ -164,10 +164,7 @@ def test_bands_are_any_of(filled, points, passes, s):
     "condition",
     [
         Ids(()),
-        pytest.param(
-            Match("modality", ()),
-            marks=pytest.mark.xfail(strict=True, reason="store/edge.py _to_condition: all(()) "),
-        ),
+        Match("modality", ()),
     ],
 )
 def test_any_of_nothing_is_nothing(filled, condition):
@@ -344,21 +341,18 @@ def test_a_point_without_vector_or_of_another_length_is_refused(empty, make_poin
     assert empty.count(ALL) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="store/edge.py checks the vector's length only")
 def test_a_code_of_another_length_is_refused(empty, make_points):
     (point,) = make_points(1)
     with pytest.raises(StoreError, match=point.id):
         empty.upsert([replace(point, code=np.zeros(4, dtype=np.uint8))])
 
 
-@pytest.mark.xfail(strict=True, reason="store/edge.py takes NaN")
 def test_a_vector_that_is_no_number_is_refused(empty, make_points):
     (point,) = make_points(1)
     with pytest.raises(StoreError, match=point.id):
         empty.upsert([replace(point, z=np.full(16, np.nan, dtype=np.float32))])
 
 
-@pytest.mark.xfail(strict=True, reason="store/edge.py translates outside of _wrapped")
 @pytest.mark.parametrize(
     "condition",
     [
@@ -374,7 +368,6 @@ def test_what_cannot_be_asked_is_a_store_error_or_matches_nothing(filled, condit
         assert filled.count(Filter(must=(condition,))) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="store/edge.py translates outside of _wrapped")
 @pytest.mark.parametrize("change", [{"id": "no id"}, {"record": ImageRecord(study="\udc80")}])
 def test_what_cannot_be_stored_is_a_store_error(empty, make_points, change):
     with pytest.raises(StoreError):

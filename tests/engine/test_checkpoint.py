@@ -160,9 +160,7 @@ def test_a_missing_folder_is_named(tmp_path):
         "not json",
         '{"format": 2, "precedent": "9"}',
         '{"format": 1, "precedent": "0"}',
-        pytest.param(
-            "[]", marks=pytest.mark.xfail(strict=True, reason="checkpoint.py lets TypeError out")
-        ),
+        "[]",
     ],
 )
 def test_a_manifest_that_is_none_is_refused(folder, text):

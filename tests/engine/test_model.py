@@ -90,7 +90,6 @@ def test_towers_that_cannot_be_are_refused_by_name(config, size, named):
         TappedTower(config, size)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="engine/model/backbone.py _build")
 def test_an_unknown_vision_field_is_refused_by_name():
     with pytest.raises(ModelError, match="layerz"):
         TappedTower(TowerConfig("ViT-S-16", {"layerz": 3}, (0, 2)), 64)

@@ -93,7 +93,6 @@ def test_bit_distance_stays_inside_the_logarithm():
     assert torch.isfinite(torch.log1p(-d)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="engine/training/sch.py: h @ h.T runs in bfloat16")
 def test_distances_are_float32_under_autocast():
     h = noise(6, 16)
     h[1] = -h[0]
@@ -104,7 +103,6 @@ def test_distances_are_float32_under_autocast():
     assert torch.equal(inside, outside)
 
 
-@pytest.mark.xfail(strict=True, reason="engine/training/fingerprint.py: f @ f.T runs in bfloat16")
 def test_structural_similarity_is_float32_under_autocast():
     f = torch.rand(4, 256, generator=torch.Generator().manual_seed(0))
     outside = structural_similarity(f, centred=True)
@@ -114,7 +112,6 @@ def test_structural_similarity_is_float32_under_autocast():
     assert torch.equal(inside, outside)
 
 
-@pytest.mark.xfail(strict=True, reason="engine/training/sch.py: d rounds to 1, log(0)")
 def test_the_loss_is_finite_under_autocast():
     h = noise(6, 16)
     h[1] = -h[0]

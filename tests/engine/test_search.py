@@ -383,9 +383,6 @@ def test_ties_at_the_cut_are_broken_by_id(twin_stores, encoder, k, order, exact)
         assert [number_of(hit.id) for hit in answer.hits] == expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="search/engine.py _hits: the cut at max_hamming_ranked splits equals"
-)
 def test_ties_at_the_cut_of_what_is_ranked_are_broken_by_id(twin_stores, encoder):
     asked, settings = 300, SearchSettings(max_hamming_ranked=50)
     answers = [

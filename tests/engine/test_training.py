@@ -168,7 +168,6 @@ def test_a_run_that_failed_at_its_end_only_repeats_the_end(stopped):
     assert [entry["epoch"] for entry in history] == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="engine/training/trainer.py compares the count only")
 def test_other_data_in_the_folder_of_a_stopped_run_are_refused(stopped):
     with pytest.raises(TrainingDataError, match="other data"):
         run(stopped, replace(CONFIG, epochs=1, batch_size=60), data_seed=1)
@@ -242,7 +241,6 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path, data, named):
         from_csv(table)
 
 
-@pytest.mark.xfail(strict=True, reason="engine/training/data.py takes None for a value")
 @pytest.mark.parametrize("columns", ["label,file", "file,label"])
 def test_a_row_that_is_cut_short_is_refused(tmp_path, columns):
     table = tmp_path / "t.csv"
