@@ -90,16 +90,9 @@ def report_table(report: IndexingReport) -> Table:
     table.add_section()
     table.add_row("seen", f"{total:,}")
     read = report.indexed + sum(report.refused.values())
-    encoding = report.stage_seconds.get("encode", 0.0)
-    caption = f"{report.seconds:.1f} s"
-    if report.seconds and read:
-        caption += f", {read / report.seconds:.0f} instances/s"
-    if encoding and report.points:
-        caption += (
-            f"; {report.points:,} pictures encoded at {report.points / encoding:.0f}/s "
-            "while the encoder was at work"
-        )
-    table.caption = caption
+    table.caption = f"{report.seconds:.1f} s"
+    if read:
+        table.caption += f", {read / report.seconds:.0f} instances/s"
     return table
 
 

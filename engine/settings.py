@@ -34,6 +34,8 @@ __all__ = [
 
 _CONFIG_VARIABLE = "PRECEDENT_CONFIG"
 _CONFIG_DEFAULT = "precedent.toml"
+# Those that this process may use: a container may have been given a few of many.
+_CORES = min(len(os.sched_getaffinity(0)), 16)
 
 
 class _Group(BaseModel):
@@ -58,15 +60,17 @@ class ImageLimits(_Group):
 class IndexingSettings(_Group):
     """How an archive becomes points."""
 
-    readers: Annotated[int, Field(ge=1, le=64)] = 2
+    readers: Annotated[int, Field(ge=1, le=64)] = _CORES
     """Processes that read and decode files."""
+    encoders: Annotated[int, Field(ge=1, le=64)] = _CORES
+    """Batches encoded at the same time; 1 for a GPU."""
     reader_memory_bytes: Annotated[int, Field(ge=256 * 1024**2)] = 4 * 1024**3
     """Address space one reading process may take."""
     reader_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Wall-clock time one file may take to read."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Images encoded at once."""
-    commit_every: Annotated[int, Field(ge=1)] = 256
+    commit_every: Annotated[int, Field(ge=1)] = 1000
     """Files after which the store is flushed and the ledger committed."""
     frames_per_instance: Annotated[int, Field(ge=1)] = 8
     """At most so many frames of a multi-frame instance, evenly spaced."""
@@ -78,9 +82,9 @@ class SearchSettings(_Group):
     """How a query is answered."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
-    min_candidates: Annotated[int, Field(ge=1)] = 100
+    min_candidates: Annotated[int, Field(ge=1)] = 10
     """A rung of the pre-filter is accepted from this many candidates on."""
-    candidates_per_hit: Annotated[int, Field(ge=1)] = 10
+    candidates_per_hit: Annotated[int, Field(ge=1)] = 5
     """… and from this many for each hit asked for."""
     max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
     """Order ``hamming`` ranks at most so many candidates, the most similar first."""

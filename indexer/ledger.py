@@ -2,23 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    BigInteger,
-    Column,
     Connection,
     Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
     Row,
-    String,
-    Table,
     create_engine,
     delete,
     event,
@@ -30,6 +20,20 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.errors import LedgerError, RefusalReason
+from indexer.ledger_schema import (
+    Done,
+    Owner,
+    Pending,
+    Refused,
+    State,
+    done_row,
+    finish_statement,
+    instances,
+    metadata,
+    points,
+    refused_row,
+    runs,
+)
 from indexer.sources.base import Discovered
 
 __all__ = ["Done", "Ledger", "Owner", "Pending", "Refused", "State"]
@@ -45,89 +49,7 @@ _TRANSIENT = (
 )
 """Refusals that may go away although the file stays as it is: tried again on every run."""
 
-
-class State(StrEnum):
-    """What became of an instance."""
-
-    PENDING = "pending"
-    DONE = "done"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """An instance to read."""
-
-    locator: str
-    label: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """An instance that is in the index. content: sha256 hex. points: (id, frame) pairs."""
-
-    locator: str
-    content: str
-    points: tuple[tuple[str, int], ...]
-    study: str | None = None
-    series: str | None = None
-    sop: str | None = None
-    patient: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An instance that is not. detail: one sentence."""
-
-    locator: str
-    reason: RefusalReason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The instance that a point came from."""
-
-    locator: str
-    content: str
-
-
 _T = TypeVar("_T")
-_metadata = MetaData()
-
-_instances = Table(
-    "instances",
-    _metadata,
-    Column("locator", String, primary_key=True),
-    Column("size", BigInteger, nullable=False),
-    Column("modified", BigInteger, nullable=False),
-    Column("label", String),
-    Column("state", String, nullable=False),
-    Column("reason", String),
-    Column("detail", String),
-    Column("content", String),
-    Column("study", String),
-    Column("series", String),
-    Column("sop", String),
-    Column("patient", String),
-    Column("seen_in", Integer, nullable=False),
-    Column("finished_in", Integer),
-    Column("finished_at", String),
-    Index("instances_by_run", "seen_in", "state", "locator"),
-    Index("instances_by_study", "study"),
-    Index("instances_by_patient", "patient"),
-)
-
-_points = Table(
-    "points",
-    _metadata,
-    Column("locator", ForeignKey("instances.locator", ondelete="CASCADE"), primary_key=True),
-    Column("id", String, primary_key=True),
-    Column("frame", Integer, nullable=False),
-    Index("points_by_id", "id"),
-)
-
-_runs = Table("runs", _metadata, Column("run", Integer, primary_key=True))
 
 
 class Ledger:
@@ -150,7 +72,7 @@ class Ledger:
         self._engine: Engine = create_engine(f"sqlite:///{path}")
         event.listen(self._engine, "connect", _configure)
         with self._begin() as connection:
-            _metadata.create_all(connection)
+            metadata.create_all(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -176,7 +98,7 @@ class Ledger:
     def begin_run(self) -> int:
         """A number for a new run."""
         with self._begin() as connection:
-            result = connection.execute(_runs.insert().values())
+            result = connection.execute(runs.insert().values())
             (run,) = result.inserted_primary_key or (0,)
             return int(run)
 
@@ -199,7 +121,7 @@ class Ledger:
     def _discover(
         self, connection: Connection, run: int, chunk: list[Discovered], retry: bool
     ) -> None:
-        c = _instances.c
+        c = instances.c
         rows = connection.execute(
             select(c.locator, c.size, c.modified, c.label, c.state, c.reason).where(
                 c.locator.in_([item.locator for item in chunk])
@@ -220,9 +142,9 @@ class Ledger:
             if item.locator not in set(kept)
         ]
         if kept:
-            connection.execute(update(_instances).where(c.locator.in_(kept)).values(seen_in=run))
+            connection.execute(update(instances).where(c.locator.in_(kept)).values(seen_in=run))
         if fresh:
-            statement = insert(_instances)
+            statement = insert(instances)
             new = statement.excluded
             connection.execute(
                 statement.on_conflict_do_update(
@@ -242,14 +164,14 @@ class Ledger:
 
     def pending_count(self, run: int) -> int:
         """How many instances of a run wait to be read."""
-        c = _instances.c
+        c = instances.c
         with self._begin() as connection:
             query = select(func.count()).where(c.seen_in == run, c.state == State.PENDING)
             return int(connection.execute(query).scalar_one())
 
     def pending(self, run: int) -> Iterator[Pending]:
         """The pending instances of a run, ordered by locator, read page by page."""
-        c = _instances.c
+        c = instances.c
         last = ""
         while True:
             with self._begin() as connection:
@@ -271,10 +193,10 @@ class Ledger:
         for chunk in _chunks(ids):
             with self._begin() as connection:
                 rows = connection.execute(
-                    select(_points.c.id, _points.c.locator, _instances.c.content)
-                    .join(_instances)
-                    .where(_points.c.id.in_(chunk))
-                    .order_by(_points.c.locator)
+                    select(points.c.id, points.c.locator, instances.c.content)
+                    .join(instances)
+                    .where(points.c.id.in_(chunk))
+                    .order_by(points.c.locator)
                 )
                 for row in rows:
                     owners.setdefault(row.id, []).append(Owner(row.locator, row.content))
@@ -282,30 +204,31 @@ class Ledger:
 
     def points_of(self, locators: Sequence[str]) -> dict[str, list[str]]:
         """The point ids of each of these instances."""
-        points: dict[str, list[str]] = {}
+        found: dict[str, list[str]] = {}
         for chunk in _chunks(locators):
             with self._begin() as connection:
                 rows = connection.execute(
-                    select(_points.c.locator, _points.c.id)
-                    .where(_points.c.locator.in_(chunk))
-                    .order_by(_points.c.locator, _points.c.frame)
+                    select(points.c.locator, points.c.id)
+                    .where(points.c.locator.in_(chunk))
+                    .order_by(points.c.locator, points.c.frame)
                 )
                 for row in rows:
-                    points.setdefault(row.locator, []).append(row.id)
-        return points
+                    found.setdefault(row.locator, []).append(row.id)
+        return found
 
     def finish(self, run: int, outcomes: Sequence[Done | Refused], at: str) -> None:
         """Records outcomes together. at: UTC timestamp, ISO 8601."""
         with self._begin() as connection:
             for chunk in _chunks(outcomes):
                 gone = [outcome.locator for outcome in chunk]
-                connection.execute(delete(_points).where(_points.c.locator.in_(gone)))
-            for outcome in outcomes:
-                values = _done(outcome) if isinstance(outcome, Done) else _refused(outcome)
+                connection.execute(delete(points).where(points.c.locator.in_(gone)))
+            values = [
+                done_row(outcome) if isinstance(outcome, Done) else refused_row(outcome)
+                for outcome in outcomes
+            ]
+            if values:
                 connection.execute(
-                    update(_instances)
-                    .where(_instances.c.locator == outcome.locator)
-                    .values(**values, finished_in=run, finished_at=at)
+                    finish_statement, [{**row, "run": run, "at": at} for row in values]
                 )
             rows = [
                 {"locator": outcome.locator, "id": point_id, "frame": frame}
@@ -314,11 +237,11 @@ class Ledger:
                 for point_id, frame in outcome.points
             ]
             if rows:
-                connection.execute(insert(_points), rows)
+                connection.execute(insert(points), rows)
 
     def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
         """Of the instances a run saw: done in it, done before it, refused by reason."""
-        c = _instances.c
+        c = instances.c
         with self._begin() as connection:
             rows = connection.execute(
                 select(c.state, c.reason, c.finished_in == run, func.count())
@@ -335,14 +258,14 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Instances by state."""
-        c = _instances.c
+        c = instances.c
         with self._begin() as connection:
             rows = connection.execute(select(c.state, func.count()).group_by(c.state)).all()
         return {row[0]: row[1] for row in rows}
 
     def refusals(self, limit: int) -> list[Refused]:
         """The first refused instances, ordered by reason and locator."""
-        c = _instances.c
+        c = instances.c
         with self._begin() as connection:
             rows = connection.execute(
                 select(c.locator, c.reason, c.detail)
@@ -357,25 +280,25 @@ class Ledger:
     ) -> list[str]:
         """Locators of the instances with these identifiers, ordered."""
         wanted = {"study": study, "patient": patient, "sop": sop}
-        query = select(_instances.c.locator).order_by(_instances.c.locator)
+        query = select(instances.c.locator).order_by(instances.c.locator)
         for name, value in wanted.items():
             if value is not None:
-                query = query.where(_instances.c[name] == value)
+                query = query.where(instances.c[name] == value)
         with self._begin() as connection:
             return list(connection.execute(query).scalars())
 
     def clear(self) -> None:
         """Forgets every instance, for when the index is gone."""
         with self._begin() as connection:
-            connection.execute(delete(_points))
-            connection.execute(delete(_instances))
+            connection.execute(delete(points))
+            connection.execute(delete(instances))
 
     def forget(self, locators: Sequence[str]) -> None:
         """Removes the rows of these instances."""
         with self._begin() as connection:
             for chunk in _chunks(locators):
-                connection.execute(delete(_points).where(_points.c.locator.in_(chunk)))
-                connection.execute(delete(_instances).where(_instances.c.locator.in_(chunk)))
+                connection.execute(delete(points).where(points.c.locator.in_(chunk)))
+                connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
 
 
 def _unchanged(item: Discovered, row: Row[*tuple[Any, ...]] | None, retry: bool) -> bool:
@@ -384,29 +307,6 @@ def _unchanged(item: Discovered, row: Row[*tuple[Any, ...]] | None, retry: bool)
     if row.state == State.REFUSED and (retry or row.reason in _TRANSIENT):
         return False
     return (row.size, row.modified, row.label) == (item.size, item.modified, item.label)
-
-
-def _done(outcome: Done) -> dict[str, str | None]:
-    return {
-        "state": State.DONE,
-        "reason": None,
-        "detail": None,
-        "content": outcome.content,
-        "study": outcome.study,
-        "series": outcome.series,
-        "sop": outcome.sop,
-        "patient": outcome.patient,
-    }
-
-
-def _refused(outcome: Refused) -> dict[str, str | None]:
-    nothing = dict.fromkeys(("content", "study", "series", "sop", "patient"))
-    return {
-        "state": State.REFUSED,
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-        **nothing,
-    }
 
 
 def _configure(connection: object, _: object) -> None:

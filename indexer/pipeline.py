@@ -1,7 +1,7 @@
 """An archive becomes points: discover → read → encode → write.
 
-Reading runs in other processes, encoding in this thread, writing in a second one; every
-queue is bounded, so memory does not grow with the archive. An instance is done in the
+Reading runs in other processes, encoding in threads, writing in one more; every queue is
+bounded, so memory does not grow with the archive. An instance is done in the
 ledger only after its points are flushed to disk: whenever the process is killed, the same
 command again finishes the job, and nothing is lost or counted twice.
 """
@@ -15,16 +15,19 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
 
+import torch
+
 from engine.errors import ImageRefused, RefusalReason
 from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import Settings
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.ahead import ahead
+from indexer.claims import Claims
 from indexer.datadir import DataDir
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
 from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
-from indexer.ledger import Done, Ledger, Owner, Pending, Refused
+from indexer.ledger import Done, Ledger, Pending, Refused
 from indexer.reading import ReaderPool
 from indexer.sources.base import Discovered, ImageSource, file_path
 
@@ -53,7 +56,7 @@ class IndexingReport:
     indexed: are in the index since this run. unchanged: were in it before.
     refused: by reason. points: pictures written. duplicates: of the indexed, those whose
     pictures were already there under another name.
-    stage_seconds: wall-clock time by stage; stages overlap, so they may exceed ``seconds``.
+    stage_seconds: time by stage, added up over its threads; stages overlap.
     """
 
     indexed: int
@@ -123,10 +126,11 @@ class _Run:
         self._report_progress = progress
         self._now = now
         self._run = ledger.begin_run()
-        self._claims = _Claims(ledger)
+        self._claims = Claims(ledger)
         self._unrecorded: list[Done | Refused] = []
         self._broken = False
         self._seconds: dict[str, float] = {}
+        self._timing = Lock()
         self._total = self._done = self._points = self._refused = self._duplicates = 0
 
     def __call__(self, source: ImageSource, retry_refused: bool) -> IndexingReport:
@@ -156,8 +160,24 @@ class _Run:
 
     def _index(self, source: ImageSource) -> None:
         indexing = self._settings.indexing
-        writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        writes: deque[Future[None]] = deque()
+        # Several batches at once, each on one thread: within one batch, threads would wait
+        # for each other, and for the readers, at every layer.
+        encoders = ThreadPoolExecutor(
+            indexing.encoders, "encoder", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        writer = ThreadPoolExecutor(1, "writer")
+        encoding: deque[tuple[_Batch, Future[EncodedImages]]] = deque()
+        writing: deque[Future[None]] = deque()
+
+        def hand_on() -> None:
+            batch, encoded = encoding.popleft()
+            with self._timed("wait for encoders"):
+                writing.append(writer.submit(self._write, batch, encoded.result()))
+            if len(writing) > _WRITES_WAITING:
+                writing.popleft().result()
+            self._progress("index")
+
+        threads = torch.get_num_threads()
         try:
             with (
                 ReaderPool(
@@ -170,14 +190,17 @@ class _Run:
             ):
                 for readings in self._groups(results):
                     batch = self._decided(readings, source.name)
-                    writes.append(self._encoded(batch, writer))
-                    if len(writes) > _WRITES_WAITING:
-                        writes.popleft().result()
-                    self._progress("index")
+                    encoding.append((batch, encoders.submit(self._encoded, batch)))
+                    if len(encoding) > indexing.encoders:
+                        hand_on()
+                while encoding:
+                    hand_on()
         finally:
-            # Also after Ctrl-C or a failure: what is encoded is written and recorded.
-            writer.shutdown(wait=True)
-            for write in writes:
+            # Also after Ctrl-C or a failure: what is with the writer is written and recorded.
+            encoders.shutdown(cancel_futures=True)
+            writer.shutdown()
+            torch.set_num_threads(threads)
+            for write in writing:
                 write.result()
             self._record()
         with self._timed("optimise"):
@@ -262,12 +285,11 @@ class _Run:
         self._refused += sum(isinstance(outcome, Refused) for outcome in batch.outcomes)
         return batch
 
-    def _encoded(self, batch: _Batch, writer: ThreadPoolExecutor) -> Future[None]:
-        pictures = [picture for one in batch.prepared for picture in one.pictures]
+    def _encoded(self, batch: _Batch) -> EncodedImages:
+        """In an encoder's thread."""
+        canvases = [picture.canvas for one in batch.prepared for picture in one.pictures]
         with self._timed("encode"):
-            encoded = self._encoder.encode([picture.canvas for picture in pictures])
-        self._points += len(pictures)
-        return writer.submit(self._write, batch, encoded)
+            return self._encoder.encode(canvases)
 
     def _write(self, batch: _Batch, encoded: EncodedImages) -> None:
         """In the writer's thread: points and thumbnails, then, from time to time, the ledger.
@@ -290,6 +312,7 @@ class _Run:
                     points.append(Point(picture.point_id, record, code, z, indexed_at=at))
                     write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
             self._store.upsert(points)
+            self._points += len(points)
             self._unrecorded.extend(batch.outcomes)
             if len(self._unrecorded) >= self._settings.indexing.commit_every:
                 self._record()
@@ -342,7 +365,8 @@ class _Run:
             yield
         finally:
             elapsed = time.monotonic() - started
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+            with self._timing:
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
 
 
 def _labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
@@ -358,39 +382,3 @@ def _labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, 
         record.patient,
     )
     return done, replace(prepared, record=record)
-
-
-class _Claims:
-    """Which instance each point belongs to, by the ledger or on the way there."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._unrecorded: dict[str, Owner] = {}
-        self._lock = Lock()
-
-    def claim(self, instances: list[Done]) -> list[str | None]:
-        """For each instance, in order: None when its points are its own to write now, else
-        the content (sha256) of the instance that has them. Who comes first has them."""
-        with self._lock:
-            ids = [point_id for done in instances for point_id, _ in done.points]
-            recorded = self._ledger.owners(ids)
-            return [self._claim(done, recorded) for done in instances]
-
-    def _claim(self, done: Done, recorded: dict[str, list[Owner]]) -> str | None:
-        for point_id, _ in done.points:
-            unrecorded = self._unrecorded.get(point_id)
-            for owner in (*([unrecorded] if unrecorded else []), *recorded.get(point_id, [])):
-                if owner.locator != done.locator:
-                    return owner.content
-        for point_id, _ in done.points:
-            self._unrecorded[point_id] = Owner(done.locator, done.content)
-        return None
-
-    def release(self, outcomes: Iterable[Done | Refused]) -> None:
-        """Forgets the claims that the ledger now knows."""
-        with self._lock:
-            for outcome in outcomes:
-                for point_id, _ in outcome.points if isinstance(outcome, Done) else ():
-                    held = self._unrecorded.get(point_id)
-                    if held is not None and held.locator == outcome.locator:
-                        del self._unrecorded[point_id]
