@@ -42,6 +42,8 @@ ModelOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 
 def main() -> None:
     """The console script: errors become one line on standard error and an exit code."""
@@ -54,15 +56,15 @@ def main() -> None:
         # The reader of our output has gone, as in `precedent search … | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except typer.Abort as abort:
-        if isinstance(abort.__cause__, KeyboardInterrupt):
-            _fail("interrupted; what was done is kept, the same command again goes on", 130)
+    except typer.Abort:
         _fail("aborted; nothing was changed", 1)
     except Exception as error:  # click's own usage errors show themselves
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == _INTERRUPTED:
+        _fail("interrupted; what was done is kept, the same command again goes on", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

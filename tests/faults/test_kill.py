@@ -137,6 +137,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
     assert process.returncode == 130
     assert err.decode().strip().splitlines()[-1].startswith("precedent: interrupted")
     assert "Traceback" not in err.decode()
+    monkeypatch.delenv("PRECEDENT_INDEXING__COMMIT_EVERY")
     finish(archive, data_dir)
     assert {row[4] for row in rows(data_dir)["instances"]} <= {"done", "refused"}
     assert thumbnails(data_dir) == set(points(data_dir))
