@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     """Index, ledger and thumbnails."""
     model: Path | None = None
     """Folder of a checkpoint; None = the shipped one."""
+    device: str = "auto"
+    """Where the model runs: "cpu", "cuda", "cuda:1", …; "auto" = a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"auto" computes in bfloat16 where the hardware gains from it."""
     pseudonym_key: SecretStr | None = None
     """Key of the patient HMAC; None = made once and kept in the data folder."""
     limits: ImageLimits = ImageLimits()

@@ -54,7 +54,12 @@ class Archive:
         with ExitStack() as opened:
             if create:
                 self.data_dir.make()
-            self.encoder = Encoder.load(directory, batch_size=settings.indexing.batch_size)
+            self.encoder = Encoder.load(
+                directory,
+                device=settings.device,
+                precision=settings.precision,
+                batch_size=settings.indexing.batch_size,
+            )
             manifest = self.encoder.manifest
             collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
             open_store = EdgeStore.create if create else EdgeStore.open

@@ -27,7 +27,7 @@ class Encoder:
     Args:
         network: in evaluation mode.
         manifest: what the network is.
-        device: "cpu", "cuda", …
+        device: "cpu", "cuda", …; "auto" = a GPU where there is one.
         precision: "bf16" computes the network in bfloat16; "auto" does so where the
             hardware gains from it.
         batch_size: images that go through the network at once. Shorter batches are padded
@@ -44,11 +44,19 @@ class Encoder:
         precision: Precision = "auto",
         batch_size: int = 32,
     ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.manifest = manifest
         self.batch_size = batch_size
         self._device = device
         self._precision = precision
-        self._network = network.to(device).to(memory_format=torch.channels_last)
+        try:
+            self._network = network.to(device).to(memory_format=torch.channels_last)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"the model cannot run on device {device!r} ({str(error).splitlines()[0]}); "
+                "use 'cpu', or 'auto' for a GPU where there is one"
+            ) from None
 
     @classmethod
     def load(
