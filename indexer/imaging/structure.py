@@ -125,6 +125,9 @@ def starts_like_dicom(fp: BinaryIO, size: int) -> bool:
     head = read_head(fp, 0, encoding.implicit, encoding.little_endian)
     if head is None or head.tag >> 16 not in (0x0000, 0x0004, 0x0008):
         return False
+    # A group length has four bytes: a file of zeros is no run of empty command elements.
+    if head.tag & 0xFFFF == 0 and head.length != 4:
+        return False
     return dictionary_has_tag(head.tag) and head.value + head.length <= size
 
 

@@ -38,12 +38,15 @@ class FolderSource:
             if not os.path.lexists(path):
                 raise QueryError(f"{path} does not exist; name folders or files to index")
         self._paths = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - keeps links
-        self._leave_out = None if leave_out is None else _identity(leave_out)
+        self._leave_out = leave_out
         self._label = label_from_folder
 
     def instances(self) -> Iterator[Discovered]:
         """All files, folder by folder in the order of their names."""
-        entered = {self._leave_out} if self._leave_out else set()
+        entered: set[tuple[int, int]] = set()
+        # Looked up only now: it may have been made since.
+        if self._leave_out is not None and (left_out := _identity(self._leave_out)):
+            entered.add(left_out)
         given: set[Path] = set()
         for path in self._paths:
             if path.is_dir():

@@ -168,3 +168,10 @@ def test_whatever_happens_inside_is_a_refusal(tmp_path, monkeypatch, error, reas
 def test_an_empty_key_is_an_error_of_the_settings(tmp_path):
     with pytest.raises(SettingsError):
         read_image_bytes(CONTENT, LIMITS, frames_per_instance=1, pseudonym_key=b"")
+
+
+def test_a_file_of_zeros_is_no_image_and_says_so_at_once(tmp_path):
+    path = tmp_path / "zeros.dcm"
+    path.touch()
+    os.truncate(path, 64 * 1024**2)
+    assert refusal(path).reason is RefusalReason.NOT_AN_IMAGE
