@@ -187,6 +187,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What is in the index, and what was refused."""
+    from api.terminal import printable
     from engine.store.base import Filter
     from indexer.archive import Archive
     from indexer.sources.base import file_path
@@ -217,12 +218,12 @@ def info(
     facets = document.pop("facets")
     console = Console()
     for name, value in document.items():
-        console.print(f"{name:>10}  {_plain(value)}", markup=False, highlight=False)
+        console.print(printable(f"{name:>10}  {_plain(value)}"), soft_wrap=True)
     for field, counts in facets.items():
-        console.print(f"{field:>10}  {_plain(counts)}", markup=False, highlight=False)
+        console.print(printable(f"{field:>10}  {_plain(counts)}"), soft_wrap=True)
     for line in lines:
         text = f"{line['reason']}  {line['path']}: {line['detail']}"
-        console.print(text.encode("utf-8", "replace").decode(), markup=False, highlight=False)
+        console.print(printable(text), soft_wrap=True)
 
 
 def _plain(value: object) -> str:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from indexer.pipeline import IndexingReport, Progress
 
-__all__ = ["answer_table", "indexing_progress", "report_document", "report_table"]
+__all__ = ["answer_table", "indexing_progress", "printable", "report_document", "report_table"]
 
 _HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "where")
 _NUMBERS = {"#", "similarity", "Hamming"}
@@ -110,14 +110,14 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
         }
         for place, hit in enumerate(document["hits"], start=1)
     ]
-    table = Table(title=name, title_justify="left")
+    table = Table(title=printable(name), title_justify="left")
     for heading in _HEADINGS:
         # A terminal has no room for what no hit has.
         if heading not in _OPTIONAL or any(row[heading] for row in rows):
             number = heading in _NUMBERS
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(row[str(column.header)]) for column in table.columns))
+        table.add_row(*(printable(row[str(column.header)]) for column in table.columns))
     evidence, ood = document["evidence"], document["ood"]
     reach = (
         "everything was compared"
@@ -144,10 +144,11 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
 
 
 def _where(hit: dict[str, Any]) -> str:
-    """The end of the hit's path; the whole of it, which no table holds, is in the JSON.
-
-    File names may hold bytes that are no text; terminals take none of those.
-    """
+    """The end of the hit's path; the whole of it, which no table holds, is in the JSON."""
     path = hit.get("path")
-    text = "/".join(Path(path).parts[-3:]) if path else hit["sop"] or hit["id"]
-    return str(text).encode("utf-8", "replace").decode()
+    return "/".join(Path(path).parts[-3:]) if path else str(hit["sop"] or hit["id"])
+
+
+def printable(text: str) -> Text:
+    """A file's name as it is: no markup is in it, and bytes that are no text are replaced."""
+    return Text(text.encode("utf-8", "replace").decode())

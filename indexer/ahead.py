@@ -37,18 +37,19 @@ def ahead(items: Iterable[_T], size: int) -> Generator[_T]:
         return False
 
     def run() -> None:
-        iterator = iter(items)
         end: _End[_T] = _End()
         try:
-            for item in iterator:
-                if not put(item):
-                    break
+            iterator = iter(items)
+            try:
+                for item in iterator:
+                    if not put(item):
+                        break
+            finally:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
         except BaseException as error:
             end = _End(error)
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
         put(end)
 
     thread = Thread(target=run, name="ahead", daemon=True)

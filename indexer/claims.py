@@ -1,6 +1,6 @@
 """Which instance a point belongs to when several files have it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from threading import Lock
 
 from indexer.ledger import Done, Ledger, Owner, Refused
@@ -21,7 +21,7 @@ class Claims:
         the content (sha256) of the instance that has them. Who comes first has them."""
         with self._lock:
             ids = [point_id for done in instances for point_id, _ in done.points]
-            recorded = self._ledger.owners(ids)
+            recorded = self._ledger.owners(ids, settled=True)
             return [self._claim(done, recorded) for done in instances]
 
     def _claim(self, done: Done, recorded: dict[str, list[Owner]]) -> str | None:
@@ -33,6 +33,12 @@ class Claims:
         for point_id, _ in done.points:
             self._unrecorded[point_id] = Owner(done.locator, done.content)
         return None
+
+    def free(self, ids: Sequence[str]) -> list[str]:
+        """Those of the points that no instance has any more, nor is about to have."""
+        with self._lock:
+            owners = self._ledger.owners(ids, settled=True)
+            return [i for i in ids if i not in owners and i not in self._unrecorded]
 
     def release(self, outcomes: Iterable[Done | Refused]) -> None:
         """Forgets the claims that the ledger now knows."""

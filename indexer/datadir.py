@@ -50,10 +50,9 @@ class DataDir:
                     "for example from `openssl rand -hex 32`"
                 )
             return key
-        try:
-            return self._key.read_bytes()
-        except FileNotFoundError:
-            self.make()
+        if self._key.exists():
+            return self._read_key()
+        self.make()
         scratch = self._key.with_name(f".{self._key.name}-{os.getpid()}")
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             out.write(secrets.token_bytes(_KEY_BYTES))
@@ -66,4 +65,13 @@ class DataDir:
             pass
         finally:
             scratch.unlink()
-        return self._key.read_bytes()
+        return self._read_key()
+
+    def _read_key(self) -> bytes:
+        key = self._key.read_bytes()
+        if len(key) < _KEY_BYTES:
+            raise SettingsError(
+                f"{self._key} has {len(key)} bytes, not {_KEY_BYTES}; restore it: with another "
+                "key, patients indexed before are no longer the same"
+            )
+        return key

@@ -187,17 +187,22 @@ class Ledger:
                 yield Pending(row.locator, row.label)
             last = rows[-1].locator
 
-    def owners(self, ids: Sequence[str]) -> dict[str, list[Owner]]:
-        """For each point id that is in the index, the instances it belongs to, by locator."""
+    def owners(self, ids: Sequence[str], *, settled: bool = False) -> dict[str, list[Owner]]:
+        """For each point id that is in the index, the instances it belongs to.
+
+        Those seen last come first, then by locator. ``settled`` leaves out instances that
+        are pending: what they have now may not be what the ledger says.
+        """
         owners: dict[str, list[Owner]] = {}
         for chunk in _chunks(ids):
             with self._begin() as connection:
-                rows = connection.execute(
-                    select(points.c.id, points.c.locator, instances.c.content)
-                    .join(instances)
-                    .where(points.c.id.in_(chunk))
-                    .order_by(points.c.locator)
+                query = select(points.c.id, points.c.locator, instances.c.content).join(instances)
+                query = query.where(points.c.id.in_(chunk)).order_by(
+                    instances.c.seen_in.desc(), points.c.locator
                 )
+                if settled:
+                    query = query.where(instances.c.state == State.DONE)
+                rows = connection.execute(query)
                 for row in rows:
                     owners.setdefault(row.id, []).append(Owner(row.locator, row.content))
         return owners

@@ -327,18 +327,8 @@ class _Run:
             for outcome in outcomes
         }
         before = self._ledger.points_of(list(current))
-        stale = {
-            point_id: locator
-            for locator, ids in before.items()
-            for point_id in ids
-            if point_id not in current[locator]
-        }
-        owners = self._ledger.owners(list(stale))
-        gone = [
-            point_id
-            for point_id, locator in stale.items()
-            if all(owner.locator == locator for owner in owners.get(point_id, []))
-        ]
+        stale = {i for locator, ids in before.items() for i in ids if i not in current[locator]}
+        gone = self._claims.free(sorted(stale))
         if gone:
             self._store.delete(Filter(must=(Ids(tuple(gone)),)))
             for point_id in gone:

@@ -49,13 +49,16 @@ class FolderSource:
             entered.add(left_out)
         given: set[Path] = set()
         for path in self._paths:
-            if path.is_dir():
-                yield from self._walk(path, entered)
-            elif path not in given:
+            # os.path.isdir answers where Path.is_dir raises: a name too long, a closed folder.
+            if os.path.isdir(path):  # noqa: PTH112
+                yield from self._walk(path, entered, given)
+            elif path not in given and _identity(path.parent) not in entered:
                 given.add(path)
                 yield self._discovered(path)
 
-    def _walk(self, top: Path, entered: set[tuple[int, int]]) -> Iterator[Discovered]:
+    def _walk(
+        self, top: Path, entered: set[tuple[int, int]], given: set[Path]
+    ) -> Iterator[Discovered]:
         folders = [top]
         while folders:
             folder = folders.pop()
@@ -72,9 +75,9 @@ class FolderSource:
             inner = []
             for entry in entries:
                 path = folder / entry.name
-                if path.is_dir():
+                if os.path.isdir(path):  # noqa: PTH112
                     inner.append(path)
-                else:
+                elif path not in given:
                     yield self._discovered(path)
             folders.extend(reversed(inner))
 

@@ -31,6 +31,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("small") / "sample"
+    write_sample(directory, seed=3, patients=8, include_pydicom=False)
+    return directory
+
+
 def start(archive: Path, data_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "api", "index", str(archive), "--labels", "folder", "--json"]
     return subprocess.Popen(
@@ -124,11 +131,11 @@ def anything_done(data_dir: Path) -> bool:
 
 
 def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_dir = tmp_path / "data"
     monkeypatch.setenv("PRECEDENT_INDEXING__COMMIT_EVERY", "1")
-    process = start(archive, data_dir)
+    process = start(small_archive, data_dir)
     deadline = time.monotonic() + 120
     while not anything_done(data_dir) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -138,6 +145,6 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
     assert err.decode().strip().splitlines()[-1].startswith("precedent: interrupted")
     assert "Traceback" not in err.decode()
     monkeypatch.delenv("PRECEDENT_INDEXING__COMMIT_EVERY")
-    finish(archive, data_dir)
+    finish(small_archive, data_dir)
     assert {row[4] for row in rows(data_dir)["instances"]} <= {"done", "refused"}
     assert thumbnails(data_dir) == set(points(data_dir))
