@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Both take DATA: a folder as docs/evaluation.md describes it.
+# DATA: folder and options, as docs/evaluation.md shows them.
 bench-indexing: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)
 

@@ -8,7 +8,7 @@ images are not in the database. mAP@100 is normalised by min(100, relevant).
 
 import argparse
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +46,14 @@ def main() -> None:
                 settings=settings,
             )
             sizes = archive.store.facet("labels", Query().where, 1000)
-            answers = {
-                name: search(archive, folder, Query(k=K))
-                for name, folder in classes(arguments.folder / "query").items()
-            }
-            exact = {
-                name: search(archive, folder, Query(k=10, exact=True))
-                for name, folder in classes(arguments.folder / "query").items()
-            }
+            queries = classes(arguments.folder / "query")
+            answers, short, exact = (
+                {name: search(archive, folder, query) for name, folder in queries.items()}
+                for query in (Query(k=K), Query(k=10), Query(k=10, exact=True))
+            )
             foreign = search(archive, arguments.foreign, Query(k=1)) if arguments.foreign else []
             fingerprint = archive.manifest.fingerprint
-    rows = [figures(name, answers[name], exact[name], sizes) for name in answers]
+    rows = [figures(name, answers[name], short[name], exact[name], sizes) for name in answers]
     rows.append(
         {
             "class": "all",
@@ -86,12 +83,10 @@ def main() -> None:
         table.add_row(*(str(row[name]) for name in rows[0]))
     console = Console(width=140)
     console.print(table)
-    rungs = defaultdict(int)
-    for found in answers.values():
-        for answer in found:
-            rungs[answer.evidence.rung] += 1
-    results = {"model": fingerprint, "rows": rows, "rungs": dict(rungs)}
-    console.print(f"rungs taken at k = {K}: {dict(rungs)}")
+    rungs = {10: taken(short), K: taken(answers)}
+    results = {"model": fingerprint, "rows": rows, "rungs": rungs}
+    for k, counts in rungs.items():
+        console.print(f"rungs taken at k = {k}: {counts}")
     if foreign:
         caught = flagged(foreign)
         console.print(f"foreign images caught: {caught:.4f} of {len(foreign)}")
@@ -111,16 +106,20 @@ def search(archive: Archive, folder: Path, query: Query) -> list[Answer]:
 
 
 def figures(
-    name: str, answers: list[Answer], exact: list[Answer], sizes: dict[str, int]
+    name: str,
+    answers: list[Answer],
+    short: list[Answer],
+    exact: list[Answer],
+    sizes: dict[str, int],
 ) -> dict[str, object]:
     relevant = np.array([[name in hit.record.labels for hit in answer.hits] for answer in answers])
     precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
     best = min(K, sizes.get(name, 0))
     average = (precision * relevant).sum(axis=1) / max(best, 1)
     overlap = [
-        len({hit.id for hit in answer.hits[:10]} & {hit.id for hit in whole.hits})
+        len({hit.id for hit in answer.hits} & {hit.id for hit in whole.hits})
         / max(len(whole.hits), 1)
-        for answer, whole in zip(answers, exact, strict=True)
+        for answer, whole in zip(short, exact, strict=True)
     ]
     return {
         "class": name,
@@ -130,6 +129,10 @@ def figures(
         "recall_at_10_of_exact": round(float(np.mean(overlap)), 4),
         "flagged_foreign": round(flagged(answers), 4),
     }
+
+
+def taken(answers: dict[str, list[Answer]]) -> dict[str, int]:
+    return dict(Counter(answer.evidence.rung for found in answers.values() for answer in found))
 
 
 def flagged(answers: list[Answer]) -> float:
