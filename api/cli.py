@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,9 +106,8 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Bring images into the index. Stop it at any time; the same command goes on."""
-    from api.terminal import indexing_progress, report_document, report_table
+    from api.terminal import indexing_progress, report_table
     from indexer.archive import Archive
-    from indexer.pipeline import index_archive
     from indexer.sources.folder import FolderSource
 
     if labels not in (None, "folder"):
@@ -118,18 +118,9 @@ def index(
     with Archive(settings, create=True) as archive:
         shown = errors.is_terminal and not as_json
         with indexing_progress(errors, shown=shown) as progress:
-            report = index_archive(
-                source,
-                encoder=archive.encoder,
-                store=archive.store,
-                ledger=archive.ledger,
-                data_dir=archive.data_dir,
-                settings=settings,
-                retry_refused=retry_refused,
-                progress=progress,
-            )
+            report = archive.index(source, retry_refused=retry_refused, progress=progress)
     if as_json:
-        _out(report_document(report))
+        _out(asdict(report))
     else:
         Console().print(report_table(report))
         if report.refused:
@@ -274,8 +265,6 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Write a synthetic DICOM archive to try things on."""
-    from dataclasses import asdict
-
     from indexer.sample import write_sample
 
     report = write_sample(directory, seed=seed)

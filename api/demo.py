@@ -14,7 +14,6 @@ from engine.errors import ImageRefused, SettingsError
 from engine.search.query import Query
 from engine.settings import ServerSettings, Settings, load_settings
 from indexer.archive import Archive
-from indexer.pipeline import index_archive
 from indexer.sample import write_queries, write_sample
 from indexer.sources.folder import FolderSource
 
@@ -38,15 +37,7 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
     with Archive(settings, create=True) as archive:
         source = FolderSource([directory / "archive"])
         with indexing_progress(Console(stderr=True), shown=console.is_terminal) as progress:
-            indexed = index_archive(
-                source,
-                encoder=archive.encoder,
-                store=archive.store,
-                ledger=archive.ledger,
-                data_dir=archive.data_dir,
-                settings=settings,
-                progress=progress,
-            )
+            indexed = archive.index(source, progress=progress)
         console.print(report_table(indexed))
         console.rule("3. precedent search", align="left")
         _search(console, archive, queries)

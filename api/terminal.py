@@ -20,7 +20,7 @@ from rich.text import Text
 
 from indexer.pipeline import IndexingReport, Progress
 
-__all__ = ["answer_table", "indexing_progress", "printable", "report_document", "report_table"]
+__all__ = ["answer_table", "indexing_progress", "printable", "report_table"]
 
 _HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "where")
 _NUMBERS = {"#", "similarity", "Hamming"}
@@ -60,19 +60,6 @@ def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[[Pr
             )
 
         yield show
-
-
-def report_document(report: IndexingReport) -> dict[str, Any]:
-    """The closing report for scripts."""
-    return {
-        "indexed": report.indexed,
-        "unchanged": report.unchanged,
-        "refused": report.refused,
-        "points": report.points,
-        "duplicates": report.duplicates,
-        "seconds": report.seconds,
-        "stage_seconds": report.stage_seconds,
-    }
 
 
 def report_table(report: IndexingReport) -> Table:

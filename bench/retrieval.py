@@ -21,7 +21,6 @@ from engine.records import Answer
 from engine.search.query import Query
 from engine.settings import load_settings
 from indexer.archive import Archive
-from indexer.pipeline import index_archive
 from indexer.sources.folder import FolderSource
 
 K = 100
@@ -37,14 +36,7 @@ def main() -> None:
         settings = load_settings(data_dir=Path(scratch), model=arguments.model)
         with Archive(settings, create=True) as archive:
             source = FolderSource([arguments.folder / "database"], label_from_folder=True)
-            index_archive(
-                source,
-                encoder=archive.encoder,
-                store=archive.store,
-                ledger=archive.ledger,
-                data_dir=archive.data_dir,
-                settings=settings,
-            )
+            archive.index(source)
             sizes = archive.store.facet("labels", Query().where, 1000)
             queries = classes(arguments.folder / "query")
             answers, short, exact = (

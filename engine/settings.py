@@ -34,8 +34,12 @@ __all__ = [
 
 _CONFIG_VARIABLE = "PRECEDENT_CONFIG"
 _CONFIG_DEFAULT = "precedent.toml"
-# Those that this process may use: a container may have been given a few of many.
-_CORES = min(len(os.sched_getaffinity(0)), 16)
+
+
+def _cores() -> int:
+    """Cores this process may use, at most 16: a container may have been given few of many."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 16)
 
 
 class _Group(BaseModel):
@@ -60,9 +64,9 @@ class ImageLimits(_Group):
 class IndexingSettings(_Group):
     """How an archive becomes points."""
 
-    readers: Annotated[int, Field(ge=1, le=64)] = _CORES
+    readers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores)
     """Processes that read and decode files."""
-    encoders: Annotated[int, Field(ge=1, le=64)] = _CORES
+    encoders: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores)
     """Batches encoded at the same time; 1 for a GPU."""
     reader_memory_bytes: Annotated[int, Field(ge=256 * 1024**2)] = 4 * 1024**3
     """Address space one reading process may take."""

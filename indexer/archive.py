@@ -1,6 +1,6 @@
 """An archive, opened: its model, its index, its ledger, and the engine that searches them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from indexer.datadir import DataDir
 from indexer.imaging.prepare import ReadTask, prepare
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger import Ledger
+from indexer.pipeline import IndexingReport, Progress, index_archive
 from indexer.reading import ReaderPool
-from indexer.sources.base import file_path
+from indexer.sources.base import ImageSource, file_path
 
 __all__ = ["Archive", "model_directory"]
 
@@ -86,6 +87,25 @@ class Archive:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def index(
+        self,
+        source: ImageSource,
+        *,
+        retry_refused: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> IndexingReport:
+        """Brings everything that ``source`` has into the index; see ``index_archive``."""
+        return index_archive(
+            source,
+            encoder=self.encoder,
+            store=self.store,
+            ledger=self.ledger,
+            data_dir=self.data_dir,
+            settings=self.settings,
+            retry_refused=retry_refused,
+            progress=progress,
+        )
 
     def query_reader(self, processes: int = 1) -> "QueryReader":
         """Reads query images in processes that may die without taking this one along."""

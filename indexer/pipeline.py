@@ -208,7 +208,7 @@ class _Run:
         self._progress("index")
 
     def _reading(self, readers: ReaderPool[ReadTask, Prepared]) -> Generator[_Reading]:
-        """What the readers make of the pending instances, in order, two batches ahead."""
+        """What the readers make of the pending instances, in order, some batches ahead."""
         waiting: deque[Pending] = deque()
         key = self._data_dir.pseudonym_key(self._settings)
 
@@ -228,7 +228,8 @@ class _Run:
             for _, result in readers.map(tasks()):
                 yield waiting.popleft(), result
 
-        made = ahead(readings(), 2 * self._settings.indexing.batch_size)
+        indexing = self._settings.indexing
+        made = ahead(readings(), (1 + indexing.encoders) * indexing.batch_size)
         with closing(made):
             while True:
                 with self._timed("wait for readers"):
