@@ -1,5 +1,6 @@
 """An archive, opened: its model, its index, its ledger, and the engine that searches them."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,8 +68,10 @@ class Archive:
             self.store = opened.enter_context(open_store(self.data_dir.index, collection))
             self.ledger = opened.enter_context(Ledger(self.data_dir.ledger))
             if create and self.store.count(Filter()) == 0:
-                # The index was deleted, or never flushed: what the ledger says is not true.
+                # The index was deleted, or never flushed: what the ledger says is not true,
+                # and thumbnails are of nothing.
                 self.ledger.clear()
+                shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint)
             self.engine = SearchEngine(
                 self.encoder.with_batch_size(_QUERY_BATCH), self.store, settings.search, gate

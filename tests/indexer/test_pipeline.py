@@ -517,10 +517,11 @@ def test_without_its_index_folder_everything_is_indexed_again(site: Any, draw: D
     first = site.index()
     before = site.points().keys()
     shutil.rmtree(site.settings.data_dir / "index")
+    (site.files / "2.png").unlink()
     again = site.index()
-    assert (again.indexed, again.unchanged, again.points) == (3, 0, 3)
+    assert (again.indexed, again.unchanged, again.points) == (2, 0, 2)
     assert again.refused == first.refused
-    assert site.points().keys() == before == site.thumbnails().keys()
+    assert site.points().keys() == site.thumbnails().keys() < before
 
 
 def test_without_its_ledger_nothing_is_there_twice(site: Any, draw: Draw) -> None:
