@@ -17,11 +17,10 @@ from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids
 from engine.store.edge import EdgeStore
 from indexer.datadir import DataDir
-from indexer.imaging.prepare import ReadTask, prepare
+from indexer.file_reader import FileReader
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger import Ledger
 from indexer.pipeline import IndexingReport, Progress, index_archive
-from indexer.reading import ReaderPool
 from indexer.sources.base import ImageSource, file_path
 
 __all__ = ["Archive", "model_directory"]
@@ -145,38 +144,23 @@ class QueryReader:
     """Query images → canvases, under the archive's limits."""
 
     def __init__(self, archive: Archive, processes: int) -> None:
-        settings = archive.settings
-        self._limits = settings.limits
-        self._side = settings.indexing.thumbnail_side
-        self._preprocess = archive.manifest.preprocess
-        self._key = archive.data_dir.pseudonym_key(settings)
-        self._pool = ReaderPool(
-            prepare,
+        self._files = FileReader(
+            archive.settings,
+            archive.manifest.preprocess,
+            archive.data_dir.pseudonym_key(archive.settings),
+            frames=1,
             processes=processes,
-            seconds=settings.indexing.reader_seconds,
-            memory_bytes=settings.indexing.reader_memory_bytes,
         )
 
     def read(self, images: Sequence[Path | bytes]) -> list[NDArray[np.uint8] | ImageRefused]:
         """One canvas for each path or upload, of its middle frame, or why there is none."""
-        results = self._pool.map(self._task(image) for image in images)
         return [
             result if isinstance(result, ImageRefused) else result.pictures[0].canvas
-            for _, result in results
+            for result in self._files.read(images)
         ]
 
-    def _task(self, image: Path | bytes) -> ReadTask:
-        return ReadTask(
-            image=image,
-            limits=self._limits,
-            frames=1,
-            thumbnail_side=self._side,
-            preprocess=self._preprocess,
-            pseudonym_key=self._key,
-        )
-
     def close(self) -> None:
-        self._pool.close()
+        self._files.close()
 
     def __enter__(self) -> "QueryReader":
         return self

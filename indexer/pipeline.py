@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Lock
 
 import torch
@@ -25,10 +26,10 @@ from engine.store.base import Filter, Ids, VectorStore
 from indexer.ahead import ahead
 from indexer.claims import Claims
 from indexer.datadir import DataDir
-from indexer.imaging.prepare import Prepared, ReadTask, prepare
+from indexer.file_reader import FileReader
+from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
 from indexer.ledger import Done, Ledger, Pending, Refused
-from indexer.reading import ReaderPool
 from indexer.sources.base import Discovered, ImageSource, file_path
 
 __all__ = ["IndexingReport", "Progress", "index_archive"]
@@ -180,13 +181,14 @@ class _Run:
         threads = torch.get_num_threads()
         try:
             with (
-                ReaderPool(
-                    prepare,
+                FileReader(
+                    self._settings,
+                    self._encoder.manifest.preprocess,
+                    self._data_dir.pseudonym_key(self._settings),
+                    frames=indexing.frames_per_instance,
                     processes=indexing.readers,
-                    seconds=indexing.reader_seconds,
-                    memory_bytes=indexing.reader_memory_bytes,
-                ) as readers,
-                closing(self._reading(readers)) as results,
+                ) as files,
+                closing(self._reading(files)) as results,
             ):
                 for readings in self._groups(results):
                     batch = self._decided(readings, source.name)
@@ -207,25 +209,17 @@ class _Run:
             self._store.optimise()
         self._progress("index")
 
-    def _reading(self, readers: ReaderPool[ReadTask, Prepared]) -> Generator[_Reading]:
+    def _reading(self, files: FileReader) -> Generator[_Reading]:
         """What the readers make of the pending instances, in order, some batches ahead."""
         waiting: deque[Pending] = deque()
-        key = self._data_dir.pseudonym_key(self._settings)
 
-        def tasks() -> Iterator[ReadTask]:
+        def paths() -> Iterator[Path]:
             for pending in self._ledger.pending(self._run):
                 waiting.append(pending)
-                yield ReadTask(
-                    image=file_path(pending.locator),
-                    limits=self._settings.limits,
-                    frames=self._settings.indexing.frames_per_instance,
-                    thumbnail_side=self._settings.indexing.thumbnail_side,
-                    preprocess=self._encoder.manifest.preprocess,
-                    pseudonym_key=key,
-                )
+                yield file_path(pending.locator)
 
         def readings() -> Iterator[_Reading]:
-            for _, result in readers.map(tasks()):
+            for result in files.read(paths()):
                 yield waiting.popleft(), result
 
         indexing = self._settings.indexing

@@ -20,6 +20,7 @@ from api.routes.search import Found, answered
 from api.schemas import ImageDocument, SearchDocument
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.search.query import parse_where
+from engine.store.base import Filter
 from indexer.archive import Archive
 
 __all__ = ["router"]
@@ -94,12 +95,16 @@ def _view(
     where = parse_where(() if problem else asked.where)
     document = None if found is None else SearchDocument.from_answer(found.answer)
     matching = archive.store.count(where)
-    made = view.selects(archive.engine.facets(parse_where(())), asked.where)
+    whole = archive.engine.facets(Filter())
+    made = view.selects(whole, asked.where)
     samples: list[ImageDocument] = []
     if document is None and problem is None:
         points = islice(archive.store.scroll(where, page=_SAMPLES), _SAMPLES)
         samples = [ImageDocument.from_point(point) for point in points]
-    facets = archive.engine.facets(where) if document is None else document.facets
+    if document is not None:
+        facets = document.facets
+    else:
+        facets = whole if where == Filter() else archive.engine.facets(where)
     return {
         "asked": asked,
         "k": archive.settings.search.k if asked.k is None else asked.k,

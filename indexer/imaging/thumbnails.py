@@ -1,7 +1,6 @@
 """Small JPEG pictures of indexed frames, kept as files beside the index."""
 
 import io
-import os
 import uuid
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import ImageNotFound
+from engine.files import write_atomically
 
 __all__ = ["delete_thumbnail", "thumbnail", "thumbnail_path", "write_thumbnail"]
 
@@ -53,13 +53,7 @@ def write_thumbnail(root: Path, point_id: str, jpeg: bytes) -> Path:
     """Store ``jpeg`` for ``point_id``, replacing an older one at once; its path."""
     path = thumbnail_path(root, point_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(jpeg)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, jpeg, durable=False)
     return path
 
 
