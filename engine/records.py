@@ -12,6 +12,7 @@ __all__ = [
     "Evidence",
     "Hit",
     "ImageRecord",
+    "Observations",
     "OodVerdict",
     "Point",
     "content_point_id",
@@ -73,6 +74,26 @@ class EncodedImages:
 
     z: NDArray[np.float32]
     codes: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What a detector of foreign images may look at, for N images.
+
+    z: float32 (N, D), blended features, centred and of unit length.
+    codes: uint8 (N, B/8), packed SCH codes.
+    logits: float32 (N, C), of the classifier; None for a model without one.
+    reconstruction: float32 (N,) in [0, 2], 1 − Pearson between the image and what the
+        decoder makes of its deep map; None for a model without a decoder.
+    """
+
+    z: NDArray[np.float32]
+    codes: NDArray[np.uint8]
+    logits: NDArray[np.float32] | None = None
+    reconstruction: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
