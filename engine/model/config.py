@@ -6,6 +6,7 @@ from typing import Any, TypeVar, get_type_hints
 from engine.errors import ModelError
 
 __all__ = [
+    "FUSIONS",
     "DarfConfig",
     "HeadConfig",
     "NetworkConfig",
@@ -16,6 +17,15 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+FUSIONS = {
+    "darf": "global and local vector of the pixel transformer, and u",
+    "swapped": "the same, with the query of u from the deep map, key and value from the shallow",
+    "cross": "u alone: no pixel transformer",
+    "pixels": "the pixel transformer's vectors alone: no shallow map",
+    "concat": "both maps pooled, side by side, projected",
+    "deep": "the deep map pooled, projected: the bottleneck that hashing usually starts from",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,8 @@ class TowerConfig:
 class DarfConfig:
     """Depth-aware Representation Fusion. The defaults are the paper's (z has 3584 values).
 
+    fusion: what z is made of, see :data:`FUSIONS`. Whatever it is, z keeps its length, so
+        that nothing but the fusion differs between two of them.
     window, attention_heads, attention_head_dim: of the windowed attention on each tap.
     grid: side of the map that both taps are pooled to before they are fused.
     cross_heads, cross_head_dim, cross_dim: of the cross-attention; u has cross_dim values.
@@ -44,6 +56,7 @@ class DarfConfig:
         last_blocks blocks make the global (global_dim) and the local (local_dim) vector.
     """
 
+    fusion: str = "darf"
     window: int = 7
     attention_heads: int = 8
     attention_head_dim: int = 64
@@ -91,6 +104,8 @@ class NetworkConfig:
             )
         if self.head.kind not in ("kan", "mlp"):
             raise ModelError(f"head kind is {self.head.kind!r}; use 'kan' or 'mlp'")
+        if self.darf.fusion not in FUSIONS:
+            raise ModelError(f"fusion is {self.darf.fusion!r}; use one of {', '.join(FUSIONS)}")
         if not 1 <= self.darf.last_blocks <= self.darf.depth:
             raise ModelError(
                 f"last_blocks is {self.darf.last_blocks}; "

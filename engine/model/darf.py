@@ -4,6 +4,7 @@ Source: Nan et al., "Revisiting Medical Image Retrieval via Knowledge Consolidat
 Medical Image Analysis 2025, 103553, section 3.
 """
 
+from dataclasses import replace
 from math import ceil
 
 import torch
@@ -166,24 +167,81 @@ class PixelTransformer(nn.Module):
         return self.to_global(kept[:, 0]), self.to_local(tokens).mean(dim=(2, 3))
 
 
+class _CrossBranch(nn.Module):
+    """Both maps → u: windowed attention on each, a common grid, then cross-attention."""
+
+    def __init__(
+        self, query: MapShape, key: MapShape, config: DarfConfig, out: int, *, query_is_deep: bool
+    ) -> None:
+        super().__init__()
+        attention = (config.window, config.attention_heads, config.attention_head_dim)
+        self.query_is_deep = query_is_deep
+        self.query = nn.Sequential(ConvMSA(query, *attention), _align(query, config.grid))
+        self.key = nn.Sequential(ConvMSA(key, *attention), _align(key, config.grid))
+        self.cross = CrossAttentionFusion(
+            query[0], key[0], config.cross_heads, config.cross_head_dim, out
+        )
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        query, key = (deep, shallow) if self.query_is_deep else (shallow, deep)
+        u: Tensor = self.cross(self.query(query), self.key(key))
+        return u
+
+
+class _PixelBranch(nn.Module):
+    """The deep map → [global ; local]."""
+
+    def __init__(self, deep: MapShape, config: DarfConfig) -> None:
+        super().__init__()
+        self.pixels = PixelTransformer(deep, config)
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.cat(self.pixels(deep), dim=1)
+
+
+class _PooledBranch(nn.Module):
+    """Averages over the maps, projected."""
+
+    def __init__(self, channels: int, out: int, *, with_shallow: bool) -> None:
+        super().__init__()
+        self.with_shallow = with_shallow
+        self.project = nn.Linear(channels, out)
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        maps = (shallow, deep) if self.with_shallow else (deep,)
+        pooled: Tensor = self.project(torch.cat([x.mean(dim=(2, 3)) for x in maps], dim=1))
+        return pooled
+
+
 class Darf(nn.Module):
-    """Shallow and deep map → blended feature z = [global ; local ; u]."""
+    """Shallow and deep map → blended feature z, by default [global ; local ; u]."""
 
     def __init__(self, shallow: MapShape, deep: MapShape, config: DarfConfig) -> None:
         super().__init__()
-        attention = (config.window, config.attention_heads, config.attention_head_dim)
-        self.shallow = nn.Sequential(ConvMSA(shallow, *attention), _align(shallow, config.grid))
-        self.deep = nn.Sequential(ConvMSA(deep, *attention), _align(deep, config.grid))
-        self.cross = CrossAttentionFusion(
-            shallow[0], deep[0], config.cross_heads, config.cross_head_dim, config.cross_dim
-        )
-        self.pixels = PixelTransformer(deep, config)
+        fusion, dim = config.fusion, config.dim
+        branches: list[nn.Module] = []
+        if fusion in ("darf", "swapped"):
+            branches.append(_PixelBranch(deep, config))
+        elif fusion == "pixels":
+            branches.append(
+                _PixelBranch(deep, replace(config, global_dim=dim - dim // 2, local_dim=dim // 2))
+            )
+        if fusion in ("darf", "cross"):
+            u = config.cross_dim if fusion == "darf" else dim
+            branches.append(_CrossBranch(shallow, deep, config, u, query_is_deep=False))
+        elif fusion == "swapped":
+            branches.append(
+                _CrossBranch(deep, shallow, config, config.cross_dim, query_is_deep=True)
+            )
+        if fusion == "concat":
+            branches.append(_PooledBranch(shallow[0] + deep[0], dim, with_shallow=True))
+        elif fusion == "deep":
+            branches.append(_PooledBranch(deep[0], dim, with_shallow=False))
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """z, float (N, D)."""
-        u = self.cross(self.shallow(shallow), self.deep(deep))
-        whole, local = self.pixels(deep)
-        return torch.cat([whole, local, u], dim=1)
+        return torch.cat([branch(shallow, deep) for branch in self.branches], dim=1)
 
 
 def _align(shape: MapShape, grid: int) -> nn.Module:

@@ -22,10 +22,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A file and the name of its class."""
+    """A file, the name of its class, and what it must not be torn from: its patient, say.
+
+    label: None = unknown; then nothing in the same list may have one.
+    group: images of one group are never on both sides of a split; None = alone.
+    """
 
     path: Path
-    label: str
+    label: str | None = None
+    group: str | None = None
 
 
 def from_folder(root: Path) -> list[Example]:
@@ -50,9 +55,15 @@ def from_folder(root: Path) -> list[Example]:
 
 
 def from_csv(
-    table: Path, *, file_column: str = "file", label_column: str = "label"
+    table: Path,
+    *,
+    file_column: str = "file",
+    label_column: str = "label",
+    group_column: str | None = None,
 ) -> list[Example]:
     """One row per file; relative paths are taken from the table's folder.
+
+    group_column: of patients or studies, see :class:`Example`.
 
     Raises:
         TrainingDataError: the table cannot be read, lacks a column or has no rows.
@@ -61,8 +72,8 @@ def from_csv(
         with table.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []
-            for column in (file_column, label_column):
-                if column not in columns:
+            for column in (file_column, label_column, group_column):
+                if column is not None and column not in columns:
                     raise TrainingDataError(
                         f"{table} has no column {column!r}, only {', '.join(columns)}; "
                         "name the columns to use"
@@ -74,7 +85,9 @@ def from_csv(
                         f"{table}, line {reader.line_num}: {file_column!r} or {label_column!r} "
                         "is empty; give both or remove the line"
                     )
-                examples.append(Example(table.parent / row[file_column], row[label_column]))
+                group = row[group_column] or None if group_column else None
+                path = table.parent / row[file_column]
+                examples.append(Example(path, row[label_column], group))
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingDataError(f"{table} cannot be read: {error}") from None
     if not examples:
@@ -86,12 +99,15 @@ def from_csv(
 class TrainingSet:
     """Canvases and labels in memory.
 
-    canvases: uint8 (N, S, S) or (N, S, S, 3). labels: int64 (N,), indices into classes.
+    canvases: uint8 (N, S, S) or (N, S, S, 3). labels: int64 (N,), indices into classes;
+        without classes, nothing is known of any image and labels are 0 … N−1.
+    groups: int64 (N,), equal for images that no split may tear apart.
     """
 
     canvases: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,25 +124,69 @@ class TrainingSet:
             read: path → canvas. May raise ImageRefused.
 
         Raises:
-            TrainingDataError: fewer than two classes have an image that can be read.
+            TrainingDataError: fewer than two classes (or, without labels, fewer than two
+                images) can be read, or only some examples have a label.
         """
-        canvases, names = [], []
+        canvases, kept = [], []
         for example in examples:
             try:
                 canvases.append(read(example.path))
             except ImageRefused as refused:
                 _log.warning("left out %s: %s", example.path.name, refused)
                 continue
-            names.append(example.label)
+            kept.append(example)
+        names = [example.label for example in kept if example.label is not None]
+        if names and len(names) < len(kept):
+            raise TrainingDataError(
+                f"{len(kept) - len(names)} of {len(kept)} images have no label; "
+                "label all of them, or none"
+            )
         classes = tuple(sorted(set(names)))
-        if len(classes) < 2:
+        if len(kept) < 2 or len(classes) == 1:
             raise TrainingDataError(
                 f"{len(canvases)} of {len(examples)} files could be read, of {len(classes)} "
                 "class(es); hashing learns from at least two"
             )
         index = {name: i for i, name in enumerate(classes)}
-        labels = np.array([index[name] for name in names], dtype=np.int64)
-        return cls(np.stack(canvases), labels, classes)
+        labels = [index[name] for name in names] if classes else range(len(kept))
+        number: dict[str, int] = {}
+        groups = [
+            number.setdefault(example.group or f"alone {i}", len(number))
+            for i, example in enumerate(kept)
+        ]
+        return cls(
+            np.stack(canvases),
+            np.array(labels, dtype=np.int64),
+            classes,
+            np.array(groups, dtype=np.int64),
+        )
+
+    def subset(self, chosen: NDArray[np.intp]) -> "TrainingSet":
+        """The images at these indices, with all classes kept."""
+        labels = self.labels[chosen] if self.classes else np.arange(len(chosen))
+        groups = None if self.groups is None else self.groups[chosen]
+        return TrainingSet(self.canvases[chosen], labels, self.classes, groups)
+
+    def split(self, share: float, seed: int) -> tuple["TrainingSet", "TrainingSet"]:
+        """The larger and the smaller part; no group is in both.
+
+        Args:
+            share: of the images in the smaller part, reached as nearly as whole groups allow.
+
+        Raises:
+            TrainingDataError: the groups are too few or too large for such a split.
+        """
+        groups = np.arange(len(self)) if self.groups is None else self.groups
+        names, sizes = np.unique(groups, return_counts=True)
+        order = np.random.default_rng(seed).permutation(len(names))
+        last = int(np.searchsorted(np.cumsum(sizes[order]), share * len(self)))
+        held_out = np.isin(groups, names[order[: last + 1]])
+        if not 0 < held_out.sum() <= len(self) / 2:
+            raise TrainingDataError(
+                f"{len(names)} groups of {len(self)} images cannot be split so that a share "
+                f"of {share} is held out; give more patients, or hold out less"
+            )
+        return self.subset(np.flatnonzero(~held_out)), self.subset(np.flatnonzero(held_out))
 
     def digest(self) -> str:
         """sha256, hex, of canvases, labels and class names: two equal sets have the same."""
@@ -136,18 +196,41 @@ class TrainingSet:
         return running.hexdigest()
 
     def counts(self) -> Tensor:
-        """Images per class, int64 (C,)."""
+        """Images per class, int64 (C,); without classes 1 per image."""
         return torch.from_numpy(np.bincount(self.labels, minlength=len(self.classes)))
 
 
 def batches(
-    data: TrainingSet, batch_size: int, generator: torch.Generator
+    data: TrainingSet, batch_size: int, generator: torch.Generator, images_per_class: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in random order: images float (N, 1|3, S, S) in [0, 1], labels int64 (N,).
 
     The last, smaller batch is left out: BatchNorm and pair losses want full ones.
+
+    images_per_class: K > 0 draws that many images of each of batch_size / K random classes
+        instead, so that rare classes find partners; an image may then come twice an epoch,
+        or not at all.
     """
-    order = torch.randperm(len(data), generator=generator).numpy()
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        chosen = order[start : start + batch_size]
+    if images_per_class:
+        drawn = _class_batches(data, batch_size, generator, images_per_class)
+    else:
+        order = torch.randperm(len(data), generator=generator).numpy()
+        last = len(order) - batch_size + 1
+        drawn = (order[start : start + batch_size] for start in range(0, last, batch_size))
+    for chosen in drawn:
         yield canvas_tensor(data.canvases[chosen]), torch.from_numpy(data.labels[chosen])
+
+
+def _class_batches(
+    data: TrainingSet, batch_size: int, generator: torch.Generator, per_class: int
+) -> Iterator[NDArray[np.int64]]:
+    members = [
+        found for c in range(len(data.classes)) if len(found := np.flatnonzero(data.labels == c))
+    ]
+    for _ in range(len(data) // batch_size):
+        drawn: list[NDArray[np.int64]] = []
+        while len(drawn) * per_class < batch_size:
+            for c in torch.randperm(len(members), generator=generator).tolist():
+                picks = torch.randint(len(members[c]), (per_class,), generator=generator)
+                drawn.append(members[c][picks.numpy()])
+        yield np.concatenate(drawn)[:batch_size]

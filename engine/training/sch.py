@@ -6,19 +6,18 @@ positives and negatives may be averaged apart.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import TrainingDataError
+from engine.training.losses import LossTerms
 from engine.training.fingerprint import image_fingerprint, structural_similarity
 
 __all__ = [
     "SchConfig",
     "SchLoss",
-    "SchTerms",
     "bit_distance",
     "class_weights",
     "pair_loss",
@@ -37,6 +36,8 @@ class SchConfig:
     separate_means: average positive and negative pairs apart; positives are rare in a
         batch with many classes.
     quantisation, classification: weights of those terms.
+    centred_quantisation: the quantisation term as the paper's released code has it, for
+        comparison: it has no gradient.
     """
 
     fingerprint: str = "pearson"
@@ -44,21 +45,13 @@ class SchConfig:
     separate_means: bool = False
     quantisation: float = 0.5
     classification: float = 0.5
+    centred_quantisation: bool = False
 
     def __post_init__(self) -> None:
         if self.fingerprint not in ("cosine", "pearson", "none"):
             raise TrainingDataError(
                 f"fingerprint is {self.fingerprint!r}; use 'cosine', 'pearson' or 'none'"
             )
-
-
-class SchTerms(NamedTuple):
-    """Scalars: the sum to minimise, and its parts before they are weighted."""
-
-    total: Tensor
-    pairs: Tensor
-    quantisation: Tensor
-    classification: Tensor
 
 
 class SchLoss(nn.Module):
@@ -76,9 +69,14 @@ class SchLoss(nn.Module):
         )
         self.register_buffer("weights", weights)
 
-    def forward(self, h: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> SchTerms:
-        """Of hash logits (N, B), class logits (N, C), images (N, 1|3, S, S), labels (N,)."""
-        h, logits = h.float(), logits.float()
+    def forward(
+        self, h: Tensor, logits: Tensor | None, images: Tensor, labels: Tensor
+    ) -> LossTerms:
+        """Of hash logits (N, B), class logits (N, C), images (N, 1|3, S, S), labels (N,).
+
+        Without class logits there is no classification term.
+        """
+        h = h.float()
         if self.config.fingerprint == "none":
             structure = None
         else:
@@ -92,14 +90,13 @@ class SchLoss(nn.Module):
             self.weights[labels],
             separate_means=self.config.separate_means,
         )
-        quantisation = quantisation_loss(h)
-        classification = F.cross_entropy(logits, labels)
-        total = (
-            pairs
-            + self.config.quantisation * quantisation
-            + self.config.classification * classification
-        )
-        return SchTerms(total, pairs, quantisation, classification)
+        quantisation = quantisation_loss(h, centred=self.config.centred_quantisation)
+        parts = {"pairs": pairs, "quantisation": quantisation}
+        total = pairs + self.config.quantisation * quantisation
+        if logits is not None:
+            parts["classification"] = F.cross_entropy(logits.float(), labels)
+            total = total + self.config.classification * parts["classification"]
+        return LossTerms(total, parts)
 
 
 def class_weights(counts: Tensor) -> Tensor:
@@ -150,8 +147,16 @@ def pair_loss(
     )
 
 
-def quantisation_loss(h: Tensor) -> Tensor:
-    """L_Q = mean log(1 + (1 − cos(|h_i|, 1)) / 2): all bits of an image equally sure."""
+def quantisation_loss(h: Tensor, *, centred: bool = False) -> Tensor:
+    """L_Q = mean log(1 + (1 − cos(|h_i|, 1)) / 2): all bits of an image equally sure.
+
+    centred: subtract the means first. The cosine with a constant vector is then 0 whatever
+    h is, and L_Q the constant log 1.5.
+    """
     magnitude = h.float().abs()
-    cosine = F.cosine_similarity(magnitude, torch.ones_like(magnitude), dim=1, eps=_EPSILON)
+    target = torch.ones_like(magnitude)
+    if centred:
+        magnitude = magnitude - magnitude.mean(dim=1, keepdim=True)
+        target = target - target.mean(dim=1, keepdim=True)
+    cosine = F.cosine_similarity(magnitude, target, dim=1, eps=_EPSILON)
     return torch.log1p((1 - cosine) / 2).mean()

@@ -3,13 +3,15 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.codes import pack_signs
 from engine.errors import TrainingDataError
@@ -17,11 +19,14 @@ from engine.files import write_atomically
 from engine.model.checkpoint import Manifest, save_checkpoint
 from engine.model.config import NetworkConfig, to_dict
 from engine.model.encoder import Precision, autocast
-from engine.model.network import HashingNetwork
+from engine.model.network import HashingNetwork, NetworkOutput
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig, augment
 from engine.training.data import TrainingSet, batches
+from engine.training.losses import LossTerms
+from engine.training.peers import PeerConfig, PeerLoss
 from engine.training.sch import SchConfig, SchLoss
+from engine.training.validation import validation_map
 
 __all__ = ["TrainConfig", "train"]
 
@@ -36,6 +41,13 @@ class TrainConfig:
 
     learning_rate falls along a cosine to final_learning_rate after warmup_epochs.
     half_weights: store the weights as float16.
+    images_per_class: see :func:`engine.training.data.batches`; 0 = plain random order.
+    freeze_tower: leave the tower as it was given; only what stands on it learns.
+    ema_decay: keep an exponential moving average of the weights, which is what is saved and
+        validated; 0 = none.
+    validation: share of the images that is held out, whole groups together, to measure
+        each epoch by; 0 = none. The weights of the best epoch are saved.
+    patience: stop after so many epochs without a better one; 0 = never. Needs validation.
     """
 
     epochs: int = 10
@@ -48,8 +60,24 @@ class TrainConfig:
     seed: int = 0
     precision: Precision = "auto"
     half_weights: bool = True
-    loss: SchConfig = field(default_factory=SchConfig)
+    images_per_class: int = 0
+    freeze_tower: bool = False
+    ema_decay: float = 0.0
+    validation: float = 0.0
+    patience: int = 0
+    loss: SchConfig | PeerConfig = field(default_factory=SchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("ema_decay", "validation"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise TrainingDataError(f"{name} is {value}; use a share from 0 up to 1")
+        if self.patience and not self.validation:
+            raise TrainingDataError(
+                f"patience is {self.patience}, but nothing is held out to judge an epoch by; "
+                "give validation a share, or patience 0"
+            )
 
 
 def train(
@@ -67,21 +95,17 @@ def train(
     A stopped run goes on after its last finished epoch when called again with the same
     data, configuration and folder, and ends with the weights of an undisturbed run.
 
+    Without classes in ``data``, two views of an image are the only positives.
+
     Raises:
-        TrainingDataError: too few images for one batch, or ``out`` holds another run.
+        TrainingDataError: too few images for one batch, data and network disagree about
+            classes, the loss needs labels that there are not, or ``out`` holds another run.
     """
-    if len(data) < config.batch_size:
+    if network_config.classes != len(data.classes):
         raise TrainingDataError(
-            f"{len(data)} images do not fill one batch of {config.batch_size}; "
-            "give more images or a smaller batch"
+            f"the network has a classifier for {network_config.classes} classes, the data "
+            f"have {len(data.classes)}; set classes in its config to that"
         )
-    torch.manual_seed(config.seed)
-    network = HashingNetwork(network_config, preprocess, pretrained).to(device)
-    network = network.to(memory_format=torch.channels_last)
-    loss_of = SchLoss(config.loss, data.counts()).to(device)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay
-    )
     run = {
         "network": to_dict(network_config),
         "preprocess": to_dict(preprocess),
@@ -89,91 +113,222 @@ def train(
         "pretrained": pretrained,
         "data": data.digest(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    history = _resume(out, run, network, optimiser)
-    for epoch in range(len(history), config.epochs):
-        history.append(_epoch(epoch, data, config, network, loss_of, optimiser, device))
-        _log.info(
-            "epoch %(epoch)d of %(epochs)d: loss %(loss).4f",
-            {**history[-1], "epochs": config.epochs},
+    held_out = None
+    if config.validation:
+        data, held_out = data.split(config.validation, config.seed)
+    if len(data) < config.batch_size:
+        raise TrainingDataError(
+            f"{len(data)} images do not fill one batch of {config.batch_size}; "
+            "give more images or a smaller batch"
         )
-        _save_state(out, run, network, optimiser, history)
+    learner = _Learner(data, network_config, preprocess, config, pretrained, device)
+    out.mkdir(parents=True, exist_ok=True)
+    learner.resume(out, run)
+    while not learner.finished:
+        entry = learner.epoch(held_out)
+        _log.info("epoch %d of %d: %s", entry["epoch"], config.epochs, entry)
+        learner.save(out, run)
     manifest = save_checkpoint(
         out,
-        network,
+        learner.best_network(),
         network_config,
         preprocess,
         data.classes,
-        {"config": to_dict(config), "images": len(data), "history": history},
+        {"config": to_dict(config), "images": len(data), "history": learner.history},
         dtype=torch.float16 if config.half_weights else torch.float32,
     )
-    write_atomically(out / _HISTORY, (json.dumps(history, indent=2) + "\n").encode())
+    write_atomically(out / _HISTORY, (json.dumps(learner.history, indent=2) + "\n").encode())
     (out / _STATE).unlink(missing_ok=True)
     return manifest
 
 
-def _epoch(
-    epoch: int,
-    data: TrainingSet,
-    config: TrainConfig,
-    network: HashingNetwork,
-    loss_of: SchLoss,
-    optimiser: torch.optim.Optimizer,
-    device: str,
-) -> dict[str, Any]:
-    # Seeded by epoch, so that a resumed run draws what an undisturbed one would have drawn.
-    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-    steps = len(data) // config.batch_size
-    network.train()
-    started = time.monotonic()
-    sums: dict[str, float] = {}
-    codes: list[Tensor] = []
-    for step, (images, labels) in enumerate(batches(data, config.batch_size, generator)):
-        rate = _learning_rate(epoch + step / steps, config)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        views = augment(images, config.augment, generator).to(
-            device, memory_format=torch.channels_last
+class _Learner:
+    """A training run between its epochs."""
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        network_config: NetworkConfig,
+        preprocess: Preprocess,
+        config: TrainConfig,
+        pretrained: str | None,
+        device: str,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.data, self.config, self.device = data, config, device
+        network = HashingNetwork(network_config, preprocess, pretrained).to(device)
+        self.network: HashingNetwork = network.to(memory_format=torch.channels_last)
+        self.loss = _loss(config, data, network_config.head.bits).to(device)
+        if config.freeze_tower:
+            self.network.tower.requires_grad_(requires_grad=False)
+        self.averaged = (
+            AveragedModel(
+                self.network,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
+            if config.ema_decay
+            else None
         )
-        labels = labels.to(device)
-        with autocast(device, config.precision):
-            output = network(views)
-        if output.logits is None:
-            raise TrainingDataError("the network has no classifier; set classes in its config")
-        terms = loss_of(output.h, output.logits, views, labels)
+        self.learnable = [
+            parameter
+            for module in (self.network, self.loss)
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
+        self.optimiser = torch.optim.AdamW(
+            self.learnable, lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
+
+    @property
+    def finished(self) -> bool:
+        done = len(self.history)
+        patience = self.config.patience
+        return done >= self.config.epochs or (
+            patience > 0 and done > 0 and done - self._best_epoch() >= patience
+        )
+
+    def best_network(self) -> HashingNetwork:
+        """What is to be kept: the best epoch's weights, else the last ones."""
+        network = self._measured()
+        if self.best is not None:
+            network.load_state_dict(self.best)
+        return network
+
+    def epoch(self, held_out: TrainingSet | None) -> dict[str, Any]:
+        """Trains one epoch and adds its entry to the history."""
+        started = time.monotonic()
+        number = len(self.history)
+        # Seeded by epoch, so that a resumed run draws what an undisturbed one would have drawn.
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + number)
+        steps = len(self.data) // self.config.batch_size
+        self.network.train()
+        if self.config.freeze_tower:
+            self.network.tower.eval()
+        sums: dict[str, float] = {}
+        codes: list[Tensor] = []
+        for step, (views, labels) in enumerate(self._views(generator)):
+            output, terms = self._step(views, labels, number + step / steps)
+            for name, value in self._measures(output, terms, labels):
+                sums[name] = sums.get(name, 0.0) + value.item()
+            codes.append(output.h.detach().float().cpu())
+            if step % 50 == 0:
+                _log.info(
+                    "epoch %d, step %d of %d: loss %.4f", number + 1, step, steps, terms.total
+                )
+        h = torch.cat(codes)
+        entry = {
+            "epoch": number + 1,
+            **{name: round(total / (step + 1), 5) for name, total in sums.items()},
+            "distinct_codes": len({code.tobytes() for code in pack_signs(h.numpy())}),
+            "bit_balance": round((h >= 0).float().mean(dim=0).sub(0.5).abs().mean().item(), 4),
+        }
+        if held_out is not None:
+            entry["validation_map"] = validation_map(
+                self._measured(), held_out, self.device, self.config.precision
+            )
+        self.history.append(entry)
+        if held_out is not None and self._best_epoch() == len(self.history):
+            state = self._measured().state_dict()
+            self.best = {name: value.clone() for name, value in state.items()}
+        entry["seconds"] = round(time.monotonic() - started, 1)
+        return entry
+
+    def _views(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        config = self.config
+        if self.data.classes:
+            drawn = batches(self.data, config.batch_size, generator, config.images_per_class)
+            for images, labels in drawn:
+                yield augment(images, config.augment, generator), labels
+        else:
+            for images, labels in batches(self.data, config.batch_size // 2, generator):
+                pair = [augment(images, config.augment, generator) for _ in range(2)]
+                yield torch.cat(pair), labels.repeat(2)
+
+    def _step(
+        self, views: Tensor, labels: Tensor, epoch: float
+    ) -> tuple[NetworkOutput, LossTerms]:
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = _learning_rate(epoch, config)
+        views = views.to(self.device, memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        with autocast(self.device, config.precision):
+            output: NetworkOutput = self.network(views)
+        if isinstance(self.loss, SchLoss):
+            terms = self.loss(output.h, output.logits, views, labels)
+        else:
+            terms = self.loss(output.h, labels, epoch / config.epochs)
         if not torch.isfinite(terms.total):
             raise TrainingDataError(
-                f"the loss is {terms.total.item()} at epoch {epoch + 1}, step {step + 1}; "
+                f"the loss is {terms.total.item()} in epoch {int(epoch) + 1}; "
                 "lower the learning rate or use precision fp32"
             )
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-        optimiser.step()
-        hits = (output.logits.argmax(dim=1) == labels).float().mean()
-        for name, value in (*terms._asdict().items(), ("accuracy", hits)):
-            sums[name] = sums.get(name, 0.0) + value.item()
-        codes.append(output.h.detach().float().cpu())
-        if step % 50 == 0:
-            _log.info(
-                "epoch %d, step %d of %d: loss %.4f, accuracy %.3f, rate %.2e",
-                epoch + 1,
-                step,
-                steps,
-                terms.total.item(),
-                hits.item(),
-                rate,
+        torch.nn.utils.clip_grad_norm_(self.learnable, config.clip_norm)
+        self.optimiser.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+        return output, terms
+
+    def _measures(
+        self, output: NetworkOutput, terms: LossTerms, labels: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
+        yield "loss", terms.total
+        yield from terms.parts.items()
+        if output.logits is not None and isinstance(self.loss, SchLoss):
+            yield "accuracy", (output.logits.argmax(dim=1).cpu() == labels).float().mean()
+
+    def _measured(self) -> HashingNetwork:
+        if self.averaged is None:
+            return self.network
+        return cast(HashingNetwork, self.averaged.module)
+
+    def _best_epoch(self) -> int:
+        """Counted from 1; the first of equals."""
+        best = max(self.history, key=lambda entry: float(entry.get("validation_map", 0)))
+        number: int = best["epoch"]
+        return number
+
+    def _modules(self) -> dict[str, Any]:
+        modules = {"network": self.network, "loss": self.loss, "optimiser": self.optimiser}
+        return modules if self.averaged is None else {**modules, "averaged": self.averaged}
+
+    def save(self, out: Path, run: dict[str, Any]) -> None:
+        state = {name: module.state_dict() for name, module in self._modules().items()}
+        state["run"] = json.dumps(run, sort_keys=True)
+        state["history"] = json.dumps(self.history)
+        state["best"] = self.best
+        temporary = out / f".{_STATE}"
+        torch.save(state, temporary)
+        temporary.replace(out / _STATE)
+
+    def resume(self, out: Path, run: dict[str, Any]) -> None:
+        """Takes up the state in ``out``, if there is one. Raises TrainingDataError."""
+        path = out / _STATE
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if state["run"] != json.dumps(run, sort_keys=True):
+            raise TrainingDataError(
+                f"{path} belongs to a run with another configuration or other data; "
+                "choose another folder, or delete that file to start over"
             )
-    h = torch.cat(codes)
-    means = {name: round(total / steps, 5) for name, total in sums.items()}
-    return {
-        "epoch": epoch + 1,
-        "loss": means.pop("total"),
-        **means,
-        "distinct_codes": len({code.tobytes() for code in pack_signs(h.numpy())}),
-        "bit_balance": round((h >= 0).float().mean(dim=0).sub(0.5).abs().mean().item(), 4),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
+        self.history, self.best = json.loads(state["history"]), state["best"]
+        _log.info("going on after epoch %d", len(self.history))
+
+
+def _loss(config: TrainConfig, data: TrainingSet, bits: int) -> nn.Module:
+    if isinstance(config.loss, SchConfig):
+        return SchLoss(config.loss, data.counts())
+    if not data.classes:
+        raise TrainingDataError(f"loss {config.loss.method!r} needs labels; use SCH, or label")
+    return PeerLoss(config.loss, len(data.classes), bits, config.seed)
 
 
 def _learning_rate(epoch: float, config: TrainConfig) -> float:
@@ -182,45 +337,3 @@ def _learning_rate(epoch: float, config: TrainConfig) -> float:
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     span = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + span * (1 + cos(pi * min(done, 1.0))) / 2
-
-
-def _save_state(
-    out: Path,
-    run: dict[str, Any],
-    network: HashingNetwork,
-    optimiser: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-) -> None:
-    temporary = out / f".{_STATE}"
-    torch.save(
-        {
-            "run": json.dumps(run, sort_keys=True),
-            "network": network.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "history": json.dumps(history),
-        },
-        temporary,
-    )
-    temporary.replace(out / _STATE)
-
-
-def _resume(
-    out: Path,
-    run: dict[str, Any],
-    network: HashingNetwork,
-    optimiser: torch.optim.Optimizer,
-) -> list[dict[str, Any]]:
-    path = out / _STATE
-    if not path.exists():
-        return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if state["run"] != json.dumps(run, sort_keys=True):
-        raise TrainingDataError(
-            f"{path} belongs to a run with another configuration or other data; "
-            "choose another folder, or delete that file to start over"
-        )
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    history: list[dict[str, Any]] = json.loads(state["history"])
-    _log.info("going on after epoch %d", len(history))
-    return history

@@ -12,6 +12,7 @@ from torch import nn
 from engine.errors import ModelError
 from engine.model.backbone import TappedTower
 from engine.model.config import (
+    FUSIONS,
     DarfConfig,
     HeadConfig,
     NetworkConfig,
@@ -241,12 +242,45 @@ def test_the_blended_feature_is_global_local_u(shallow):
     maps = noise(2, *shallow), noise(2, 6, 2, 3)
     z = module(*maps)
     assert z.shape == (2, config.dim) == (2, 27)
-    whole, local = module.pixels(maps[1])
-    u = module.cross(module.shallow(maps[0]), module.deep(maps[1]))
+    pixels, cross = module.branches
+    whole, local = pixels.pixels(maps[1])
+    u = cross.cross(cross.query(maps[0]), cross.key(maps[1]))
     assert torch.allclose(z, torch.cat([whole, local, u], dim=1), atol=1e-5)
     other_shallow = module(noise(2, *shallow, seed=5), maps[1])
     assert torch.allclose(other_shallow[:, :16], z[:, :16], atol=1e-5)
     assert not torch.allclose(other_shallow[:, 16:], z[:, 16:], atol=1e-3)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@torch.no_grad()
+def test_every_fusion_gives_a_z_of_the_same_length_from_the_maps_it_names(fusion):
+    config = replace(SMALL_DARF, fusion=fusion, global_dim=7, local_dim=9, cross_dim=11, window=3)
+    module = randomised(Darf((4, 6, 6), (6, 2, 3), config))
+    shallow, deep = noise(2, 4, 6, 6), noise(2, 6, 2, 3)
+    z = module(shallow, deep)
+    assert z.shape == (2, 27)
+    uses_shallow = not torch.allclose(module(noise(2, 4, 6, 6, seed=5), deep), z, atol=1e-4)
+    assert uses_shallow == (fusion not in ("pixels", "deep"))
+    assert not torch.allclose(module(shallow, noise(2, 6, 2, 3, seed=5)), z, atol=1e-4)
+
+
+def test_swapped_roles_are_not_the_paper_s():
+    config = replace(SMALL_DARF, window=3)
+    maps = (4, 6, 6), (6, 2, 3)
+    sizes = {
+        fusion: {
+            name: parameter.shape
+            for name, parameter in Darf(*maps, replace(config, fusion=fusion)).named_parameters()
+            if name.endswith("cross.to_q.weight")
+        }.popitem()[1][1]
+        for fusion in ("darf", "swapped")
+    }
+    assert sizes == {"darf": 4, "swapped": 6}  # channels that the query is made of
+
+
+def test_an_unknown_fusion_is_refused():
+    with pytest.raises(ModelError, match="'sum'"):
+        NetworkConfig(darf=replace(SMALL_DARF, fusion="sum"))
 
 
 # Hash head

@@ -240,7 +240,7 @@ def test_the_total_is_the_weighted_sum():
             else structural_similarity(image_fingerprint(images), centred=fingerprint == "pearson")
         )
         pairs = naive_pair_loss(h, LABELS, structure, class_weights(counts)[LABELS], False)
-        assert terms.pairs.item() == pytest.approx(pairs, rel=2e-4)
+        assert terms.parts["pairs"].item() == pytest.approx(pairs, rel=2e-4)
         expected = pairs + 0.3 * quantisation_loss(h) + 0.7 * cross_entropy(logits, LABELS)
         assert terms.total.item() == pytest.approx(expected.item(), rel=2e-4)
 
@@ -250,7 +250,7 @@ def test_unweighted_means_every_pair_counts_once():
     config = SchConfig("none", weighted=False)
     terms = SchLoss(config, torch.tensor([100, 2, 1, 1]))(h, logits, images, LABELS)
     expected = naive_pair_loss(h, LABELS, None, torch.ones(7), False)
-    assert terms.pairs.item() == pytest.approx(expected, rel=2e-4)
+    assert terms.parts["pairs"].item() == pytest.approx(expected, rel=2e-4)
 
 
 def test_an_unknown_fingerprint_is_refused():

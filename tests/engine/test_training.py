@@ -178,9 +178,9 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path):
         run(tmp_path, replace(CONFIG, batch_size=121))
 
 
-def test_a_network_without_classifier_is_refused(tmp_path):
+def test_a_network_for_other_classes_is_refused(tmp_path):
     network = replace(NETWORK, classes=0)
-    with pytest.raises(TrainingDataError, match="classifier"):
+    with pytest.raises(TrainingDataError, match="0 classes"):
         train(shapes(10, 0), network, PREPROCESS, replace(CONFIG, batch_size=8), tmp_path)
 
 

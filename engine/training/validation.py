@@ -1,0 +1,61 @@
+"""How well a network retrieves images that it does not learn from, epoch by epoch."""
+
+import torch
+from torch import Tensor
+
+from engine.model.encoder import Precision, autocast, canvas_tensor
+from engine.model.network import HashingNetwork
+from engine.training.augment import AugmentConfig, augment
+from engine.training.data import TrainingSet
+
+__all__ = ["validation_map"]
+
+_BATCH = 64
+
+
+@torch.inference_mode()
+def validation_map(
+    network: HashingNetwork, held_out: TrainingSet, device: str, precision: Precision = "auto"
+) -> float:
+    """mAP in Hamming order, similarity of the blended features breaking ties.
+
+    With labels every image is a query to all the others. Without, one seeded view of every
+    image is a query, and the image itself is what it should find.
+    """
+    training = network.training
+    network.eval()
+    images = canvas_tensor(held_out.canvases)
+    z, b = _encoded(network, images, device, precision)
+    labels = torch.from_numpy(held_out.labels)
+    if held_out.classes:
+        score = b @ b.T + (z @ z.T) / 2  # b·b moves in steps of 2, so that z only breaks ties
+        score.fill_diagonal_(-torch.inf)
+    else:
+        views = augment(images, AugmentConfig(), torch.Generator().manual_seed(0))
+        z_view, b_view = _encoded(network, views, device, precision)
+        score = b_view @ b.T + (z_view @ z.T) / 2
+    network.train(training)
+    order = score.argsort(dim=1, descending=True)
+    if held_out.classes:
+        order = order[:, :-1]  # the query itself
+    relevant = (labels[order] == labels[:, None]).float()
+    found = relevant.cumsum(dim=1)
+    ranks = torch.arange(1, relevant.shape[1] + 1)
+    precision_there = (found / ranks * relevant).sum(dim=1)
+    answerable = found[:, -1] > 0
+    return round((precision_there / found[:, -1])[answerable].mean().item(), 5)
+
+
+def _encoded(
+    network: HashingNetwork, images: Tensor, device: str, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Centred z of unit length, float32 (N, D), and codes of ±1, float32 (N, B)."""
+    parts = []
+    for batch in torch.split(images, _BATCH):
+        with autocast(device, precision):
+            output = network(batch.to(device, memory_format=torch.channels_last))
+        parts.append((output.z.float().cpu(), output.h.float().cpu()))
+    z = torch.cat([part[0] for part in parts])
+    z = torch.nn.functional.normalize(z - z.mean(dim=1, keepdim=True), dim=1)
+    h = torch.cat([part[1] for part in parts])
+    return z, torch.where(h >= 0, 1.0, -1.0)
