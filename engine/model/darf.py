@@ -49,7 +49,7 @@ class ConvMSA(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, (2 * h - 1) * (2 * w - 1)))
         self.register_buffer("bias_index", _relative_index(h, w), persistent=False)
         real = F.pad(torch.ones(1, 1, height, width), (0, self.padding[0], 0, self.padding[1]))
-        keys = self._split(real)[:, 0, :, 0] > 0  # (windows, h·w)
+        keys = self._split(real)[0, :, :, 0] > 0  # (windows, h·w)
         mask = torch.zeros_like(keys, dtype=torch.float32).masked_fill(~keys, float("-inf"))
         self.register_buffer("mask", mask[:, None, None, :], persistent=False)
 
@@ -59,20 +59,20 @@ class ConvMSA(nn.Module):
         padded = F.pad(x, (0, self.padding[0], 0, self.padding[1]))
         q, k, v = (self._split(part) for part in self.to_qkv(padded).chunk(3, dim=1))
         bias = self.bias[:, self.bias_index][None] + self.mask  # (windows, heads, hw, hw)
-        bias = bias.to(q.dtype).repeat(n, 1, 1, 1)
+        bias = bias.to(q.dtype).flatten(0, 1)  # the same for every image
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         merged = self._merge(mixed, n)[:, :, :height, :width]
         out: Tensor = x + self.to_out(merged)
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        """(N, heads·d, H, W) → (N·windows, heads, h·w, d); one head for a one-channel map."""
+        """(N, heads·d, H, W) → (N, windows·heads, h·w, d); one head for a one-channel map."""
         n, channels = x.shape[:2]
         heads = min(self.heads, channels)
         h, w = self.window
         x = x.reshape(n, heads, channels // heads, self.rows, h, self.columns, w)
         x = x.permute(0, 3, 5, 1, 4, 6, 2)
-        return x.reshape(n * self.rows * self.columns, heads, h * w, channels // heads)
+        return x.reshape(n, self.rows * self.columns * heads, h * w, channels // heads)
 
     def _merge(self, x: Tensor, n: int) -> Tensor:
         h, w = self.window

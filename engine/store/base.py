@@ -103,8 +103,8 @@ class VectorStore(Protocol):
         """The points with these ids, in this order; unknown ids are left out."""
         ...
 
-    def scroll(self, where: Filter, *, page: int = 1000) -> Iterator[Point]:
-        """All points that take part, ordered by id, without z."""
+    def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
+        """All points that take part, ordered by id."""
         ...
 
     def delete(self, where: Filter) -> int:

@@ -144,13 +144,17 @@ class EdgeStore:
         found = {str(record.id): _to_point(record) for record in records}
         return [found[i] for i in ids if i in found]
 
-    def scroll(self, where: Filter, *, page: int = 1000) -> Iterator[Point]:
+    def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
         offset: Any = None
         while True:
             request = qdrant.ScrollRequest(
-                offset=offset, limit=page, filter=_translated(where), with_payload=True
+                offset=offset,
+                limit=page,
+                filter=_translated(where),
+                with_payload=True,
+                with_vector=with_z,
             )
             records, offset = _wrapped(self._shard.scroll, request)
             yield from map(_to_point, records)

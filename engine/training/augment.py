@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["AugmentConfig", "augment"]
 
 _Uniform = Callable[..., Tensor]
+_TONE_PIECES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,10 @@ class AugmentConfig:
     """Strength of each group; 0 switches it off.
 
     narrow: probability of a window that starts at a random quantile (up to 0.6) of the
-        grey values and ends at another (from 0.95): grey backgrounds become black, as
-        other archives show them.
+        grey values and ends at another (from 0.75): grey backgrounds become black and
+        bright tissue white, as other archives show them.
+    tone: probability of a random rising tone curve, as lookup tables and other detectors
+        make; shade: of a smooth change of brightness over the image, as coils make.
     window: share by which the grey window is cut or widened at each end.
     gamma: exponent drawn from [1/(1+gamma), 1+gamma], log-uniformly.
     invert: probability that the polarity is reversed.
@@ -31,19 +34,23 @@ class AugmentConfig:
     coarsen: probability of a lower resolution (down to a third), or a blur with it.
     noise: largest standard deviation of added noise, in grey values of [0, 1].
     border: probability of a black margin on some sides.
+    marker: probability of a small bright block near an edge, as letters and rulers are.
     """
 
-    narrow: float = 0.5
+    narrow: float = 0.4
+    tone: float = 0.3
+    shade: float = 0.2
     window: float = 0.25
     gamma: float = 0.8
     invert: float = 0.1
     rotate: float = 15.0
-    scale: float = 0.25
+    scale: float = 0.3
     shift: float = 0.1
     flip: float = 0.0
     coarsen: float = 0.3
-    noise: float = 0.06
+    noise: float = 0.05
     border: float = 0.15
+    marker: float = 0.2
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -68,6 +75,8 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     x = _move(images.float(), config, uniform)
     x = torch.where(chosen(config.coarsen), _coarsen(x, float(uniform(0.33, 0.8)[0])), x)
     x = torch.where(chosen(config.narrow), _narrow(x, uniform), x)
+    x = torch.where(chosen(config.tone), _tone(x, uniform), x)
+    x = torch.where(chosen(config.shade), _shade(x, uniform), x)
     low = uniform(-config.window, config.window)
     high = 1 + uniform(-config.window, config.window)
     x = ((x - low) / (high - low).clamp_min(0.1)).clamp(0, 1)
@@ -76,6 +85,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     x = torch.where(chosen(config.invert), 1 - x, x)
     noise = torch.randn(x.shape, generator=generator)
     x = (x + noise * uniform(0, config.noise)).clamp(0, 1)
+    x = torch.where(chosen(config.marker), _mark(x, uniform), x)
     return torch.where(chosen(config.border), _border(x, uniform), x)
 
 
@@ -104,8 +114,40 @@ def _narrow(x: Tensor, uniform: _Uniform) -> Tensor:
     def quantile(share: Tensor) -> Tensor:
         return values.gather(1, (share * last).long())[:, :, None, None]
 
-    low, high = quantile(uniform(0, 0.6, 1)), quantile(uniform(0.95, 1, 1))
+    # Squared, so that most windows saturate little.
+    low, high = quantile(uniform(0, 0.6, 1)), quantile(1 - 0.25 * uniform(0, 1, 1) ** 2)
     return ((x - low) / (high - low).clamp_min(0.05)).clamp(0, 1)
+
+
+def _tone(x: Tensor, uniform: _Uniform) -> Tensor:
+    """Through a rising curve of straight pieces between 0 and 1."""
+    steps = uniform(0.05, 1, _TONE_PIECES) ** 2
+    ends = steps.cumsum(dim=1) / steps.sum(dim=1, keepdim=True)
+    knots = torch.cat([torch.zeros(len(x), 1), ends], dim=1)
+    place = x.flatten(1) * _TONE_PIECES
+    piece = place.long().clamp(max=_TONE_PIECES - 1)
+    left, right = knots.gather(1, piece), knots.gather(1, piece + 1)
+    return (left + (right - left) * (place - piece)).view_as(x)
+
+
+def _shade(x: Tensor, uniform: _Uniform) -> Tensor:
+    field = uniform(0.4, 1.3, 1, 3, 3)
+    smooth = F.interpolate(field, size=x.shape[-2:], mode="bicubic", align_corners=True)
+    return (x * smooth).clamp(0, 1)
+
+
+def _mark(x: Tensor, uniform: _Uniform) -> Tensor:
+    height, width = x.shape[-2:]
+    rows = ((torch.arange(height) + 0.5) / height)[None, :, None]
+    columns = ((torch.arange(width) + 0.5) / width)[None, None, :]
+    # Somewhere within a sixth of an edge: one coordinate near it, the other anywhere.
+    near, along = uniform(0, 1 / 6, 1, 1), uniform(0, 1, 1, 1)
+    near = torch.where(uniform(0, 1, 1, 1) < 0.5, near, 1 - near)
+    upright = uniform(0, 1, 1, 1) < 0.5
+    y, x_place = torch.where(upright, along, near), torch.where(upright, near, along)
+    half = uniform(0.01, 0.06, 2)[:, :, None, None]
+    inside = ((rows - y).abs() < half[:, 0]) & ((columns - x_place).abs() < half[:, 1])
+    return torch.where(inside[:, None], uniform(0.6, 1), x)
 
 
 def _coarsen(x: Tensor, factor: float) -> Tensor:

@@ -35,7 +35,7 @@ class SchConfig:
     weighted: weigh pairs by w_c = N / (C n_c), so that rare classes count.
     separate_means: average positive and negative pairs apart; positives are rare in a
         batch with many classes.
-    quantisation, classification: weights of those terms.
+    pairs, quantisation, classification: weights of the terms.
     centred_quantisation: the quantisation term as the paper's released code has it, for
         comparison: it has no gradient.
     """
@@ -43,6 +43,7 @@ class SchConfig:
     fingerprint: str = "pearson"
     weighted: bool = True
     separate_means: bool = False
+    pairs: float = 1.0
     quantisation: float = 0.5
     classification: float = 0.5
     centred_quantisation: bool = False
@@ -92,7 +93,7 @@ class SchLoss(nn.Module):
         )
         quantisation = quantisation_loss(h, centred=self.config.centred_quantisation)
         parts = {"pairs": pairs, "quantisation": quantisation}
-        total = pairs + self.config.quantisation * quantisation
+        total = self.config.pairs * pairs + self.config.quantisation * quantisation
         if logits is not None:
             parts["classification"] = F.cross_entropy(logits.float(), labels)
             total = total + self.config.classification * parts["classification"]

@@ -254,6 +254,14 @@ def test_scrolling_gives_each_point_once_whatever_the_page(filled, points, page)
         assert all(point.z is None for point in found)
 
 
+def test_scrolling_gives_the_vectors_when_asked(filled, points):
+    found = list(filled.scroll(ALL, page=150, with_z=True))
+    assert ids(found) == ids(points)
+    for point, expected in zip(found, points, strict=True):
+        same(point, expected)
+        assert np.allclose(point.z, expected.z, atol=1e-3)
+
+
 # Writing
 
 

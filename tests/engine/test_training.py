@@ -17,7 +17,6 @@ from engine.model.checkpoint import load_checkpoint
 from engine.model.config import DarfConfig, HeadConfig, NetworkConfig, TowerConfig
 from engine.model.encoder import canvas_tensor
 from engine.model.preprocess import Preprocess
-from engine.training.augment import AugmentConfig, augment
 from engine.training.data import Example, TrainingSet, batches, from_csv, from_folder
 from engine.training.trainer import TrainConfig, train
 
@@ -286,77 +285,3 @@ def test_an_epoch_shows_every_image_at_most_once_in_seeded_order():
 
     assert len(set(epoch(0))) == 9
     assert epoch(0) == epoch(0) != epoch(1)
-
-
-# Augmentation
-
-STILL = AugmentConfig(
-    narrow=0, window=0, gamma=0, invert=0, rotate=0, scale=0, shift=0, flip=0, coarsen=0,
-    noise=0, border=0,
-)  # fmt: skip
-
-
-def pictures(count: int = 6, channels: int = 1) -> torch.Tensor:
-    return torch.rand(count, channels, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def augmented(images: torch.Tensor, config: AugmentConfig, seed: int = 0) -> torch.Tensor:
-    return augment(images, config, torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_views_are_seeded_images_of_the_same_shape(channels):
-    images = pictures(channels=channels)
-    before = images.clone()
-    one = augmented(images, AugmentConfig())
-    assert one.shape == images.shape
-    assert one.dtype == torch.float32
-    assert one.min() >= 0
-    assert one.max() <= 1
-    assert torch.equal(one, augmented(images, AugmentConfig()))
-    other = augmented(images, AugmentConfig(), seed=1)
-    assert ((one - other).abs().amax(dim=(1, 2, 3)) > 0.05).all()
-    assert torch.equal(images, before)
-
-
-def test_without_strength_nothing_changes():
-    assert torch.allclose(augmented(pictures(), STILL), pictures(), atol=2e-4)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"narrow": 1},
-        {"window": 0.25},
-        {"gamma": 0.8},
-        {"invert": 1},
-        {"rotate": 15},
-        {"scale": 0.25},
-        {"shift": 0.2},
-        {"flip": 1},
-        {"coarsen": 1},
-        {"noise": 0.2},
-        {"border": 1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_each_strength_does_something(change):
-    moved = (augmented(pictures(), replace(STILL, **change)) - pictures()).abs()
-    assert moved.amax(dim=(1, 2, 3)).median() > 0.02
-
-
-def test_flips_mirror_and_inversions_invert():
-    images = pictures()
-    flipped = augmented(images, replace(STILL, flip=1))
-    assert torch.allclose(flipped, images.flip(3), atol=2e-4)
-    inverted = augmented(images, replace(STILL, invert=1))
-    assert torch.allclose(inverted, 1 - images, atol=2e-4)
-
-
-def test_laterality_is_kept_by_default():
-    half = torch.zeros(64, 1, 32, 32)
-    half[:, :, :, :16] = 1
-    gentle = replace(AugmentConfig(), invert=0, border=0)
-    views = augmented(half, gentle)
-    left, right = views[..., :16].mean(dim=(1, 2, 3)), views[..., 16:].mean(dim=(1, 2, 3))
-    assert (left > right).all()

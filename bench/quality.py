@@ -1,0 +1,242 @@
+"""SCH with DaRF beside its peers and its own ablations, on one network, data and schedule.
+
+    python -m bench.quality FOLDER [--table main|structure|augment|extended] [--jobs 2]
+
+FOLDER has the images and ``manifest.csv`` (see ``bench.collection``). Runs that were made
+before are not made again: a stopped table goes on. ``--only-known`` prints what there is.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.machine import write_results
+from bench.runs import RESULTS, Bench, Run, Scale, make_all, unpacked
+from engine.evaluation.metrics import paired_bootstrap
+from engine.training.peers import PEERS, PeerConfig
+from engine.training.sch import SchConfig
+
+FULL = "SCH with DaRF"
+PEER_NAMES = {
+    "hashnet": "HashNet", "dch": "DCH", "greedyhash": "GreedyHash", "csq": "CSQ", "dpn": "DPN",
+    "orthohash": "OrthoHash",
+}  # fmt: skip
+
+# What differs from the full method, one thing at a time.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no fingerprints": {"loss": SchConfig(fingerprint="none")},
+    "cosine fingerprints": {"loss": SchConfig(fingerprint="cosine")},
+    "class weights off": {"loss": SchConfig(weighted=False)},
+    "separate means": {"loss": SchConfig(separate_means=True)},
+    "L_Q as released": {"loss": SchConfig(centred_quantisation=True)},
+    "MLP head": {"head": "mlp"},
+    "deep tap only": {"fusion": "deep"},
+    "plain concatenation": {"fusion": "concat"},
+    "no pixel transformer": {"fusion": "cross"},
+    "no shallow tap": {"fusion": "pixels"},
+    "roles swapped": {"fusion": "swapped"},
+    "P×K batches, K = 8": {"images_per_class": 8},
+}
+
+
+def main_table(scale: Scale, bits: Sequence[int], seeds: Sequence[int]) -> list[Run]:
+    """Full method and bottleneck peers first, so that a table cut short says most."""
+    runs = []
+    for part in (_full, _bottleneck, _with_darf, _ablations):
+        for b in bits:
+            if part is _ablations and b != 64:
+                continue  # what a part is worth is told at one length
+            runs += [run for seed in seeds for run in part(Run("", scale, b, seed))]
+    return runs
+
+
+def _full(base: Run) -> list[Run]:
+    return [replace(base, row=FULL)]
+
+
+def _bottleneck(base: Run) -> list[Run]:
+    return [
+        replace(base, row=f"{PEER_NAMES[peer]}, bottleneck", loss=PeerConfig(peer), fusion="deep")
+        for peer in PEERS
+    ]
+
+
+def _with_darf(base: Run) -> list[Run]:
+    return [
+        replace(base, row=f"{PEER_NAMES[peer]} with DaRF", loss=PeerConfig(peer)) for peer in PEERS
+    ]
+
+
+def _ablations(base: Run) -> list[Run]:
+    return [replace(base, row=row, **change) for row, change in ABLATIONS.items()]
+
+
+def structure_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
+    """Taught the coarse classes alone, judged by the fine ones."""
+    runs = []
+    for seed in seeds:
+        base = Run("", scale, 64, seed, by="class")
+        runs += [*_full(base), *_bottleneck(base)]
+    return runs
+
+
+def rows_of(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each method and length: means over seeds, and p against the full method.
+
+    p: paired bootstrap over the queries, of AP averaged over the seeds, the full method's
+    content-guided answer against this row's answer in Hamming order (what a peer has), and
+    against this row's content-guided answer.
+    """
+    grouped: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for run, result in zip(runs, results, strict=True):
+        grouped.setdefault((run.bits, run.row), []).append(result)
+    rows = []
+    for (bits, name), found in grouped.items():
+        row: dict[str, Any] = {"bits": bits, "method": name, "seeds": len(found)}
+        for order in ("hamming_random", "hamming", "content"):
+            for norm in ("map_found", "map_relevant"):
+                values = [result["orders"][order][norm] for result in found]
+                row[f"{order} {norm}"] = round(mean(values), 4)
+                row[f"{order} {norm} sd"] = round(stdev(values), 4) if len(values) > 1 else None
+        row["precision at 1"] = round(
+            mean(result["orders"]["content"]["precision_at_1"] for result in found), 4
+        )
+        row["distinct codes"] = round(mean(result["distinct_codes"] for result in found))
+        row["overlap at 10"] = round(mean(r["stability"]["hamming_random"] for r in found), 3)
+        row["seconds"] = round(mean(result["seconds"]["training"] for result in found))
+        best = grouped.get((bits, FULL))
+        if best is not None and name != FULL:
+            ours = per_query(best, "content")
+            for order in ("hamming_random", "content"):
+                test = paired_bootstrap(ours, per_query(found, order))
+                row[f"p {order}"] = round(test.p, 4)
+        rows.append(row)
+    return rows
+
+
+def per_query(results: Sequence[dict[str, Any]], order: str) -> Any:
+    """AP of each query, mean over seeds, float64 (Q,)."""
+    return np.mean([unpacked(result["average_precision"][order]) for result in results], axis=0)
+
+
+def margins(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The full method against the best bottleneck peer, relative, at each length."""
+    found = []
+    for bits in sorted({row["bits"] for row in rows}):
+        peers = [r for r in rows if r["bits"] == bits and r["method"].endswith("bottleneck")]
+        ours = [r for r in rows if r["bits"] == bits and r["method"] == FULL]
+        if not peers or not ours:
+            continue
+        for theirs in ("hamming_random", "content"):
+            for norm in ("map_found", "map_relevant"):
+                best = max(peers, key=lambda row: row[f"{theirs} {norm}"])
+                gain = ours[0][f"content {norm}"] / best[f"{theirs} {norm}"] - 1
+                found.append(
+                    {
+                        "bits": bits,
+                        "measure": norm,
+                        "peers' order": theirs,
+                        "best peer": best["method"],
+                        "relative gain": round(gain, 4),
+                        "p": best[f"p {theirs}"],
+                    }
+                )
+    return found
+
+
+def show(
+    console: Console, title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> None:
+    table = Table(title=title)
+    for column in columns:
+        left = column in ("method", "best peer", "measure", "peers' order")
+        table.add_column(column.replace("_", " "), justify="left" if left else "right")
+    for row in rows:
+        cells = []
+        for column in columns:
+            value, spread = row.get(column), row.get(f"{column} sd")
+            text = (
+                "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+            )
+            cells.append(text if spread is None else f"{text} ±{spread:.3f}")
+        table.add_row(*cells)
+    console.print(table)
+
+
+COLUMNS = (
+    "bits", "method", "seeds", "hamming_random map_found", "content map_found",
+    "hamming_random map_relevant", "hamming map_relevant", "content map_relevant",
+    "p hamming_random", "p content", "overlap at 10", "distinct codes", "seconds",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", choices=("main", "structure"), default="main")
+    parser.add_argument("--bits", type=int, nargs="+", default=[64, 16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--extended", action="store_true", help="all images, larger, longer")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--only-known", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    scale = (
+        Scale(size=112, train=10_000, database=10_000, queries=10_000, epochs=12)
+        if arguments.extended
+        else Scale()
+    )
+    if arguments.table == "main":
+        runs = main_table(scale, arguments.bits, arguments.seeds)
+    else:
+        runs = structure_table(scale, arguments.seeds)
+    if arguments.only_known:
+        bench = Bench(arguments.folder, scale)
+        runs = [run for run in runs if (RESULTS / f"{run.key(bench.digest)}.json").exists()]
+    console = Console(width=170)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("runs", total=len(runs))
+
+        def done(run: Run, result: dict[str, Any]) -> None:
+            progress.advance(task)
+            order = result["orders"]["content"]["map_relevant"]
+            progress.console.print(f"{run.row}, {run.bits} bits, seed {run.seed}: {order}")
+
+        results = make_all(arguments.folder, runs, jobs=arguments.jobs, done=done)
+    rows = rows_of(runs, results)
+    show(console, "mAP@100", rows, COLUMNS)
+    gains = margins(rows)
+    if gains:
+        show(console, "the full method, content-guided, above the best bottleneck peer", gains,
+             list(gains[0]))  # fmt: skip
+    if arguments.table == "structure":
+        structure = structure_rows(runs, results)
+        show(console, "what was not taught: mAP@100 by subclass", structure, list(structure[0]))
+        rows = [{**row, "structure": extra} for row, extra in zip(rows, structure, strict=True)]
+    name = f"quality-{arguments.table}" + ("-extended" if arguments.extended else "")
+    print(write_results(name, {"rows": rows, "margins": gains}))
+
+
+def structure_rows(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds of what only the images' inner structure can give."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for run, result in zip(runs, results, strict=True):
+        grouped.setdefault(run.row, []).append(result["structure"])
+    return [
+        {
+            "method": name,
+            **{key: round(mean(one[key] for one in found), 4) for key in found[0]},
+        }
+        for name, found in grouped.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a training run may be asked for besides its defaults."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_training import CLASSES, CONFIG, NETWORK, PREPROCESS, SIZE, run, shapes
+
+from engine.errors import TrainingDataError
+from engine.model.checkpoint import load_checkpoint
+from engine.model.network import HashingNetwork
+from engine.training.augment import AugmentConfig
+from engine.training.data import Example, TrainingSet, batches
+from engine.training.peers import PEERS, PeerConfig
+from engine.training.sch import SchConfig
+from engine.training.trainer import TrainConfig, train
+from engine.training.validation import validation_map
+
+SHORT = replace(CONFIG, epochs=2, batch_size=30)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_every_peer_trains_on_the_same_network(tmp_path, peer):
+    manifest = run(tmp_path, replace(SHORT, loss=PeerConfig(peer)))
+    first, last = manifest.training["history"]
+    assert last["loss"] < first["loss"]
+    assert manifest.training["config"]["loss"]["method"] == peer
+
+
+def test_a_stopped_run_with_everything_on_ends_where_an_undisturbed_one_does(tmp_path):
+    config = replace(
+        SHORT, ema_decay=0.9, validation=0.2, images_per_class=5, loss=PeerConfig("greedyhash")
+    )
+    whole = run(tmp_path / "whole", config)
+    stopped = tmp_path / "stopped"
+    (stopped / "manifest.json").mkdir(parents=True)  # makes the end of the run fail
+    with pytest.raises(OSError, match="manifest"):
+        run(stopped, config)
+    (stopped / "manifest.json").rmdir()
+    assert run(stopped, config).weights_sha256 == whole.weights_sha256
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path):
+    plain = run(tmp_path / "plain", SHORT)
+    averaged = run(tmp_path / "averaged", replace(SHORT, ema_decay=0.9))
+    assert [e["loss"] for e in plain.training["history"]] == [
+        e["loss"] for e in averaged.training["history"]
+    ]
+    assert plain.weights_sha256 != averaged.weights_sha256
+
+    def weight(folder):
+        return load_checkpoint(tmp_path / folder)[0].head.second.base.weight
+
+    assert not torch.equal(weight("plain"), weight("averaged"))
+
+
+def test_a_frozen_tower_stays_as_it_was_given(tmp_path):
+    manifest = run(tmp_path, replace(SHORT, freeze_tower=True))
+    torch.manual_seed(SHORT.seed)
+    start = HashingNetwork(NETWORK, PREPROCESS)
+    trained, _ = load_checkpoint(tmp_path)
+    for name, value in start.tower.state_dict().items():
+        assert torch.equal(trained.tower.state_dict()[name], value), name
+    assert not torch.equal(start.head.first.base.weight, trained.head.first.base.weight)
+    assert manifest.training["history"][1]["loss"] < manifest.training["history"][0]["loss"]
+
+
+def test_the_best_epoch_by_validation_is_kept_and_patience_ends_a_run(tmp_path):
+    # A rate that wrecks the weights: no epoch is better than an early one.
+    config = replace(SHORT, epochs=30, learning_rate=1.0, validation=0.25, patience=2)
+    manifest = run(tmp_path, config)
+    history = manifest.training["history"]
+    scores = [entry["validation_map"] for entry in history]
+    best = scores.index(max(scores))
+    assert len(history) == best + 1 + 2 < 30
+    assert manifest.training["images"] == 90
+    network, _ = load_checkpoint(tmp_path)
+    _, held_out = shapes(40, 0).split(0.25, config.seed)
+    assert validation_map(network, held_out, "cpu", "fp32") == pytest.approx(scores[best], abs=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"validation": 1.0}, {"ema_decay": -0.1}, {"patience": 3}])
+def test_shares_out_of_range_and_patience_without_validation_are_refused(change):
+    with pytest.raises(TrainingDataError, match=next(iter(change))):
+        TrainConfig(**change)
+
+
+# Without labels
+
+
+def unlabelled(count: int) -> TrainingSet:
+    canvases = shapes(count // 3, 0).canvases
+    return TrainingSet(canvases, np.arange(len(canvases)), ())
+
+
+def test_without_labels_two_views_of_an_image_find_each_other(tmp_path):
+    mild = AugmentConfig(
+        narrow=0, tone=0, shade=0, invert=0, coarsen=0, noise=0.01, border=0, marker=0, gamma=0.2
+    )
+    config = replace(
+        CONFIG, epochs=10, loss=SchConfig(fingerprint="none", separate_means=True), augment=mild,
+        validation=0.2,
+    )  # fmt: skip
+    network = replace(NETWORK, classes=0)
+    manifest = train(unlabelled(120), network, PREPROCESS, config, tmp_path)
+    scores = [entry["validation_map"] for entry in manifest.training["history"]]
+    assert manifest.classes == ()
+    assert max(scores) > 0.3  # chance among 24 images is about 0.16
+    assert "classification" not in manifest.training["history"][0]
+
+
+def test_a_peer_without_labels_is_refused(tmp_path):
+    config = replace(SHORT, loss=PeerConfig("csq"))
+    with pytest.raises(TrainingDataError, match="csq"):
+        train(unlabelled(120), replace(NETWORK, classes=0), PREPROCESS, config, tmp_path)
+
+
+def test_examples_are_labelled_all_or_none(tmp_path):
+    examples = [Example(tmp_path / "1", "a"), Example(tmp_path / "2")]
+    with pytest.raises(TrainingDataError, match="1 of 2"):
+        TrainingSet.read(examples, lambda _: np.zeros((SIZE, SIZE), np.uint8))
+
+
+# Splits and batches
+
+
+def test_no_group_is_on_both_sides_of_a_split():
+    data = shapes(40, 0)
+    groups = np.random.default_rng(0).integers(0, 25, len(data))
+    data = TrainingSet(data.canvases, data.labels, data.classes, groups)
+    for seed in range(5):
+        large, small = data.split(0.2, seed)
+        assert len(large) + len(small) == len(data)
+        assert not set(large.groups) & set(small.groups)
+        assert 0.1 < len(small) / len(data) < 0.35
+        assert large.classes == small.classes == CLASSES
+    assert not np.array_equal(data.split(0.2, 0)[1].groups, data.split(0.2, 1)[1].groups)
+
+
+def test_one_group_cannot_be_split():
+    data = shapes(4, 0)
+    data = TrainingSet(data.canvases, data.labels, data.classes, np.zeros(12, np.int64))
+    with pytest.raises(TrainingDataError, match="1 groups of 12"):
+        data.split(0.2, 0)
+
+
+def test_class_batches_hold_as_many_of_each_class():
+    rare = TrainingSet(
+        np.zeros((100, 4, 4), np.uint8), np.array([0] * 90 + [1] * 7 + [2] * 3), CLASSES
+    )
+    drawn = list(batches(rare, 12, torch.Generator().manual_seed(0), images_per_class=4))
+    assert len(drawn) == 8
+    for _, labels in drawn:
+        assert labels.bincount(minlength=3).tolist() == [4, 4, 4]
