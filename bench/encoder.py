@@ -1,0 +1,210 @@
+"""The encoder: what the network costs beside its bare tower, and what bfloat16 does to codes.
+
+    python -m bench.encoder [FOLDER] [--model DIR] [--repeats 9] [--device cpu]
+
+FOLDER holds the images whose codes are compared; without one they are of a synthetic archive.
+The four timings alternate, so that whatever else the machine does meets all of them alike.
+Speeds are of batches in memory, from images in [0, 1] to codes, on all cores.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.machine import write_results
+from engine.errors import ImageRefused
+from engine.model.checkpoint import SHIPPED, WEIGHTS, load_checkpoint
+from engine.model.encoder import Encoder, Precision, autocast, canvas_tensor
+from engine.model.network import HashingNetwork
+from engine.model.preprocess import Preprocess
+from engine.settings import ImageLimits
+from indexer.imaging.read import read_image
+from indexer.sample import write_sample
+
+BATCH = 32
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+_BATCHES = 4  # of one timing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--images", type=int, default=512, help="at most so many of FOLDER")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    network, manifest = load_checkpoint(arguments.model)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder
+        if folder is None:
+            folder = Path(scratch) / "sample"
+            write_sample(folder, include_pydicom=False)
+        canvases = canvases_of(folder, manifest.preprocess, arguments.images)
+    if not canvases:
+        parser.error(f"{arguments.folder} holds no image that can be read")
+    codes = {
+        precision: Encoder(
+            network, manifest, device=arguments.device, precision=precision, batch_size=BATCH
+        )
+        .encode(canvases)
+        .codes
+        for precision in PRECISIONS
+    }
+    speeds = speed(network, canvases, arguments.device, arguments.repeats)
+    results = {
+        "model": manifest.fingerprint,
+        "device": arguments.device,
+        "threads": torch.get_num_threads(),
+        "auto_precision": auto_precision(arguments.device),
+        "batch": BATCH,
+        "repeats": arguments.repeats,
+        "speed": speeds,
+        "parts": parts(network, arguments.model / WEIGHTS),
+        "bf16_codes": {
+            "images_of": "a synthetic archive" if arguments.folder is None else folder.name,
+            **differing_bits(codes["fp32"], codes["bf16"]),
+        },
+    }
+    console = Console(width=120)
+    console.print(
+        f"model {manifest.fingerprint}, {manifest.network.tower.name} at "
+        f"{manifest.preprocess.size} pixels, on {arguments.device} with "
+        f"{results['threads']} threads; 'auto' computes in {results['auto_precision']}"
+    )
+    for title in ("speed", "parts"):
+        console.print(table(title, results[title]))
+    console.print(table("codes in bf16 against fp32", [results["bf16_codes"]]))
+    print(write_results("encoder", results))
+
+
+def canvases_of(folder: Path, preprocess: Preprocess, most: int) -> list[NDArray[np.uint8]]:
+    """Middle frames of at most ``most`` files, evenly from the folder; refused ones are skipped."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    count = min(most, len(files))
+    canvases = []
+    for path in (files[i * len(files) // count] for i in range(count)):
+        try:
+            instance = read_image(
+                path, ImageLimits(), frames_per_instance=1, pseudonym_key=bytes(32)
+            )
+        except ImageRefused:
+            continue
+        canvases.append(preprocess.canvas(instance.frames[0].pixels))
+    return canvases
+
+
+@torch.inference_mode()
+def speed(
+    network: HashingNetwork, canvases: Sequence[NDArray[np.uint8]], device: str, repeats: int
+) -> list[dict[str, object]]:
+    """Images per second, median of the repeats, of the tower alone and of the whole."""
+    every = canvas_tensor(np.stack(list(islice(cycle(canvases), BATCH * _BATCHES))))
+    every = every.to(device, memory_format=torch.channels_last)
+    images = every.split(BATCH)
+    normalised = [network.normalise(batch) for batch in images]
+    rounds: list[tuple[Precision, str, Callable[[Tensor], object], Sequence[Tensor]]] = [
+        (precision, part, run, batches)
+        for precision in PRECISIONS
+        for part, run, batches in (
+            ("tower", network.tower, normalised),
+            ("whole", network, images),
+        )
+    ]
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for repeat in range(-1, repeats):
+        for precision, part, run, batches in rounds:
+            started = time.perf_counter()
+            with autocast(device, precision):
+                for batch in batches:
+                    run(batch)
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            if repeat >= 0:  # the first one warms up
+                seconds.setdefault((precision, part), []).append(time.perf_counter() - started)
+    rows = []
+    for precision in PRECISIONS:
+        tower, whole = (statistics.median(seconds[precision, part]) for part in ("tower", "whole"))
+        rows.append(
+            {
+                "precision": precision,
+                "tower_images_per_second": round(BATCH * _BATCHES / tower, 1),
+                "whole_images_per_second": round(BATCH * _BATCHES / whole, 1),
+                "whole_share_of_tower": round(tower / whole, 3),
+            }
+        )
+    return rows
+
+
+def parts(network: HashingNetwork, weights: Path) -> list[dict[str, object]]:
+    """Parameters, and bytes of the file, of each part of the network."""
+    modules = {"tower": network.tower}
+    for number, branch in enumerate(network.darf.branches):
+        modules[f"darf.branches.{number}"] = branch
+    modules["head"] = network.head
+    if network.classifier is not None:
+        modules["classifier"] = network.classifier
+    tensors = load_file(weights)
+    return [
+        {
+            "part": name,
+            "kind": type(module).__name__.strip("_"),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "file_bytes": sum(
+                tensor.nbytes for key, tensor in tensors.items() if key.startswith(f"{name}.")
+            ),
+        }
+        for name, module in modules.items()
+    ] + [
+        {
+            "part": "all",
+            "kind": "",
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "file_bytes": weights.stat().st_size,
+        }
+    ]
+
+
+def differing_bits(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> dict[str, object]:
+    """How much two lists of codes, uint8 (N, B / 8), differ."""
+    flips = np.unpackbits(one ^ other, axis=1)
+    a_code = flips.sum(axis=1)
+    return {
+        "images": len(flips),
+        "distinct_codes": len(np.unique(one, axis=0)),
+        "share_of_bits": round(float(flips.mean()), 6),
+        "share_of_codes": round(float((a_code > 0).mean()), 4),
+        "most_bits_of_a_code": int(a_code.max()),
+    }
+
+
+def auto_precision(device: str) -> str:
+    with autocast(device, "auto"):
+        return "bf16" if torch.is_autocast_enabled(torch.device(device).type) else "fp32"
+
+
+def table(title: str, rows: Sequence[dict[str, object]]) -> Table:
+    made = Table(title=title)
+    for name, value in rows[0].items():
+        made.add_column(
+            name.replace("_", " "), justify="left" if isinstance(value, str) else "right"
+        )
+    for row in rows:
+        made.add_row(*(v if isinstance(v, str) else f"{v:,}" for v in row.values()))
+    return made
+
+
+if __name__ == "__main__":
+    main()

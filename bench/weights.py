@@ -1,0 +1,109 @@
+"""Builds the shipped model: trains it, its decoder and its OOD gate.
+
+    python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10]
+
+FOLDER as in ``bench.collection``: train and calibration are used, database and query are
+not. Beside the real images the model learns from drawn ones (``bench.phantoms``): of its
+own classes as other scanners show them, and of other things, which are classes of their own
+so that the real ones do not fill all of its space. Stopped, the same command goes on.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.collection import Collection, Part
+from bench.phantoms import KNOWN, OTHER, Draw, phantom_images
+from engine.model.config import small_network
+from engine.model.encoder import Encoder
+from engine.model.preprocess import Preprocess
+from engine.ood.calibration import OodGate
+from engine.ood.detectors import detector_kind
+from engine.training.data import TrainingSet
+from engine.training.decoder import DecoderConfig, train_decoder
+from engine.training.trainer import TrainConfig, train
+
+REFERENCES = 4096
+
+
+def with_phantoms(
+    real: Part, preprocess: Preprocess, per_class: int, seed: int, others: dict[str, Draw]
+) -> TrainingSet:
+    """The real images and drawn ones, of their classes and ``others``, in one set."""
+    known = {name: draw for name, draw in KNOWN.items() if name in set(real.classes.tolist())}
+    # More of what has no real images, or its few would weigh more than they should.
+    images = [
+        *phantom_images(per_class, seed, known),
+        *phantom_images(2 * per_class, seed + 1, others),
+    ]
+    names, drawn = zip(*images, strict=True)
+    canvases = np.stack([preprocess.canvas(image) for image in drawn])
+    labels = np.concatenate([real.classes, np.array(names)])
+    classes, indices = np.unique(labels, return_inverse=True)
+    return TrainingSet(
+        np.concatenate([real.canvases, canvases]),
+        indices.astype(np.int64),
+        tuple(classes.tolist()),
+    )
+
+
+def calibrated_gate(
+    encoder: Encoder, reference: Part, calibration: Part, seed: int, names: tuple[str, ...]
+) -> OodGate:
+    """A gate of the detectors named, fitted on real training images."""
+    order = np.random.default_rng(seed).permutation(len(reference))[:REFERENCES]
+    chosen = reference.take(np.sort(order))
+    labels = class_indices(encoder, chosen)
+    known = encoder.observe(list(chosen.canvases))
+    detectors = [detector_kind(name)().fit(known, labels) for name in names]
+    return OodGate.calibrated(detectors, encoder.observe(list(calibration.canvases)))
+
+
+def class_indices(encoder: Encoder, part: Part) -> NDArray[np.int64]:
+    """int64 (N,), the classifier's outputs that the images' classes are."""
+    number = {name: i for i, name in enumerate(encoder.manifest.classes)}
+    return np.array([number[name] for name in part.classes], dtype=np.int64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--per-class", type=int, default=350, help="drawn images of each class")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    preprocess = Preprocess(size=arguments.size)
+    collection = Collection(arguments.folder, preprocess)
+    if not (arguments.out / "manifest.json").exists():
+        data = with_phantoms(
+            collection["train"], preprocess, arguments.per_class, arguments.seed, OTHER
+        )
+        train(
+            data,
+            small_network(len(data.classes)),
+            preprocess,
+            TrainConfig(epochs=arguments.epochs, ema_decay=0.998, seed=arguments.seed),
+            arguments.out,
+        )
+    train_decoder(
+        arguments.out, collection["train"].training_set("class"), DecoderConfig(seed=arguments.seed)
+    )
+    encoder = Encoder.load(arguments.out)
+    gate = calibrated_gate(
+        encoder,
+        collection["train"],
+        collection["calibration"],
+        arguments.seed,
+        ("knn", "reconstruction"),
+    )
+    gate.save(arguments.out, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
+
+
+if __name__ == "__main__":
+    main()
