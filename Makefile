@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test test-slow lint bench-indexing bench-retrieval clean
+.PHONY: demo install test test-slow lint bench-encoder bench-indexing \
+	bench-ood bench-quality bench-retrieval bench-shifts weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -24,11 +25,22 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # DATA: folder and options, as docs/evaluation.md shows them.
+bench-encoder: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.encoder $(DATA)
+
 bench-indexing: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)
 
 bench-retrieval: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.retrieval $(DATA)
+
+# One thread each: they run side by side. Runs that are in bench/results/runs are not made again.
+bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.$* $(DATA)
+
+# The shipped model, from DATA, in build/weights.
+weights: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.weights $(DATA) build/weights
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from api.training import calibrate, train
+from api.calibration import calibrate
+from api.evaluation import evaluate
+from api.training import train
 from engine import __version__
 from engine.errors import ImageRefused, PrecedentError, QueryError
 from engine.settings import Settings, load_settings
@@ -33,6 +35,7 @@ app = typer.Typer(
 
 app.command()(train)
 app.command()(calibrate)
+app.command()(evaluate)
 
 DataDirOption = Annotated[
     Path | None,

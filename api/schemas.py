@@ -1,5 +1,6 @@
 """The answers of command line and HTTP service, as JSON documents with stable names."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = [
     "ImageDocument",
     "OodDocument",
     "SearchDocument",
+    "by_detector",
     "local_document",
 ]
 
@@ -58,13 +60,15 @@ class HitDocument(ImageDocument):
 
 
 class OodDocument(_Document):
-    """foreign: the query lies outside what the model knows (p ≤ alpha). p: conformal
-    p-value. scores: raw detector scores, higher = more foreign."""
+    """foreign: the query lies outside what the model knows (p ≤ alpha, the operating point).
+    p: that of all detectors together. scores: by detector, raw, higher = more foreign.
+    p_values: by detector, conformal; of those that could look at the query."""
 
     foreign: bool
     p: float
     alpha: float
     scores: dict[str, float]
+    p_values: dict[str, float]
 
 
 class EvidenceDocument(_Document):
@@ -82,7 +86,9 @@ class EvidenceDocument(_Document):
 
 
 class SearchDocument(_Document):
-    """An answer. ood is null when the model was never calibrated."""
+    """An answer. ood is null when the model was never calibrated, or its calibration needs
+    more of the query than is known. There are no hits, and evidence has the rung "none", when
+    the query is foreign and the policy (setting search.ood_policy) refuses it."""
 
     ood: OodDocument | None
     evidence: EvidenceDocument
@@ -114,6 +120,11 @@ def local_document(answer: Answer, paths: dict[str, Path]) -> dict[str, Any]:
         path = paths.get(hit["id"])
         hit["path"] = None if path is None else str(path)
     return document
+
+
+def by_detector(p_values: Mapping[str, float]) -> str:
+    """The detectors' p-values for people, as in "knn 0.205, reconstruction 0.63"."""
+    return ", ".join(f"{name} {p:.3g}" for name, p in p_values.items())
 
 
 def _shown(record: ImageRecord) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from api.schemas import by_detector
 from indexer.pipeline import IndexingReport, Progress
 
 __all__ = ["answer_table", "indexing_progress", "printable", "report_table"]
@@ -105,29 +106,40 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(row[str(column.header)]) for column in table.columns))
-    evidence, ood = document["evidence"], document["ood"]
+    evidence = document["evidence"]
     reach = (
         "everything was compared"
         if evidence["radius"] is None
         else f"everything within {evidence['radius']} of {evidence['bits']} bits was compared"
     )
+    how = (
+        "nothing was searched"
+        if evidence["rung"] == "none"
+        else f"rung {evidence['rung']}: {evidence['candidates']:,} candidates, {reach}"
+    )
     milliseconds = sum(evidence["timings_ms"].values())
-    lines = [
-        f"rung {evidence['rung']}: {evidence['candidates']:,} candidates, {reach}; "
-        f"model {evidence['model']}; {milliseconds:.0f} ms"
-    ]
-    if ood is None:
-        lines.append("no OOD verdict: this model has no calibration")
-    elif ood["foreign"]:
-        lines.append(
-            f"[bold yellow]FOREIGN: unlike what the model knows (p = {ood['p']:.4f} ≤ "
-            f"{ood['alpha']}); do not trust these hits[/]"
-        )
-    else:
-        lines.append(f"known kind of image (p = {ood['p']:.3f})")
+    lines = [f"{how}; model {evidence['model']}; {milliseconds:.0f} ms", _verdict(document)]
     table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
+
+
+def _verdict(document: dict[str, Any]) -> str:
+    ood = document["ood"]
+    if ood is None:
+        return "no OOD verdict: this model has no calibration"
+    by = by_detector(ood["p_values"])
+    if not ood["foreign"]:
+        return f"known kind of image (p = {ood['p']:.3f}; {by})"
+    advice = (
+        "refused, as search.ood_policy says"
+        if document["evidence"]["rung"] == "none"
+        else "do not trust these hits"
+    )
+    return (
+        f"[bold yellow]FOREIGN: unlike what the model knows (p = {ood['p']:.4f} ≤ "
+        f"{ood['alpha']:g}; {by}); {advice}[/]"
+    )
 
 
 def _where(hit: dict[str, Any]) -> str:

@@ -54,8 +54,9 @@ def calibrated_gate(
     encoder: Encoder, reference: Part, calibration: Part, seed: int, names: tuple[str, ...]
 ) -> OodGate:
     """A gate of the detectors named, fitted on real training images."""
-    order = np.random.default_rng(seed).permutation(len(reference))[:REFERENCES]
-    chosen = reference.take(np.sort(order))
+    classes = len(np.unique(reference.classes))
+    # Evenly over the classes: a small one is as well known as a large one.
+    chosen = reference.balanced(REFERENCES // classes, by="class", seed=seed)
     labels = class_indices(encoder, chosen)
     known = encoder.observe(list(chosen.canvases))
     detectors = [detector_kind(name)().fit(known, labels) for name in names]

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,15 @@ class Observations:
     def __len__(self) -> int:
         return len(self.z)
 
+    def __getitem__(self, rows: slice | NDArray[Any]) -> "Observations":
+        """Of some of the images: a slice, indices or a mask."""
+        return Observations(
+            self.z[rows],
+            self.codes[rows],
+            None if self.logits is None else self.logits[rows],
+            None if self.reconstruction is None else self.reconstruction[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -129,14 +139,18 @@ class Hit:
 class OodVerdict:
     """Whether the query lies outside what the model knows.
 
-    foreign: p is at or below the operating point alpha. p: conformal p-value in (0, 1].
-    scores: the detectors' raw scores, higher = more foreign.
+    foreign: p is at or below the operating point alpha.
+    p: min(1, m · the least of m p-values), in (0, 1].
+    scores: by detector, raw, higher = more foreign.
+    p_values: by detector, conformal, in (0, 1]; of those detectors that could look at the
+        query. An image that is known by its vector alone has no ``reconstruction``.
     """
 
     foreign: bool
     p: float
     alpha: float
     scores: dict[str, float]
+    p_values: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +158,10 @@ class Evidence:
     """How an answer came about.
 
     rung: "s0", "s1", "s2" for a pre-filter with that many flipped bits a band; "dense"
-        when no rung gave enough candidates; "exact" when everything was asked for.
-    radius: every image within this Hamming distance was a candidate; None = all images.
+        when no rung gave enough candidates; "exact" when everything was asked for; "none"
+        when nothing was searched, because the query is foreign and the policy refuses it.
+    radius: every image within this Hamming distance was a candidate; None = no distance
+        bounds the candidates: they are all images, or at rung "none" no image.
     candidates: images that passed pre-filter and facet filters.
     ranked: how many of them, the most similar first, were put into order.
     rungs_tried: candidates found on each rung, in the order they were tried.

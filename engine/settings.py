@@ -94,6 +94,8 @@ class SearchSettings(_Group):
     """Order ``hamming`` ranks at most so many candidates, the most similar first."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
     """Values listed for each facet."""
+    ood_policy: Literal["warn", "refuse"] = "warn"
+    """A query foreign to the model is answered with a warning, or with no hits at all."""
 
 
 class ServerSettings(_Group):

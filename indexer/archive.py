@@ -71,7 +71,7 @@ class Archive:
                 # and thumbnails are of nothing.
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
-            gate = OodGate.load(directory, manifest.fingerprint)
+            gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
             self.engine = SearchEngine(
                 self.encoder.with_batch_size(_QUERY_BATCH), self.store, settings.search, gate
             )

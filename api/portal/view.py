@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.deps import Asked
-from api.schemas import EvidenceDocument, ImageDocument, OodDocument
+from api.schemas import EvidenceDocument, ImageDocument, OodDocument, by_detector
 from indexer.imaging.thumbnails import thumbnail
 
 __all__ = [
@@ -154,6 +154,8 @@ def evidence_sentence(evidence: EvidenceDocument, matching: int, *, filtered: bo
     milliseconds = f"{sum(evidence.timings_ms.values()):.0f} ms"
     images = "image" if matching == 1 else "images"
     whole = f"{matching:,} {images}" + (" that match the filters" if filtered else "")
+    if evidence.rung == "none":
+        return f"Nothing was searched: this service refuses what is foreign; {milliseconds}."
     if evidence.rung == "exact":
         return f"All {whole} were compared, as asked; {milliseconds}."
     if evidence.radius is None:
@@ -169,10 +171,11 @@ def evidence_sentence(evidence: EvidenceDocument, matching: int, *, filtered: bo
 def ood_sentence(ood: OodDocument | None) -> str:
     """Whether the query lies inside what the model knows."""
     if ood is None:
-        return "The model is not calibrated: nothing says whether it knows images of this kind."
+        return "No verdict on whether the model knows this: it is not calibrated for such a query."
+    by = by_detector(ood.p_values)
     if ood.foreign:
         return (
             f"This image looks foreign to the model (p = {ood.p:.3g}, at or below "
-            f"{ood.alpha:g}). What was found may look alike and mean nothing."
+            f"{ood.alpha:g}; {by}). Hits may look alike and mean nothing."
         )
-    return f"The model knows images of this kind (p = {ood.p:.3g})."
+    return f"The model knows images of this kind (p = {ood.p:.3g}, above {ood.alpha:g}; {by})."

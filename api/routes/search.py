@@ -19,7 +19,13 @@ __all__ = ["Found", "answered", "router"]
 router = APIRouter(tags=["search"])
 
 _EXAMPLE = {
-    "ood": {"foreign": False, "p": 0.41, "alpha": 0.03, "scores": {"knn": 0.18}},
+    "ood": {
+        "foreign": False,
+        "p": 0.41,
+        "alpha": 0.03,
+        "scores": {"knn": 0.18, "reconstruction": 0.07},
+        "p_values": {"knn": 0.205, "reconstruction": 0.63},
+    },
     "evidence": {
         "rung": "s1",
         "radius": 7,
@@ -68,7 +74,11 @@ _EXAMPLE = {
     },
 )
 def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> SearchDocument:
-    """Give either `file`, an image that is not kept, or `id`, an image of the index."""
+    """Give either `file`, an image that is not kept, or `id`, an image of the index.
+
+    A query foreign to the model (`ood.foreign`) is answered all the same; where the service
+    is set to refuse it, with no hits and `evidence.rung` = "none".
+    """
     return SearchDocument.from_answer(answered(asked, archive, readers).answer)
 
 

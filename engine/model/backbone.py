@@ -1,18 +1,34 @@
 """Taps: two intermediate maps of any image tower that open_clip can build."""
 
-from typing import Any, cast
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import open_clip
 import timm
 import torch
+from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.model.config import TowerConfig
 
-__all__ = ["TappedTower"]
+__all__ = ["HUB", "TappedTower", "tower_statistics"]
 
+HUB = "hub"
+"""As ``pretrained``: the weights that timm publishes for the tower."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _TIMM = "timm:"
+_REPOSITORY = "hf-hub:"
+# Below this share of the values a file is of another tower: in a family, from ResNet-18 to
+# ResNet-152, half of one or more are called and shaped as in the next.
+_LEAST_SHARE = 0.75
+_NAMED = 4
+_Statistics = tuple[float, float, float]
 # open_clip builds image and text towers together; this text tower is thrown away at once.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=2, vocab_size=2, width=8, heads=1, layers=1)
 
@@ -23,14 +39,17 @@ class TappedTower(nn.Module):
     Args:
         config: which tower, and which two of its intermediates.
         image_size: side S of the square input, in pixels.
-        pretrained: an open_clip pretrained tag or a local checkpoint file for a named
-            open_clip tower; None = random weights.
+        pretrained: where the weights come from. A file of the tower's, or of a model that it
+            is part of: safetensors, or tensors saved by PyTorch; an open_clip tag of a named
+            tower; :data:`HUB` for a timm tower; "hf-hub:OWNER/NAME", a repository that the
+            user may read; None = random weights.
 
     Attributes:
         shapes: ((C_s, H_s, W_s), (C_d, H_d, W_d)) for an input of image_size.
 
     Raises:
-        ModelError: open_clip cannot build the tower, or it has no such intermediates.
+        ModelError: open_clip cannot build the tower, it has no such intermediates, or
+            ``pretrained`` cannot be had or is of another tower.
     """
 
     def __init__(self, config: TowerConfig, image_size: int, pretrained: str | None = None) -> None:
@@ -66,41 +85,189 @@ class TappedTower(nn.Module):
         return tuple(shallow.shape[1:]), tuple(deep.shape[1:])
 
 
-def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.Module:
+def tower_statistics(
+    config: TowerConfig, pretrained: str | None = None
+) -> tuple[_Statistics, _Statistics]:
+    """Mean and standard deviation (RGB, of values in [0, 1]) of what the tower learned from.
+
+    For a file these are what open_clip or timm declare for the tower, where all its published
+    weights agree; else open_clip's own.
+
+    Raises:
+        ModelError: there is no such tower.
+    """
+    vision, _, _ = _architecture(config)
+    declared: set[tuple[Any, Any]]
+    if config.name.startswith(_TIMM) or (pretrained == HUB and vision.get("timm_model_name")):
+        published = timm.get_pretrained_cfg(vision["timm_model_name"])
+        declared = {(published.mean, published.std)} if published else set()
+    else:
+        named = open_clip.get_pretrained_cfg(config.name, pretrained or "")
+        tags = open_clip.list_pretrained_tags_by_model(config.name)
+        known = [named] if named else [open_clip.get_pretrained_cfg(config.name, t) for t in tags]
+        declared = {(tuple(one["mean"]), tuple(one["std"])) for one in known}
+    if len(declared) != 1:
+        return open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    ((mean, std),) = declared
+    return mean, std
+
+
+def _architecture(config: TowerConfig) -> tuple[dict[str, Any], int, bool]:
+    """Fields of open_clip's vision configuration, embedding size, QuickGELU or not."""
     if config.name.startswith(_TIMM):
         name = config.name.removeprefix(_TIMM)
         if not timm.is_model(name):
             raise ModelError(f"timm has no model {name!r}; timm.list_models() names them all")
-        if pretrained is not None:
-            raise ModelError(
-                f"pretrained weights {pretrained!r} go with an open_clip tower, "
-                f"not with {config.name!r}"
-            )
-        vision: dict[str, Any] = {
-            "timm_model_name": name,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-        }
-        embed_dim = 16
-    else:
-        known = open_clip.get_model_config(config.name)
-        if known is None:
-            raise ModelError(
-                f"open_clip has no model {config.name!r}; open_clip.list_models() names "
-                "them all, and 'timm:NAME' takes any timm model"
-            )
-        if pretrained is not None:
-            clip = open_clip.create_model(
-                config.name, pretrained=pretrained, force_image_size=image_size
-            )
-            return cast(nn.Module, clip.visual)
-        vision, embed_dim = known["vision_cfg"], known["embed_dim"]
-    vision = {**vision, **config.vision, "image_size": image_size, "timm_model_pretrained": False}
+        made_by_timm = {"timm_model_name": name, "timm_pool": "avg", "timm_proj": "linear"}
+        return {**made_by_timm, **config.vision}, 16, False
+    # get_model_config would look for other names in the network and in folders.
+    if config.name not in open_clip.list_models():
+        raise ModelError(
+            f"open_clip has no model {config.name!r}; open_clip.list_models() names "
+            "them all, and 'timm:NAME' takes any timm model"
+        )
+    known = open_clip.get_model_config(config.name)
+    vision = {**known["vision_cfg"], **config.vision}
+    return vision, known["embed_dim"], known.get("quick_gelu", False)
+
+
+def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.Module:
+    vision, embed_dim, quick_gelu = _architecture(config)
+    vision = {**vision, "image_size": image_size, "timm_model_pretrained": False}
     try:
-        clip = open_clip.CLIP(embed_dim, open_clip.CLIPVisionCfg(**vision), _NO_TEXT)
+        clip = open_clip.CLIP(
+            embed_dim, open_clip.CLIPVisionCfg(**vision), _NO_TEXT, quick_gelu=quick_gelu
+        )
     except (TypeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"tower {config.name!r} cannot be built with vision={config.vision} ({error}); "
             "use fields of open_clip's CLIPVisionCfg"
         ) from None
+    if pretrained is not None:
+        weights = _published(config, vision, quick_gelu, pretrained)
+        _take_over(clip, weights, config.name, pretrained)
     return cast(nn.Module, clip.visual)
+
+
+def _published(
+    config: TowerConfig, vision: dict[str, Any], quick_gelu: bool, pretrained: str
+) -> dict[str, Tensor]:
+    """The tensors that ``pretrained`` stands for, whatever they are called there."""
+    timm_name = vision.get("timm_model_name")
+    if pretrained == HUB and timm_name:
+        return _fetched(
+            f"timm's weights of {timm_name!r}",
+            lambda: timm.create_model(timm_name, pretrained=True).state_dict(),
+        )
+    if pretrained.startswith(_REPOSITORY):
+        repository = pretrained.removeprefix(_REPOSITORY)
+        if timm_name:
+            return _fetched(
+                pretrained,
+                lambda: timm.models.load_state_dict_from_hf(repository, weights_only=True),
+            )
+        tag = {"hf_hub": f"{repository}/"}
+    else:
+        tag = open_clip.get_pretrained_cfg(config.name, pretrained)
+        if tag and not timm_name and isinstance(vision["layers"], int):
+            _check_activation(config.name, quick_gelu, pretrained, tag)
+    if tag:
+        return _read(Path(_fetched(pretrained, lambda: open_clip.download_pretrained(tag))))
+    if not Path(pretrained).is_file():
+        tags = [HUB] if timm_name else open_clip.list_pretrained_tags_by_model(config.name)
+        others = f", or one of {', '.join(tags)}" if tags else ""
+        raise ModelError(
+            f"pretrained is {pretrained!r}, which is no file; for tower {config.name!r} give a "
+            f"file of weights, {_REPOSITORY}OWNER/NAME{others}"
+        )
+    return _read(Path(pretrained))
+
+
+def _check_activation(name: str, quick_gelu: bool, pretrained: str, tag: Mapping[str, Any]) -> None:
+    """An activation has no weights, so that nothing else would notice the wrong one."""
+    if tag.get("quick_gelu", False) != quick_gelu:
+        plain = name.removesuffix("-quickgelu")
+        raise ModelError(
+            f"{pretrained!r} was trained with another activation than tower {name!r} has; "
+            f"use tower {plain if quick_gelu else plain + '-quickgelu'!r}"
+        )
+
+
+def _fetched(what: str, fetch: Callable[[], _T]) -> _T:
+    try:
+        return fetch()
+    except Exception as error:  # of the hub's client, the HTTP client or the file system
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{what} cannot be fetched ({type(error).__name__}: {reason}); without network or "
+            "access, get the file by other means and give its path"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        # Of training checkpoints the state dict; nothing but tensors is ever unpickled.
+        found = timm.models.load_state_dict(str(path), weights_only=True)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    except Exception as error:  # what a damaged file provokes depends on its bytes
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); give a "
+            ".safetensors file, or a state dict of tensors saved by PyTorch"
+        ) from None
+
+
+def _take_over(clip: Any, found: Mapping[str, Tensor], name: str, pretrained: str) -> None:
+    """Loads those tensors that are the tower's, and says what was not among them.
+
+    Raises:
+        ModelError: these are less than three quarters of the tower.
+    """
+    # What open_clip puts around a timm model has no counterpart in timm's files.
+    tower: nn.Module = getattr(clip.visual, "trunk", clip.visual)
+    own = tower.state_dict()
+    named = _by_own_names(own, found)
+    if (position := named.get("positional_embedding")) is not None:
+        resized = {"visual.positional_embedding": position.float()}
+        with suppress(RuntimeError):  # of a grid that is no square
+            resize_pos_embed(resized, clip)
+        named["positional_embedding"] = resized["visual.positional_embedding"]
+    fitting = {name: value for name, value in named.items() if value.shape == own[name].shape}
+    values = sum(value.numel() for value in fitting.values())
+    share = values / sum(value.numel() for value in own.values())
+    if share < _LEAST_SHARE:
+        raise ModelError(
+            f"{pretrained!r} is not of tower {name!r}: only {len(fitting)} of the tower's "
+            f"{len(own)} tensors are in it with that shape, {share:.0%} of the values; name the "
+            "tower that these weights are of"
+        )
+    tower.load_state_dict(fitting, strict=False)
+    missing = [name for name in own if name not in fitting]
+    if missing:
+        some = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
+        _log.warning(
+            "%r lacks %d of the %d tensors of tower %r, which start at random: %s",
+            pretrained,
+            len(missing),
+            len(own),
+            name,
+            some,
+        )
+
+
+def _by_own_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of ``found`` is called as in ``own``, after the prefix under which most of it fits.
+
+    In its file a tower may be ``visual``, ``module.visual.trunk`` or anything else.
+    """
+    prefixes = {name.removesuffix(mine) for mine in own for name in found if name.endswith(mine)}
+
+    def fitting(prefix: str) -> int:
+        return sum(
+            value.shape == found[prefix + name].shape
+            for name, value in own.items()
+            if prefix + name in found
+        )
+
+    best = max(sorted(prefixes), key=fitting, default="")
+    return {name: found[best + name] for name in own if best + name in found}

@@ -1,4 +1,4 @@
-"""Images → blended features and codes, in batches."""
+"""Images → blended features and codes, and what else the OOD gate looks at, in batches."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,8 +13,9 @@ from torch import Tensor
 from engine.codes import pack_signs
 from engine.errors import ModelError
 from engine.model.checkpoint import Manifest, load_checkpoint
-from engine.model.network import HashingNetwork
-from engine.records import EncodedImages
+from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
+from engine.model.network import HashingNetwork, NetworkOutput
+from engine.records import EncodedImages, Observations
 
 __all__ = ["Encoder", "Precision", "autocast", "canvas_tensor"]
 
@@ -27,6 +28,8 @@ class Encoder:
     Args:
         network: in evaluation mode.
         manifest: what the network is.
+        decoder: in evaluation mode, rebuilds images from the network's deep map; None: no
+            image is rebuilt.
         device: "cpu", "cuda", …; "auto" = a GPU where there is one.
         precision: "bf16" computes the network in bfloat16; "auto" does so where the
             hardware gains from it.
@@ -40,6 +43,7 @@ class Encoder:
         network: HashingNetwork,
         manifest: Manifest,
         *,
+        decoder: Decoder | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
         batch_size: int = 32,
@@ -52,6 +56,7 @@ class Encoder:
         self._precision = precision
         try:
             self._network = network.to(device).to(memory_format=torch.channels_last)
+            self._decoder = decoder and decoder.to(device).to(memory_format=torch.channels_last)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(
                 f"the model cannot run on device {device!r} ({str(error).splitlines()[0]}); "
@@ -67,15 +72,32 @@ class Encoder:
         precision: Precision = "auto",
         batch_size: int = 32,
     ) -> "Encoder":
-        """The encoder of a checkpoint folder. Raises ModelError as load_checkpoint does."""
+        """The encoder of a checkpoint folder, with the decoder when it has one.
+
+        Raises:
+            ModelError: as load_checkpoint and load_decoder do.
+        """
         network, manifest = load_checkpoint(directory)
-        return cls(network, manifest, device=device, precision=precision, batch_size=batch_size)
+        return cls(
+            network,
+            manifest,
+            decoder=load_decoder(directory, manifest.fingerprint),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+        )
+
+    @property
+    def decoder_fingerprint(self) -> str | None:
+        """16 hex digits of the decoder; reconstruction scores of two cannot be compared."""
+        return None if self._decoder is None else self._decoder.fingerprint
 
     def with_batch_size(self, batch_size: int) -> "Encoder":
         """The same model for batches of another size: small ones answer one query sooner."""
         return Encoder(
             self._network,
             self.manifest,
+            decoder=self._decoder,
             device=self._device,
             precision=self._precision,
             batch_size=batch_size,
@@ -90,6 +112,23 @@ class Encoder:
         Raises:
             ModelError: a canvas is not of the model's size.
         """
+        seen = self._run(canvases, None)
+        return EncodedImages(seen.z, seen.codes)
+
+    def observe(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
+        """What a detector of foreign images may look at, in one pass over the network.
+
+        z and codes are those of :meth:`encode`, to the bit.
+
+        Args:
+            canvases: as for :meth:`encode`.
+
+        Raises:
+            ModelError: a canvas is not of the model's size.
+        """
+        return self._run(canvases, self._decoder)
+
+    def _run(self, canvases: Sequence[NDArray[np.uint8]], decoder: Decoder | None) -> Observations:
         preprocess = self.manifest.preprocess
         shape = (preprocess.size, preprocess.size, *((3,) if preprocess.colour else ()))
         for canvas in canvases:
@@ -98,24 +137,43 @@ class Encoder:
                     f"a canvas has shape {canvas.shape}, the model wants {shape}; "
                     "make it with the model's own Preprocess"
                 )
-        z = np.empty((len(canvases), self.manifest.dim), dtype=np.float32)
-        h = np.empty((len(canvases), self.manifest.bits), dtype=np.float32)
-        for start in range(0, len(canvases), self.batch_size):
+        count, classes = len(canvases), self.manifest.network.classes
+        z = np.empty((count, self.manifest.dim), dtype=np.float32)
+        h = np.empty((count, self.manifest.bits), dtype=np.float32)
+        logits = np.empty((count, classes), dtype=np.float32) if classes else None
+        reconstruction = np.empty(count, dtype=np.float32) if decoder else None
+        for start in range(0, count, self.batch_size):
             chunk = canvases[start : start + self.batch_size]
-            stop = start + len(chunk)
-            z[start:stop], h[start:stop] = self._forward(np.stack(chunk))
-        return EncodedImages(centre_and_normalise(z), pack_signs(h))
+            part = slice(start, start + len(chunk))
+            output, error = self._forward(np.stack(chunk), decoder)
+            z[part], h[part] = _rows(output.z, len(chunk)), _rows(output.h, len(chunk))
+            if logits is not None and output.logits is not None:
+                logits[part] = _rows(output.logits, len(chunk))
+            if reconstruction is not None and error is not None:
+                reconstruction[part] = _rows(error, len(chunk))
+        return Observations(centre_and_normalise(z), pack_signs(h), logits, reconstruction)
 
     @torch.inference_mode()
-    def _forward(self, canvases: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        n = len(canvases)
-        if n < self.batch_size:
-            filler = [(0, self.batch_size - n)] + [(0, 0)] * (canvases.ndim - 1)
+    def _forward(
+        self, canvases: NDArray[np.uint8], decoder: Decoder | None
+    ) -> tuple[NetworkOutput, Tensor | None]:
+        """The padded batch's output, and 1 − Pearson of what the decoder rebuilt."""
+        if len(canvases) < self.batch_size:
+            filler = [(0, self.batch_size - len(canvases))] + [(0, 0)] * (canvases.ndim - 1)
             canvases = np.pad(canvases, filler)
         images = canvas_tensor(canvases).to(self._device, memory_format=torch.channels_last)
         with autocast(self._device, self._precision):
-            output = self._network(images)
-        return output.z[:n].float().cpu().numpy(), output.h[:n].float().cpu().numpy()
+            shallow, deep = self._network.maps(images)
+            output = self._network.fuse(shallow, deep)
+            rebuilt = None if decoder is None else decoder(deep)
+        if rebuilt is None:
+            return output, None
+        return output, reconstruction_scores(images, rebuilt).pearson
+
+
+def _rows(values: Tensor, count: int) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = values[:count].float().cpu().numpy()
+    return rows
 
 
 def canvas_tensor(canvases: NDArray[np.uint8]) -> Tensor:

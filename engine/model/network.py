@@ -43,7 +43,16 @@ class HashingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Of float images (N, 1 or 3, S, S) in [0, 1]."""
-        z = self.darf(*self.tower(self.normalise(images)))
+        return self.fuse(*self.maps(images))
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Shallow and deep map of float images (N, 1 or 3, S, S) in [0, 1]."""
+        shallow, deep = self.tower(self.normalise(images))
+        return shallow, deep
+
+    def fuse(self, shallow: Tensor, deep: Tensor) -> NetworkOutput:
+        """What :meth:`forward` makes of the maps of images."""
+        z = self.darf(shallow, deep)
         hidden, h = self.head(z)
         logits = None if self.classifier is None else self.classifier(hidden)
         return NetworkOutput(z, h, logits)

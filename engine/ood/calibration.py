@@ -1,11 +1,17 @@
-"""The OOD gate: a detector's score as a conformal p-value, stored beside the model.
+"""The OOD gate: detectors' scores as conformal p-values, stored beside the model.
 
-A known image is called foreign at most a share alpha of the time, whatever the detector,
+A known image is called foreign at most a share alpha of the time, whatever the detectors,
 as long as it is drawn like the calibration images (Vovk et al., "Algorithmic Learning in a
-Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023).
+Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023). It is
+a share of all known images, not of each kind of them.
 """
 
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +20,16 @@ from safetensors.numpy import save
 
 from engine.errors import ModelError
 from engine.files import write_atomically
-from engine.ood.detectors import KnnDetector
-from engine.records import OodVerdict
+from engine.ood.base import Detector, State
+from engine.ood.detectors import detector_kind
+from engine.records import Observations, OodVerdict
 
-__all__ = ["ALPHA", "CALIBRATION", "OodGate", "conformal_p"]
+__all__ = ["ALPHA", "CALIBRATION", "OodGate", "conformal_p", "fewest_calibration_images"]
 
 CALIBRATION = "calibration.safetensors"
 ALPHA = 0.03
+_FORMAT = "2"
+_SCORES = "scores"
 
 
 def conformal_p(
@@ -32,78 +41,201 @@ def conformal_p(
         scores: float (N,), higher = more foreign.
         calibration: float (n,), scores of known images, ascending.
     """
-    above = len(calibration) - np.searchsorted(calibration, scores, side="left")
-    p: NDArray[np.float64] = (1 + above) / (len(calibration) + 1)
+    p: NDArray[np.float64] = _ranks(scores, calibration) / (len(calibration) + 1)
     return p
+
+
+def _ranks(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> NDArray[np.int64]:
+    """1 + #{i : s_i ≥ s(x)}, int64 (N,)."""
+    above = len(calibration) - np.searchsorted(calibration, scores, side="left")
+    ranks: NDArray[np.int64] = above.astype(np.int64) + 1
+    return ranks
+
+
+def fewest_calibration_images(detectors: int, alpha: float) -> int:
+    """The least n for which the least combined p, m/(n + 1), is at or below alpha.
+
+    Raises:
+        ModelError: alpha is no share.
+    """
+    if not 0 < alpha < 1:
+        raise ModelError(f"alpha is {alpha}; choose a share between 0 and 1")
+    return math.ceil(detectors / alpha) - 1
 
 
 class OodGate:
     """Says whether images are foreign to the model.
 
+    With m detectors an image is foreign when min(1, m · the least of their p-values) ≤ alpha
+    (Bonferroni), which keeps the promise however they depend on each other.
+
     Args:
-        detector: fitted on images the model was trained on.
-        calibration: float32 (n,), its scores of known images that took no part in that.
+        detectors: fitted on known images, best on those the model was trained on.
+        calibration: for each detector by name float32 (n,), its scores of the same n known
+            images, which took no part in that.
         alpha: share of known images that may be called foreign.
+
+    Raises:
+        ModelError: no or equal detectors, scores that are not of the same images, alpha is no
+            share, or there are too few images for any verdict of foreign.
     """
 
     def __init__(
-        self, detector: KnnDetector, calibration: NDArray[np.float32], alpha: float = ALPHA
+        self,
+        detectors: Sequence[Detector],
+        calibration: Mapping[str, NDArray[np.float32]],
+        alpha: float = ALPHA,
     ) -> None:
-        if not 0 < alpha < 1:
-            raise ModelError(f"alpha is {alpha}; choose a share between 0 and 1")
-        if len(calibration) + 1 < 1 / alpha:
+        names = [detector.name for detector in detectors]
+        least = fewest_calibration_images(len(names), alpha)
+        if not names or len(set(names)) < len(names):
+            raise ModelError(f"the gate's detectors are {names}; name one or more, each once")
+        sizes = {name: len(calibration[name]) for name in names}
+        self.images = sizes[names[0]]
+        if set(sizes.values()) != {self.images}:
+            raise ModelError(f"{sizes} calibration scores; score the same images by each detector")
+        if self.images < least:
             raise ModelError(
-                f"{len(calibration)} calibration images can never give p ≤ {alpha}; "
-                f"use at least {int(np.ceil(1 / alpha)) - 1}"
+                f"{self.images} calibration images and {len(names)} detector(s) can never give "
+                f"p ≤ {alpha}; use at least {least} images, or a larger alpha"
             )
-        self.detector = detector
-        self.calibration = np.sort(calibration)
+        self.detectors = tuple(detectors)
+        self.calibration = {name: np.sort(calibration[name]) for name in names}
         self.alpha = alpha
-
-    def verdicts(self, z: NDArray[np.float32]) -> list[OodVerdict]:
-        """One verdict for each row of z, float32 (N, D), unit length."""
-        scores = self.detector.score(z)
-        return [
-            OodVerdict(bool(p <= self.alpha), float(p), self.alpha, {"knn": float(score)})
-            for p, score in zip(conformal_p(scores, self.calibration), scores, strict=True)
-        ]
-
-    def save(self, directory: Path, model: str) -> None:
-        """Writes the gate into a checkpoint folder, bound to the model's fingerprint."""
-        data = save(
-            {
-                "reference": self.detector.reference.astype(np.float16),
-                "knn": self.calibration.astype(np.float32),
-            },
-            metadata={"model": model, "alpha": repr(self.alpha), "k": str(self.detector.k)},
-        )
-        write_atomically(directory / CALIBRATION, data)
+        for name, scores in self.calibration.items():
+            if not np.isfinite(scores).all():
+                raise ModelError(f"calibration scores of {name!r} are not all finite numbers")
 
     @classmethod
-    def load(cls, directory: Path, model: str) -> "OodGate | None":
-        """The gate of a checkpoint folder; None when it was never calibrated.
+    def calibrated(
+        cls, detectors: Sequence[Detector], known: Observations, alpha: float = ALPHA
+    ) -> "OodGate":
+        """The gate of fitted detectors, calibrated on ``known`` images that they were not
+        fitted on. Raises ModelError as the constructor and the detectors do.
+        """
+        return cls(detectors, {d.name: d.score(known) for d in detectors}, alpha)
+
+    def detectors_for(self, observations: Observations) -> tuple[Detector, ...]:
+        """The detectors for which ``observations`` have all that they need."""
+        return tuple(
+            detector
+            for detector in self.detectors
+            if all(getattr(observations, field) is not None for field in detector.needs)
+        )
+
+    def verdicts(self, observations: Observations) -> list[OodVerdict]:
+        """One verdict for each of N images, by the detectors that can look at them.
+
+        With fewer detectors than the gate has the promise holds as well; what only the
+        others would notice is missed. The verdict's ``p_values`` show who looked.
 
         Raises:
-            ModelError: the file is damaged, or belongs to another model.
+            ModelError: none of the gate's detectors can look at these observations.
+        """
+        used = self.detectors_for(observations)
+        if not used:
+            names = ", ".join(repr(detector.name) for detector in self.detectors)
+            raise ModelError(
+                f"the gate's detectors ({names}) need more than is known of this image; observe "
+                "the image itself, or calibrate with the detector 'knn' as well"
+            )
+        scores = {detector.name: detector.score(observations) for detector in used}
+        ranks = {name: _ranks(found, self.calibration[name]) for name, found in scores.items()}
+        # Whole numbers until the end, so that p = alpha is met exactly.
+        total = self.images + 1
+        combined = np.minimum(total, len(used) * np.min(list(ranks.values()), axis=0)) / total
+        return [
+            OodVerdict(
+                foreign=bool(p <= self.alpha),
+                p=float(p),
+                alpha=self.alpha,
+                scores={name: float(found[i]) for name, found in scores.items()},
+                p_values={name: float(found[i] / total) for name, found in ranks.items()},
+            )
+            for i, p in enumerate(combined)
+        ]
+
+    def save(self, directory: Path, model: str, decoder: str | None = None) -> None:
+        """Writes the gate into a checkpoint folder, bound to the fingerprints of the model and,
+        where it looks at reconstructions, of the decoder.
+        """
+        tensors: State = {}
+        for detector in self.detectors:
+            for key, value in detector.state().items():
+                tensors[f"{detector.name}.{key}"] = np.ascontiguousarray(value)
+            scores = self.calibration[detector.name]
+            tensors[f"{detector.name}.{_SCORES}"] = scores.astype(np.float32)
+        metadata = {
+            "format": _FORMAT,
+            "model": model,
+            "alpha": repr(self.alpha),
+            "detectors": json.dumps([detector.name for detector in self.detectors]),
+            "sha256": _digest(tensors),
+        }
+        if decoder is not None and self._needs_decoder():
+            metadata["decoder"] = decoder
+        write_atomically(directory / CALIBRATION, save(tensors, metadata=metadata))
+
+    def _needs_decoder(self) -> bool:
+        return any("reconstruction" in detector.needs for detector in self.detectors)
+
+    @classmethod
+    def load(cls, directory: Path, model: str, decoder: str | None = None) -> "OodGate | None":
+        """The gate of a checkpoint folder; None when it was never calibrated.
+
+        Args:
+            directory: of the checkpoint.
+            model: fingerprint of the model.
+            decoder: fingerprint of the decoder beside it, None = there is none; then the
+                gate does without what looks at reconstructions.
+
+        Raises:
+            ModelError: the file is damaged, of an earlier version, or of another model or
+                decoder.
         """
         path = directory / CALIBRATION
         if not path.is_file():
             return None
+        way_out = "calibrate again, or delete it to search without an OOD verdict"
         try:
-            with safe_open(path, framework="numpy") as tensors:
-                metadata = tensors.metadata()
-                reference = tensors.get_tensor("reference").astype(np.float32)
-                calibration = tensors.get_tensor("knn")
-                bound_to = metadata["model"]
-                alpha, k = float(metadata["alpha"]), int(metadata["k"])
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != _FORMAT:
+                raise ModelError(
+                    f"{path} was made by another version of precedent (format "
+                    f"{metadata.get('format', '1')}, this one reads {_FORMAT}); {way_out}"
+                )
+            if metadata["model"] != model:
+                raise ModelError(
+                    f"{path} was made for model {metadata['model']}, not {model}; {way_out}"
+                )
+            if decoder is not None and metadata.get("decoder", decoder) != decoder:
+                raise ModelError(
+                    f"{path} was made for decoder {metadata['decoder']}, not {decoder}; {way_out}"
+                )
+            if metadata["sha256"] != _digest(tensors):
+                raise ValueError("its content is not what was written")
+            names = json.loads(metadata["detectors"])
+            detectors = [detector_kind(name).from_state(_part(tensors, name)) for name in names]
+            scores = {name: tensors[f"{name}.{_SCORES}"] for name in names}
+            alpha = float(metadata["alpha"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{path} is damaged ({error}); calibrate again, or delete it to search "
-                "without an OOD verdict"
-            ) from None
-        if bound_to != model:
-            raise ModelError(
-                f"{path} was made for model {bound_to}, not {model}; calibrate again, or "
-                "delete it to search without an OOD verdict"
-            )
-        return cls(KnnDetector(reference, k), calibration, alpha)
+            raise ModelError(f"{path} is damaged ({error}); {way_out}") from None
+        return cls(detectors, scores, alpha)
+
+
+def _part(tensors: Mapping[str, NDArray[Any]], name: str) -> State:
+    """The state of one detector."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """sha256, hex: safetensors itself does not notice a changed byte."""
+    running = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        running.update(repr((name, value.dtype.str, value.shape)).encode())
+        running.update(np.ascontiguousarray(value).tobytes())
+    return running.hexdigest()

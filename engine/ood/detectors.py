@@ -1,29 +1,43 @@
-"""Detectors of foreign images: fit on what is known, then score; higher = more foreign."""
+"""All detectors of foreign images, and the one of a name."""
 
-import numpy as np
-from numpy.typing import NDArray
+from engine.errors import ModelError
+from engine.ood.base import Detector
+from engine.ood.energy import EnergyDetector
+from engine.ood.hamming import HammingDetector
+from engine.ood.knn import KnnDetector
+from engine.ood.mahalanobis import MahalanobisDetector
+from engine.ood.reconstruction import ReconstructionDetector
+from engine.ood.softmax import MaxSoftmaxDetector
+from engine.ood.vim import VimDetector
 
-__all__ = ["KnnDetector"]
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "EnergyDetector",
+    "HammingDetector",
+    "KnnDetector",
+    "MahalanobisDetector",
+    "MaxSoftmaxDetector",
+    "ReconstructionDetector",
+    "VimDetector",
+    "detector_kind",
+]
+
+_KINDS: tuple[type[Detector], ...] = (
+    KnnDetector,
+    ReconstructionDetector,
+    MaxSoftmaxDetector,
+    EnergyDetector,
+    MahalanobisDetector,
+    VimDetector,
+    HammingDetector,
+)
+
+DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in _KINDS}
 
 
-class KnnDetector:
-    """Distance to the k-th nearest known image (Sun et al., ICML 2022).
-
-    Args:
-        reference: float32 (R, D), embeddings of known images, rows of unit length.
-        k: which neighbour; at most R are there.
-    """
-
-    def __init__(self, reference: NDArray[np.float32], k: int = 10) -> None:
-        self.reference = reference
-        self.k = min(k, len(reference))
-
-    def score(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """1 − cosine to the k-th neighbour, float32 (N,) in [0, 2].
-
-        Args:
-            z: float32 (N, D), rows of unit length.
-        """
-        similarity = z @ self.reference.T
-        kth: NDArray[np.float32] = np.partition(similarity, -self.k, axis=1)[:, -self.k]
-        return 1 - kth
+def detector_kind(name: str) -> type[Detector]:
+    """The class of detectors of that name. Raises ModelError: there is none."""
+    if name not in DETECTORS:
+        raise ModelError(f"there is no detector {name!r}; use some of {', '.join(DETECTORS)}")
+    return DETECTORS[name]

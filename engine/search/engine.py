@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
-from engine.records import Answer, Evidence, Hit, OodVerdict, Point
+from engine.records import Answer, Evidence, Hit, Observations, OodVerdict, Point
 from engine.search.facets import facet_counts
 from engine.search.ladder import Climb, Rung, climb
 from engine.search.query import Query
@@ -27,7 +27,7 @@ class SearchEngine:
     Args:
         encoder: the model; must be the one that the store was filled with.
         store: where the points are.
-        settings: how many candidates are enough, and other bounds.
+        settings: how many candidates are enough, what becomes of foreign queries.
         gate: the OOD gate; None = answers carry no verdict.
 
     Raises:
@@ -55,15 +55,17 @@ class SearchEngine:
         """One answer for each canvas (uint8, as ``Preprocess.canvas`` gives it), in order."""
         watch = _Stopwatch()
         with watch("encode"):
-            encoded = self._encoder.encode(canvases)
+            seen = self._observed(canvases)
         shared = {"encode": watch.milliseconds["encode"] / max(len(canvases), 1)}
         return [
-            self._answer(z, code, query, _Stopwatch(shared))
-            for z, code in zip(encoded.z, encoded.codes, strict=True)
+            self._answer(seen[i : i + 1], query, _Stopwatch(shared)) for i in range(len(canvases))
         ]
 
     def search_like(self, image_id: str, query: Query) -> Answer:
         """The answer for an indexed image; it is itself left out.
+
+        Of an indexed image there are z and code only: the verdict is that of the detectors
+        which need no more.
 
         Raises:
             ImageNotFound: no indexed image has this id.
@@ -77,7 +79,7 @@ class SearchEngine:
         # Stored as float16: its length is one only nearly.
         z = point.z / np.linalg.norm(point.z)
         narrowed = Query(query.k, where, query.order, query.exact)
-        return self._answer(z, point.code, narrowed, watch)
+        return self._answer(Observations(z[None], point.code[None]), narrowed, watch)
 
     def image(self, image_id: str, *, with_z: bool = False) -> Point:
         """The indexed image with this id. Raises ImageNotFound."""
@@ -92,22 +94,34 @@ class SearchEngine:
         """Counts by field value over the images that ``where`` lets pass."""
         return facet_counts(self._store, where, self._settings.facet_values)
 
-    def _answer(
-        self,
-        z: NDArray[np.float32],
-        code: NDArray[np.uint8],
-        query: Query,
-        watch: "_Stopwatch",
-    ) -> Answer:
+    def _observed(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
+        if self._gate is not None:
+            return self._encoder.observe(canvases)
+        encoded = self._encoder.encode(canvases)
+        return Observations(encoded.z, encoded.codes)
+
+    def _answer(self, seen: Observations, query: Query, watch: "_Stopwatch") -> Answer:
+        """seen: of the one query image."""
+        z, code = seen.z[0], seen.codes[0]
         with watch("ood"):
-            verdict = self._verdict(z)
+            verdict = self._verdict(seen)
+        if verdict is not None and verdict.foreign and self._settings.ood_policy == "refuse":
+            nothing = Climb(Rung("none", None, ()), query.where, 0, {})
+            return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
         with watch("prefilter"):
             taken = self._candidates(code, query)
         with watch("rank"):
             hits, ranked_count = self._hits(z, code, query, taken)
         with watch("facets"):
             facets = self.facets(taken.where)
-        evidence = Evidence(
+        return Answer(
+            tuple(hits), self._evidence(query, taken, ranked_count, watch), verdict, facets
+        )
+
+    def _evidence(
+        self, query: Query, taken: Climb, ranked_count: int, watch: "_Stopwatch"
+    ) -> Evidence:
+        return Evidence(
             rung=taken.rung.name,
             radius=taken.rung.radius,
             candidates=taken.candidates,
@@ -118,10 +132,12 @@ class SearchEngine:
             bits=self._store.collection.bits,
             timings_ms=watch.rounded(),
         )
-        return Answer(tuple(hits), evidence, verdict, facets)
 
-    def _verdict(self, z: NDArray[np.float32]) -> OodVerdict | None:
-        return None if self._gate is None else self._gate.verdicts(z[None])[0]
+    def _verdict(self, seen: Observations) -> OodVerdict | None:
+        """None without a gate, or when none of its detectors can look at the query."""
+        if self._gate is None or not self._gate.detectors_for(seen):
+            return None
+        return self._gate.verdicts(seen)[0]
 
     def _candidates(self, code: NDArray[np.uint8], query: Query) -> Climb:
         if query.exact:

@@ -215,9 +215,8 @@ class _Learner:
                 sums[name] = sums.get(name, 0.0) + value.item()
             codes.append(output.h.detach().float().cpu())
             if step % 50 == 0:
-                _log.info(
-                    "epoch %d, step %d of %d: loss %.4f", number + 1, step, steps, terms.total
-                )
+                loss = terms.total.item()
+                _log.info("epoch %d, step %d of %d: loss %.4f", number + 1, step, steps, loss)
         h = torch.cat(codes)
         entry = {
             "epoch": number + 1,

@@ -23,6 +23,7 @@ from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.ood.calibration import OodGate
 from engine.ood.detectors import KnnDetector
+from engine.records import Observations
 from engine.settings import IndexingSettings, ServerSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
@@ -158,15 +159,28 @@ def id_of(archive: Archive) -> Callable[[Path], str]:
 
 
 @pytest.fixture
-def foreign_client(indexed: Indexed, tmp_path: Path) -> Iterator[TestClient]:
-    """A service whose model knows nothing: every image is foreign to it."""
+def foreign_settings(indexed: Indexed, tmp_path: Path) -> Settings:
+    """Those of an archive whose model knows nothing: every image is foreign to it."""
     model = tmp_path / "model"
     shutil.copytree(indexed.settings.model or Path(), model)
     fingerprint = Encoder.load(model).manifest.fingerprint
-    reference = np.eye(64, 256, dtype=np.float32)
+    reference = Observations(np.eye(64, 256, dtype=np.float32), np.zeros((64, 8), np.uint8))
     never = np.full(99, -1, dtype=np.float32)
-    OodGate(KnnDetector(reference, 5), never).save(model, fingerprint)
-    settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+    OodGate([KnnDetector(5).fit(reference)], {"knn": never}).save(model, fingerprint)
+    return indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+
+
+@pytest.fixture
+def foreign_client(foreign_settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(foreign_settings), follow_redirects=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def refusing_client(foreign_settings: Settings) -> Iterator[TestClient]:
+    """A service that gives no hits for foreign images, which all are."""
+    search = foreign_settings.search.model_copy(update={"ood_policy": "refuse"})
+    settings = foreign_settings.model_copy(update={"search": search})
     with TestClient(create_app(settings), follow_redirects=False) as opened:
         yield opened
 

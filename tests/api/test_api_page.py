@@ -189,7 +189,20 @@ def test_a_foreign_image_gets_a_banner(foreign_client, indexed) -> None:
     response = foreign_client.post("/", files={"file": indexed.files["ct"][0].read_bytes()})
     page = Page(response.text)
     assert page.all("p", role="alert")
-    assert "looks foreign to the model (p = 0.01" in page.text
+    assert "looks foreign to the model (p = 0.01, at or below 0.03; knn 0.01)" in page.text
+    assert page.all("meter")
+
+
+def test_a_refused_image_is_told_why_nothing_is_there(refusing_client, indexed) -> None:
+    response = refusing_client.post("/", files={"file": indexed.files["ct"][0].read_bytes()})
+    assert response.status_code == 200
+    page = Page(response.text)
+    assert page.all("p", role="alert")
+    assert "Not searched" in page.text
+    assert "Nothing was searched: this service refuses what is foreign" in page.text
+    assert "similar image" not in page.text
+    assert "No image passes the filters" not in page.text
+    assert not page.all("meter")
 
 
 def test_hostile_text_is_shown_and_not_run(client, indexed, id_of) -> None:

@@ -79,6 +79,28 @@ def test_a_foreign_image_is_called_foreign(foreign_client, indexed) -> None:
     ood = searched(foreign_client, indexed.files["ct"][0].read_bytes())["ood"]
     assert ood["foreign"] is True
     assert ood["p"] == pytest.approx(0.01)
+    assert ood["alpha"] == 0.03
+    assert ood["p_values"] == {"knn": pytest.approx(0.01)}
+    assert set(ood["scores"]) == {"knn"}
+
+
+def test_a_foreign_image_has_hits_all_the_same(foreign_client, indexed) -> None:
+    answer = searched(foreign_client, indexed.files["ct"][0].read_bytes(), k=3)
+    assert len(answer["hits"]) == 3
+
+
+def test_a_service_may_refuse_foreign_images(refusing_client, indexed, id_of) -> None:
+    path: Path = indexed.files["ct"][0]
+    by_id = refusing_client.post("/v1/search", data={"id": id_of(path)})
+    assert by_id.status_code == 200
+    for refused in (searched(refusing_client, path.read_bytes(), k=3), by_id.json()):
+        assert refused["hits"] == []
+        assert refused["facets"] == {}
+        assert refused["ood"]["foreign"] is True
+        assert refused["ood"]["p_values"] == {"knn": pytest.approx(0.01)}
+        assert refused["evidence"]["rung"] == "none"
+        assert refused["evidence"]["candidates"] == 0
+        assert refused["evidence"]["model"] == refusing_client.get("/healthz").json()["model"]
 
 
 def test_no_path_no_patient_no_tenant_leaves_the_service(client, indexed, id_of) -> None:

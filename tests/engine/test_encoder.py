@@ -1,5 +1,7 @@
 """An image's embedding and code are its own, whoever stands beside it in the batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from engine.codes import pack_signs
 from engine.errors import ModelError
 from engine.model.checkpoint import save_checkpoint
+from engine.model.decoder import Decoder, DecoderSize, reconstruction_scores, save_decoder
 from engine.model.encoder import Encoder, canvas_tensor, centre_and_normalise
 from engine.model.preprocess import Preprocess
 
@@ -127,3 +130,107 @@ def test_a_vector_without_any_variation_stays_finite():
     unit = centre_and_normalise(z)
     assert unit[0].tolist() == [0, 0, 0]
     assert np.allclose(unit[1], np.array([-1, 0, 1]) / np.sqrt(2))
+
+
+# Observations
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(5)
+
+    def made(network):
+        return Decoder(network.tower.shapes[1], DecoderSize(bottleneck=4, width=8)).eval()
+
+    return made
+
+
+@pytest.fixture
+def observer(build, manifest, decoder):
+    def made(precision="fp32", batch_size=8):
+        network = build()
+        return Encoder(
+            network,
+            manifest,
+            decoder=decoder(network),
+            precision=precision,
+            batch_size=batch_size,
+        )
+
+    return made
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_observing_gives_the_features_and_codes_of_encoding_to_the_bit(
+    observer, encoder, precision
+):
+    images = canvases(11)
+    encoded = encoder(precision).encode(images)
+    for observed in (encoder(precision).observe(images), observer(precision).observe(images)):
+        assert observed.z.tobytes() == encoded.z.tobytes()
+        assert observed.codes.tobytes() == encoded.codes.tobytes()
+
+
+@torch.no_grad()
+def test_observations_are_the_network_s_and_the_decoder_s_answers(observer, build):
+    images, made = canvases(5), observer()
+    seen = made.observe(images)
+    network, batch = build(), canvas_tensor(np.stack(images))
+    assert np.allclose(seen.logits, network(batch).logits.numpy(), atol=1e-5)
+    rebuilt = made._decoder(network.maps(batch)[1])
+    expected = reconstruction_scores(batch, rebuilt).pearson.numpy()
+    assert np.allclose(seen.reconstruction, expected, atol=1e-5)
+    assert (seen.reconstruction.shape, seen.reconstruction.dtype) == ((5,), np.float32)
+
+
+def test_what_a_model_does_not_have_is_not_observed(build, tiny_config, preprocess, tmp_path):
+    network = build(classes=0)
+    manifest = save_checkpoint(
+        tmp_path, network, replace(tiny_config, classes=0), preprocess, (), {}
+    )
+    seen = Encoder(network, manifest).observe(canvases(2))
+    assert seen.logits is None
+    assert seen.reconstruction is None
+    assert len(seen) == 2
+
+
+def test_no_images_give_no_observations(observer):
+    seen = observer().observe([])
+    assert (seen.z.shape, seen.codes.shape) == ((0, 16), (0, 8))
+    assert (seen.logits.shape, seen.reconstruction.shape) == ((0, 3), (0,))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_neighbours_do_not_change_a_bit_of_what_is_observed(observer, precision):
+    made = observer(precision)
+    image, *others = canvases(12)
+    alone = made.observe([image])
+    for before in (1, 7, 8, 11):
+        among = made.observe([*others[:before], image, *others[before:]])
+        for name in ("z", "codes", "logits", "reconstruction"):
+            assert getattr(among, name)[before].tobytes() == getattr(alone, name)[0].tobytes()
+
+
+def test_a_model_is_loaded_with_its_decoder_and_keeps_it(
+    build, tiny_config, preprocess, decoder, tmp_path
+):
+    network = build()
+    manifest = save_checkpoint(tmp_path, network, tiny_config, preprocess, ("a", "b", "c"), {})
+    without = Encoder.load(tmp_path)
+    assert without.observe(canvases(1)).reconstruction is None
+    assert without.decoder_fingerprint is None
+    save_decoder(tmp_path, decoder(network), manifest.fingerprint, {})
+    loaded = Encoder.load(tmp_path, batch_size=4)
+    single = loaded.with_batch_size(1)
+    scores = [one.observe(canvases(3)).reconstruction for one in (loaded, single)]
+    assert np.allclose(*scores, atol=0.02)
+    assert loaded.decoder_fingerprint == single.decoder_fingerprint
+    assert len(loaded.decoder_fingerprint) == 16
+    save_decoder(tmp_path, decoder(network), "another", {})
+    with pytest.raises(ModelError, match="delete the file"):
+        Encoder.load(tmp_path)
+
+
+def test_a_canvas_of_another_shape_is_not_observed(observer):
+    with pytest.raises(ModelError, match=r"\(48, 48\)"):
+        observer().observe([np.zeros((47, 48), dtype=np.uint8)])

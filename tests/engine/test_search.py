@@ -13,8 +13,8 @@ from engine.errors import FingerprintMismatch, ImageNotFound, QueryError
 from engine.model.checkpoint import save_checkpoint
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
-from engine.ood.detectors import KnnDetector
-from engine.records import ImageRecord, Point
+from engine.ood.detectors import KnnDetector, ReconstructionDetector
+from engine.records import ImageRecord, Observations, Point
 from engine.search.engine import SearchEngine
 from engine.search.ladder import climb, rungs
 from engine.search.query import MAX_K, Query, parse_where
@@ -277,8 +277,7 @@ def test_pictures_are_answered_in_order_with_a_verdict(engine, encoder, archive)
     canvases = list(rng.integers(0, 256, (5, 48, 48), dtype=np.uint8))
     encoded = encoder.encode(canvases)
     codes, z = archive
-    known = np.zeros(40, dtype=np.float32) + 1.9
-    gate = OodGate(KnnDetector(encoded.z[:2], k=1), known)
+    gate = gate_of(encoder.observe(canvases)[:2])
     answers = engine(gate).search(canvases, Query(4, exact=True))
     assert len(answers) == 5
     for answer, vector, code in zip(answers, encoded.z, encoded.codes, strict=True):
@@ -286,10 +285,46 @@ def test_pictures_are_answered_in_order_with_a_verdict(engine, encoder, archive)
         assert [hit.similarity for hit in answer.hits] == pytest.approx(best.tolist(), abs=2e-3)
         for hit in answer.hits:
             assert hit.hamming == naive_distances(codes[[number_of(hit.id)]], code)[0]
-        assert answer.ood == gate.verdicts(vector[None])[0]
+        assert answer.ood == gate.verdicts(Observations(vector[None], code[None]))[0]
+        assert set(answer.ood.p_values) == {"knn"}
         assert "encode" in answer.evidence.timings_ms
     assert engine(gate).search([], Query()) == []
     assert engine().search(canvases[:1], Query())[0].ood is None
+
+
+def gate_of(known: Observations, score: float = 1.9) -> OodGate:
+    """What scores above ``score`` is foreign."""
+    calibration = np.full(40, score, dtype=np.float32)
+    return OodGate([KnnDetector(1).fit(known)], {"knn": calibration})
+
+
+def test_an_indexed_image_is_judged_by_its_vector(engine, archive):
+    codes, z = archive
+    here = Observations(z[:1], codes[:1])
+    for score, foreign in ((-1.0, True), (1.9, False)):
+        gate = gate_of(here, score)
+        verdict = engine(gate).search_like(id_of(0), Query()).ood
+        assert verdict.foreign is foreign
+        assert verdict.scores["knn"] == pytest.approx(0, abs=1e-3)
+    seen = Observations(z[:50], codes[:50], reconstruction=np.zeros(50, np.float32))
+    gate = OodGate.calibrated([ReconstructionDetector().fit(seen)], seen)
+    assert engine(gate).search_like(id_of(0), Query()).ood is None
+
+
+@pytest.mark.parametrize("score", [-1.0, 1.9])
+def test_a_foreign_query_is_refused_only_when_the_policy_says_so(engine, archive, score):
+    codes, z = archive
+    gate = gate_of(Observations(z[:1], codes[:1]), score)
+    warned = engine(gate).search_like(id_of(0), Query())
+    refused = engine(gate, ood_policy="refuse").search_like(id_of(0), Query())
+    assert warned.hits
+    assert refused.ood == warned.ood
+    if warned.ood.foreign:
+        assert (refused.hits, refused.facets) == ((), {})
+        assert (refused.evidence.rung, refused.evidence.candidates) == ("none", 0)
+        assert set(refused.evidence.timings_ms) == {"fetch", "ood"}
+    else:
+        assert refused.hits == warned.hits
 
 
 def test_another_model_s_index_is_refused(encoder, store):

@@ -1,0 +1,191 @@
+"""``precedent calibrate``: teach a model's OOD gate what is known."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from engine.errors import ModelError, TrainingDataError
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from engine.model.encoder import Encoder
+    from engine.ood.calibration import OodGate
+
+__all__ = ["calibrate"]
+
+# Files of a checkpoint: weights and decoder, manifest, model card.
+_PARTS = {".safetensors", ".json", ".md"}
+
+
+def calibrate(
+    known: Annotated[
+        Path,
+        typer.Argument(
+            help="Known images: those the model was trained on or, with no second folder, an "
+            "archive, of which one half is the reference and one for calibration."
+        ),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Argument(help="Known images that the model was not trained on."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a checkpoint. [PRECEDENT_MODEL]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a copy of the model; left out, the model itself changes."),
+    ] = None,
+    detectors: Annotated[
+        str | None,
+        typer.Option(help="As in 'knn,reconstruction', which is what a model with a decoder gets."),
+    ] = None,
+    references: Annotated[int, typer.Option(min=1, help="Reference images to keep.")] = 4096,
+    alpha: Annotated[
+        float, typer.Option(help="Share of known images that may be called foreign.")
+    ] = 0.03,
+    seed: Annotated[int, typer.Option(help="Another seed, another draw.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Teach a model's OOD gate what is known.
+
+    An archive is split by patient, or by study where no patient is named; images that are not
+    DICOM count as one patient each, so give two folders if you know better. Of two folders,
+    calibration images are left out whose patient or file the reference has too.
+    """
+    from api.known_images import drawn, files_of, observe
+    from engine.model.encoder import Encoder
+    from engine.ood.calibration import OodGate
+    from engine.ood.detectors import detector_kind
+    from indexer.archive import model_directory
+
+    settings = load_settings(model=model)
+    directory = model_directory(settings)
+    target = _target(directory, out)
+    names = [name.strip() for name in detectors.split(",")] if detectors else []
+    kinds = [detector_kind(name) for name in names]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"detector {name!r} is named more than once; name each once")
+    encoder = Encoder.load(
+        directory,
+        device=settings.device,
+        precision=settings.precision,
+        batch_size=settings.indexing.batch_size,
+    )
+    decoded = encoder.decoder_fingerprint is not None
+    if not decoded and any("reconstruction" in kind.needs for kind in kinds):
+        raise ModelError(
+            "detector 'reconstruction' looks at what a decoder makes of the image, and "
+            f"{directory} has none; train a decoder for this model, or leave this detector out"
+        )
+    if not names:
+        names = ["knn", "reconstruction"] if decoded else ["knn"]
+    refused: Counter[str] = Counter()
+    left_out = 0
+    if calibration is None:
+        files = files_of(known)
+        _check_enough(known, len(files) // 2, names, alpha)
+        archive = observe(encoder, settings, drawn(files, 2 * references, seed), refused)
+        reference, held_out = archive.split(seed)
+    else:
+        files = files_of(calibration)
+        _check_enough(calibration, len(files), names, alpha)
+        chosen = drawn(files_of(known), references, seed)
+        reference = observe(encoder, settings, chosen, refused)
+        given = observe(encoder, settings, files, refused)
+        held_out = given.without_owners_of(reference)
+        left_out = len(given) - len(held_out)
+    _check_enough(calibration or known, len(held_out), names, alpha, left_out)
+    fitted = [detector_kind(name)().fit(reference.observations) for name in names]
+    gate = OodGate.calibrated(fitted, held_out.observations, alpha)
+    _write(gate, encoder, directory, target)
+    document = {
+        "model": encoder.manifest.fingerprint,
+        "out": str(target),
+        "detectors": names,
+        "references": len(reference),
+        "calibration": len(held_out),
+        "alpha": alpha,
+        "left_out": left_out,
+        "refused": dict(sorted(refused.items())),
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    Console().print(
+        f"calibrated {target} ({', '.join(names)}) on {len(held_out):,} images, with "
+        f"{len(reference):,} others as reference; {refused.total():,} files refused, "
+        f"{left_out:,} images left out because the reference has their patient or file",
+        highlight=False,
+    )
+
+
+def _target(directory: Path, out: Path | None) -> Path:
+    """The folder to write to.
+
+    Raises:
+        ModelError: it would be the installed package, or holds another model.
+    """
+    from engine.model.checkpoint import MANIFEST, SHIPPED, read_manifest
+
+    if out is None:
+        if directory.resolve() == SHIPPED.resolve():
+            raise ModelError(
+                f"{directory} is the shipped model, part of the installed package; name a "
+                "folder for a copy with --out, and use that with --model"
+            )
+        return directory
+    if (out / MANIFEST).exists():
+        there, ours = read_manifest(out).fingerprint, read_manifest(directory).fingerprint
+        if there != ours:
+            raise ModelError(
+                f"{out} holds model {there}, not {ours}; name another folder with --out"
+            )
+    return out
+
+
+def _check_enough(
+    folder: Path, images: int, detectors: list[str], alpha: float, left_out: int = 0
+) -> None:
+    """Raises TrainingDataError: so few calibration images can call nothing foreign."""
+    from engine.ood.calibration import fewest_calibration_images
+
+    least = fewest_calibration_images(len(detectors), alpha)
+    if images < least:
+        shared = f" ({left_out} of patients in the reference are left out)" if left_out else ""
+        raise TrainingDataError(
+            f"{folder} gives {images} images for calibration{shared}, and "
+            f"{', '.join(detectors)} at alpha {alpha:g} take at least {least} (twice as many, of "
+            "several patients, when one folder is split); name a larger folder or --alpha"
+        )
+
+
+def _write(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -> None:
+    """The gate into ``target``, with a copy of the model where that is another folder.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    from engine.files import write_atomically
+    from engine.model.checkpoint import MANIFEST
+    from engine.ood.calibration import CALIBRATION
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        gate.save(target, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
+        if target.resolve() != directory.resolve():
+            kept = {CALIBRATION, MANIFEST}
+            files = [p for p in directory.iterdir() if p.suffix in _PARTS and p.name not in kept]
+            # The manifest last: a folder that has one is whole.
+            for path in [*sorted(files), directory / MANIFEST]:
+                write_atomically(target / path.name, path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{target} cannot be written ({error.strerror}); name another folder with --out"
+        ) from None

@@ -1,0 +1,331 @@
+"""``precedent evaluate``: how well a model finds images of the query's class."""
+
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engine.errors import ImageRefused, QueryError
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from engine.evaluation.quality import EvaluationSet, QualityReport
+    from engine.evaluation.report import ExampleRow
+    from engine.model.encoder import Encoder
+    from engine.ood.calibration import OodGate
+    from engine.training.data import Example
+    from indexer.archive import Archive
+    from indexer.file_reader import FileReader
+
+__all__ = ["evaluate"]
+
+_AT_ONCE = 256  # images in memory between reading and encoding
+_EXAMPLES, _EXAMPLE_HITS = 12, 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Queries or database. paths: of files by id. refused: files by reason. unlabelled: images
+    left out because nothing says what they show. foreign: bool (N,), None = no verdicts."""
+
+    images: "EvaluationSet"
+    paths: dict[str, Path]
+    refused: dict[str, int]
+    unlabelled: int
+    foreign: "NDArray[np.bool_] | None"
+
+
+def evaluate(
+    queries: Annotated[Path, typer.Option(help="Folder with a subfolder per class.")],
+    database: Annotated[
+        Path | None, typer.Option(help="The same; left out, the index is the database.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="Index, when no folder is named. [PRECEDENT_DATA_DIR]"),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of a checkpoint. [PRECEDENT_MODEL]")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Hits that count.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a report with pictures; needs matplotlib.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of random ties, shuffles and intervals.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Measure how well the images of one folder find their class in another, or in the index.
+
+    Images of the query's own patient or study are left out for it.
+    """
+    from api.quality_tables import show
+    from engine.evaluation.quality import evaluate as measured
+    from engine.evaluation.report import require_matplotlib, write_report
+    from engine.model.encoder import Encoder
+    from engine.ood.calibration import OodGate
+    from engine.training.data import from_folder
+    from indexer.archive import Archive, model_directory
+    from indexer.file_reader import FileReader
+
+    if k < 1:
+        raise QueryError(f"k is {k}; ask for at least one")
+    if database is not None and data_dir is not None:
+        raise QueryError(
+            f"--database {database} and --data-dir {data_dir} both name a database; give one"
+        )
+    # Before the minutes that the rest takes.
+    if out is not None:
+        require_matplotlib()
+    asked = from_folder(queries)
+    held = [] if database is None else from_folder(database)
+    settings = load_settings(data_dir=data_dir, model=model)
+    directory = model_directory(settings)
+    with ExitStack() as opened:
+        archive = opened.enter_context(Archive(settings)) if database is None else None
+        encoder = (
+            archive.encoder
+            if archive
+            else Encoder.load(
+                directory,
+                device=settings.device,
+                precision=settings.precision,
+                batch_size=settings.indexing.batch_size,
+            )
+        )
+        fingerprint = encoder.manifest.fingerprint
+        gate = OodGate.load(directory, fingerprint, encoder.decoder_fingerprint)
+        reader = opened.enter_context(
+            FileReader(
+                settings,
+                encoder.manifest.preprocess,
+                # Without an index, pseudonyms are compared here and never stored.
+                archive.data_dir.pseudonym_key(settings) if archive else bytes(32),
+                frames=1,
+                processes=settings.indexing.readers,
+            )
+        )
+        known = (
+            _of_index(archive)
+            if archive
+            else _of_files(str(database), held, reader, encoder, gate=None)
+        )
+        asking = _of_files(str(queries), asked, reader, encoder, gate)
+        report = measured(known.images, asking.images, k=k, seed=seed, foreign=asking.foreign)
+        if out is not None:
+            about = {
+                "model": fingerprint,
+                "database": str(database or settings.data_dir),
+                "queries": str(queries),
+            }
+            examples = _examples(report, asking, known, reader, archive, seed)
+            write_report(report, out, about=about, examples=examples)
+    document = {
+        "model": fingerprint,
+        **report.to_dict(),
+        "refused": {"queries": asking.refused, "database": known.refused},
+        "unlabelled": known.unlabelled,
+        "report": None if out is None else str(out),
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    show(Console(), report, document)
+
+
+def _of_files(
+    folder: str,
+    examples: "Sequence[Example]",
+    reader: "FileReader",
+    encoder: "Encoder",
+    gate: "OodGate | None",
+) -> _Side:
+    """The images of files; the same bytes in two folders are one image of two classes.
+
+    Raises:
+        QueryError: none of the files can be read.
+    """
+    import numpy as np
+
+    from engine.evaluation.quality import EvaluationSet
+
+    refused: Counter[str] = Counter()
+    labels: dict[str, tuple[str, ...]] = {}
+    paths: dict[str, Path] = {}
+    groups: list[str | None] = []
+    waiting: list[NDArray[np.uint8]] = []
+    seen: list[tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]] = []
+    results = reader.read(example.path for example in examples)
+    for example, result in zip(examples, _shown(results, len(examples), folder), strict=True):
+        if isinstance(result, ImageRefused):
+            refused[result.code] += 1
+            continue
+        picture = result.pictures[0]
+        before = labels.get(picture.point_id, ())
+        labels[picture.point_id] = tuple(sorted({*before, str(example.label)}))
+        if before:
+            continue
+        paths[picture.point_id] = example.path
+        groups.append(result.record.patient or result.record.study or result.record.sop)
+        waiting.append(picture.canvas)
+        if len(waiting) == _AT_ONCE:
+            seen.append(_seen(encoder, gate, waiting))
+            waiting.clear()
+    if waiting:
+        seen.append(_seen(encoder, gate, waiting))
+    if not seen:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+        raise QueryError(
+            f"none of the {len(examples)} files in {folder} can be read ({reasons}); name a "
+            "folder of DICOM, PNG or JPEG files"
+        )
+    z, codes, foreign = zip(*seen, strict=True)
+    images = EvaluationSet(
+        np.concatenate(z), np.concatenate(codes), list(labels.values()), list(labels), groups
+    )
+    verdicts = None if gate is None else np.concatenate(foreign)
+    return _Side(images, paths, dict(sorted(refused.items())), 0, verdicts)
+
+
+def _seen(
+    encoder: "Encoder", gate: "OodGate | None", canvases: "Sequence[NDArray[np.uint8]]"
+) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]":
+    """z, codes and, with a gate, which images it calls foreign."""
+    import numpy as np
+
+    if gate is None:
+        encoded = encoder.encode(canvases)
+        return encoded.z, encoded.codes, None
+    observed = encoder.observe(canvases)
+    foreign = np.array([verdict.foreign for verdict in gate.verdicts(observed)])
+    return observed.z, observed.codes, foreign
+
+
+def _of_index(archive: "Archive") -> _Side:
+    """The labelled images of the index.
+
+    Raises:
+        QueryError: there is none.
+    """
+    import numpy as np
+
+    from engine.evaluation.quality import EvaluationSet
+    from engine.store.base import Filter
+
+    points, unlabelled = [], 0
+    for point in archive.store.scroll(Filter(), with_z=True):
+        if point.record.labels and point.z is not None:
+            points.append(point)
+        else:
+            unlabelled += 1
+    if not points:
+        raise QueryError(
+            f"none of the {unlabelled:,} images in the index in {archive.data_dir.root} has a "
+            "label; index folders named for classes with --labels folder"
+        )
+    z = np.stack([point.z for point in points if point.z is not None])
+    # Stored as float16: its length is one only nearly.
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    records = [point.record for point in points]
+    images = EvaluationSet(
+        z,
+        np.stack([point.code for point in points]),
+        [record.labels for record in records],
+        [point.id for point in points],
+        [record.patient or record.study or record.sop for record in records],
+    )
+    return _Side(images, {}, {}, unlabelled, None)
+
+
+def _shown(results: "Iterable[Any]", total: int, folder: str) -> "Iterator[Any]":
+    """The results, with a bar on a terminal."""
+    from rich.progress import track
+
+    errors = Console(stderr=True)
+    yield from track(
+        results,
+        f"looking at {folder}",
+        total,
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+
+
+def _examples(
+    report: "QualityReport",
+    asking: _Side,
+    known: _Side,
+    reader: "FileReader",
+    archive: "Archive | None",
+    seed: int,
+) -> "list[ExampleRow]":
+    """A query of each class, drawn at random, with its first hits."""
+    import numpy as np
+
+    from engine.evaluation.report import ExampleHit, ExampleRow
+
+    generator = np.random.default_rng(seed)
+    asked, held = asking.images.classes_of, known.images.classes_of
+    drawn = [
+        int(generator.choice([row for row, names in enumerate(asked) if name in names]))
+        for name in list(report.classes)[:_EXAMPLES]
+    ]
+    hits = [[int(i) for i in report.first_hits[row, :_EXAMPLE_HITS] if i >= 0] for row in drawn]
+    query_ids = [asking.images.ids[row] for row in drawn]
+    hit_ids = sorted({known.images.ids[i] for found in hits for i in found})
+    shown = _canvases(reader, {i: asking.paths[i] for i in query_ids})
+    found_shown = (
+        _canvases(reader, {i: known.paths[i] for i in hit_ids})
+        if archive is None
+        else _thumbnails(archive, hit_ids)
+    )
+    return [
+        ExampleRow(
+            shown.get(query),
+            ", ".join(asked[row]),
+            tuple(
+                ExampleHit(
+                    found_shown.get(known.images.ids[i]),
+                    ", ".join(held[i]),
+                    right=not set(asked[row]).isdisjoint(held[i]),
+                )
+                for i in found
+            ),
+        )
+        for row, query, found in zip(drawn, query_ids, hits, strict=True)
+    ]
+
+
+def _canvases(reader: "FileReader", paths: dict[str, Path]) -> "dict[str, NDArray[np.uint8]]":
+    results = zip(paths, reader.read(paths.values()), strict=True)
+    return {
+        name: result.pictures[0].canvas
+        for name, result in results
+        if not isinstance(result, ImageRefused)
+    }
+
+
+def _thumbnails(archive: "Archive", ids: Sequence[str]) -> "dict[str, NDArray[np.uint8]]":
+    """Those that are there: they show the very frame, and the files may have moved."""
+    import numpy as np
+    from PIL import Image
+
+    from indexer.imaging.thumbnails import thumbnail_path
+
+    found = {}
+    for name in ids:
+        path = thumbnail_path(archive.data_dir.thumbnails, name)
+        if path.is_file():
+            found[name] = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+    return found

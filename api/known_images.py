@@ -1,0 +1,157 @@
+"""Known images for the OOD gate: drawn evenly, observed by the model, kept apart by patient."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from engine.errors import ImageRefused, TrainingDataError
+from engine.model.encoder import Encoder
+from engine.records import Observations
+from engine.settings import Settings
+from indexer.file_reader import FileReader
+from indexer.imaging.prepare import Prepared
+from indexer.sources.base import file_path
+from indexer.sources.folder import FolderSource
+
+__all__ = ["Known", "drawn", "files_of", "observe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Observations of N images and, for each, whose it is: the patient, else the study, else
+    the file by its content."""
+
+    observations: Observations
+    owners: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def split(self, seed: int) -> tuple["Known", "Known"]:
+        """Two halves about equal in images that share no owner.
+
+        The same for the same images and seed, in whatever order they come.
+        """
+        first = _first_half(self.owners, seed)
+        return self._part(first), self._part(~first)
+
+    def without_owners_of(self, others: "Known") -> "Known":
+        """Those images whose owner has none among ``others``."""
+        theirs = set(others.owners)
+        return self._part(np.array([owner not in theirs for owner in self.owners], dtype=bool))
+
+    def _part(self, mask: NDArray[np.bool_]) -> "Known":
+        owners = tuple(owner for owner, kept in zip(self.owners, mask, strict=True) if kept)
+        return Known(self.observations[mask], owners)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files below ``folder``. Raises QueryError: it does not exist."""
+    return [file_path(found.locator) for found in FolderSource([folder]).instances()]
+
+
+def drawn(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
+    """At most ``count`` of the files, as evenly from their folders as these allow, sorted.
+
+    Drawn without regard to folders, a class with few images gets few into the reference, lies
+    far from it, and is called foreign too often.
+    """
+    rng = np.random.default_rng(seed)
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(paths):
+        folders.setdefault(path.parent, []).append(path)
+    turns = [
+        (turn, float(rng.random()), files[i])
+        for files in folders.values()
+        for turn, i in enumerate(rng.permutation(len(files)))
+    ]
+    return sorted(path for _, _, path in sorted(turns)[:count])
+
+
+def observe(
+    encoder: Encoder, settings: Settings, paths: Sequence[Path], refused: Counter[str]
+) -> Known:
+    """What the model sees of the middle frames of ``paths``, in their order.
+
+    Args:
+        encoder: the model.
+        settings: limits of images, reading processes.
+        paths: DICOM, PNG and JPEG files.
+        refused: files that cannot be read are counted here, by reason.
+
+    Raises:
+        TrainingDataError: that is none of the files.
+    """
+    owners: list[str] = []
+    seen: list[Observations] = []
+    with FileReader(
+        settings,
+        encoder.manifest.preprocess,
+        bytes(32),  # of pseudonyms that are never stored; always the same, so that splits are
+        frames=1,
+        processes=settings.indexing.readers,
+    ) as reader:
+        canvases: list[NDArray[np.uint8]] = []
+        for result in _shown(reader.read(paths), len(paths)):
+            if isinstance(result, ImageRefused):
+                refused[result.code] += 1
+                continue
+            record = result.record
+            owners.append(record.patient or record.study or result.content_sha256)
+            canvases.append(result.pictures[0].canvas)
+            if len(canvases) == encoder.batch_size:
+                seen.append(encoder.observe(canvases))
+                canvases.clear()
+        if canvases:
+            seen.append(encoder.observe(canvases))
+    if not seen:
+        raise TrainingDataError(
+            f"none of {len(paths)} files is an image that can be read; name a folder of DICOM, "
+            "PNG or JPEG files"
+        )
+    return Known(_joined(seen), tuple(owners))
+
+
+def _first_half(owners: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """Mask (N,): owners in the order of their hashes, each to the half that has fewer images."""
+    sizes = Counter(owners)
+    first: set[str] = set()
+    lead = 0
+    for owner in sorted(sizes, key=lambda o: hashlib.sha256(f"{seed}:{o}".encode()).digest()):
+        if lead <= 0:
+            first.add(owner)
+        lead += sizes[owner] if owner in first else -sizes[owner]
+    return np.array([owner in first for owner in owners], dtype=bool)
+
+
+def _joined(parts: Sequence[Observations]) -> Observations:
+    logits = [part.logits for part in parts if part.logits is not None]
+    reconstruction = [part.reconstruction for part in parts if part.reconstruction is not None]
+    return Observations(
+        np.concatenate([part.z for part in parts]),
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate(logits) if logits else None,
+        np.concatenate(reconstruction) if reconstruction else None,
+    )
+
+
+def _shown(
+    results: Iterator[Prepared | ImageRefused], total: int
+) -> Iterator[Prepared | ImageRefused]:
+    """The results, with a bar on a terminal."""
+    errors = Console(stderr=True)
+    yield from track(
+        results,
+        "looking at known images",
+        total,
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )

@@ -1,0 +1,81 @@
+"""What a detector of foreign images is: fit on what is known, then score; higher = more foreign."""
+
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ModelError
+from engine.records import Observations
+
+__all__ = ["Detector", "State", "fitted", "log_sum_exp", "logits_of", "some"]
+
+State = dict[str, NDArray[Any]]
+_T = TypeVar("_T")
+
+
+class Detector(Protocol):
+    """A score of how foreign an image is.
+
+    name: stable; verdicts, settings and stored calibrations carry it.
+    needs: fields of ``Observations`` that it looks at and that not every model has.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+
+    def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:
+        """Learns what is known, and returns itself.
+
+        Args:
+            known: of R known images; best those that the model was trained on.
+            labels: int64 (R,), their classes, for the detectors that use them.
+
+        Raises:
+            ModelError: there is no image, or the observations lack what it ``needs``.
+        """
+
+    def score(self, observations: Observations) -> NDArray[np.float32]:
+        """float32 (N,), higher = more foreign.
+
+        Raises:
+            ModelError: it was not fitted, or the observations lack what it ``needs``.
+        """
+
+    def state(self) -> State:
+        """What it needs to score alike elsewhere, as arrays. Raises ModelError: not fitted."""
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        """The detector whose ``state`` this is. Raises KeyError or ValueError: it is none."""
+
+
+def some(known: Observations, name: str) -> Observations:
+    """``known``. Raises ModelError when it is of no images."""
+    if not len(known):
+        raise ModelError(f"detector {name!r} was given no known images; fit it on some")
+    return known
+
+
+def fitted(value: _T | None, name: str) -> _T:
+    """``value``, which ``fit`` sets. Raises ModelError when it did not."""
+    if value is None:
+        raise ModelError(f"detector {name!r} is not fitted; call fit with known images first")
+    return value
+
+
+def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
+    """The logits, float32 (N, C). Raises ModelError when there are none."""
+    if observations.logits is None:
+        raise ModelError(
+            f"detector {name!r} looks at the classifier's logits, and there are none; take a "
+            "model with a classifier, observe the image itself, or leave this detector out"
+        )
+    return observations.logits
+
+
+def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """log Σ exp over each row of logits (N, C), float64 (N,), without overflow."""
+    top = logits.max(axis=1).astype(np.float64)
+    total: NDArray[np.float64] = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return total

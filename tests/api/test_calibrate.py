@@ -1,0 +1,282 @@
+"""`precedent calibrate`, and how it draws and divides known images."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from PIL import Image
+from safetensors import safe_open
+
+from api.cli import app
+from api.known_images import Known, drawn, observe
+from engine.errors import ModelError, PrecedentError, QueryError, TrainingDataError
+from engine.model.checkpoint import SHIPPED, load_checkpoint
+from engine.model.decoder import Decoder, DecoderSize, save_decoder
+from engine.model.encoder import Encoder
+from engine.ood.calibration import CALIBRATION, OodGate
+from engine.records import Observations
+from engine.search.query import Query
+from indexer.archive import Archive
+
+
+def draw(folder: Path, seeds: range) -> Path:
+    """Stripes across and stripes down, as PNG files in a folder each; a text among them."""
+    for name in ("across", "down"):
+        (folder / name).mkdir(parents=True)
+        for seed in seeds:
+            rng = np.random.default_rng([seed, len(name)])
+            wave = 127 + 100 * np.sin(np.arange(48) * rng.uniform(0.3, 1.2) + rng.uniform(0, 6))
+            rows = np.repeat(wave[:, None], 48, axis=1) + rng.normal(0, 10, (48, 48))
+            pixels = (rows if name == "across" else rows.T).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{seed}.png")
+    (folder / "README.txt").write_text("Not an image.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("known"), range(40))
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("held-out"), range(100, 120))
+
+
+@pytest.fixture
+def model(indexed, tmp_path: Path) -> Path:
+    """A checkpoint of its own, never calibrated."""
+    return Path(shutil.copytree(indexed.settings.model, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PRECEDENT_MODEL", raising=False)
+    monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def calibrate(*arguments: object) -> None:
+    app(["calibrate", *map(str, arguments)], standalone_mode=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_one_folder_is_split_into_reference_and_calibration(pictures, model, capsys) -> None:
+    calibrate(pictures, "--model", model, "--json")
+    document = json.loads(capsys.readouterr().out)
+    encoder = Encoder.load(model)
+    assert document == {
+        "model": encoder.manifest.fingerprint,
+        "out": str(model),
+        "detectors": ["knn"],
+        "references": 40,
+        "calibration": 40,
+        "alpha": 0.03,
+        "left_out": 0,
+        "refused": {"not-an-image": 1},
+    }
+    gate = OodGate.load(model, encoder.manifest.fingerprint)
+    assert gate is not None
+    assert gate.images == 40
+    calibrate(pictures, "--model", model, "--alpha", "0.1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"calibrated {model} (knn) on 40 images" in said
+
+
+def test_the_same_again_is_the_same_and_another_seed_is_not(pictures, model) -> None:
+    made = []
+    for seed in (0, 0, 1):
+        calibrate(pictures, "--model", model, "--seed", seed)
+        with safe_open(model / CALIBRATION, framework="numpy") as file:
+            made.append(file.metadata()["sha256"])
+    assert made[0] == made[1] != made[2]
+
+
+def test_two_folders_are_reference_and_calibration(pictures, others, model, capsys) -> None:
+    options = ("--references", 30, "--detectors", "knn, mahalanobis", "--alpha", 0.1)
+    calibrate(pictures, others, "--model", model, *options, "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["detectors"] == ["knn", "mahalanobis"]
+    # Of the thirty that were drawn, one is the text.
+    assert (document["references"], document["calibration"]) == (29, 40)
+    assert document["refused"] == {"not-an-image": 2}
+    assert document["alpha"] == 0.1
+    fingerprint = Encoder.load(model).manifest.fingerprint
+    gate = OodGate.load(model, fingerprint)
+    assert [detector.name for detector in gate.detectors] == ["knn", "mahalanobis"]
+
+
+def with_decoder(model: Path) -> None:
+    """Gives the model a decoder with random weights."""
+    network, manifest = load_checkpoint(model)
+    decoder = Decoder(network.tower.shapes[1], DecoderSize(resolution=16))
+    save_decoder(model, decoder, manifest.fingerprint, {})
+
+
+def test_a_model_with_a_decoder_is_calibrated_on_both(
+    pictures, indexed, model, tmp_path, capsys
+) -> None:
+    with_decoder(model)
+    calibrate(pictures, "--model", model, "--alpha", "0.1", "--json")
+    assert json.loads(capsys.readouterr().out)["detectors"] == ["knn", "reconstruction"]
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+    with Archive(settings) as archive, archive.query_reader() as reader:
+        (canvas,) = reader.read([indexed.files["ct"][0]])
+        (answer,) = archive.engine.search([canvas], Query(1))
+        again = archive.engine.search_like(answer.hits[0].id, Query(1))
+    assert set(answer.ood.p_values) == {"knn", "reconstruction"}
+    assert answer.ood.p == pytest.approx(min(1, 2 * min(answer.ood.p_values.values())))
+    # Of an indexed image there is no picture to rebuild.
+    assert set(again.ood.p_values) == {"knn"}
+    # Another decoder makes other scores.
+    with_decoder(model)
+    with pytest.raises(ModelError, match=r"decoder .* calibrate again"):
+        Archive(settings)
+
+
+def test_what_the_reference_has_takes_no_part_in_calibration(
+    pictures, others, model, tmp_path, capsys
+) -> None:
+    both = Path(shutil.copytree(others, tmp_path / "both"))
+    for number in range(7):
+        shutil.copy(pictures / "down" / f"{number}.png", both / "across" / f"again-{number}.png")
+    calibrate(pictures, both, "--model", model, "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert (document["references"], document["calibration"]) == (80, 40)
+    assert document["left_out"] == 7
+
+
+def test_a_copy_is_made_when_another_folder_is_named(pictures, model, tmp_path, capsys) -> None:
+    before = contents(model)
+    out = tmp_path / "own" / "model"
+    for alpha in (0.03, 0.1):  # the second time into what is there
+        calibrate(pictures, "--model", model, "--out", out, "--alpha", alpha, "--json")
+        assert json.loads(capsys.readouterr().out)["out"] == str(out)
+        assert contents(model) == before
+        copied = contents(out)
+        assert copied.pop(CALIBRATION)
+        assert copied == before
+        fingerprint = Encoder.load(out).manifest.fingerprint
+        assert OodGate.load(out, fingerprint).alpha == alpha
+
+
+def test_the_shipped_model_is_not_changed_by_the_way(pictures) -> None:
+    before = (SHIPPED / CALIBRATION).read_bytes()
+    for model in ((), ("--model", SHIPPED)):
+        with pytest.raises(ModelError, match="--out"):
+            calibrate(pictures, *model)
+    assert (SHIPPED / CALIBRATION).read_bytes() == before
+
+
+def test_another_model_s_folder_is_not_written_to(pictures, model) -> None:
+    shipped = contents(SHIPPED)
+    with pytest.raises(ModelError, match=r"holds model .*--out"):
+        calibrate(pictures, "--model", model, "--out", SHIPPED)
+    assert contents(SHIPPED) == shipped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (("KNOWN", "--alpha", "0.01"), TrainingDataError, "KNOWN gives 40 images .* at least 99"),
+        (
+            ("KNOWN", "OTHERS", "--detectors", "knn,hamming"),
+            TrainingDataError,
+            "OTHERS gives .* knn, hamming at alpha 0.03 take at least 66",
+        ),
+        (("KNOWN", "--references", "20"), TrainingDataError, "19 images .* at least 33"),
+        (("KNOWN", "KNOWN"), TrainingDataError, "gives 0 images .*80 of patients in the ref"),
+        (("KNOWN", "--detectors", "knn,gnn"), ModelError, "'gnn'.*mahalanobis"),
+        (("KNOWN", "--detectors", "knn,knn"), ModelError, "each once"),
+        (("KNOWN", "--alpha", "0"), ModelError, "alpha is 0"),
+        (
+            ("KNOWN", "--detectors", "reconstruction"),
+            ModelError,
+            "'reconstruction' .*model has none; train a decoder",
+        ),
+        (("TEXTS",), TrainingDataError, "none of 66 files is an image"),
+        (("nowhere",), QueryError, "nowhere does not exist"),
+        (("KNOWN", "nowhere"), QueryError, "nowhere does not exist"),
+        (("KNOWN", "--out", "TEXTS/0/x"), ModelError, "cannot be written .*--out"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    pictures, others, model, tmp_path, arguments, error, said
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(66):
+        (texts / str(number)).write_text("Not an image.")
+    folders = {"KNOWN": str(pictures), "OTHERS": str(others), "TEXTS": str(texts)}
+    for name, folder in folders.items():
+        arguments = [str(argument).replace(name, folder) for argument in arguments]
+        said = said.replace(name, folder)
+    before = contents(model)
+    with pytest.raises(error, match=f"(?s){said}") as caught:
+        calibrate(*arguments, "--model", model)
+    assert isinstance(caught.value, PrecedentError)
+    assert contents(model) == before
+
+
+# Drawing and dividing
+
+
+def test_files_are_drawn_evenly_from_their_folders() -> None:
+    sizes = {"large": 500, "middle": 40, "small": 10}
+    paths = [Path(name, str(i)) for name, size in sizes.items() for i in range(size)]
+    chosen = drawn(paths, 90, seed=0)
+    counts = Counter(path.parent.name for path in chosen)
+    assert counts == {"large": 40, "middle": 40, "small": 10}
+    assert drawn(paths[::-1], 90, seed=0) == chosen == sorted(set(chosen))
+    assert drawn(paths, 90, seed=1) != chosen
+    assert drawn(paths, 1000, seed=0) == sorted(paths)
+    # One from each folder at most: not always from the first ones.
+    single = {drawn(paths, 1, seed=seed)[0].parent.name for seed in range(20)}
+    assert single == set(sizes)
+
+
+def of(owners: list[str]) -> Known:
+    count = len(owners)
+    z = np.arange(count, dtype=np.float32)[:, None]
+    return Known(Observations(z, np.zeros((count, 1), np.uint8)), tuple(owners))
+
+
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=60), st.integers(0, 50))
+def test_halves_share_no_owner_and_are_about_equal(owners, seed) -> None:
+    first, second = of(owners).split(seed)
+    assert not set(first.owners) & set(second.owners)
+    assert len(first) + len(second) == len(owners)
+    assert abs(len(first) - len(second)) <= max(Counter(owners).values())
+    for half in (first, second):
+        assert [owners[int(z)] for z in half.observations.z[:, 0]] == list(half.owners)
+    shuffled, _ = of(sorted(owners)).split(seed)
+    assert set(shuffled.owners) == set(first.owners)
+
+
+def test_the_owner_of_a_dicom_image_is_its_patient(indexed) -> None:
+    encoder = Encoder.load(indexed.settings.model, batch_size=4)
+    refused: Counter[str] = Counter()
+    paths = indexed.files["ct"] * 2 + indexed.files["rings"][:1]
+    known = observe(encoder, indexed.settings, paths, refused)
+    assert len(known) == 13
+    assert refused == {}
+    assert known.owners[:6] == known.owners[6:12]
+    assert len(set(known.owners)) == 7  # two images of a study are of two patients here
+    assert not any("HIDDEN" in owner for owner in known.owners)
+    alone = encoder.encode([indexed_canvas(indexed, encoder, paths[0])])
+    assert np.allclose(known.observations.z[0], alone.z[0], atol=1e-6)
+
+
+def indexed_canvas(indexed, encoder, path: Path) -> np.ndarray:
+    from indexer.imaging.read import read_image
+
+    limits = indexed.settings.limits
+    instance = read_image(path, limits, frames_per_instance=1, pseudonym_key=b"any")
+    return encoder.manifest.preprocess.canvas(instance.frames[0].pixels)

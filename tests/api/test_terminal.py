@@ -1,0 +1,41 @@
+"""What the command line says of a verdict."""
+
+import pytest
+
+from api.terminal import answer_table
+
+_EVIDENCE = {
+    "rung": "s1",
+    "radius": 7,
+    "bits": 64,
+    "candidates": 134,
+    "model": "6f2d9c0b7a31e5d4",
+    "timings_ms": {"encode": 11.2},
+}
+_KNOWN = {
+    "foreign": False,
+    "p": 0.41,
+    "alpha": 0.03,
+    "scores": {"knn": 0.18, "reconstruction": 0.07},
+    "p_values": {"knn": 0.205, "reconstruction": 0.63},
+}
+_FOREIGN = _KNOWN | {"foreign": True, "p": 0.002, "p_values": {"knn": 0.001}}
+_REFUSED = _EVIDENCE | {"rung": "none", "radius": None, "candidates": 0}
+
+
+@pytest.mark.parametrize(
+    ("ood", "evidence", "said"),
+    [
+        (None, _EVIDENCE, ["no OOD verdict", "134 candidates", "within 7 of 64 bits"]),
+        (_KNOWN, _EVIDENCE, ["known kind of image (p = 0.410; knn 0.205, reconstruction 0.63)"]),
+        (_FOREIGN, _EVIDENCE, ["FOREIGN", "p = 0.0020 ≤ 0.03; knn 0.001", "do not trust"]),
+        (_FOREIGN, _REFUSED, ["FOREIGN", "nothing was searched", "refused", "search.ood_policy"]),
+    ],
+)
+def test_the_verdict_is_told_with_its_reasons(ood, evidence, said) -> None:
+    table = answer_table("scan.dcm", {"hits": [], "ood": ood, "evidence": evidence})
+    for text in said:
+        assert text in str(table.caption)
+    if evidence is _REFUSED:
+        assert "trust" not in str(table.caption)
+        assert "compared" not in str(table.caption)
