@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import TrainingDataError
-from engine.training.losses import LossTerms
 from engine.training.fingerprint import image_fingerprint, structural_similarity
+from engine.training.losses import LossTerms
 
 __all__ = [
     "SchConfig",

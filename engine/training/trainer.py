@@ -1,5 +1,6 @@
 """Trains a hashing network: seeded, resumable, with a history that can be read back."""
 
+import hashlib
 import json
 import logging
 import time
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine.codes import pack_signs
 from engine.errors import TrainingDataError
 from engine.files import write_atomically
-from engine.model.checkpoint import Manifest, save_checkpoint
+from engine.model.checkpoint import MANIFEST, Manifest, read_manifest, save_checkpoint
 from engine.model.config import NetworkConfig, to_dict
 from engine.model.encoder import Precision, autocast
 from engine.model.network import HashingNetwork, NetworkOutput
@@ -93,13 +94,15 @@ def train(
     """Trains, writes the checkpoint and history.json to ``out``, returns the manifest.
 
     A stopped run goes on after its last finished epoch when called again with the same
-    data, configuration and folder, and ends with the weights of an undisturbed run.
+    data, configuration and folder, and ends with the weights of an undisturbed run. A
+    finished one is not repeated.
 
     Without classes in ``data``, two views of an image are the only positives.
 
     Raises:
         TrainingDataError: too few images for one batch, data and network disagree about
-            classes, the loss needs labels that there are not, or ``out`` holds another run.
+            classes, the loss needs labels that there are not, or ``out`` holds another run or
+            model.
     """
     if network_config.classes != len(data.classes):
         raise TrainingDataError(
@@ -113,6 +116,8 @@ def train(
         "pretrained": pretrained,
         "data": data.digest(),
     }
+    if (out / MANIFEST).is_file():
+        return _finished(out, run)
     held_out = None
     if config.validation:
         data, held_out = data.split(config.validation, config.seed)
@@ -134,12 +139,33 @@ def train(
         network_config,
         preprocess,
         data.classes,
-        {"config": to_dict(config), "images": len(data), "history": learner.history},
+        {
+            "config": to_dict(config),
+            "images": len(data),
+            "history": learner.history,
+            "run": _digest(run),
+        },
         dtype=torch.float16 if config.half_weights else torch.float32,
     )
     write_atomically(out / _HISTORY, (json.dumps(learner.history, indent=2) + "\n").encode())
     (out / _STATE).unlink(missing_ok=True)
     return manifest
+
+
+def _finished(out: Path, run: dict[str, Any]) -> Manifest:
+    """The manifest in ``out``. Raises TrainingDataError: it is of another run."""
+    manifest = read_manifest(out)
+    if manifest.training.get("run") != _digest(run):
+        raise TrainingDataError(
+            f"{out} holds model {manifest.fingerprint}, made with another configuration or other "
+            "data; choose another folder"
+        )
+    (out / _STATE).unlink(missing_ok=True)
+    return manifest
+
+
+def _digest(run: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 class _Learner:
@@ -246,9 +272,7 @@ class _Learner:
                 pair = [augment(images, config.augment, generator) for _ in range(2)]
                 yield torch.cat(pair), labels.repeat(2)
 
-    def _step(
-        self, views: Tensor, labels: Tensor, epoch: float
-    ) -> tuple[NetworkOutput, LossTerms]:
+    def _step(self, views: Tensor, labels: Tensor, epoch: float) -> tuple[NetworkOutput, LossTerms]:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(epoch, config)

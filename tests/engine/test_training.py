@@ -172,6 +172,15 @@ def test_other_data_in_the_folder_of_a_stopped_run_are_refused(stopped):
         run(stopped, replace(CONFIG, epochs=1, batch_size=60), data_seed=1)
 
 
+def test_a_finished_run_is_neither_repeated_nor_overwritten(trained):
+    manifest, out = trained
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(out).fingerprint == manifest.fingerprint
+    with pytest.raises(TrainingDataError, match="another folder"):
+        run(out, replace(CONFIG, seed=4))
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
 def test_too_few_images_for_a_batch_are_refused(tmp_path):
     with pytest.raises(TrainingDataError, match=r"120 images.*121"):
         run(tmp_path, replace(CONFIG, batch_size=121))
