@@ -87,8 +87,8 @@ class Observations:
     z: float32 (N, D), blended features, centred and of unit length.
     codes: uint8 (N, B/8), packed SCH codes.
     logits: float32 (N, C), of the classifier; None for a model without one.
-    reconstruction: float32 (N,) in [0, 2], 1 − Pearson between the image and what the
-        decoder makes of its deep map; None for a model without a decoder.
+    reconstruction: float32 (N,) in [0, 40], how badly the decoder rebuilds the image from
+        its deep map, for an image as hard as it is; None for a model without a decoder.
     """
 
     z: NDArray[np.float32]

@@ -157,7 +157,7 @@ class Encoder:
     def _forward(
         self, canvases: NDArray[np.uint8], decoder: Decoder | None
     ) -> tuple[NetworkOutput, Tensor | None]:
-        """The padded batch's output, and 1 − Pearson of what the decoder rebuilt."""
+        """The padded batch's output, and how badly the decoder rebuilt each image."""
         if len(canvases) < self.batch_size:
             filler = [(0, self.batch_size - len(canvases))] + [(0, 0)] * (canvases.ndim - 1)
             canvases = np.pad(canvases, filler)
@@ -168,7 +168,7 @@ class Encoder:
             rebuilt = None if decoder is None else decoder(deep)
         if rebuilt is None:
             return output, None
-        return output, reconstruction_scores(images, rebuilt).pearson
+        return output, reconstruction_scores(images, rebuilt).relative
 
 
 def _rows(values: Tensor, count: int) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """Each detector beside the slow obvious version of its formula, and on foreign images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -162,10 +164,34 @@ def test_knn_of_many_images_is_that_of_each():
         assert found[i] == pytest.approx(detector.score(images[i : i + 1])[0], abs=1e-6)
 
 
-def test_reconstruction_is_what_was_observed():
-    images, _ = known(np.random.default_rng(6), 9)
-    found = ReconstructionDetector().fit(images).score(images)
-    assert np.array_equal(found, images.reconstruction)
+def test_reconstruction_is_judged_among_images_of_the_same_kind():
+    rng = np.random.default_rng(6)
+    images, labels = known(rng, 300)
+    hard = labels == 1  # as a busy kind of image is
+    errors = np.where(hard, 5 * images.reconstruction + 2, images.reconstruction)
+    images = replace(images, reconstruction=errors)
+    detector = ReconstructionDetector().fit(images, labels)
+    found = detector.score(images)
+    for label in range(CLASSES):
+        low, middle, high = np.quantile(errors[labels == label], [0.25, 0.5, 0.75])
+        expected = (errors[labels == label] - middle) / (high - low)
+        assert np.allclose(found[labels == label], expected, atol=1e-4)
+    # Unlabelled, the kinds are what the classifier says; without one, all are one kind.
+    assert np.allclose(ReconstructionDetector().fit(images).score(images), found, atol=1e-4)
+    pooled = ReconstructionDetector().fit(replace(images, logits=None)).score(images)
+    assert pooled[hard].min() > np.median(pooled[~hard])
+    assert np.array_equal(pooled.argsort(), errors.argsort())
+
+
+def test_a_kind_of_few_images_is_judged_by_all_of_them():
+    rng = np.random.default_rng(6)
+    images, labels = known(rng, 300)
+    few = np.flatnonzero(labels == 1)[3:]
+    images, labels = images[np.delete(np.arange(300), few)], np.delete(labels, few)
+    errors = images.reconstruction
+    found = ReconstructionDetector().fit(images, labels).score(images)[labels == 1]
+    low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
+    assert np.allclose(found, (errors[labels == 1] - middle) / (high - low), atol=1e-4)
 
 
 def test_max_softmax_is_its_formula_and_tells_sure_images_apart():
