@@ -1,154 +1,350 @@
-"""Commands that make models: ``precedent train`` and ``precedent calibrate``."""
+"""``precedent train``: make a model."""
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
-from engine.errors import QueryError
-from engine.settings import load_settings
+from engine.errors import ImageRefused, QueryError
+from engine.settings import ImageLimits, Settings, load_settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engine.model.checkpoint import Manifest
+    from engine.model.config import NetworkConfig, TowerConfig
+    from engine.model.encoder import Precision
     from engine.model.preprocess import Preprocess
-    from engine.training.data import Example
+    from engine.training.data import Example, TrainingSet
+    from engine.training.peers import PeerConfig
+    from engine.training.sch import SchConfig
 
-__all__ = ["calibrate", "train"]
+__all__ = ["train"]
 
-LabelsOption = Annotated[
-    str, typer.Option(help="'folder': a subfolder per class; 'csv': DATA is a table.")
-]
-FileColumnOption = Annotated[str, typer.Option(help="Column of the file names in a table.")]
-LabelColumnOption = Annotated[str, typer.Option(help="Column of the classes in a table.")]
+_LABELS = ("folder", "csv", "dicom-tags", "none")
+_NETWORKS = {"small": 112, "paper": 224}  # name → side of the input in pixels
+_SCH = "sch"
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder or CSV table.")],
+    data: Annotated[Path, typer.Argument(help="Folder of images, or CSV table.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    labels: LabelsOption = "folder",
-    file_column: FileColumnOption = "file",
-    label_column: LabelColumnOption = "label",
-    tower: Annotated[
-        str, typer.Option(help="An open_clip model, or 'timm:' and a timm model.")
-    ] = "timm:regnetx_004",
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag or checkpoint file for a named tower.")
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="'folder' (one a class), 'csv', 'dicom-tags' (modality, body part, view), 'none'."
+        ),
+    ] = "folder",
+    file_column: Annotated[str, typer.Option(help="Column of a table's file names.")] = "file",
+    label_column: Annotated[str, typer.Option(help="Column of a table's classes.")] = "label",
+    group_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a table's patients; where empty, a DICOM header's."),
     ] = None,
+    min_class_size: Annotated[
+        int, typer.Option(help="With dicom-tags, classes of fewer images are left out.")
+    ] = 10,
+    network: Annotated[str, typer.Option(help="'small' for a CPU, or 'paper'.")] = "small",
+    tower: Annotated[
+        str | None, typer.Option(help="An open_clip model, or 'timm:' and a timm model.")
+    ] = None,
+    taps: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Shallow and deep intermediate of the tower.", metavar="S D"),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="The tower's weights: a file, an open_clip tag, 'hub' for timm's own, or "
+            "hf-hub:OWNER/NAME."
+        ),
+    ] = None,
+    freeze_tower: Annotated[
+        bool, typer.Option("--freeze-tower", help="Leave the tower's weights as they are.")
+    ] = False,
+    fusion: Annotated[
+        str, typer.Option(help="'darf', 'swapped', 'cross', 'pixels', 'concat' or 'deep'.")
+    ] = "darf",
+    head: Annotated[str, typer.Option(help="'kan' or 'mlp'.")] = "kan",
     bits: Annotated[int, typer.Option(help="Length of the code.")] = 64,
-    size: Annotated[int, typer.Option(help="Side of the input, in pixels.")] = 112,
-    epochs: Annotated[int, typer.Option()] = 10,
-    batch_size: Annotated[int, typer.Option()] = 64,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the input, in pixels; 112, or 224 for the paper's network."),
+    ] = None,
+    colour: Annotated[bool, typer.Option("--colour", help="Keep three channels.")] = False,
+    normalise: Annotated[
+        str,
+        typer.Option(
+            help="'standardise' each image, or 'fixed': the tower's own mean and deviation."
+        ),
+    ] = "standardise",
+    loss: Annotated[
+        str, typer.Option(help="'sch', or a peer to compare with, as 'csq' or 'orthohash'.")
+    ] = _SCH,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="Structure that SCH compares: 'pearson', 'cosine' or 'none'."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Rounds through the images.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images of one step.")] = 64,
+    images_per_class: Annotated[
+        int, typer.Option(help="Of each class in a batch; 0: as they come.")
+    ] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Its highest value.")] = 1e-3,
+    ema_decay: Annotated[
+        float, typer.Option(help="Keep a moving average of the weights; 0: the last ones.")
+    ] = 0.0,
+    validation: Annotated[
+        float, typer.Option(help="Share of images, by patient, that judges the epochs.")
+    ] = 0.0,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better one; 0: never.")
+    ] = 0,
+    decoder_epochs: Annotated[
+        int,
+        typer.Option(help="Of the second stage, a decoder for the OOD gate; 0: no decoder."),
+    ] = 3,
+    precision: Annotated[str, typer.Option(help="'auto', 'fp32' or 'bf16'.")] = "auto",
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', …, or 'auto'.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Train a model on labelled images. Stopped, the same command goes on."""
+    """Train a model on an archive, labelled or not. Stopped, the same command goes on."""
+    _at_least(0, seed=seed, patience=patience, images_per_class=images_per_class)
+    _at_least(0, decoder_epochs=decoder_epochs)
+    _at_least(1, epochs=epochs, min_class_size=min_class_size)
+    _at_least(2, batch_size=batch_size)
+    if not 0 < learning_rate < inf:
+        raise QueryError(f"--learning-rate is {learning_rate}; use a number above 0")
+    if out.exists() and not out.is_dir():
+        raise QueryError(f"--out is {str(out)!r}, which is a file; name a folder")
+    listing = _Listing(data, labels, file_column, label_column, group_column, min_class_size, out)
+    listing.check()
+    if images_per_class and labels == "none":
+        raise QueryError("--images-per-class needs classes; use other --labels than none")
     logging.getLogger("engine.training").setLevel(logging.INFO)
-    from engine.model.config import small_network
-    from engine.model.preprocess import Preprocess
-    from engine.training.data import TrainingSet
+    from engine.model.network import HashingNetwork
+    from engine.training.decoder import DecoderConfig, train_decoder
     from engine.training.trainer import TrainConfig, train as run
 
-    preprocess = Preprocess(size=size)
-    examples = _examples(data, labels, file_column, label_column)
-    training_set = TrainingSet.read(examples, _canvas_reader(preprocess))
+    network_config = _network(network, tower, taps, fusion, head, bits)
+    side = _NETWORKS[network] if size is None else size
+    preprocess = _preprocess(side, colour, normalise, network_config.tower, pretrained)
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=_precision(precision),
+        images_per_class=images_per_class,
+        freeze_tower=freeze_tower,
+        ema_decay=ema_decay,
+        validation=validation,
+        patience=patience,
+        loss=_loss(loss, fingerprint, labels),
+    )
+    device = _device(device)
+    # A tower that cannot be had is said so now, not when the archive has been read.
+    HashingNetwork(network_config, preprocess, pretrained)
+    settings = load_settings()
+    training_set = _read(listing.examples(settings.limits), preprocess, settings)
     manifest = run(
         training_set,
-        small_network(len(training_set.classes), bits, tower),
+        replace(network_config, classes=len(training_set.classes)),
         preprocess,
-        TrainConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+        config,
         out,
         pretrained=pretrained,
         device=device,
     )
-    document = {
-        "model": manifest.fingerprint,
-        "out": str(out),
-        "images": len(training_set),
-        "classes": list(training_set.classes),
-        "history": manifest.training["history"],
-    }
+    if decoder_epochs:
+        decoder = DecoderConfig(
+            epochs=decoder_epochs,
+            batch_size=min(batch_size, DecoderConfig().batch_size),
+            seed=seed,
+            precision=config.precision,
+        )
+        train_decoder(out, training_set, decoder, device=device)
+    document = _document(manifest, len(training_set), out)
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
+    classes = len(training_set.classes)
     Console().print(
-        f"model {manifest.fingerprint} of {len(training_set):,} images in "
-        f"{len(training_set.classes)} classes is in {out}; "
-        f"use it with --model {out}",
+        f"model {manifest.fingerprint} of {len(training_set):,} images "
+        + (f"in {classes} classes" if classes else "without labels")
+        + (
+            f", mAP {document['validation_map']:.4f} on those held out,"
+            if "validation_map" in document
+            else ""
+        )
+        + f" is in {out}; use it with --model {out}",
         highlight=False,
     )
 
 
-def calibrate(
-    reference: Annotated[Path, typer.Argument(help="Images the model was trained on.")],
-    calibration: Annotated[Path, typer.Argument(help="Known images that it was not.")],
-    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
-    references: Annotated[int, typer.Option(help="Reference images to keep.")] = 4096,
-    alpha: Annotated[
-        float, typer.Option(help="Share of known images that may be called foreign.")
-    ] = 0.03,
-    seed: Annotated[int, typer.Option()] = 0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> None:
-    """Teach a model's OOD gate what is known: fit on one folder, calibrate on another."""
-    import numpy as np
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """Which files are learned from, and what is known of them."""
 
-    from engine.model.encoder import Encoder
-    from engine.ood.calibration import OodGate
-    from engine.ood.detectors import KnnDetector
-    from engine.training.data import from_folder
+    data: Path
+    labels: str
+    file_column: str
+    label_column: str
+    group_column: str | None
+    min_class_size: int
+    out: Path
 
-    encoder = Encoder.load(model)
-    read = _canvas_reader(encoder.manifest.preprocess)
+    def check(self) -> None:
+        if self.labels not in _LABELS:
+            raise QueryError(f"--labels is {self.labels!r}; use one of {_or(_LABELS)}")
+        if self.group_column is not None and self.labels != "csv":
+            raise QueryError(
+                f"--group-column is of a table, not of --labels {self.labels}; leave it out"
+            )
 
-    def encode(examples: "Sequence[Example]") -> "NDArray[np.float32]":
-        return encoder.encode([read(example.path) for example in examples]).z
+    def examples(self, limits: ImageLimits) -> "list[Example]":
+        from engine.training.data import from_csv, from_folder
+        from indexer.examples import from_dicom_tags, grouped_by_patient, unlabelled
 
-    known = from_folder(reference)
-    chosen = np.random.default_rng(seed).permutation(len(known))[:references]
-    detector = KnnDetector(encode([known[i] for i in sorted(chosen)]))
-    scores = detector.score(encode(from_folder(calibration)))
-    gate = OodGate(detector, scores, alpha)
-    gate.save(model, encoder.manifest.fingerprint)
+        if self.labels == "dicom-tags":
+            return from_dicom_tags(
+                self.data, limits, min_class_size=self.min_class_size, leave_out=self.out
+            )
+        if self.labels == "none":
+            return unlabelled(self.data, limits, leave_out=self.out)
+        if self.labels == "folder":
+            return grouped_by_patient(from_folder(self.data), limits)
+        listed = from_csv(
+            self.data,
+            file_column=self.file_column,
+            label_column=self.label_column,
+            group_column=self.group_column,
+        )
+        return grouped_by_patient(listed, limits)
+
+
+def _document(manifest: "Manifest", images: int, out: Path) -> dict[str, Any]:
+    history = manifest.training["history"]
     document = {
-        "model": encoder.manifest.fingerprint,
-        "references": len(detector.reference),
-        "calibration": len(scores),
-        "alpha": alpha,
+        "model": manifest.fingerprint,
+        "out": str(out),
+        "images": images,
+        "classes": list(manifest.classes),
+        "history": history,
     }
-    if as_json:
-        sys.stdout.write(json.dumps(document) + "\n")
-    else:
-        Console().print(f"calibrated {model} on {len(scores):,} images", highlight=False)
+    measured = [entry["validation_map"] for entry in history if "validation_map" in entry]
+    return {**document, "validation_map": max(measured)} if measured else document
 
 
-def _examples(data: Path, labels: str, file_column: str, label_column: str) -> "list[Example]":
-    from engine.training.data import from_csv, from_folder
-
-    if labels == "folder":
-        return from_folder(data)
-    if labels == "csv":
-        return from_csv(data, file_column=file_column, label_column=label_column)
-    raise QueryError(f"--labels is {labels!r}; use 'folder' or 'csv'")
+def _at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise QueryError(f"--{name.replace('_', '-')} is {value}; use {least} or more")
 
 
-def _canvas_reader(preprocess: "Preprocess") -> "Callable[[Path], NDArray[np.uint8]]":
-    """Path → canvas of the middle frame, under the limits in force."""
-    from indexer.imaging.read import read_image
+def _or(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
-    limits = load_settings().limits
 
-    def read(path: Path) -> "NDArray[np.uint8]":
-        # No patient is recorded in training, so any key will do.
-        instance = read_image(path, limits, frames_per_instance=1, pseudonym_key=bytes(32))
-        return preprocess.canvas(instance.frames[0].pixels)
+def _network(
+    name: str, tower: str | None, taps: tuple[int, int] | None, fusion: str, head: str, bits: int
+) -> "NetworkConfig":
+    """The network's configuration, without classes."""
+    from engine.model.config import NetworkConfig, small_network
 
-    return read
+    if name not in _NETWORKS:
+        raise QueryError(f"--network is {name!r}; use one of {_or(list(_NETWORKS))}")
+    base = small_network(0) if name == "small" else NetworkConfig()
+    return replace(
+        base,
+        tower=replace(base.tower, name=tower or base.tower.name, taps=taps or base.tower.taps),
+        darf=replace(base.darf, fusion=fusion),
+        head=replace(base.head, kind=head, bits=bits),
+    )
+
+
+def _preprocess(
+    size: int, colour: bool, normalise: str, tower: "TowerConfig", pretrained: str | None
+) -> "Preprocess":
+    from engine.model.backbone import tower_statistics
+    from engine.model.preprocess import Preprocess
+
+    preprocess = Preprocess(size=size, colour=colour, normalise=normalise)
+    if normalise != "fixed":
+        return preprocess
+    mean, std = tower_statistics(tower, pretrained)
+    return replace(preprocess, mean=mean, std=std)
+
+
+def _precision(name: str) -> "Precision":
+    from engine.model.encoder import Precision
+
+    if name not in get_args(Precision):
+        raise QueryError(f"--precision is {name!r}; use one of {_or(get_args(Precision))}")
+    return cast(Precision, name)
+
+
+def _loss(name: str, fingerprint: str | None, labels: str) -> "SchConfig | PeerConfig":
+    from engine.training.peers import PEERS, PeerConfig
+    from engine.training.sch import SchConfig
+
+    if name == _SCH:
+        return SchConfig() if fingerprint is None else SchConfig(fingerprint=fingerprint)
+    if name not in PEERS:
+        raise QueryError(f"--loss is {name!r}; use one of {_or([_SCH, *PEERS])}")
+    if fingerprint is not None:
+        raise QueryError(f"--fingerprint is of the loss {_SCH!r}, not of {name!r}; leave it out")
+    if labels == "none":
+        raise QueryError(f"--loss {name} needs labels; use {_SCH!r}, or other --labels")
+    return PeerConfig(name)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise QueryError(
+            f"--device is {name!r}, which cannot be used ({reason}); use 'cpu', or 'auto' for a "
+            "GPU where there is one"
+        ) from None
+    return name
+
+
+def _read(
+    examples: "Sequence[Example]", preprocess: "Preprocess", settings: Settings
+) -> "TrainingSet":
+    """The middle frame of each, read as the index reads it: in processes that may die."""
+    from engine.training.data import TrainingSet
+    from indexer.file_reader import FileReader
+
+    errors = Console(stderr=True)
+    shown = Progress(console=errors, transient=True, disable=not errors.is_terminal)
+    key = bytes(32)  # of pseudonyms that nobody keeps
+    processes = settings.indexing.readers
+    with FileReader(settings, preprocess, key, frames=1, processes=processes) as reader, shown:
+        paths = [example.path for example in examples]
+        results = iter(shown.track(reader.read(paths), len(paths), description="reading"))
+
+        def canvas(_: Path) -> "NDArray[np.uint8]":
+            # TrainingSet asks for each example once, in order.
+            result = next(results)
+            if isinstance(result, ImageRefused):
+                raise result
+            return result.pictures[0].canvas
+
+        return TrainingSet.read(examples, canvas)

@@ -111,6 +111,7 @@ def speed(
     network: HashingNetwork, canvases: Sequence[NDArray[np.uint8]], device: str, repeats: int
 ) -> list[dict[str, object]]:
     """Images per second, median of the repeats, of the tower alone and of the whole."""
+    network = network.to(device).to(memory_format=torch.channels_last)
     every = canvas_tensor(np.stack(list(islice(cycle(canvases), BATCH * _BATCHES))))
     every = every.to(device, memory_format=torch.channels_last)
     images = every.split(BATCH)

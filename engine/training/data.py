@@ -189,10 +189,12 @@ class TrainingSet:
         return self.subset(np.flatnonzero(~held_out)), self.subset(np.flatnonzero(held_out))
 
     def digest(self) -> str:
-        """sha256, hex, of canvases, labels and class names: two equal sets have the same."""
+        """sha256, hex, of canvases, labels, class names and groups: equal sets have the same."""
         running = hashlib.sha256(repr((self.canvases.shape, self.classes)).encode())
         running.update(np.ascontiguousarray(self.canvases).data)
         running.update(np.ascontiguousarray(self.labels).data)
+        if self.groups is not None:
+            running.update(np.ascontiguousarray(self.groups).data)
         return running.hexdigest()
 
     def counts(self) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from engine.errors import TrainingDataError
 from engine.model.encoder import Precision, autocast, canvas_tensor
 from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig, augment
@@ -21,6 +22,9 @@ def validation_map(
 
     With labels every image is a query to all the others. Without, one seeded view of every
     image is a query, and the image itself is what it should find.
+
+    Raises:
+        TrainingDataError: no held-out image has another of its class beside it.
     """
     training = network.training
     network.eval()
@@ -43,6 +47,11 @@ def validation_map(
     ranks = torch.arange(1, relevant.shape[1] + 1)
     precision_there = (found / ranks * relevant).sum(dim=1)
     answerable = found[:, -1] > 0
+    if not answerable.any():
+        raise TrainingDataError(
+            f"none of the {len(held_out)} images held out has another of its class among them; "
+            "hold out a larger share"
+        )
     return round((precision_there / found[:, -1])[answerable].mean().item(), 5)
 
 

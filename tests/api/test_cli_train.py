@@ -19,6 +19,7 @@ from api.cli import main
 from engine.errors import PrecedentError
 from engine.model.backbone import HUB
 from engine.model.checkpoint import load_checkpoint, read_manifest
+from engine.model.decoder import load_decoder
 from engine.training.data import TrainingSet
 
 QUICK = ("--tower", "timm:test_resnet", "--size", "48", "--epochs", "1", "--batch-size", "8")
@@ -124,6 +125,19 @@ def test_images_without_labels_train_a_network_without_classifier(archive, prece
     assert network.classifier is None
     assert manifest.network.classes == 0
     assert manifest.training["config"]["seed"] == 4
+
+
+def test_the_second_stage_leaves_a_decoder_and_neither_stage_is_repeated(
+    archive, precedent, tmp_path
+):
+    command = ("train", archive, "--out", tmp_path / "m", "--labels", "folder", *QUICK)
+    without = precedent(*command, "--decoder-epochs", "0")
+    manifest = read_manifest(tmp_path / "m")
+    assert load_decoder(tmp_path / "m", manifest.fingerprint) is None
+    written = (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns
+    assert precedent(*command, "--decoder-epochs", "1")["model"] == without["model"]
+    assert load_decoder(tmp_path / "m", manifest.fingerprint) is not None
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_options_reach_the_model(archive, precedent, tmp_path):

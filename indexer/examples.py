@@ -1,0 +1,197 @@
+"""Archives as lists of training examples: labels and patients from DICOM headers.
+
+Only headers are read here, no pixels. Patients are told apart by a keyed pseudonym that is
+never stored, so its key is no secret.
+"""
+
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from engine.errors import ImageRefused, RefusalReason, TrainingDataError
+from engine.records import ImageRecord
+from engine.settings import ImageLimits
+from engine.training.data import Example
+from indexer.imaging.deidentify import HEADER_KEYWORDS, record_of
+from indexer.imaging.dicom import is_dicom
+from indexer.imaging.pixels import PIXEL_KEYWORDS
+from indexer.imaging.read import read_image
+from indexer.imaging.structure import find_dataset, read_head, walk
+from indexer.sources.base import file_path
+from indexer.sources.folder import FolderSource
+
+__all__ = ["from_dicom_tags", "grouped_by_patient", "unlabelled"]
+
+_log = logging.getLogger(__name__)
+_KEY = b"never stored"
+_NO_MODALITY = "no-modality"
+_NAMED = 8
+
+
+def from_dicom_tags(
+    root: Path, limits: ImageLimits, *, min_class_size: int = 10, leave_out: Path | None = None
+) -> list[Example]:
+    """The DICOM images below ``root``, labelled modality, body part and view, as in "CR HAND PA".
+
+    Those of one patient, or study where no patient is named, are one group. What is no DICOM
+    image or has no modality is counted in the log and left out.
+
+    Args:
+        limits: of a file's structure.
+        min_class_size: classes with fewer images are named in the log and left out.
+        leave_out: a folder that is passed over.
+
+    Raises:
+        TrainingDataError: ``root`` is no folder, or has no two such classes.
+    """
+    examples = []
+    left_out: Counter[str] = Counter()
+    for path in _files(root, leave_out):
+        try:
+            record = _read_header(path, limits)
+        except ImageRefused as refused:
+            left_out[refused.code] += 1
+            continue
+        if record.modality is None:
+            left_out[_NO_MODALITY] += 1
+            continue
+        terms = (record.modality, record.body_part, record.view)
+        label = " ".join(term for term in terms if term is not None)
+        examples.append(Example(path, label, _owner(record)))
+    if left_out:
+        _log.warning(
+            "left out %d of %d files: %s",
+            left_out.total(),
+            left_out.total() + len(examples),
+            _listed(left_out),
+        )
+    if not examples:
+        raise TrainingDataError(
+            f"{root} has no DICOM image that names its modality ({_listed(left_out) or 'no files'})"
+            "; give a folder of DICOM files, or labels of another kind"
+        )
+    return _without_rare_classes(examples, root, min_class_size)
+
+
+def unlabelled(root: Path, limits: ImageLimits, *, leave_out: Path | None = None) -> list[Example]:
+    """All files below ``root`` without labels; DICOM files of one patient are one group.
+
+    Raises:
+        TrainingDataError: ``root`` is no folder, or has no files.
+    """
+    examples = [Example(path) for path in _files(root, leave_out)]
+    if not examples:
+        raise TrainingDataError(f"{root} has no files; name a folder of DICOM, PNG or JPEG images")
+    return grouped_by_patient(examples, limits)
+
+
+def grouped_by_patient(examples: Iterable[Example], limits: ImageLimits) -> list[Example]:
+    """The same examples; where a group is missing, it is the patient in a DICOM file's header."""
+    return [
+        example
+        if example.group is not None
+        else replace(example, group=_owner_of(example.path, limits))
+        for example in examples
+    ]
+
+
+def _without_rare_classes(examples: list[Example], root: Path, least: int) -> list[Example]:
+    sizes = Counter(example.label or "" for example in examples)
+    rare = Counter({label: count for label, count in sizes.items() if count < least})
+    if rare:
+        _log.warning(
+            "left out %d images of %d classes with fewer than %d: %s",
+            rare.total(),
+            len(rare),
+            least,
+            _listed(rare),
+        )
+    left = sizes - rare
+    if len(left) < 2:
+        raise TrainingDataError(
+            f"{root} has {len(left)} class(es) of at least {least} images "
+            f"({_listed(Counter(dict(sizes.most_common(_NAMED))))}), and hashing learns from two; "
+            "lower the class size, or train without labels"
+        )
+    return [example for example in examples if example.label in left]
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+
+
+def _files(root: Path, leave_out: Path | None) -> Iterator[Path]:
+    """Files below ``root`` in a fixed order, none that is hidden or in a hidden folder."""
+    if not root.is_dir():
+        raise TrainingDataError(f"{root} is not a folder; name the one that holds the images")
+    top = Path(os.path.abspath(root))  # noqa: PTH100 - keeps links, as the walk does
+    for found in FolderSource([top], leave_out=leave_out).instances():
+        path = file_path(found.locator)
+        if not any(part.startswith(".") for part in path.relative_to(top).parts):
+            yield path
+
+
+def _owner_of(path: Path, limits: ImageLimits) -> str | None:
+    try:
+        return _owner(_read_header(path, limits))
+    except ImageRefused:
+        return None
+
+
+def _owner(record: ImageRecord) -> str | None:
+    return record.patient or record.study
+
+
+def _read_header(path: Path, limits: ImageLimits) -> ImageRecord:
+    """What the header of the DICOM image at ``path`` says.
+
+    Raises:
+        ImageRefused: it is no DICOM file, or one without pixels.
+    """
+    # pydicom warns and logs with the values it stumbles over, and those are patients'.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    try:
+        if not path.is_file():
+            raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _parsed(path, limits)
+    except ImageRefused:
+        raise
+    except OSError:
+        raise ImageRefused(RefusalReason.UNREADABLE, "the file cannot be read") from None
+    except Exception as error:  # pydicom's depend on the bytes; none of them is quoted
+        raise ImageRefused(
+            RefusalReason.DAMAGED, f"the header makes no sense ({type(error).__name__})"
+        ) from None
+
+
+def _parsed(path: Path, limits: ImageLimits) -> ImageRecord:
+    size = path.stat().st_size
+    with path.open("rb") as fp:
+        if not is_dicom(fp, size):
+            raise ImageRefused(RefusalReason.NOT_AN_IMAGE, "the content is not DICOM")
+        encoding = find_dataset(fp)
+        deflated = encoding.syntax == DeflatedExplicitVRLittleEndian
+        if not deflated:
+            # Before the parser sets aside as much memory as an element claims to need.
+            if walk(fp, size, encoding, limits.max_nesting).missing:
+                raise ImageRefused(RefusalReason.TRUNCATED, "the file ends in an element")
+            fp.seek(0)
+            header = dcmread(
+                fp, stop_before_pixels=True, force=True, specific_tags=list(HEADER_KEYWORDS)
+            )
+            implicit, little_endian = header.original_encoding
+            head = read_head(fp, fp.tell(), bool(implicit), little_endian is not False)
+            if head is None or head.tag not in PIXEL_KEYWORDS:
+                raise ImageRefused(RefusalReason.NO_PIXELS, "a dataset without pixel data")
+            return record_of(header, _KEY)
+    # A deflated header lies in one piece with its pixels, and is inflated within limits there.
+    return read_image(path, limits, frames_per_instance=1, pseudonym_key=_KEY).record
