@@ -1,6 +1,6 @@
 """SCH with DaRF beside its peers and its own ablations, on one network, data and schedule.
 
-    python -m bench.quality FOLDER [--table main|structure|augment|extended] [--jobs 2]
+    python -m bench.quality FOLDER [--table main|structure|knee] [--jobs 2]
 
 FOLDER has the images and ``manifest.csv`` (see ``bench.collection``). Runs that were made
 before are not made again: a stopped table goes on. ``--only-known`` prints what there is.
@@ -50,7 +50,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def main_table(scale: Scale, bits: Sequence[int], seeds: Sequence[int]) -> list[Run]:
     """Full method and bottleneck peers first, so that a table cut short says most."""
     runs = []
-    for part in (_full, _bottleneck, _with_darf, _ablations):
+    for part in (_full, _bottleneck, _ablations, _with_darf):
         for b in bits:
             if part is _ablations and b != 64:
                 continue  # what a part is worth is told at one length
@@ -171,6 +171,11 @@ def show(
     console.print(table)
 
 
+# Fine labels of one class at the resolution of its images: where shallow detail should tell.
+KNEE = Scale(
+    size=128, train=600, database=1000, queries=1000, epochs=6, warm_epochs=10, classes=("KneeXR",)
+)
+
 COLUMNS = (
     "bits", "method", "seeds", "hamming_random map_found", "content map_found",
     "hamming_random map_relevant", "hamming map_relevant", "content map_relevant",
@@ -181,7 +186,7 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--table", choices=("main", "structure"), default="main")
+    parser.add_argument("--table", choices=("main", "structure", "knee"), default="main")
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--extended", action="store_true", help="all images, larger, longer")
@@ -193,7 +198,9 @@ def main() -> None:
         if arguments.extended
         else Scale()
     )
-    if arguments.table == "main":
+    if arguments.table == "knee":
+        scale = KNEE
+    if arguments.table in ("main", "knee"):
         runs = main_table(scale, arguments.bits, arguments.seeds)
     else:
         runs = structure_table(scale, arguments.seeds)

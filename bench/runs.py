@@ -59,6 +59,7 @@ class Scale:
         classifier of the same training images; it stands for the pretrained towers that
         others start from. 0 = from scratch.
     normalise: see :class:`engine.model.preprocess.Preprocess`.
+    classes: those that take part; none named = all.
     """
 
     size: int = 64
@@ -71,10 +72,16 @@ class Scale:
     batch_size: int = 64
     learning_rate: float = 1e-3
     normalise: str = "standardise"
+    classes: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess(size=self.size, normalise=self.normalise)
+
+    def identity(self) -> dict[str, Any]:
+        """For keys. What came later is left out while at its default: earlier keys stay."""
+        values = to_dict(self)
+        return values if self.classes else {k: v for k, v in values.items() if k != "classes"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class Run:
         decides = {
             "version": _VERSION,
             "data": data,
-            "scale": to_dict(self.scale),
+            "scale": self.scale.identity(),
             "network": to_dict(self.network(0)),
             "train": to_dict(self.training),
             "by": [self.by, self.judged_by, self.shifts],
@@ -140,9 +147,16 @@ class Bench:
     def __init__(self, folder: Path, scale: Scale) -> None:
         self.scale = scale
         collection = Collection(folder, scale.preprocess)
-        self.train = collection["train"].balanced(scale.train)
-        self.database = collection["database"].balanced(scale.database)
-        self.queries = collection["query"].balanced(scale.queries)
+        self.train, self.database, self.queries = (
+            (
+                collection[split].only(scale.classes) if scale.classes else collection[split]
+            ).balanced(count)
+            for split, count in (
+                ("train", scale.train),
+                ("database", scale.database),
+                ("query", scale.queries),
+            )
+        )
         digest = hashlib.sha256()
         for part in (self.train, self.database, self.queries):
             digest.update(part.canvases.data)
@@ -197,7 +211,7 @@ class Bench:
 
     def warm(self, by: str) -> Path:
         """The tower that all runs start from, as a state dict of timm's model."""
-        decides = json.dumps([_VERSION, self.digest, to_dict(self.scale), by], sort_keys=True)
+        decides = json.dumps([_VERSION, self.digest, self.scale.identity(), by], sort_keys=True)
         name = "warm-" + hashlib.sha256(decides.encode()).hexdigest()[:16]
         path = SCRATCH / f"{name}.safetensors"
         if path.exists():

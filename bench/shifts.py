@@ -1,6 +1,7 @@
 """What each group of augmentations is worth on pictures that look otherwise.
 
     python -m bench.shifts FOLDER [--jobs 2]
+    python -m bench.shifts FOLDER --model DIR    # how one model bears them
 
 One model with all of them, one without each, one without any; queries changed as other
 archives change them, in ways that are written apart from the training's own.
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from rich.console import Console
 
-from bench.collection import Part
+from bench.collection import Collection, Part
 from bench.machine import write_results
 from bench.phantoms import KNOWN, phantom_images
 from engine.evaluation.metrics import precision_at, relevance
@@ -148,7 +149,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--model", type=Path, help="train nothing, look at this one")
     arguments = parser.parse_args()
+    if arguments.model:
+        encoder = Encoder.load(arguments.model)
+        preprocess = encoder.manifest.preprocess
+        collection = Collection(arguments.folder, preprocess)
+        parts = collection["database"], collection["query"].balanced(100, by="class")
+        bears = shifted_precision(encoder, preprocess, *parts)
+        one = [{"query": shift, "precision at 1": value} for shift, value in bears.items()]
+        show(Console(), f"model {encoder.manifest.fingerprint}", one, list(one[0]))
+        print(
+            write_results("shifts-model", {"model": encoder.manifest.fingerprint, "shifts": bears})
+        )
+        return
     scale = Scale(warm_epochs=0, epochs=8)
     everything = AugmentConfig()
     nothing = replace(everything, **{field: 0.0 for group in GROUPS.values() for field in group})
