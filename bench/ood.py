@@ -173,9 +173,9 @@ def fold(folder: Path, held_out: tuple[str, ...], size: int, epochs: int) -> dic
     collection = Collection(folder, preprocess)
     parts = {s: collection[s].without(held_out) for s in ("train", "calibration", "query")}
     scratch = SCRATCH / path.stem
-    real = parts["train"].balanced(800, by="class")
+    real = parts["train"].balanced(500, by="class")
     others = {name: draw for name, draw in OTHER.items() if name not in FOLDS[held_out]}
-    data = with_phantoms(real, preprocess, 200, 0, others)
+    data = with_phantoms(real, preprocess, 100, 0, others)
     network = small_network(len(data.classes), 64, "timm:regnetx_002")
     if not (scratch / "manifest.json").exists():
         train(data, network, preprocess, config, scratch)

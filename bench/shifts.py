@@ -163,7 +163,7 @@ def main() -> None:
             write_results("shifts-model", {"model": encoder.manifest.fingerprint, "shifts": bears})
         )
         return
-    scale = Scale(warm_epochs=0, epochs=8)
+    scale = Scale(warm_epochs=0, epochs=6)
     everything = AugmentConfig()
     nothing = replace(everything, **{field: 0.0 for group in GROUPS.values() for field in group})
     variants = {"all": everything}
