@@ -79,6 +79,19 @@ def _ablations(base: Run) -> list[Run]:
     return [replace(base, row=row, **change) for row, change in ABLATIONS.items()]
 
 
+def knee_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
+    """The full method, the same without its shallow tap and transformer, and the peers that
+    do best in the main table.
+    """
+    runs = []
+    for seed in seeds:
+        base = Run("", scale, 64, seed)
+        best = {f"{PEER_NAMES[peer]}, bottleneck" for peer in ("csq", "greedyhash", "orthohash")}
+        runs += [*_full(base), replace(base, row="deep tap only", **ABLATIONS["deep tap only"])]
+        runs += [run for run in _bottleneck(base) if run.row in best]
+    return runs
+
+
 def structure_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
     """Taught the coarse classes alone, judged by the fine ones."""
     runs = []
@@ -200,7 +213,8 @@ def main() -> None:
     )
     if arguments.table == "knee":
         scale = KNEE
-    if arguments.table in ("main", "knee"):
+        runs = knee_table(scale, arguments.seeds)
+    elif arguments.table == "main":
         runs = main_table(scale, arguments.bits, arguments.seeds)
     else:
         runs = structure_table(scale, arguments.seeds)

@@ -78,11 +78,13 @@ class Decoder(nn.Module):
     Attributes:
         fingerprint: 16 hex digits over the stored weights, or None before they are stored.
             Scores of two decoders cannot be compared.
+        made: how it came to be, as :func:`save_decoder` was told.
     """
 
     def __init__(self, deep: tuple[int, int, int], size: DecoderSize) -> None:
         super().__init__()
         self.fingerprint: str | None = None
+        self.made: dict[str, Any] = {}
         self.deep, self.size = tuple(deep), size
         self.bottleneck = nn.Sequential(
             nn.Conv2d(deep[0], size.bottleneck, 1), nn.GroupNorm(1, size.bottleneck)
@@ -275,6 +277,7 @@ def load_decoder(directory: Path, model: str) -> Decoder | None:
             raise ModelError(f"{path} was made for model {bound_to}, not {model}; {way_out}")
         decoder = Decoder(tuple(json.loads(deep)), from_dict(DecoderSize, json.loads(size)))
         decoder.load_state_dict({name: value.float() for name, value in tensors.items()})
+        decoder.made = json.loads(metadata["training"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is damaged ({error}); {way_out}") from None
     decoder.fingerprint = digest[:16]

@@ -1,8 +1,10 @@
 """Stage 2: trains the decoder on a finished model; seeded, resumable, with a history."""
 
+import hashlib
 import json
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.errors import TrainingDataError
+from engine.errors import ModelError, TrainingDataError
 from engine.model.checkpoint import load_checkpoint
 from engine.model.config import to_dict
 from engine.model.decoder import (
     Decoder,
     DecoderSize,
+    load_decoder,
     reconstruction_scores,
     reconstruction_target,
     save_decoder,
@@ -67,8 +70,8 @@ def train_decoder(
 
     The model stays as it is. A stopped run goes on after its last finished epoch when called
     again with the same model, data and configuration, and ends with the weights of an
-    undisturbed run. An older decoder is replaced at the end; a gate that was calibrated with
-    it has to be calibrated again.
+    undisturbed run; a finished one is not repeated. An older decoder is replaced at the end; a
+    gate that was calibrated with it has to be calibrated again.
 
     Raises:
         ModelError: the folder holds no model.
@@ -100,6 +103,12 @@ def train_decoder(
         "train": to_dict(config),
         "data": data.digest(),
     }
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    with suppress(ModelError):  # a decoder that cannot be used is replaced
+        finished = load_decoder(model_dir, manifest.fingerprint)
+        if finished is not None and finished.made.get("run") == digest:
+            known: list[dict[str, Any]] = finished.made["history"]
+            return known
     history = _resume(model_dir, run, decoder, optimiser)
     for epoch in range(len(history), config.epochs):
         history.append(_epoch(epoch, data, config, network, decoder, optimiser, device))
@@ -112,7 +121,7 @@ def train_decoder(
         model_dir,
         decoder,
         manifest.fingerprint,
-        {"config": to_dict(config), "images": len(data), "history": history},
+        {"config": to_dict(config), "images": len(data), "history": history, "run": digest},
         dtype=torch.float16 if config.half_weights else torch.float32,
     )
     (model_dir / _STATE).unlink(missing_ok=True)

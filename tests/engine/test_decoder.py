@@ -240,6 +240,18 @@ def test_the_file_says_how_the_decoder_came_to_be(trained):
     assert notes["config"]["seed"] == 3
 
 
+def test_a_finished_run_is_not_repeated_and_another_replaces_it(copied):
+    folder = copied()
+    config = replace(CONFIG, epochs=1)
+    history = run(folder, config)
+    written = (folder / DECODER).stat().st_mtime_ns
+    assert run(folder, config) == history
+    assert (folder / DECODER).stat().st_mtime_ns == written
+    before = fingerprint(folder)
+    run(folder, replace(config, seed=5))
+    assert fingerprint(folder) != before
+
+
 def test_a_seed_decides_the_weights(copied):
     found = []
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
