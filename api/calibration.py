@@ -43,7 +43,9 @@ def calibrate(
     ] = None,
     detectors: Annotated[
         str | None,
-        typer.Option(help="As in 'knn,reconstruction', which is what a model with a decoder gets."),
+        typer.Option(
+            help="As in 'knn,reconstruction,fingerprint', what a model with a decoder gets."
+        ),
     ] = None,
     references: Annotated[int, typer.Option(min=1, help="Reference images to keep.")] = 4096,
     alpha: Annotated[
@@ -85,7 +87,7 @@ def calibrate(
             f"{directory} has none; train a decoder for this model, or leave this detector out"
         )
     if not names:
-        names = ["knn", "reconstruction"] if decoded else ["knn"]
+        names = ["knn", *(["reconstruction"] if decoded else []), "fingerprint"]
     refused: Counter[str] = Counter()
     left_out = 0
     if calibration is None:

@@ -116,7 +116,7 @@ def observe(
             f"none of {len(paths)} files is an image that can be read; name a folder of DICOM, "
             "PNG or JPEG files"
         )
-    return Known(_joined(seen), tuple(owners))
+    return Known(Observations.joined(seen), tuple(owners))
 
 
 def _first_half(owners: Sequence[str], seed: int) -> NDArray[np.bool_]:
@@ -129,17 +129,6 @@ def _first_half(owners: Sequence[str], seed: int) -> NDArray[np.bool_]:
             first.add(owner)
         lead += sizes[owner] if owner in first else -sizes[owner]
     return np.array([owner in first for owner in owners], dtype=bool)
-
-
-def _joined(parts: Sequence[Observations]) -> Observations:
-    logits = [part.logits for part in parts if part.logits is not None]
-    reconstruction = [part.reconstruction for part in parts if part.reconstruction is not None]
-    return Observations(
-        np.concatenate([part.z for part in parts]),
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate(logits) if logits else None,
-        np.concatenate(reconstruction) if reconstruction else None,
-    )
 
 
 def _shown(

@@ -28,7 +28,7 @@ from bench.machine import machine, write_results
 from bench.phantoms import OTHER
 from bench.quality import show
 from bench.runs import RESULTS, SCRATCH
-from bench.weights import calibrated_gate, with_phantoms
+from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
 from engine.files import write_atomically
 from engine.model.checkpoint import SHIPPED, load_checkpoint
@@ -45,7 +45,6 @@ from engine.training.trainer import TrainConfig, train
 COUNT = 600
 EPS = (1, 2, 4, 8)  # in steps of 1/255
 ATTACKED = 150
-SHIPPED_DETECTORS = ("knn", "reconstruction")
 
 # Held out together; between them every class is held out once. What is drawn of the same
 # anatomy, in another modality, is held out with it.
@@ -163,6 +162,7 @@ def fold(folder: Path, held_out: tuple[str, ...], size: int, epochs: int) -> dic
         "size": size,
         "train": to_dict(config),
         "decoder": to_dict(DecoderConfig()),
+        "gate": list(SHIPPED_DETECTORS),
     }
     key = hashlib.sha256(json.dumps(decider, sort_keys=True).encode()).hexdigest()[:16]
     path = RESULTS / f"ood-{key}.json"

@@ -1,6 +1,6 @@
 """Builds the shipped model: trains it, its decoder and its OOD gate.
 
-    python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10]
+    python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10] [--again 6]
 
 FOLDER as in ``bench.collection``: train and calibration are used, database and query are
 not. Beside the real images the model learns from drawn ones (``bench.phantoms``): of its
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bench.collection import Collection, Part
 from bench.phantoms import KNOWN, OTHER, Draw, phantom_images
+from engine.model.checkpoint import WEIGHTS
 from engine.model.config import small_network
 from engine.model.encoder import Encoder
 from engine.model.preprocess import Preprocess
@@ -27,6 +28,7 @@ from engine.training.decoder import DecoderConfig, train_decoder
 from engine.training.trainer import TrainConfig, train
 
 REFERENCES = 4096
+SHIPPED_DETECTORS = ("knn", "reconstruction", "fingerprint")
 
 
 def with_phantoms(
@@ -76,22 +78,24 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=350, help="drawn images of each class")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--again", type=int, default=6, help="epochs of the second time")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     preprocess = Preprocess(size=arguments.size)
     collection = Collection(arguments.folder, preprocess)
-    if not (arguments.out / "manifest.json").exists():
-        data = with_phantoms(
-            collection["train"], preprocess, arguments.per_class, arguments.seed, OTHER
-        )
-        train(
-            data,
-            small_network(len(data.classes)),
-            preprocess,
-            TrainConfig(epochs=arguments.epochs, ema_decay=0.998, seed=arguments.seed),
-            arguments.out,
-        )
+    data = with_phantoms(
+        collection["train"], preprocess, arguments.per_class, arguments.seed, OTHER
+    )
+    first = arguments.out / "first"
+    # Twice: the second time the tower starts from where the first came to.
+    for out, epochs, tower in (
+        (first, arguments.epochs, None),
+        (arguments.out, arguments.again, str(first / WEIGHTS)),
+    ):
+        config = TrainConfig(epochs=epochs, ema_decay=0.998, seed=arguments.seed)
+        network = small_network(len(data.classes))
+        train(data, network, preprocess, config, out, pretrained=tower)
     train_decoder(
         arguments.out, collection["train"].training_set("class"), DecoderConfig(seed=arguments.seed)
     )
@@ -101,7 +105,7 @@ def main() -> None:
         collection["train"],
         collection["calibration"],
         arguments.seed,
-        ("knn", "reconstruction"),
+        SHIPPED_DETECTORS,
     )
     gate.save(arguments.out, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
 

@@ -1,6 +1,7 @@
 """The domain types that travel between the model, the store, the search and the indexer."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -89,15 +90,31 @@ class Observations:
     logits: float32 (N, C), of the classifier; None for a model without one.
     reconstruction: float32 (N,) in [0, 40], how badly the decoder rebuilds the image from
         its deep map, for an image as hard as it is; None for a model without a decoder.
+    fingerprint: float32 (N, 64) in [0, 1], grey means of the canvas in 8 × 8 fields; None
+        where the image itself was not seen.
     """
 
     z: NDArray[np.float32]
     codes: NDArray[np.uint8]
     logits: NDArray[np.float32] | None = None
     reconstruction: NDArray[np.float32] | None = None
+    fingerprint: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Observations]") -> "Observations":
+        """All images of the parts, which are of one model, in order."""
+        columns = {
+            field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)
+        }
+        return cls(
+            **{
+                name: None if any(value is None for value in values) else np.concatenate(values)
+                for name, values in columns.items()
+            }
+        )
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> "Observations":
         """Of some of the images: a slice, indices or a mask."""
@@ -106,6 +123,7 @@ class Observations:
             self.codes[rows],
             None if self.logits is None else self.logits[rows],
             None if self.reconstruction is None else self.reconstruction[rows],
+            None if self.fingerprint is None else self.fingerprint[rows],
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from engine.model.checkpoint import Manifest, load_checkpoint
 from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
+from engine.training.fingerprint import image_fingerprint
 
 __all__ = ["Encoder", "Precision", "autocast", "canvas_tensor"]
 
@@ -126,7 +128,12 @@ class Encoder:
         Raises:
             ModelError: a canvas is not of the model's size.
         """
-        return self._run(canvases, self._decoder)
+        seen = self._run(canvases, self._decoder)
+        parts = [
+            image_fingerprint(canvas_tensor(np.stack(canvases[start : start + self.batch_size])), 8)
+            for start in range(0, len(canvases), self.batch_size)
+        ]
+        return replace(seen, fingerprint=torch.cat(parts).numpy()) if parts else seen
 
     def _run(self, canvases: Sequence[NDArray[np.uint8]], decoder: Decoder | None) -> Observations:
         preprocess = self.manifest.preprocess

@@ -3,6 +3,7 @@
 from engine.errors import ModelError
 from engine.ood.base import Detector
 from engine.ood.energy import EnergyDetector
+from engine.ood.fingerprint import FingerprintDetector
 from engine.ood.hamming import HammingDetector
 from engine.ood.knn import KnnDetector
 from engine.ood.mahalanobis import MahalanobisDetector
@@ -14,6 +15,7 @@ __all__ = [
     "DETECTORS",
     "Detector",
     "EnergyDetector",
+    "FingerprintDetector",
     "HammingDetector",
     "KnnDetector",
     "MahalanobisDetector",
@@ -26,6 +28,7 @@ __all__ = [
 _KINDS: tuple[type[Detector], ...] = (
     KnnDetector,
     ReconstructionDetector,
+    FingerprintDetector,
     MaxSoftmaxDetector,
     EnergyDetector,
     MahalanobisDetector,

@@ -39,12 +39,12 @@ def draw(folder: Path, seeds: range) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("known"), range(40))
+    return draw(tmp_path_factory.mktemp("known"), range(70))
 
 
 @pytest.fixture(scope="session")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("held-out"), range(100, 120))
+    return draw(tmp_path_factory.mktemp("held-out"), range(100, 135))
 
 
 @pytest.fixture
@@ -75,19 +75,19 @@ def test_one_folder_is_split_into_reference_and_calibration(pictures, model, cap
     assert document == {
         "model": encoder.manifest.fingerprint,
         "out": str(model),
-        "detectors": ["knn"],
-        "references": 40,
-        "calibration": 40,
+        "detectors": ["knn", "fingerprint"],
+        "references": 70,
+        "calibration": 70,
         "alpha": 0.03,
         "left_out": 0,
         "refused": {"not-an-image": 1},
     }
     gate = OodGate.load(model, encoder.manifest.fingerprint)
     assert gate is not None
-    assert gate.images == 40
+    assert gate.images == 70
     calibrate(pictures, "--model", model, "--alpha", "0.1")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"calibrated {model} (knn) on 40 images" in said
+    assert f"calibrated {model} (knn, fingerprint) on 70 images" in said
 
 
 def test_the_same_again_is_the_same_and_another_seed_is_not(pictures, model) -> None:
@@ -105,7 +105,7 @@ def test_two_folders_are_reference_and_calibration(pictures, others, model, caps
     document = json.loads(capsys.readouterr().out)
     assert document["detectors"] == ["knn", "mahalanobis"]
     # Of the thirty that were drawn, one is the text.
-    assert (document["references"], document["calibration"]) == (29, 40)
+    assert (document["references"], document["calibration"]) == (29, 70)
     assert document["refused"] == {"not-an-image": 2}
     assert document["alpha"] == 0.1
     fingerprint = Encoder.load(model).manifest.fingerprint
@@ -125,14 +125,18 @@ def test_a_model_with_a_decoder_is_calibrated_on_both(
 ) -> None:
     with_decoder(model)
     calibrate(pictures, "--model", model, "--alpha", "0.1", "--json")
-    assert json.loads(capsys.readouterr().out)["detectors"] == ["knn", "reconstruction"]
+    assert json.loads(capsys.readouterr().out)["detectors"] == [
+        "knn",
+        "reconstruction",
+        "fingerprint",
+    ]
     settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
     with Archive(settings) as archive, archive.query_reader() as reader:
         (canvas,) = reader.read([indexed.files["ct"][0]])
         (answer,) = archive.engine.search([canvas], Query(1))
         again = archive.engine.search_like(answer.hits[0].id, Query(1))
-    assert set(answer.ood.p_values) == {"knn", "reconstruction"}
-    assert answer.ood.p == pytest.approx(min(1, 2 * min(answer.ood.p_values.values())))
+    assert set(answer.ood.p_values) == {"knn", "reconstruction", "fingerprint"}
+    assert answer.ood.p == pytest.approx(min(1, 3 * min(answer.ood.p_values.values())))
     # Of an indexed image there is no picture to rebuild.
     assert set(again.ood.p_values) == {"knn"}
     # Another decoder makes other scores.
@@ -149,7 +153,7 @@ def test_what_the_reference_has_takes_no_part_in_calibration(
         shutil.copy(pictures / "down" / f"{number}.png", both / "across" / f"again-{number}.png")
     calibrate(pictures, both, "--model", model, "--json")
     document = json.loads(capsys.readouterr().out)
-    assert (document["references"], document["calibration"]) == (80, 40)
+    assert (document["references"], document["calibration"]) == (140, 70)
     assert document["left_out"] == 7
 
 
@@ -185,14 +189,14 @@ def test_another_model_s_folder_is_not_written_to(pictures, model) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("KNOWN", "--alpha", "0.01"), TrainingDataError, "KNOWN gives 40 images .* at least 99"),
+        (("KNOWN", "--alpha", "0.01"), TrainingDataError, "KNOWN gives 70 images .* at least 199"),
         (
-            ("KNOWN", "OTHERS", "--detectors", "knn,hamming"),
+            ("KNOWN", "OTHERS", "--detectors", "knn,hamming,fingerprint"),
             TrainingDataError,
-            "OTHERS gives .* knn, hamming at alpha 0.03 take at least 66",
+            "OTHERS gives .* knn, hamming, fingerprint at alpha 0.03 take at least 99",
         ),
-        (("KNOWN", "--references", "20"), TrainingDataError, "19 images .* at least 33"),
-        (("KNOWN", "KNOWN"), TrainingDataError, "gives 0 images .*80 of patients in the ref"),
+        (("KNOWN", "--references", "20"), TrainingDataError, "images .* at least 66"),
+        (("KNOWN", "KNOWN"), TrainingDataError, "gives 0 images .*140 of patients in the ref"),
         (("KNOWN", "--detectors", "knn,gnn"), ModelError, "'gnn'.*mahalanobis"),
         (("KNOWN", "--detectors", "knn,knn"), ModelError, "each once"),
         (("KNOWN", "--alpha", "0"), ModelError, "alpha is 0"),
@@ -201,7 +205,7 @@ def test_another_model_s_folder_is_not_written_to(pictures, model) -> None:
             ModelError,
             "'reconstruction' .*model has none; train a decoder",
         ),
-        (("TEXTS",), TrainingDataError, "none of 66 files is an image"),
+        (("TEXTS",), TrainingDataError, "none of 132 files is an image"),
         (("nowhere",), QueryError, "nowhere does not exist"),
         (("KNOWN", "nowhere"), QueryError, "nowhere does not exist"),
         (("KNOWN", "--out", "TEXTS/0/x"), ModelError, "cannot be written .*--out"),
@@ -212,7 +216,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(
 ) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
-    for number in range(66):
+    for number in range(132):
         (texts / str(number)).write_text("Not an image.")
     folders = {"KNOWN": str(pictures), "OTHERS": str(others), "TEXTS": str(texts)}
     for name, folder in folders.items():

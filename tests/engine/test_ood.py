@@ -30,8 +30,13 @@ def images(rng: np.random.Generator, count: int, centre: int = 0, dim: int = 8) 
     unit = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     # Depends on z in part, as two detectors of one image do.
     badly = np.abs(z[:, 1] + rng.normal(0, 0.1, count)) + (centre != 0)
+    layout = np.abs(z) @ np.abs(np.random.default_rng(9).normal(size=(dim, 64)))
     return Observations(
-        unit, np.packbits(z >= 0.1, axis=1), 9 * unit[:, :3], badly.astype(np.float32)
+        unit,
+        np.packbits(z >= 0.1, axis=1),
+        9 * unit[:, :3],
+        badly.astype(np.float32),
+        layout.astype(np.float32),
     )
 
 

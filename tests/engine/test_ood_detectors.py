@@ -10,6 +10,7 @@ from engine.errors import ModelError
 from engine.ood.detectors import (
     DETECTORS,
     EnergyDetector,
+    FingerprintDetector,
     HammingDetector,
     KnnDetector,
     MahalanobisDetector,
@@ -47,8 +48,13 @@ def observed(rng, z, logits, reconstruction) -> Observations:
     """Codes: the signs of 64 fixed projections of z."""
     bits = z @ np.random.default_rng(99).normal(size=(DIM, 64)) >= 0
     badly = np.abs(rng.normal(reconstruction, 0.05, len(z)))
+    layout = np.abs(z) @ np.abs(np.random.default_rng(98).normal(size=(DIM, 64)))
     return Observations(
-        unit(z), np.packbits(bits, axis=1), logits.astype(np.float32), badly.astype(np.float32)
+        unit(z),
+        np.packbits(bits, axis=1),
+        logits.astype(np.float32),
+        badly.astype(np.float32),
+        (layout / layout.max()).astype(np.float32),
     )
 
 
@@ -107,6 +113,7 @@ def test_a_detector_that_was_not_fitted_says_so(name):
         ("energy", "logits"),
         ("vim", "logits"),
         ("reconstruction", "decoder"),
+        ("fingerprint", "observe the image"),
     ],
 )
 def test_what_is_not_there_cannot_be_looked_at(name, missing):
@@ -162,6 +169,29 @@ def test_knn_of_many_images_is_that_of_each():
     found = detector.score(images)
     for i in (0, 1023, 1024, 2499):
         assert found[i] == pytest.approx(detector.score(images[i : i + 1])[0], abs=1e-6)
+
+
+def test_fingerprint_is_the_distance_to_the_most_alike_thumbnail():
+    rng = np.random.default_rng(8)
+    reference, images = known(rng, 40)[0], known(rng, 1100)[0]
+    for k in (1, 3):
+        found = FingerprintDetector(k).fit(reference).score(images)
+        for i in (0, 7, 1024, 1099):
+            r = [np.corrcoef(images.fingerprint[i], other)[0, 1] for other in reference.fingerprint]
+            assert found[i] == pytest.approx(1 - sorted(r)[-k], abs=2e-3)
+    # Brightness and contrast of the whole image do not matter.
+    darker = replace(images, fingerprint=images.fingerprint * 0.4 + 0.1)
+    assert np.allclose(
+        FingerprintDetector().fit(reference).score(darker)[:50],
+        FingerprintDetector().fit(reference).score(images)[:50],
+        atol=1e-4,
+    )
+
+
+def test_an_image_without_contrast_is_like_no_known_one():
+    reference = known(np.random.default_rng(8), 40)[0]
+    flat = replace(reference[:2], fingerprint=np.full((2, 64), 0.5, np.float32))
+    assert FingerprintDetector().fit(reference).score(flat).tolist() == [1, 1]
 
 
 def test_reconstruction_is_judged_among_images_of_the_same_kind():
