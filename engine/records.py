@@ -106,15 +106,11 @@ class Observations:
     @classmethod
     def joined(cls, parts: "Sequence[Observations]") -> "Observations":
         """All images of the parts, which are of one model, in order."""
-        columns = {
-            field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)
-        }
-        return cls(
-            **{
-                name: None if any(value is None for value in values) else np.concatenate(values)
-                for name, values in columns.items()
-            }
-        )
+        columns: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls)):
+            values = [getattr(part, name) for part in parts]
+            columns[name] = None if any(v is None for v in values) else np.concatenate(values)
+        return cls(**columns)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> "Observations":
         """Of some of the images: a slice, indices or a mask."""
