@@ -54,7 +54,7 @@ def main() -> None:
         for i in missed:
             name = drawn[i][0]
             wrong.setdefault(
-                f"{name} {first[i]} {change}", (canvases[i], f"{name}, {change}\n→ {first[i]}")
+                f"{name} {first[i]} {change}", (canvases[i], f"{name}, {change}\nfinds {first[i]}")
             )
     foreign = [
         *[(name, image) for name, image in phantom_images(20, SEED, OTHER)],
