@@ -4,11 +4,11 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -157,6 +157,7 @@ def _of_files(
     """
     import numpy as np
 
+    from api.terminal import tracked
     from engine.evaluation.quality import EvaluationSet
 
     refused: Counter[str] = Counter()
@@ -166,7 +167,8 @@ def _of_files(
     waiting: list[NDArray[np.uint8]] = []
     seen: list[tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]] = []
     results = reader.read(example.path for example in examples)
-    for example, result in zip(examples, _shown(results, len(examples), folder), strict=True):
+    shown = tracked(results, f"looking at {folder}", len(examples))
+    for example, result in zip(examples, shown, strict=True):
         if isinstance(result, ImageRefused):
             refused[result.code] += 1
             continue
@@ -245,21 +247,6 @@ def _of_index(archive: "Archive") -> _Side:
         [record.patient or record.study or record.sop for record in records],
     )
     return _Side(images, {}, {}, unlabelled, None)
-
-
-def _shown(results: "Iterable[Any]", total: int, folder: str) -> "Iterator[Any]":
-    """The results, with a bar on a terminal."""
-    from rich.progress import track
-
-    errors = Console(stderr=True)
-    yield from track(
-        results,
-        f"looking at {folder}",
-        total,
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )
 
 
 def _examples(

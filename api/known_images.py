@@ -2,21 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
+from api.terminal import tracked
 from engine.errors import ImageRefused, TrainingDataError
 from engine.model.encoder import Encoder
 from engine.records import Observations
 from engine.settings import Settings
 from indexer.file_reader import FileReader
-from indexer.imaging.prepare import Prepared
 from indexer.sources.base import file_path
 from indexer.sources.folder import FolderSource
 
@@ -99,7 +97,7 @@ def observe(
         processes=settings.indexing.readers,
     ) as reader:
         canvases: list[NDArray[np.uint8]] = []
-        for result in _shown(reader.read(paths), len(paths)):
+        for result in tracked(reader.read(paths), "looking at known images", len(paths)):
             if isinstance(result, ImageRefused):
                 refused[result.code] += 1
                 continue
@@ -129,18 +127,3 @@ def _first_half(owners: Sequence[str], seed: int) -> NDArray[np.bool_]:
             first.add(owner)
         lead += sizes[owner] if owner in first else -sizes[owner]
     return np.array([owner in first for owner in owners], dtype=bool)
-
-
-def _shown(
-    results: Iterator[Prepared | ImageRefused], total: int
-) -> Iterator[Prepared | ImageRefused]:
-    """The results, with a bar on a terminal."""
-    errors = Console(stderr=True)
-    yield from track(
-        results,
-        "looking at known images",
-        total,
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )

@@ -1,9 +1,9 @@
 """What the command line shows: tables, progress and one-line errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +22,9 @@ from rich.text import Text
 from api.schemas import by_detector
 from indexer.pipeline import IndexingReport, Progress
 
-__all__ = ["answer_table", "indexing_progress", "printable", "report_table"]
+__all__ = ["answer_table", "indexing_progress", "printable", "report_table", "tracked"]
+
+_T = TypeVar("_T")
 
 _HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "where")
 _NUMBERS = {"#", "similarity", "Hamming"}
@@ -61,6 +64,13 @@ def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[[Pr
             )
 
         yield show
+
+
+def tracked(results: Iterable[_T], what: str, total: int) -> Iterator[_T]:
+    """The results, with a bar on standard error while they come, if that is a terminal."""
+    errors = Console(stderr=True)
+    shown = errors.is_terminal
+    yield from track(results, what, total, console=errors, transient=True, disable=not shown)
 
 
 def report_table(report: IndexingReport) -> Table:

@@ -6,7 +6,6 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from engine.model.encoder import Precision, autocast
 from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig, augment
 from engine.training.data import TrainingSet, batches
+from engine.training.schedule import learning_rate
 
 __all__ = ["DecoderConfig", "train_decoder"]
 
@@ -145,7 +145,7 @@ def _epoch(
     loss_sum = error_sum = 0.0
     for step, (images, _) in enumerate(batches(data, config.batch_size, generator)):
         for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(epoch + step / steps, config)
+            group["lr"] = learning_rate(epoch + step / steps, config)
         views = augment(images, config.augment, generator).to(
             device, memory_format=torch.channels_last
         )
@@ -180,14 +180,6 @@ def _epoch(
         "one_minus_pearson": round(error_sum / steps, 5),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _learning_rate(epoch: float, config: DecoderConfig) -> float:
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * (epoch / config.warmup_epochs)
-    done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-    span = config.learning_rate - config.final_learning_rate
-    return config.final_learning_rate + span * (1 + cos(pi * min(done, 1.0))) / 2
 
 
 def _save_state(

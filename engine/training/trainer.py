@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import cos, pi
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from engine.training.data import TrainingSet, batches
 from engine.training.losses import LossTerms
 from engine.training.peers import PeerConfig, PeerLoss
 from engine.training.sch import SchConfig, SchLoss
+from engine.training.schedule import learning_rate
 from engine.training.validation import validation_map
 
 __all__ = ["TrainConfig", "train"]
@@ -275,7 +275,7 @@ class _Learner:
     def _step(self, views: Tensor, labels: Tensor, epoch: float) -> tuple[NetworkOutput, LossTerms]:
         config = self.config
         for group in self.optimiser.param_groups:
-            group["lr"] = _learning_rate(epoch, config)
+            group["lr"] = learning_rate(epoch, config)
         views = views.to(self.device, memory_format=torch.channels_last)
         labels = labels.to(self.device)
         with autocast(self.device, config.precision):
@@ -352,11 +352,3 @@ def _loss(config: TrainConfig, data: TrainingSet, bits: int) -> nn.Module:
     if not data.classes:
         raise TrainingDataError(f"loss {config.loss.method!r} needs labels; use SCH, or label")
     return PeerLoss(config.loss, len(data.classes), bits, config.seed)
-
-
-def _learning_rate(epoch: float, config: TrainConfig) -> float:
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * (epoch / config.warmup_epochs)
-    done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-    span = config.learning_rate - config.final_learning_rate
-    return config.final_learning_rate + span * (1 + cos(pi * min(done, 1.0))) / 2
