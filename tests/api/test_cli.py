@@ -392,7 +392,7 @@ def test_a_model_of_ones_own_from_training_to_search(
     case: Case, store_root: Path, tmp_path: Path
 ) -> None:
     draw(tmp_path / "train", range(16))
-    draw(tmp_path / "held-out", range(100, 120))
+    draw(tmp_path / "held-out", range(100, 160))
     model, data_dir = tmp_path / "model", store_root / "own"
     trained = run(
         *("train", tmp_path / "train", "--out", model, "--tower", "timm:test_resnet"),
@@ -407,7 +407,7 @@ def test_a_model_of_ones_own_from_training_to_search(
     )
     assert calibrated.code == 0, calibrated.err
     assert calibrated.documents[0]["model"] == document["model"]
-    assert calibrated.documents[0]["calibration"] == 40
+    assert calibrated.documents[0]["calibration"] == 120
     chosen = ("--model", model, "--json")
     indexed = run("index", tmp_path / "train", *chosen, data_dir=data_dir)
     assert indexed.documents[0]["indexed"] == 32
