@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from engine.errors import ModelError
 from engine.records import Observations
 
-__all__ = ["Detector", "State", "fitted", "log_sum_exp", "logits_of", "some"]
+__all__ = ["Detector", "State", "distance_to_kth", "fitted", "log_sum_exp", "logits_of", "some"]
 
 State = dict[str, NDArray[Any]]
 _T = TypeVar("_T")
+# Rows compared at once: bounds the matrix of similarities.
+_ROWS = 1024
 
 
 class Detector(Protocol):
@@ -72,6 +74,23 @@ def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
             "model with a classifier, observe the image itself, or leave this detector out"
         )
     return observations.logits
+
+
+def distance_to_kth(
+    asked: NDArray[np.float32], reference: NDArray[np.float32], k: int
+) -> NDArray[np.float32]:
+    """1 − the dot product with the k-th most alike reference, float32 (N,) in [0, 2].
+
+    Args:
+        asked, reference: float32 (N, F) and (R, F), rows of unit length.
+        k: which neighbour; the farthest where there are fewer.
+    """
+    k = min(k, len(reference))
+    distances = np.empty(len(asked), dtype=np.float32)
+    for start in range(0, len(asked), _ROWS):
+        similarity = asked[start : start + _ROWS] @ reference.T
+        distances[start : start + _ROWS] = 1 - np.partition(similarity, -k, axis=1)[:, -k]
+    return distances
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:

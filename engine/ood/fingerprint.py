@@ -6,13 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ModelError
-from engine.ood.base import State, fitted, some
+from engine.ood.base import State, distance_to_kth, fitted, some
 from engine.records import Observations
 
 __all__ = ["FingerprintDetector"]
-
-# Rows compared at once: bounds the matrix of similarities.
-_ROWS = 1024
 
 
 class FingerprintDetector:
@@ -48,13 +45,7 @@ class FingerprintDetector:
     def score(self, observations: Observations) -> NDArray[np.float32]:
         """float32 (N,) in [0, 2]; 1 for an image without any contrast."""
         reference = fitted(self._reference, self.name)
-        asked = _centred(observations)
-        k = min(self.k, len(reference))
-        scores = np.empty(len(asked), dtype=np.float32)
-        for start in range(0, len(asked), _ROWS):
-            r = asked[start : start + _ROWS] @ reference.T
-            scores[start : start + _ROWS] = 1 - np.partition(r, -k, axis=1)[:, -k]
-        return scores
+        return distance_to_kth(_centred(observations), reference, self.k)
 
     def state(self) -> State:
         """reference: float16 (R, F), centred and of unit length. k: int64 (1,)."""

@@ -5,13 +5,10 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ood.base import State, fitted, some
+from engine.ood.base import State, distance_to_kth, fitted, some
 from engine.records import Observations
 
 __all__ = ["KnnDetector"]
-
-# Rows compared at once: bounds the matrix of similarities.
-_ROWS = 1024
 
 
 class KnnDetector:
@@ -43,13 +40,7 @@ class KnnDetector:
 
     def score(self, observations: Observations) -> NDArray[np.float32]:
         """float32 (N,) in [0, 2]."""
-        reference, z = self.reference, observations.z
-        k = min(self.k, len(reference))
-        scores = np.empty(len(z), dtype=np.float32)
-        for start in range(0, len(z), _ROWS):
-            similarity = z[start : start + _ROWS] @ reference.T
-            scores[start : start + _ROWS] = 1 - np.partition(similarity, -k, axis=1)[:, -k]
-        return scores
+        return distance_to_kth(observations.z, self.reference, self.k)
 
     def state(self) -> State:
         """reference: float16 (R, D). k: int64 (1,)."""
