@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import TrainingDataError
+from engine.evaluation.metrics import average_precision
 from engine.model.encoder import Precision, autocast, canvas_tensor
 from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig, augment
@@ -42,17 +43,14 @@ def validation_map(
     order = score.argsort(dim=1, descending=True)
     if held_out.classes:
         order = order[:, :-1]  # the query itself
-    relevant = (labels[order] == labels[:, None]).float()
-    found = relevant.cumsum(dim=1)
-    ranks = torch.arange(1, relevant.shape[1] + 1)
-    precision_there = (found / ranks * relevant).sum(dim=1)
-    answerable = found[:, -1] > 0
+    hits = (labels[order] == labels[:, None]).numpy()
+    answerable = hits.any(axis=1)
     if not answerable.any():
         raise TrainingDataError(
             f"none of the {len(held_out)} images held out has another of its class among them; "
             "hold out a larger share"
         )
-    return round((precision_there / found[:, -1])[answerable].mean().item(), 5)
+    return round(float(average_precision(hits[answerable]).mean()), 5)
 
 
 def _encoded(
