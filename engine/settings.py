@@ -29,6 +29,7 @@ __all__ = [
     "SearchSettings",
     "ServerSettings",
     "Settings",
+    "StoreSettings",
     "load_settings",
 ]
 
@@ -82,6 +83,29 @@ class IndexingSettings(_Group):
     """Longer side of a thumbnail, in pixels."""
 
 
+class StoreSettings(_Group):
+    """Where the points are, and how they are arranged."""
+
+    url: str | None = None
+    """Of a Qdrant server, as in "https://qdrant.example:6333"; None = the embedded store."""
+    api_key: SecretStr | None = None
+    collection: str = "precedent"
+    """Name of the collection on the server."""
+    prefer_grpc: bool = True
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] = 6334
+    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """For one request to the server."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 5
+    """Tries of one request, when the server is busy or not to be reached."""
+    shards: Annotated[int, Field(ge=1)] = 1
+    replication_factor: Annotated[int, Field(ge=1)] = 1
+    """Copies of each shard. Shards and copies are settled when the collection is made."""
+    profile: Literal["hash", "precise"] = "hash"
+    """Of an index that is made anew: without or with an HNSW graph; see docs/search.md."""
+    quantised: bool = False
+    """Of an index that is made anew: candidates are found by eight-bit vectors."""
+
+
 class SearchSettings(_Group):
     """How a query is answered."""
 
@@ -129,6 +153,7 @@ class Settings(BaseSettings):
     """Key of the patient HMAC; None = made once and kept in the data folder."""
     limits: ImageLimits = ImageLimits()
     indexing: IndexingSettings = IndexingSettings()
+    store: StoreSettings = StoreSettings()
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
 

@@ -16,7 +16,7 @@ from engine.search.ladder import Climb, Rung, climb
 from engine.search.query import Query
 from engine.search.ranking import ranked
 from engine.settings import SearchSettings
-from engine.store.base import Filter, Ids, VectorStore
+from engine.store.base import Filter, Ids, Nearest, VectorStore
 
 __all__ = ["SearchEngine"]
 
@@ -157,7 +157,7 @@ class SearchEngine:
         # go on until the last one wanted has no equal left behind.
         limit = wanted + query.k
         while True:
-            points = self._store.query(z, taken.where, limit)
+            points = self._store.query([Nearest(z, taken.where, limit, query.exact)])[0]
             if len(points) < limit or points[wanted - 1].score != points[-1].score:
                 break
             limit *= 4

@@ -2,14 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.records import Point
 
-__all__ = ["Collection", "Condition", "Filter", "Ids", "Match", "Range", "VectorStore"]
+__all__ = [
+    "Collection",
+    "Condition",
+    "Filter",
+    "Ids",
+    "Match",
+    "Nearest",
+    "Profile",
+    "Range",
+    "VectorStore",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +75,50 @@ class Collection:
     bits: int
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How a store arranges its vectors; docs/search.md says which to take when.
+
+    graph: "hash" keeps none, the pre-filter does the work; "precise" keeps an HNSW graph over
+        the dense vectors as well.
+    quantised: eight-bit copies of the vectors in memory find candidates, which are then
+        scored again by the vectors themselves.
+    """
+
+    graph: Literal["hash", "precise"] = "hash"
+    quantised: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nearest:
+    """Asks for the points most similar to a vector.
+
+    z: float32 (D,), unit length. limit: at most so many points.
+    exact: compare with every point that takes part; without it, a graph and quantised
+        vectors may be used where the profile has them, and can miss some.
+    """
+
+    z: NDArray[np.float32]
+    where: Filter
+    limit: int
+    exact: bool = False
+
+
 class VectorStore(Protocol):
-    """Points by id, found by filter, ranked by vector. All errors are StoreError."""
+    """Points by id, found by filter, ranked by vector. All errors are StoreError.
+
+    Reading and writing may be done from several threads at once.
+    """
 
     @property
     def collection(self) -> Collection: ...
+
+    @property
+    def profile(self) -> Profile: ...
+
+    def arrange(self, profile: Profile) -> None:
+        """Changes the profile, and returns when the store has been rebuilt accordingly."""
+        ...
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Adds points, or replaces those with the same id. Each must carry z."""
@@ -83,16 +132,15 @@ class VectorStore(Protocol):
         """Lets the store tidy up after a bulk of writes."""
         ...
 
-    def query(self, z: NDArray[np.float32], where: Filter, limit: int) -> list[Point]:
-        """At most ``limit`` points, most similar first, each with its score.
+    def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
+        """For each question its points, most similar first, each with its score.
 
-        Args:
-            z: float32 (D,), unit length.
+        All questions go in one round trip. The points carry no z.
         """
         ...
 
-    def count(self, where: Filter) -> int:
-        """How many points take part; exact."""
+    def count(self, where: Filter, *, exact: bool = True) -> int:
+        """How many points take part; not ``exact``: an estimate at once, from statistics."""
         ...
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:

@@ -13,12 +13,20 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
 from engine.files import write_atomically
 from engine.records import Point
-from engine.store.base import Collection, Condition, Filter, Ids, Match, Range
+from engine.store.base import (
+    Collection,
+    Condition,
+    Filter,
+    Ids,
+    Match,
+    Nearest,
+    Profile,
+    Range,
+)
 from engine.store.payload import BAND_PREFIX, FieldKind, from_payload, schema, to_payload
 
 __all__ = ["EdgeStore"]
@@ -29,9 +37,11 @@ _UPSERT_AT_ONCE = 256
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# No graph: the pre-filter leaves so few candidates that an exact scan of them is faster,
-# and building is an order of magnitude cheaper (docs/architecture.md).
-_NO_GRAPH = qdrant.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000)
+_LINKS, _EF_CONSTRUCT, _EF = 16, 100, 128
+"""Of the graph, where there is one: edges a node, and nodes kept in view while building it
+and while searching it."""
+_OVERSAMPLING = 4.0
+"""Candidates that quantised vectors find, for each that is scored again and returned."""
 
 
 class EdgeStore:
@@ -40,14 +50,23 @@ class EdgeStore:
     The folder's lock is held until :meth:`close`, or until the process ends in any way.
     """
 
-    def __init__(self, shard: qdrant.EdgeShard, collection: Collection, lock: FileLock) -> None:
-        self._shard = shard
+    def __init__(
+        self, directory: Path, collection: Collection, profile: Profile, lock: FileLock
+    ) -> None:
+        self._shard = _wrapped(qdrant.EdgeShard.load, str(directory))
+        self._directory = directory
         self._collection = collection
+        self._profile = profile
         self._lock = lock
 
     @classmethod
-    def create(cls, directory: Path, collection: Collection) -> "EdgeStore":
+    def create(
+        cls, directory: Path, collection: Collection, profile: Profile | None = None
+    ) -> "EdgeStore":
         """Opens the store in ``directory``, made anew if there is none.
+
+        Args:
+            profile: of a store that is made anew; one that exists keeps its own.
 
         Raises:
             StoreLocked: another process holds it.
@@ -57,7 +76,7 @@ class EdgeStore:
         lock = _locked(directory)
         try:
             if not (directory / _COLLECTION).is_file():
-                _build(directory, collection)
+                _build(directory, collection, profile or Profile())
             return cls._load(directory, collection, lock)
         except BaseException:
             lock.release()
@@ -86,8 +105,10 @@ class EdgeStore:
     @classmethod
     def _load(cls, directory: Path, wanted: Collection | None, lock: FileLock) -> "EdgeStore":
         try:
-            found = Collection(**json.loads((directory / _COLLECTION).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            noted = json.loads((directory / _COLLECTION).read_bytes())
+            profile = Profile(**noted.pop("profile", {}))
+            found = Collection(**noted)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{directory / _COLLECTION} cannot be read ({error}); restore it, or delete "
                 f"{directory} and index again"
@@ -98,11 +119,25 @@ class EdgeStore:
                 f"{found.dim} values), not by {wanted.model} ({wanted.bits} bits, {wanted.dim} "
                 "values); use that model with --model, or index into another --data-dir"
             )
-        return cls(_wrapped(qdrant.EdgeShard.load, str(directory)), found, lock)
+        return cls(directory, found, profile, lock)
 
     @property
     def collection(self) -> Collection:
         return self._collection
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
+
+    def arrange(self, profile: Profile) -> None:
+        """Changes the profile; no other thread may use the store meanwhile."""
+        self.flush()
+        _wrapped(self._shard.close)
+        config = _config(self._collection, profile)
+        self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
+        _note(self._directory, self._collection, profile)
+        self._profile = profile
+        self.optimise()
 
     def upsert(self, points: Sequence[Point]) -> None:
         for start in range(0, len(points), _UPSERT_AT_ONCE):
@@ -115,21 +150,31 @@ class EdgeStore:
     def optimise(self) -> None:
         _wrapped(self._shard.optimize)
 
-    def query(self, z: NDArray[np.float32], where: Filter, limit: int) -> list[Point]:
-        request = qdrant.QueryRequest(
-            limit=limit,
-            query=qdrant.Query.Nearest(z.tolist(), using=_VECTOR),
-            filter=_translated(where),
-            with_payload=True,
-        )
-        return [
-            # Rounding to float16 can carry a cosine a little beyond one.
-            from_payload(str(found.id), found.payload or {}, score=min(1.0, max(-1.0, found.score)))
-            for found in _wrapped(self._shard.query, request)
+    def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
+        requests = [
+            qdrant.QueryRequest(
+                limit=one.limit,
+                query=qdrant.Query.Nearest(one.z.tolist(), using=_VECTOR),
+                filter=_translated(one.where),
+                params=self._search(one.exact),
+                with_payload=True,
+            )
+            for one in asked
         ]
+        answers = _wrapped(self._shard.query_batch, qdrant.QueryBatchRequest(requests))
+        return [[_to_hit(found) for found in answer] for answer in answers]
 
-    def count(self, where: Filter) -> int:
-        request = qdrant.CountRequest(exact=True, filter=_translated(where))
+    def _search(self, exact: bool) -> qdrant.SearchParams:
+        if exact:
+            quantised = qdrant.QuantizationSearchParams(ignore=True)
+            return qdrant.SearchParams(exact=True, quantization=quantised)
+        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=_OVERSAMPLING)
+        return qdrant.SearchParams(
+            hnsw_ef=_EF, quantization=quantised if self._profile.quantised else None
+        )
+
+    def count(self, where: Filter, *, exact: bool = True) -> int:
+        request = qdrant.CountRequest(exact=exact, filter=_translated(where))
         return _wrapped(self._shard.count, request)
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
@@ -228,7 +273,7 @@ def _locked(directory: Path) -> FileLock:
     return lock
 
 
-def _build(directory: Path, collection: Collection) -> None:
+def _build(directory: Path, collection: Collection, profile: Profile) -> None:
     """Makes the shard beside its place and moves it there whole."""
     scratch = directory.with_name(f".{directory.name}-building")
     if directory.exists():
@@ -237,26 +282,43 @@ def _build(directory: Path, collection: Collection) -> None:
         )
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    config = qdrant.EdgeConfig(
+    shard = _wrapped(qdrant.EdgeShard.create, str(scratch), _config(collection, profile))
+    for name, kind in schema(collection.bits).items():
+        operation = qdrant.UpdateOperation.create_field_index(name, _INDEX[kind]())
+        _wrapped(shard.update, operation)
+    _wrapped(shard.close)
+    _note(scratch, collection, profile)
+    scratch.rename(directory)
+
+
+def _note(directory: Path, collection: Collection, profile: Profile) -> None:
+    noted = {**asdict(collection), "profile": asdict(profile)}
+    write_atomically(directory / _COLLECTION, json.dumps(noted).encode())
+
+
+def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
+    graph = qdrant.HnswIndexConfig(
+        m=_LINKS if profile.graph == "precise" else 0,
+        ef_construct=_EF_CONSTRUCT,
+        full_scan_threshold=10_000,
+    )
+    quantisation = qdrant.ScalarQuantizationConfig(
+        qdrant.ScalarType.Int8, quantile=0.99, memory=qdrant.Memory.Pinned
+    )
+    return qdrant.EdgeConfig(
         vectors={
             _VECTOR: qdrant.EdgeVectorParams(
                 size=collection.dim,
                 distance=qdrant.Distance.Cosine,
                 datatype=qdrant.VectorStorageDatatype.Float16,
                 memory=qdrant.Memory.Cold,
-                hnsw_config=_NO_GRAPH,
+                hnsw_config=graph,
+                quantization_config=quantisation if profile.quantised else None,
             )
         },
-        hnsw_config=_NO_GRAPH,
+        hnsw_config=graph,
         payload_memory=qdrant.Memory.Cold,
     )
-    shard = _wrapped(qdrant.EdgeShard.create, str(scratch), config)
-    for name, kind in schema(collection.bits).items():
-        operation = qdrant.UpdateOperation.create_field_index(name, _INDEX[kind]())
-        _wrapped(shard.update, operation)
-    _wrapped(shard.close)
-    write_atomically(scratch / _COLLECTION, json.dumps(asdict(collection)).encode())
-    scratch.rename(directory)
 
 
 _INDEX: dict[FieldKind, Callable[[], Any]] = {
@@ -314,6 +376,12 @@ def _to_condition(condition: Condition) -> Any:
             )
         case Match(field, values):
             return qdrant.FieldCondition(field, match=qdrant.MatchAny(list(values)))  # type: ignore[arg-type]
+
+
+def _to_hit(found: qdrant.ScoredPoint) -> Point:
+    # Rounding to float16 can carry a cosine a little beyond one.
+    score = min(1.0, max(-1.0, found.score))
+    return from_payload(str(found.id), found.payload or {}, score=score)
 
 
 def _to_point(record: qdrant.Record) -> Point:

@@ -175,7 +175,12 @@ def test_a_damaged_description_is_named(store_root, collection, text):
     place = store_root / "described"
     EdgeStore.create(place, collection).close()
     whole = (place / "collection.json").read_text()
-    assert json.loads(whole) == {"model": collection.model, "dim": 16, "bits": 64}
+    assert json.loads(whole) == {
+        "model": collection.model,
+        "dim": 16,
+        "bits": 64,
+        "profile": {"graph": "hash", "quantised": False},
+    }
     (place / "collection.json").write_text(text)
     with pytest.raises(StoreError, match=r"collection\.json"):
         EdgeStore.open(place)

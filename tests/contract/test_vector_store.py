@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from engine.codes import bands, neighbourhood
 from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
 from engine.records import ImageRecord
-from engine.store.base import Collection, Filter, Ids, Match, Range
+from engine.store.base import Collection, Filter, Ids, Match, Nearest, Range
 
 COUNT = 400
 ALL = Filter()
@@ -198,7 +198,7 @@ def test_the_nearest_come_first_with_their_similarity(filled, points, passes):
     z = np.stack([point.z for point in points])
     for number in (0, 123):
         where = Filter(must=(Match("labels", ("a", "b")),))
-        found = filled.query(points[number].z, where, 25)
+        found = filled.query([Nearest(points[number].z, where, 25)])[0]
         taking_part = np.array([passes(point, where) for point in points])
         similarity = np.where(taking_part, z @ points[number].z, -9.0)
         best = np.sort(similarity)[::-1][:25]
@@ -214,14 +214,17 @@ def test_the_nearest_come_first_with_their_similarity(filled, points, passes):
 
 def test_a_query_gives_at_most_what_takes_part(filled, points):
     where = Filter(must=(Ids((points[3].id, points[9].id)),))
-    assert set(ids(filled.query(points[0].z, where, 50))) == {points[3].id, points[9].id}
-    assert filled.query(points[0].z, Filter(must=(Ids(()),)), 5) == []
-    assert len(filled.query(points[0].z, ALL, 7)) == 7
+    assert set(ids(filled.query([Nearest(points[0].z, where, 50)])[0])) == {
+        points[3].id,
+        points[9].id,
+    }
+    assert filled.query([Nearest(points[0].z, Filter(must=(Ids(()),)), 5)])[0] == []
+    assert len(filled.query([Nearest(points[0].z, ALL, 7)])[0]) == 7
 
 
 def test_a_query_of_another_length_is_refused(filled):
     with pytest.raises(StoreError):
-        filled.query(np.ones(3, dtype=np.float32), ALL, 5)
+        filled.query([Nearest(np.ones(3, dtype=np.float32), ALL, 5)])[0]
 
 
 # By id
