@@ -16,7 +16,7 @@ from api.deps import Readers
 from api.limits import FRAME_ALLOWANCE, BodyLimit
 from api.portal.pages import Pages
 from api.problems import Problem, UnexpectedErrors, install_problems
-from api.routes import health, images, page, search
+from api.routes import health, images, page, recommend, search
 from engine.settings import Settings, load_settings
 from indexer.archive import Archive
 
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         lifespan=_lifespan(settings, archive),
     )
     install_problems(app)
-    for routes in (search, images, health, page):
+    for routes in (search, recommend, images, health, page):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _describe_problems(app)

@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 it could not be done, or an image could not be read; 2 the
 was not understood; 130 interrupted.
 """
 
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,20 @@ import typer
 from rich.console import Console
 
 from api.calibration import calibrate
+from api.capacity import plan
+from api.duplicates import duplicates
 from api.evaluation import evaluate
+from api.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    WhereOption,
+    chosen,
+    refuse,
+    write_json,
+)
+from api.recommendation import recommend
+from api.storage import profile, restore, snapshot
 from api.training import train
 from engine import __version__
 from engine.errors import ImageRefused, PrecedentError, QueryError
@@ -36,15 +48,12 @@ app = typer.Typer(
 app.command()(train)
 app.command()(calibrate)
 app.command()(evaluate)
-
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Index, ledger, thumbnails. [PRECEDENT_DATA_DIR]"),
-]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="Folder of a checkpoint. [PRECEDENT_MODEL]")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+app.command()(recommend)
+app.command()(duplicates)
+app.command()(profile)
+app.command()(snapshot)
+app.command()(restore)
+app.command()(plan)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -75,11 +84,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     print(f"precedent: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
-
-
-def _out(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=True) + "\n")
-    sys.stdout.flush()
 
 
 def _settings(data_dir: Path | None, model: Path | None, **more: Any) -> Settings:
@@ -123,7 +127,7 @@ def index(
         with indexing_progress(errors, shown=shown) as progress:
             report = archive.index(source, retry_refused=retry_refused, progress=progress)
     if as_json:
-        _out(asdict(report))
+        write_json(asdict(report))
     else:
         Console().print(report_table(report))
         if report.refused:
@@ -134,12 +138,20 @@ def index(
 def search(
     images: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG.", metavar="IMAGE...")],
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="Facet filter, as in modality=CT or study_year=2015..2020."),
-    ] = None,
+    where: WhereOption = None,
     order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",
     exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    group_by: Annotated[
+        str | None, typer.Option(help="One hit of each 'study' or 'patient'.")
+    ] = None,
+    exclude_own: Annotated[
+        str | None,
+        typer.Option(help="Leave out the own 'study' or 'patient' that the file's header names."),
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option(help="Go on: `next_page` of the same question's answer.")
+    ] = None,
+    no_facets: Annotated[bool, typer.Option("--no-facets", help="Count no values.")] = False,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -147,26 +159,32 @@ def search(
     """Find the images that look like these."""
     from api.schemas import local_document
     from api.terminal import answer_table
-    from engine.search.query import Query, parse_where
+    from engine.search.query import Cursor, Query, parse_where
     from indexer.archive import Archive
 
-    query = Query(k=k, where=parse_where(where or []), order=order, exact=exact)
+    query = Query(
+        k=k,
+        where=parse_where(where or []),
+        order=order,
+        exact=exact,
+        group_by=chosen(group_by),
+        exclude=chosen(exclude_own),
+        page=None if page is None else Cursor.parse(page),
+        facets=not no_facets,
+    )
     code = 0
     with Archive(_settings(data_dir, model)) as archive, archive.query_reader() as reader:
-        for image, canvas in zip(images, reader.read(images), strict=True):
-            if isinstance(canvas, ImageRefused):
+        for path, image in zip(images, reader.read(images), strict=True):
+            if isinstance(image, ImageRefused):
                 code = 1
-                if as_json:
-                    _out({"error": {"code": canvas.code, "detail": canvas.detail}})
-                else:
-                    print(f"precedent: {image}: {canvas}", file=sys.stderr)  # noqa: T201
+                refuse(path, image, as_json=as_json)
                 continue
-            (answer,) = archive.engine.search([canvas], query)
+            (answer,) = archive.engine.search([image.canvas], query, [image.record])
             document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
             if as_json:
-                _out(document)
+                write_json(document)
             else:
-                Console().print(answer_table(str(image), document))
+                Console().print(answer_table(str(path), document, query.offset))
     return code
 
 
@@ -206,7 +224,7 @@ def info(
             for one in refused
         ]
     if as_json:
-        _out(document)
+        write_json(document)
         return
     lines = document.pop("refusals", [])
     facets = document.pop("facets")
@@ -241,6 +259,7 @@ def delete(
 
     The files themselves stay; indexing their folder again brings them back.
     """
+    from engine.store.base import Filter, Match
     from indexer.archive import Archive
     from indexer.imaging.deidentify import pseudonym
 
@@ -251,12 +270,14 @@ def delete(
         key = archive.data_dir.pseudonym_key(settings)
         keyed = None if patient is None else pseudonym(issuer, patient, key)
         locators = archive.ledger.find(study=study, patient=keyed, sop=sop)
-        if locators and not yes and not as_json:
+        named = {"study": study, "patient": keyed, "sop": sop}
+        where = Filter(tuple(Match(name, (v,)) for name, v in named.items() if v is not None))
+        if not yes and not as_json and (locators or archive.store.count(where)):
             typer.confirm(f"Remove {len(locators):,} instances from the index?", abort=True)
-        points = archive.delete(locators)
+        points = archive.delete(locators) + archive.delete_unowned(where)
     document = {"instances": len(locators), "points": points}
     if as_json:
-        _out(document)
+        write_json(document)
     else:
         Console().print(f"removed {len(locators):,} instances, {points:,} points")
 
@@ -272,7 +293,7 @@ def sample(
 
     report = write_sample(directory, seed=seed)
     if as_json:
-        _out(asdict(report))
+        write_json(asdict(report) | {"directory": str(report.directory)})
     else:
         Console().print(
             f"{report.written:,} of {report.instances + report.pydicom_files:,} files "

@@ -48,10 +48,10 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
 
 def _search(console: Console, archive: Archive, queries: Sequence[Path]) -> None:
     with archive.query_reader() as reader:
-        for path, canvas in zip(queries, reader.read(queries), strict=True):
-            if isinstance(canvas, ImageRefused):
-                raise canvas
-            (answer,) = archive.engine.search([canvas], Query(k=3))
+        for path, image in zip(queries, reader.read(queries), strict=True):
+            if isinstance(image, ImageRefused):
+                raise image
+            (answer,) = archive.engine.search([image.canvas], Query(k=3))
             paths = archive.paths([hit.id for hit in answer.hits])
             console.print(answer_table(path.name, local_document(answer, paths)))
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, cast
 from uuid import UUID
 
-import numpy as np
 from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, UploadFile
-from numpy.typing import NDArray
 
+from api.options import chosen
 from api.portal.pages import Pages
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
-from engine.search.query import MAX_K
+from engine.search.query import GROUPS, MAX_K
 from engine.search.ranking import ORDERS
-from indexer.archive import Archive, QueryReader
+from indexer.archive import Archive, QueryImage, QueryReader
 
 __all__ = [
     "ArchiveDep",
@@ -50,8 +49,8 @@ class Readers:
                 self._idle.put(opened.enter_context(archive.query_reader()))
             self._opened = opened.pop_all()
 
-    def canvas(self, upload: UploadFile) -> NDArray[np.uint8]:
-        """The upload as the model sees it.
+    def read(self, upload: UploadFile) -> QueryImage:
+        """The upload as the model sees it, and what its file says.
 
         Raises:
             ImageRefused: it is too large, or no image that can be read.
@@ -94,7 +93,8 @@ class Readers:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question as it came in. k: None = as many hits as the settings say."""
+    """A question as it came in. k: None = as many hits as the settings say. page: None = the
+    first one."""
 
     upload: UploadFile | None = None
     image_id: str | None = None
@@ -102,6 +102,10 @@ class Asked:
     where: tuple[str, ...] = field(default=())
     order: str = "content"
     exact: bool = False
+    group_by: str | None = None
+    exclude: str | None = None
+    page: str | None = None
+    facets: bool = True
 
 
 def point_id(text: str) -> str:
@@ -134,6 +138,7 @@ PagesDep = Annotated[Pages, Depends(_pages)]
 # that the service and the command line say the same of a wrong value.
 _K = {"minimum": 1, "maximum": MAX_K}
 _ORDER = {"enum": list(ORDERS)}
+_GROUP = {"enum": [*GROUPS, "none"]}
 _WHERE = (
     "Filter, repeatable: `modality=CT`, `modality!=CT`, `study_year=2015..2020`. Several of "
     "one field with `=` mean any of its values."
@@ -172,8 +177,39 @@ async def _asked_by_form(
         ),
     ] = "content",
     exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+    group_by: Annotated[
+        str | None,
+        Form(description="One hit of each study or patient, the best.", json_schema_extra=_GROUP),
+    ] = None,
+    exclude: Annotated[
+        str | None,
+        Form(
+            description="Leave out the image's own study, or its own patient, as the index or "
+            "the file's header names them.",
+            json_schema_extra=_GROUP,
+        ),
+    ] = None,
+    page: Annotated[
+        str | None,
+        Form(
+            description="`next_page` of the same question's answer, for the hits that follow.",
+            examples=["s1:10"],
+        ),
+    ] = None,
+    facets: Annotated[bool, Form(description="Count the values among the candidates.")] = True,
 ) -> Asked:
-    return Asked(file, image_id, k, tuple(where), order, exact)
+    return Asked(
+        upload=file,
+        image_id=image_id,
+        k=k,
+        where=tuple(where),
+        order=order,
+        exact=exact,
+        group_by=chosen(group_by),
+        exclude=chosen(exclude),
+        page=page or None,
+        facets=facets,
+    )
 
 
 async def _asked_by_link(
@@ -182,9 +218,19 @@ async def _asked_by_link(
     where: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies defaults
     order: str = "content",
     exact: bool = False,
+    group_by: str | None = None,
+    page: str | None = None,
 ) -> Asked:
-    # A form sends its empty choices along.
-    return Asked(None, like, k, tuple(term for term in where if term), order, exact)
+    return Asked(
+        image_id=like,
+        k=k,
+        # A form sends its empty choices along.
+        where=tuple(term for term in where if term),
+        order=order,
+        exact=exact,
+        group_by=chosen(group_by),
+        page=page or None,
+    )
 
 
 AskedByForm = Annotated[Asked, Depends(_asked_by_form)]

@@ -1,11 +1,12 @@
 """What the command line shows: tables, progress and one-line errors."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,13 +23,21 @@ from rich.text import Text
 from api.schemas import by_detector
 from indexer.pipeline import IndexingReport, Progress
 
-__all__ = ["answer_table", "indexing_progress", "printable", "report_table", "tracked"]
+__all__ = [
+    "answer_table",
+    "duplicates_table",
+    "indexing_progress",
+    "printable",
+    "recommendation_table",
+    "report_table",
+    "tracked",
+]
 
 _T = TypeVar("_T")
 
-_HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "where")
+_HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "like", "where")
 _NUMBERS = {"#", "similarity", "Hamming"}
-_OPTIONAL = {"modality", "body part", "labels"}
+_OPTIONAL = {"modality", "body part", "labels", "like"}
 
 
 @contextmanager
@@ -94,8 +103,80 @@ def report_table(report: IndexingReport) -> Table:
     return table
 
 
-def answer_table(name: str, document: dict[str, Any]) -> Table:
-    """One answer for people: hits, and under them how they were found."""
+def answer_table(name: str, document: dict[str, Any], offset: int = 0) -> Table:
+    """One answer for people: hits, and under them how they were found.
+
+    Args:
+        offset: hits on the pages before.
+    """
+    table = _hits_table(name, document["hits"], offset)
+    evidence = document["evidence"]
+    if evidence["rung"] == "none":
+        how = "nothing was searched"
+    else:
+        how = f"rung {evidence['rung']}: {_count(evidence)} candidates"
+        # A note says itself what was compared.
+        if evidence["note"] is None:
+            how += f", {_reach(evidence)}"
+    lines = [f"{how}; {_model_and_time(evidence)}", *_remarks(evidence), _verdict(document)]
+    if document["next_page"] is not None:
+        lines.append(f"there are more: --page {document['next_page']}")
+    return _captioned(table, lines)
+
+
+def recommendation_table(name: str, document: dict[str, Any]) -> Table:
+    """A recommendation for people: hits, what their labels say, how they were found."""
+    evidence = document["evidence"]
+    several = evidence["liked"] > 1
+    rows = [
+        one | {"like": (one["because"] or "the image")[:8] if several else ""}
+        for one in document["hits"]
+    ]
+    table = _hits_table(name, rows, 0)
+    examples = f"{evidence['liked']} liked" if several else "one example"
+    if evidence["disliked"]:
+        examples += f", {evidence['disliked']} disliked"
+    rungs = ", ".join(
+        f"{rung} ({count})" if several else rung for rung, count in evidence["rungs"].items()
+    )
+    in_all = " in all" if several else ""
+    how = (
+        f"rung {rungs}: {_count(evidence)} candidates{in_all}" if rungs else "nothing was searched"
+    )
+    lines = [f"{examples}; {how}; {_model_and_time(evidence)}", *_remarks(evidence)]
+    if evidence["nearer_to_disliked"]:
+        lines.append(f"{evidence['nearer_to_disliked']:,} left out: nearer to what is disliked")
+    if document["votes"]:
+        shares = ", ".join(
+            f"{escape(vote['label'])} {vote['share']:.0%} ({vote['hits']})"
+            for vote in document["votes"]
+        )
+        lines.append(f"labels, by similarity and not by probability: {shares}")
+    return _captioned(table, [*lines, _verdict(document)])
+
+
+def duplicates_table(groups: Sequence[dict[str, Any]], *, more: bool) -> Table:
+    """Groups of duplicates for people."""
+    table = Table(title="Duplicates", title_justify="left")
+    for heading in ("similarity", "same", "study", "where"):
+        right = heading == "similarity"
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for group in groups:
+        for one in group["images"]:
+            same = "yes" if one["identical"] else ""
+            frame = f", frame {one['frame']}" if one["frame"] else ""
+            cells = (f"{one['similarity']:.5f}", same, one["study"] or "", _where(one) + frame)
+            table.add_row(*(printable(cell) for cell in cells))
+        table.add_section()
+    images = sum(len(group["images"]) for group in groups)
+    noun = "group" if len(groups) == 1 else "groups"
+    lines = [f"{len(groups):,} {noun} of {images:,} images"]
+    if more:
+        lines.append("there are more groups: raise --limit")
+    return _captioned(table, lines)
+
+
+def _hits_table(name: str, hits: Sequence[dict[str, Any]], offset: int) -> Table:
     rows = [
         {
             "#": str(place),
@@ -104,9 +185,10 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
             "modality": hit["modality"] or "",
             "body part": hit["body_part"] or "",
             "labels": ", ".join(hit["labels"]),
+            "like": hit.get("like", ""),
             "where": _where(hit),
         }
-        for place, hit in enumerate(document["hits"], start=1)
+        for place, hit in enumerate(hits, start=offset + 1)
     ]
     table = Table(title=printable(name), title_justify="left")
     for heading in _HEADINGS:
@@ -116,22 +198,38 @@ def answer_table(name: str, document: dict[str, Any]) -> Table:
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(row[str(column.header)]) for column in table.columns))
-    evidence = document["evidence"]
-    reach = (
-        "everything was compared"
-        if evidence["radius"] is None
-        else f"everything within {evidence['radius']} of {evidence['bits']} bits was compared"
-    )
-    how = (
-        "nothing was searched"
-        if evidence["rung"] == "none"
-        else f"rung {evidence['rung']}: {evidence['candidates']:,} candidates, {reach}"
-    )
-    milliseconds = sum(evidence["timings_ms"].values())
-    lines = [f"{how}; model {evidence['model']}; {milliseconds:.0f} ms", _verdict(document)]
+    return table
+
+
+def _captioned(table: Table, lines: Iterable[str]) -> Table:
     table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
+
+
+def _count(evidence: dict[str, Any]) -> str:
+    return ("about " if evidence["estimated"] else "") + f"{evidence['candidates']:,}"
+
+
+def _reach(evidence: dict[str, Any]) -> str:
+    if evidence["approximate"]:
+        return "some of which were compared"
+    if evidence["radius"] is None:
+        return "everything was compared"
+    return f"everything within {evidence['radius']} of {evidence['bits']} bits was compared"
+
+
+def _model_and_time(evidence: dict[str, Any]) -> str:
+    milliseconds = sum(evidence["timings_ms"].values())
+    return f"model {evidence['model']}; {milliseconds:.0f} ms"
+
+
+def _remarks(evidence: dict[str, Any]) -> list[str]:
+    """What a reader of the list should know besides."""
+    remarks = [] if evidence["note"] is None else [evidence["note"]]
+    if evidence["approximate"]:
+        remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
+    return remarks
 
 
 def _verdict(document: dict[str, Any]) -> str:
@@ -143,13 +241,17 @@ def _verdict(document: dict[str, Any]) -> str:
         return f"known kind of image (p = {ood['p']:.3f}; {by})"
     advice = (
         "refused, as search.ood_policy says"
-        if document["evidence"]["rung"] == "none"
+        if _refused(document["evidence"])
         else "do not trust these hits"
     )
     return (
         f"[bold yellow]FOREIGN: unlike what the model knows (p = {ood['p']:.4f} ≤ "
         f"{ood['alpha']:g}; {by}); {advice}[/]"
     )
+
+
+def _refused(evidence: dict[str, Any]) -> bool:
+    return evidence.get("rung") == "none" or evidence.get("rungs") == {}
 
 
 def _where(hit: dict[str, Any]) -> str:

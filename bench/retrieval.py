@@ -20,7 +20,7 @@ from engine.model.checkpoint import SHIPPED
 from engine.records import Answer
 from engine.search.query import Query
 from engine.settings import load_settings
-from indexer.archive import Archive
+from indexer.archive import Archive, QueryImage
 from indexer.sources.folder import FolderSource
 
 K = 100
@@ -93,7 +93,7 @@ def classes(folder: Path) -> dict[str, Path]:
 def search(archive: Archive, folder: Path, query: Query) -> list[Answer]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with archive.query_reader() as reader:
-        canvases = [canvas for canvas in reader.read(paths) if isinstance(canvas, np.ndarray)]
+        canvases = [one.canvas for one in reader.read(paths) if isinstance(one, QueryImage)]
     return archive.engine.search(canvases, query)
 
 

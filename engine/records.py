@@ -172,32 +172,47 @@ class Evidence:
     """How an answer came about.
 
     rung: "s0", "s1", "s2" for a pre-filter with that many flipped bits a band; "dense"
-        when no rung gave enough candidates; "exact" when everything was asked for; "none"
-        when nothing was searched, because the query is foreign and the policy refuses it.
+        when no rung gave enough candidates, or was worth taking; "exact" when everything was
+        asked for; "none" when nothing was searched, because the query is foreign and the
+        policy refuses it.
     radius: every image within this Hamming distance was a candidate; None = no distance
         bounds the candidates: they are all images, or at rung "none" no image.
     candidates: images that passed pre-filter and facet filters.
+    estimated: ``candidates`` is an estimate, and may be too high, four times at most.
+    facets_estimated: the facets' counts are estimates, from a sample.
+    compared: how many candidates' vectors could be looked at: all, or a sample of too many.
+    approximate: a graph or quantised vectors chose among them, and may have missed some.
     ranked: how many of them, the most similar first, were put into order.
     rungs_tried: candidates found on each rung, in the order they were tried.
+    note: in words, what a reader of the list should know of how it came about; or None.
     timings_ms: wall-clock milliseconds by stage.
     """
 
     rung: str
     radius: int | None
     candidates: int
+    estimated: bool
+    compared: int
+    approximate: bool
     ranked: int
     rungs_tried: dict[str, int]
     order: str
     model: str
     bits: int
+    note: str | None = None
+    facets_estimated: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits in a total order, with how they were found and what matched besides them."""
+    """Hits in a total order, with how they were found and what matched besides them.
+
+    next_page: cursor of the hits that follow; None = there are none.
+    """
 
     hits: tuple[Hit, ...]
     evidence: Evidence
     ood: OodVerdict | None
     facets: dict[str, dict[str, int]]
+    next_page: str | None = None

@@ -110,12 +110,19 @@ class SearchSettings(_Group):
     """How a query is answered."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
-    min_candidates: Annotated[int, Field(ge=1)] = 10
+    min_candidates: Annotated[int, Field(ge=1)] = 1000
     """A rung of the pre-filter is accepted from this many candidates on."""
-    candidates_per_hit: Annotated[int, Field(ge=1)] = 5
+    candidates_per_hit: Annotated[int, Field(ge=1)] = 20
     """… and from this many for each hit asked for."""
     max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
     """Order ``hamming`` ranks at most so many candidates, the most similar first."""
+    max_counted: Annotated[int, Field(ge=1)] = 2_000
+    """Candidates are counted up to about this many; of more there is an estimate."""
+    max_faceted: Annotated[int, Field(ge=1)] = 5_000
+    """Facets are counted over so many images, over ten times as many where there is no filter;
+    of more they are estimates, from a sample of this size."""
+    max_scanned: Annotated[int, Field(ge=256)] = 5_000_000
+    """Without a graph, at most so many images are compared; of more, a fixed sample."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
     """Values listed for each facet."""
     ood_policy: Literal["warn", "refuse"] = "warn"

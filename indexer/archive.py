@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from engine.errors import ImageRefused
 from engine.model.checkpoint import SHIPPED, Manifest
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
+from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids
-from engine.store.edge import EdgeStore
+from engine.store.opening import open_store
 from indexer.datadir import DataDir
 from indexer.file_reader import FileReader
+from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger import Ledger
 from indexer.pipeline import IndexingReport, Progress, index_archive
 from indexer.sources.base import ImageSource, file_path
 
-__all__ = ["Archive", "model_directory"]
+__all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 
 
 # Smaller is faster for one query; below four, bfloat16 kernels round in another order, and an
@@ -45,7 +48,7 @@ class Archive:
 
     Raises:
         ModelError: no usable model. StoreNotFound, StoreLocked, FingerprintMismatch: as
-            ``EdgeStore`` says. LedgerError: the ledger cannot be opened.
+            ``open_store`` says. LedgerError: the ledger cannot be opened.
     """
 
     def __init__(self, settings: Settings, *, create: bool = False) -> None:
@@ -63,8 +66,9 @@ class Archive:
             )
             manifest = self.encoder.manifest
             collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
-            open_store = EdgeStore.create if create else EdgeStore.open
-            self.store = opened.enter_context(open_store(self.data_dir.index, collection))
+            self.store = opened.enter_context(
+                open_store(settings, self.data_dir.index, collection, create=create)
+            )
             self.ledger = opened.enter_context(Ledger(self.data_dir.ledger))
             if create and self.store.count(Filter()) == 0:
                 # The index was deleted, or never flushed: what the ledger says is not true,
@@ -131,17 +135,46 @@ class Archive:
             for point_id, owners in self.ledger.owners(sorted(ids)).items()
             if all(owner.locator in leaving for owner in owners)
         ]
-        if gone:
-            self.store.delete(Filter(must=(Ids(tuple(gone)),)))
-            self.store.flush()
-        for point_id in gone:
-            delete_thumbnail(self.data_dir.thumbnails, point_id)
+        self._remove(gone)
         self.ledger.forget(locators)
         return len(gone)
 
+    def delete_unowned(self, where: Filter) -> int:
+        """Removes those points, of the ones ``where`` lets pass, that are of no file in the
+        ledger; returns how many.
+
+        There are such after the ledger was lost, or a snapshot restored without it.
+        """
+        ids = [point.id for point in self.store.scroll(where)]
+        owned = self.ledger.owners(ids)
+        gone = [point_id for point_id in ids if point_id not in owned]
+        self._remove(gone)
+        return len(gone)
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        if ids:
+            self.store.delete(Filter(must=(Ids(tuple(ids)),)))
+            self.store.flush()
+        for point_id in ids:
+            delete_thumbnail(self.data_dir.thumbnails, point_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryImage:
+    """What is searched for.
+
+    id: the point id of its middle frame, if it is indexed. record: what its file says, in the
+    index's own terms, so that its study and patient can be left out. canvas: uint8 (S, S) or
+    (S, S, 3), as the model takes it.
+    """
+
+    id: str
+    record: ImageRecord
+    canvas: NDArray[np.uint8]
+
 
 class QueryReader:
-    """Query images → canvases, under the archive's limits."""
+    """Files and uploads → query images, under the archive's limits."""
 
     def __init__(self, archive: Archive, processes: int) -> None:
         self._files = FileReader(
@@ -152,10 +185,10 @@ class QueryReader:
             processes=processes,
         )
 
-    def read(self, images: Sequence[Path | bytes]) -> list[NDArray[np.uint8] | ImageRefused]:
-        """One canvas for each path or upload, of its middle frame, or why there is none."""
+    def read(self, images: Sequence[Path | bytes]) -> list[QueryImage | ImageRefused]:
+        """Of each path or upload its middle frame, or why there is none."""
         return [
-            result if isinstance(result, ImageRefused) else result.pictures[0].canvas
+            result if isinstance(result, ImageRefused) else _query_image(result)
             for result in self._files.read(images)
         ]
 
@@ -167,3 +200,9 @@ class QueryReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _query_image(prepared: Prepared) -> QueryImage:
+    picture = prepared.pictures[0]
+    record = replace(prepared.record, frame=picture.frame)
+    return QueryImage(picture.point_id, record, picture.canvas)

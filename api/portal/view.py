@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from api.deps import Asked
 from api.schemas import EvidenceDocument, ImageDocument, OodDocument, by_detector
+from engine.search.sizes import Size
 from indexer.imaging.thumbnails import thumbnail
 
 __all__ = [
@@ -80,8 +81,15 @@ class FacetList:
     values: tuple[FacetValue, ...]
 
 
-def link(asked: Asked, *, like: str | None = None, where: Iterable[str] | None = None) -> str:
-    """The address, relative to the page, that asks the same with another image or filter."""
+def link(
+    asked: Asked,
+    *,
+    like: str | None = None,
+    where: Iterable[str] | None = None,
+    page: str | None = None,
+) -> str:
+    """The address, relative to the page, that asks the same with another image or filter, or
+    for the hits that follow."""
     image = asked.image_id if like is None else like
     terms = asked.where if where is None else tuple(where)
     query: list[tuple[str, str]] = [("like", image)] if image else []
@@ -92,6 +100,10 @@ def link(asked: Asked, *, like: str | None = None, where: Iterable[str] | None =
         query.append(("order", asked.order))
     if asked.exact:
         query.append(("exact", "true"))
+    if asked.group_by is not None:
+        query.append(("group_by", asked.group_by))
+    if page is not None:
+        query.append(("page", page))
     return "./?" + urlencode(query) if query else "./"
 
 
@@ -149,22 +161,30 @@ def preview(canvas: NDArray[np.uint8] | None) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def evidence_sentence(evidence: EvidenceDocument, matching: int, *, filtered: bool) -> str:
+def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
     """How the answer came about. matching: images that the facet filters let pass."""
-    milliseconds = f"{sum(evidence.timings_ms.values()):.0f} ms"
-    images = "image" if matching == 1 else "images"
-    whole = f"{matching:,} {images}" + (" that match the filters" if filtered else "")
+    return f"{_how(evidence, matching, filtered)}; {sum(evidence.timings_ms.values()):.0f} ms."
+
+
+def _how(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:
+    images = "image" if matching.count == 1 else "images"
+    whole = f"{matching.text} {images}" + (" that match the filters" if filtered else "")
     if evidence.rung == "none":
-        return f"Nothing was searched: this service refuses what is foreign; {milliseconds}."
+        return "Nothing was searched: this service refuses what is foreign"
+    if evidence.note is not None:
+        return evidence.note[:1].upper() + evidence.note[1:]
+    if evidence.approximate:
+        return f"The graph of {whole} was searched, which may miss some"
     if evidence.rung == "exact":
-        return f"All {whole} were compared, as asked; {milliseconds}."
+        return f"All {whole} were compared, as asked"
+    if len(evidence.rungs_tried) == 1 and evidence.radius is None:
+        return f"All {whole} were compared"
     if evidence.radius is None:
-        return (
-            f"Too few images passed the pre-filter, so all {whole} were compared; {milliseconds}."
-        )
+        return f"Too few images passed the pre-filter, so all {whole} were compared"
+    candidates = Size(evidence.candidates, evidence.estimated).text
     return (
-        f"{evidence.candidates:,} of {whole} passed the pre-filter {evidence.rung}; every image "
-        f"within {evidence.radius} bits was compared; {milliseconds}."
+        f"{candidates[:1].upper()}{candidates[1:]} of {whole} passed the pre-filter "
+        f"{evidence.rung}; every image within {evidence.radius} bits was compared"
     )
 
 

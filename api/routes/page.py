@@ -19,7 +19,8 @@ from api.problems import Problem, log_problem, problem_of
 from api.routes.search import Found, answered
 from api.schemas import ImageDocument, SearchDocument
 from engine.errors import ImageNotFound, PrecedentError, QueryError
-from engine.search.query import parse_where
+from engine.search.query import Cursor, parse_where
+from engine.search.sizes import size_of
 from engine.store.base import Filter
 from indexer.archive import Archive
 
@@ -94,7 +95,7 @@ def _view(
     """All that the template is given."""
     where = parse_where(() if problem else asked.where)
     document = None if found is None else SearchDocument.from_answer(found.answer)
-    matching = archive.store.count(where)
+    matching = size_of(archive.store, where, archive.settings.search.max_faceted)
     whole = archive.engine.facets(Filter())
     made = view.selects(whole, asked.where)
     samples: list[ImageDocument] = []
@@ -113,7 +114,9 @@ def _view(
         "problem": problem,
         "found": document,
         "preview": None if found is None else view.preview(found.canvas),
-        "matching": matching,
+        "matching": matching.text,
+        "estimated": matching.estimated if document is None else document.evidence.facets_estimated,
+        "offset": 0 if asked.page is None or found is None else Cursor.parse(asked.page).offset,
         "samples": samples,
         # From a mistake, links lead back to what has none.
         "facets": view.facet_lists(facets, Asked(image_id=asked.image_id) if problem else asked),

@@ -11,7 +11,7 @@ from api.problems import problem_responses
 from api.schemas import SearchDocument
 from engine.errors import QueryError
 from engine.records import Answer
-from engine.search.query import Query, parse_where
+from engine.search.query import Cursor, Query, parse_where
 from indexer.archive import Archive
 
 __all__ = ["Found", "answered", "router"]
@@ -30,11 +30,16 @@ _EXAMPLE = {
         "rung": "s1",
         "radius": 7,
         "candidates": 134,
+        "estimated": False,
+        "facets_estimated": False,
+        "compared": 134,
+        "approximate": False,
         "ranked": 20,
         "rungs_tried": {"s0": 31, "s1": 134},
         "order": "content",
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
+        "note": None,
         "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
     },
     "hits": [
@@ -60,6 +65,7 @@ _EXAMPLE = {
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
+    "next_page": "s1:10",
 }
 
 
@@ -77,7 +83,8 @@ def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> Sear
     """Give either `file`, an image that is not kept, or `id`, an image of the index.
 
     A query foreign to the model (`ood.foreign`) is answered all the same; where the service
-    is set to refuse it, with no hits and `evidence.rung` = "none".
+    is set to refuse it, with no hits and `evidence.rung` = "none". Where more hits follow,
+    `next_page` says how to get them: send it as `page`, with all else as it was.
     """
     return SearchDocument.from_answer(answered(asked, archive, readers).answer)
 
@@ -99,11 +106,19 @@ def answered(asked: Asked, archive: Archive, readers: Readers) -> Found:
     if (asked.upload is None) == (asked.image_id is None):
         given = "none" if asked.upload is None else "both"
         raise QueryError(f"give one image, as file or as id; {given} of them came")
-    k = archive.settings.search.k if asked.k is None else asked.k
-    query = Query(k, parse_where(asked.where), asked.order, asked.exact)
+    query = Query(
+        k=archive.settings.search.k if asked.k is None else asked.k,
+        where=parse_where(asked.where),
+        order=asked.order,
+        exact=asked.exact,
+        group_by=asked.group_by,
+        exclude=asked.exclude,
+        page=None if asked.page is None else Cursor.parse(asked.page),
+        facets=asked.facets,
+    )
     if asked.image_id is not None:
         return Found(archive.engine.search_like(point_id(asked.image_id), query), None)
     if asked.upload is None:
         raise AssertionError("one of both was given")
-    canvas = readers.canvas(asked.upload)
-    return Found(archive.engine.search([canvas], query)[0], canvas)
+    image = readers.read(asked.upload)
+    return Found(archive.engine.search([image.canvas], query, [image.record])[0], image.canvas)

@@ -1,8 +1,7 @@
 """A search, from the query's picture to the answer with its evidence."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +9,16 @@ from numpy.typing import NDArray
 from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
-from engine.records import Answer, Evidence, Hit, Observations, OodVerdict, Point
-from engine.search.facets import facet_counts
+from engine.records import Answer, Evidence, ImageRecord, Observations, OodVerdict, Point
+from engine.search.facets import Facets, facet_counts
 from engine.search.ladder import Climb, Rung, climb
-from engine.search.query import Query
-from engine.search.ranking import ranked
+from engine.search.query import MAX_K, Cursor, Query, without_own
+from engine.search.recommend import Examples, Recommendation, Wanted, recommend
+from engine.search.shortlist import best_of_each, most_similar, ranked_groups
+from engine.search.sizes import Size, size_of
+from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
-from engine.store.base import Filter, Ids, Nearest, VectorStore
+from engine.store.base import Filter, Ids, VectorStore
 
 __all__ = ["SearchEngine"]
 
@@ -51,14 +53,25 @@ class SearchEngine:
         self._settings = settings
         self._gate = gate
 
-    def search(self, canvases: Sequence[NDArray[np.uint8]], query: Query) -> list[Answer]:
-        """One answer for each canvas (uint8, as ``Preprocess.canvas`` gives it), in order."""
-        watch = _Stopwatch()
+    def search(
+        self,
+        canvases: Sequence[NDArray[np.uint8]],
+        query: Query,
+        own: Sequence[ImageRecord] | None = None,
+    ) -> list[Answer]:
+        """One answer for each canvas (uint8, as ``Preprocess.canvas`` gives it), in order.
+
+        Args:
+            own: for each canvas, what its file says of study and patient, for
+                ``query.exclude``.
+        """
+        watch = Stopwatch()
         with watch("encode"):
-            seen = self._observed(canvases)
+            seen = self.observed(canvases)
         shared = {"encode": watch.milliseconds["encode"] / max(len(canvases), 1)}
         return [
-            self._answer(seen[i : i + 1], query, _Stopwatch(shared)) for i in range(len(canvases))
+            self.answer(seen[i : i + 1], query, None if own is None else own[i], shared)
+            for i in range(len(canvases))
         ]
 
     def search_like(self, image_id: str, query: Query) -> Answer:
@@ -70,16 +83,25 @@ class SearchEngine:
         Raises:
             ImageNotFound: no indexed image has this id.
         """
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch("fetch"):
             point = self.image(image_id, with_z=True)
-        where = Filter(must=query.where.must, must_not=(*query.where.must_not, Ids((image_id,))))
         if point.z is None:
             raise StoreError(f"image {image_id} is stored without its vector; index it again")
+        others = (*query.where.must_not, Ids((image_id,)))
+        narrowed = replace(query, where=replace(query.where, must_not=others))
         # Stored as float16: its length is one only nearly.
         z = point.z / np.linalg.norm(point.z)
-        narrowed = Query(query.k, where, query.order, query.exact)
-        return self._answer(Observations(z[None], point.code[None]), narrowed, watch)
+        seen = Observations(z[None], point.code[None])
+        return self.answer(seen, narrowed, point.record, watch.milliseconds)
+
+    def recommend(self, examples: Examples, wanted: Wanted) -> Recommendation:
+        """The images, one of each study unless asked otherwise, most like liked examples.
+
+        Raises:
+            QueryError: the examples cannot be asked with. ImageNotFound: one is not indexed.
+        """
+        return recommend(self._store, self._settings, self.verdict, examples, wanted)
 
     def image(self, image_id: str, *, with_z: bool = False) -> Point:
         """The indexed image with this id. Raises ImageNotFound."""
@@ -90,94 +112,133 @@ class SearchEngine:
             )
         return found[0]
 
-    def facets(self, where: Filter) -> dict[str, dict[str, int]]:
+    def facets(self, where: Filter) -> Facets:
         """Counts by field value over the images that ``where`` lets pass."""
-        return facet_counts(self._store, where, self._settings.facet_values)
+        return self._facets(where, Size(self._store.count(where, exact=False)))[0]
 
-    def _observed(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
+    def _facets(self, where: Filter, size: Size) -> tuple[Facets, bool]:
+        values, most = self._settings.facet_values, self._settings.max_faceted
+        return facet_counts(self._store, where, size, values=values, max_counted=most)
+
+    def observed(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
+        """What the gate and the search look at, of canvases as :meth:`search` takes them."""
         if self._gate is not None:
             return self._encoder.observe(canvases)
         encoded = self._encoder.encode(canvases)
         return Observations(encoded.z, encoded.codes)
 
-    def _answer(self, seen: Observations, query: Query, watch: "_Stopwatch") -> Answer:
-        """seen: of the one query image."""
+    def answer(
+        self,
+        seen: Observations,
+        query: Query,
+        own: ImageRecord | None = None,
+        timings_ms: dict[str, float] | None = None,
+    ) -> Answer:
+        """The answer for an image that has been observed.
+
+        Args:
+            seen: of the one query image.
+            own: its study and patient, for ``query.exclude``.
+            timings_ms: of the stages so far; the answer reports them as well.
+        """
+        watch = Stopwatch(timings_ms)
         z, code = seen.z[0], seen.codes[0]
         with watch("ood"):
-            verdict = self._verdict(seen)
+            verdict = self.verdict(seen)
         if verdict is not None and verdict.foreign and self._settings.ood_policy == "refuse":
-            nothing = Climb(Rung("none", None, ()), query.where, 0, {})
+            nothing = Climb(Rung("none", None), query.where, Size(0), {})
             return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
+        where = without_own(query.where, query.exclude, () if own is None else (own,))
         with watch("prefilter"):
-            taken = self._candidates(code, query)
+            taken = self.candidates(code, query, where)
         with watch("rank"):
-            hits, ranked_count = self._hits(z, code, query, taken)
-        with watch("facets"):
-            facets = self.facets(taken.where)
+            points = self._points(z, query, taken)
+        # Where there were fewer than estimated; a page has to stay on its rung.
+        while (
+            len(points) < query.k
+            and taken.size.estimated
+            and taken.rung.radius is not None
+            and query.page is None
+        ):
+            with watch("prefilter"):
+                taken = self.candidates(code, query, where, above=taken)
+            with watch("rank"):
+                points = self._points(z, query, taken)
+        hits = ranked_groups(points, code, query.order, query.group_by)
+        facets: Facets = {}
+        estimated = False
+        if query.facets:
+            with watch("facets"):
+                facets, estimated = self._facets(taken.where, taken.size)
+        end = query.offset + query.k
+        more = len(hits) > end and end + query.k <= MAX_K
+        evidence = self._evidence(query, taken, len(points), watch)
         return Answer(
-            tuple(hits), self._evidence(query, taken, ranked_count, watch), verdict, facets
+            tuple(hits[query.offset : end]),
+            replace(evidence, facets_estimated=estimated),
+            verdict,
+            facets,
+            str(Cursor(taken.rung.name, end)) if more else None,
         )
 
+    def verdict(self, seen: Observations) -> OodVerdict | None:
+        """None without a gate, or when none of its detectors can look at the query.
+
+        Of several images, that of the one with the least p, whose p counts n-fold among n:
+        else more known images would make it likelier that they are called foreign.
+        """
+        if self._gate is None or not self._gate.detectors_for(seen):
+            return None
+        strictest = min(self._gate.verdicts(seen), key=lambda verdict: verdict.p)
+        p = min(1.0, len(seen) * strictest.p)
+        return replace(strictest, p=p, foreign=p <= strictest.alpha)
+
+    def candidates(
+        self, code: NDArray[np.uint8], query: Query, where: Filter, above: Climb | None = None
+    ) -> Climb:
+        """Where a query with this code, uint8 (B/8,), is searched for; see ``climb``."""
+        settings = self._settings
+        if query.exact:
+            size = size_of(self._store, where, settings.max_counted)
+            return Climb(Rung("exact", None), where, size, {"exact": size.count})
+        enough = max(settings.min_candidates, settings.candidates_per_hit * query.k)
+        only = None if query.page is None else query.page.rung
+        return climb(
+            self._store,
+            code,
+            where,
+            enough,
+            settings,
+            by_code=query.order == "hamming",
+            only=only,
+            above=above,
+        )
+
+    def _points(self, z: NDArray[np.float32], query: Query, taken: Climb) -> list[Point]:
+        """The candidates that are put into order: among them the hits wanted, and one more."""
+        store, exact = self._store, not taken.approximate
+        wanted = query.offset + query.k + 1
+        if query.order == "hamming":
+            wanted = max(wanted, self._settings.max_hamming_ranked)
+        elif query.group_by is not None:
+            return best_of_each(store, z, taken.where, query.group_by, wanted, exact=exact)
+        return most_similar(store, z, taken.where, wanted, exact=exact)
+
     def _evidence(
-        self, query: Query, taken: Climb, ranked_count: int, watch: "_Stopwatch"
+        self, query: Query, taken: Climb, ranked_count: int, watch: Stopwatch
     ) -> Evidence:
         return Evidence(
             rung=taken.rung.name,
             radius=taken.rung.radius,
-            candidates=taken.candidates,
+            candidates=taken.size.count,
+            estimated=taken.size.estimated,
+            compared=taken.compared,
+            approximate=taken.approximate,
             ranked=ranked_count,
             rungs_tried=taken.tried,
             order=query.order,
             model=self._store.collection.model,
             bits=self._store.collection.bits,
+            note=taken.note,
             timings_ms=watch.rounded(),
         )
-
-    def _verdict(self, seen: Observations) -> OodVerdict | None:
-        """None without a gate, or when none of its detectors can look at the query."""
-        if self._gate is None or not self._gate.detectors_for(seen):
-            return None
-        return self._gate.verdicts(seen)[0]
-
-    def _candidates(self, code: NDArray[np.uint8], query: Query) -> Climb:
-        if query.exact:
-            everything = self._store.count(query.where)
-            return Climb(Rung("exact", None, ()), query.where, everything, {"exact": everything})
-        settings = self._settings
-        enough = max(settings.min_candidates, settings.candidates_per_hit * query.k)
-        return climb(self._store, code, query.where, enough)
-
-    def _hits(
-        self, z: NDArray[np.float32], code: NDArray[np.uint8], query: Query, taken: Climb
-    ) -> tuple[list[Hit], int]:
-        """The first k hits, and how many candidates were put into order for them."""
-        by_content = query.order == "content"
-        wanted = query.k if by_content else max(query.k, self._settings.max_hamming_ranked)
-        # The store cuts its list at the limit in any order among equals, so the list has to
-        # go on until the last one wanted has no equal left behind.
-        limit = wanted + query.k
-        while True:
-            points = self._store.query([Nearest(z, taken.where, limit, query.exact)])[0]
-            if len(points) < limit or points[wanted - 1].score != points[-1].score:
-                break
-            limit *= 4
-        if not by_content and len(points) > wanted:
-            least = points[wanted - 1].score or 0.0
-            points = [point for point in points if (point.score or 0.0) >= least]
-        return ranked(points, code, query.order)[: query.k], len(points)
-
-
-class _Stopwatch:
-    """Wall-clock milliseconds by stage."""
-
-    def __init__(self, before: dict[str, float] | None = None) -> None:
-        self.milliseconds = dict(before or {})
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.milliseconds[stage] = (time.perf_counter() - started) * 1000
-
-    def rounded(self) -> dict[str, float]:
-        return {stage: round(value, 2) for stage, value in self.milliseconds.items()}

@@ -1,14 +1,19 @@
 """What a person asks: how many hits, filtered how, in which order."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from engine.errors import QueryError
+from engine.records import ImageRecord
+from engine.search.ladder import RUNGS
 from engine.search.ranking import ORDERS
 from engine.store.base import Condition, Filter, Match, Range
 from engine.store.payload import FILTER_FIELDS, FieldKind
 
-__all__ = ["MAX_K", "Query", "parse_where"]
+__all__ = ["GROUPS", "MAX_K", "Cursor", "Query", "parse_where", "without_own"]
+
+GROUPS = ("study", "patient")
 
 MAX_K = 1000
 _MAX_VALUES = 256
@@ -17,26 +22,89 @@ _ASKABLE = sorted(name for name, kind in FILTER_FIELDS.items() if kind is not Fi
 
 
 @dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the next page of a list begins. Written as "s1:20"; answers carry it.
+
+    rung: that of the first page: another rung would be another list.
+    offset: hits (or groups) before the page.
+    """
+
+    rung: str
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Raises QueryError: the text is no cursor."""
+        found = re.fullmatch(rf"({'|'.join(_PAGED)}):([1-9]\d{{0,5}})", text)
+        if found is None:
+            raise QueryError(
+                f"page {text[:40]!r} is none; give `next_page` of the answer before, or nothing"
+            )
+        return cls(found[1], int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.rung}:{self.offset}"
+
+
+_PAGED = (*RUNGS, "exact")
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A search besides its image.
 
     k: hits wanted. where: facet filters, see :func:`parse_where`.
     order: "content" or "hamming". exact: skip the pre-filter, compare with everything.
+    group_by: "study" or "patient": one hit of each, the most similar; images that name none
+        stand for themselves.
+    exclude: "study" leaves out the query's own study, "patient" its own patient as well.
+    page: where to go on in the list of an earlier answer; all else must be as it was.
+    facets: count the values of what matched.
 
     Raises:
-        QueryError: k or order is out of range.
+        QueryError: a value is out of range or unknown.
     """
 
     k: int = 10
     where: Filter = field(default_factory=Filter)
     order: str = "content"
     exact: bool = False
+    group_by: str | None = None
+    exclude: str | None = None
+    page: Cursor | None = None
+    facets: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= MAX_K:
             raise QueryError(f"k is {self.k}; ask for 1 to {MAX_K} hits")
         if self.order not in ORDERS:
             raise QueryError(f"order is {self.order!r}; use one of {', '.join(ORDERS)}")
+        for name, value in (("group_by", self.group_by), ("exclude", self.exclude)):
+            if value not in (None, *GROUPS):
+                raise QueryError(f"{name} is {value!r}; use one of {', '.join(GROUPS)}")
+        if self.offset + self.k > MAX_K:
+            raise QueryError(
+                f"the list goes on to hit {MAX_K}, {self.offset + self.k} was asked for; narrow "
+                "the search with filters"
+            )
+        if self.page is not None and (self.page.rung == "exact") != self.exact:
+            raise QueryError(
+                f"page {self.page} is of {'an exact' if not self.exact else 'another'} search; "
+                "ask as before"
+            )
+
+    @property
+    def offset(self) -> int:
+        """Hits before the first one wanted."""
+        return 0 if self.page is None else self.page.offset
+
+
+def without_own(where: Filter, exclude: str | None, own: Sequence[ImageRecord]) -> Filter:
+    """The filter, which the studies (and with "patient" the patients) of ``own`` then fail."""
+    fields = {None: (), "study": ("study",), "patient": ("study", "patient")}[exclude]
+    named = {field: {getattr(record, field) for record in own} - {None} for field in fields}
+    mine = tuple(Match(field, tuple(sorted(values))) for field, values in named.items() if values)
+    return replace(where, must_not=(*where.must_not, *mine))
 
 
 def parse_where(terms: Iterable[str]) -> Filter:

@@ -17,6 +17,15 @@ from filelock import FileLock, Timeout
 from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
 from engine.files import write_atomically
 from engine.records import Point
+from engine.store.arrangement import (
+    EF,
+    EF_CONSTRUCT,
+    FULL_SCAN_KB,
+    LINKS,
+    OVERSAMPLING,
+    QUANTILE,
+    VECTOR,
+)
 from engine.store.base import (
     Collection,
     Condition,
@@ -28,20 +37,14 @@ from engine.store.base import (
     Range,
 )
 from engine.store.payload import BAND_PREFIX, FieldKind, from_payload, schema, to_payload
+from engine.store.points import checked_vector, not_storable
 
 __all__ = ["EdgeStore"]
 
-_VECTOR = "blended"
 _COLLECTION = "collection.json"
 _UPSERT_AT_ONCE = 256
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_LINKS, _EF_CONSTRUCT, _EF = 16, 100, 128
-"""Of the graph, where there is one: edges a node, and nodes kept in view while building it
-and while searching it."""
-_OVERSAMPLING = 4.0
-"""Candidates that quantised vectors find, for each that is scored again and returned."""
 
 
 class EdgeStore:
@@ -154,7 +157,7 @@ class EdgeStore:
         requests = [
             qdrant.QueryRequest(
                 limit=one.limit,
-                query=qdrant.Query.Nearest(one.z.tolist(), using=_VECTOR),
+                query=qdrant.Query.Nearest(one.z.tolist(), using=VECTOR),
                 filter=_translated(one.where),
                 params=self._search(one.exact),
                 with_payload=True,
@@ -168,9 +171,9 @@ class EdgeStore:
         if exact:
             quantised = qdrant.QuantizationSearchParams(ignore=True)
             return qdrant.SearchParams(exact=True, quantization=quantised)
-        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=_OVERSAMPLING)
+        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         return qdrant.SearchParams(
-            hnsw_ef=_EF, quantization=quantised if self._profile.quantised else None
+            hnsw_ef=EF, quantization=quantised if self._profile.quantised else None
         )
 
     def count(self, where: Filter, *, exact: bool = True) -> int:
@@ -179,7 +182,8 @@ class EdgeStore:
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
         request = qdrant.FacetRequest(field, limit=limit, exact=True, filter=_translated(where))
-        hits = [(str(hit.value), hit.count) for hit in _wrapped(self._shard.facet, request)]
+        # Values that only deleted points had are listed with none.
+        hits = [(str(h.value), h.count) for h in _wrapped(self._shard.facet, request) if h.count]
         return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
@@ -226,29 +230,12 @@ class EdgeStore:
         _wrapped(self._shard.update, operation)
 
     def _to_edge(self, point: Point) -> qdrant.Point:
-        if point.z is None or point.z.shape != (self._collection.dim,):
-            shape = None if point.z is None else point.z.shape
-            raise StoreError(
-                f"point {point.id} has a vector of shape {shape}, the index wants "
-                f"({self._collection.dim},); encode it with the index's own model"
-            )
-        if not np.isfinite(point.z).all():
-            raise StoreError(
-                f"point {point.id} has a vector that is not finite; encode the image again"
-            )
-        if 8 * len(point.code) != self._collection.bits:
-            raise StoreError(
-                f"point {point.id} has a code of {8 * len(point.code)} bits, the index wants "
-                f"{self._collection.bits}; encode it with the index's own model"
-            )
-        payload = to_payload(point, self._collection.model)
+        z = checked_vector(point, self._collection)
         try:
-            return qdrant.Point(uuid.UUID(point.id), {_VECTOR: point.z.tolist()}, payload)
+            payload = to_payload(point, self._collection.model)
+            return qdrant.Point(uuid.UUID(point.id), {VECTOR: z.tolist()}, payload)
         except (ValueError, TypeError) as error:
-            raise StoreError(
-                f"point {point.id!r} cannot be stored ({error}); ids are UUIDs, and texts "
-                "valid Unicode"
-            ) from None
+            raise not_storable(point, error) from None
 
 
 def _locked(directory: Path) -> FileLock:
@@ -298,16 +285,16 @@ def _note(directory: Path, collection: Collection, profile: Profile) -> None:
 
 def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
     graph = qdrant.HnswIndexConfig(
-        m=_LINKS if profile.graph == "precise" else 0,
-        ef_construct=_EF_CONSTRUCT,
-        full_scan_threshold=10_000,
+        m=LINKS if profile.graph == "precise" else 0,
+        ef_construct=EF_CONSTRUCT,
+        full_scan_threshold=FULL_SCAN_KB,
     )
     quantisation = qdrant.ScalarQuantizationConfig(
-        qdrant.ScalarType.Int8, quantile=0.99, memory=qdrant.Memory.Pinned
+        qdrant.ScalarType.Int8, quantile=QUANTILE, memory=qdrant.Memory.Pinned
     )
     return qdrant.EdgeConfig(
         vectors={
-            _VECTOR: qdrant.EdgeVectorParams(
+            VECTOR: qdrant.EdgeVectorParams(
                 size=collection.dim,
                 distance=qdrant.Distance.Cosine,
                 datatype=qdrant.VectorStorageDatatype.Float16,
@@ -328,7 +315,9 @@ _INDEX: dict[FieldKind, Callable[[], Any]] = {
         lookup=True, range=True, enable_hnsw=False
     ),
     FieldKind.BOOL: lambda: qdrant.BoolIndexParams(enable_hnsw=False),
-    FieldKind.BAND: lambda: qdrant.IntegerIndexParams(lookup=True, range=False, enable_hnsw=False),
+    FieldKind.LOOKUP: lambda: qdrant.IntegerIndexParams(
+        lookup=True, range=False, enable_hnsw=False
+    ),
 }
 
 
@@ -345,19 +334,15 @@ def _translated(where: Filter) -> qdrant.Filter | None:
 
 def _to_filter(where: Filter) -> qdrant.Filter | None:
     must: list[Any] = [_to_condition(condition) for condition in where.must]
-    if where.bands:
-        must.append(
-            qdrant.Filter(
-                should=[
-                    qdrant.FieldCondition(f"{BAND_PREFIX}{j}", match=qdrant.MatchAny(list(values)))
-                    for j, values in enumerate(where.bands)
-                ]
-            )
-        )
     must_not: list[Any] = [_to_condition(condition) for condition in where.must_not]
-    if not must and not must_not:
+    # At the top, where the engine walks along it; nested, it would be checked twice.
+    near: list[Any] = [
+        qdrant.FieldCondition(f"{BAND_PREFIX}{j}", match=qdrant.MatchAny(list(values)))
+        for j, values in enumerate(where.bands)
+    ]
+    if not must and not must_not and not near:
         return None
-    return qdrant.Filter(must=must or None, must_not=must_not or None)
+    return qdrant.Filter(must=must or None, must_not=must_not or None, should=near or None)
 
 
 def _to_condition(condition: Condition) -> Any:
@@ -386,7 +371,7 @@ def _to_hit(found: qdrant.ScoredPoint) -> Point:
 
 def _to_point(record: qdrant.Record) -> Point:
     vector: Any = record.vector
-    z = None if not vector else np.asarray(vector[_VECTOR], dtype=np.float32)
+    z = None if not vector else np.asarray(vector[VECTOR], dtype=np.float32)
     return from_payload(str(record.id), record.payload or {}, z=z)
 
 

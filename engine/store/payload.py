@@ -1,14 +1,16 @@
 """Points as payloads and back: the allow-list of design and nothing else."""
 
-from dataclasses import asdict
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from engine.codes import band_widths, bands, from_hex, to_hex
 from engine.records import RECORD_FIELDS, ImageRecord, Point
 
 __all__ = [
     "BAND_PREFIX",
+    "BUCKETS",
+    "BUCKET_FIELD",
     "FACET_FIELDS",
     "FILTER_FIELDS",
     "FieldKind",
@@ -18,6 +20,9 @@ __all__ = [
 ]
 
 BAND_PREFIX = "sch_"
+BUCKET_FIELD, BUCKETS = "bucket", 256
+"""Every point is in one of 256 buckets, by its id: some of them are a fixed and fair sample of
+any part of the index, found by lookup."""
 
 
 class FieldKind(Enum):
@@ -27,7 +32,8 @@ class FieldKind(Enum):
     KEYWORD = "keyword"
     INTEGER = "integer"
     BOOL = "bool"
-    BAND = "band"
+    LOOKUP = "lookup"
+    """An integer that is asked for by value only, never by range."""
 
 
 _KINDS = {"study_year": FieldKind.INTEGER, "burned_in": FieldKind.BOOL, "tenant": FieldKind.TENANT}
@@ -55,19 +61,20 @@ FACET_FIELDS: tuple[str, ...] = (
 
 def schema(bits: int) -> dict[str, FieldKind]:
     """Every indexed payload field of a collection with codes of ``bits`` bits."""
-    return FILTER_FIELDS | {
-        f"{BAND_PREFIX}{j}": FieldKind.BAND for j in range(len(band_widths(bits)))
-    }
+    looked_up = [BUCKET_FIELD, *(f"{BAND_PREFIX}{j}" for j in range(len(band_widths(bits))))]
+    return FILTER_FIELDS | dict.fromkeys(looked_up, FieldKind.LOOKUP)
 
 
 def to_payload(point: Point, model: str) -> dict[str, Any]:
     """What is stored beside the vector. Absent values are left out, not stored as null."""
-    payload = {name: value for name, value in asdict(point.record).items() if value is not None}
+    found = {name: getattr(point.record, name) for name in RECORD_FIELDS}
+    payload = {name: value for name, value in found.items() if value is not None}
     payload["labels"] = list(point.record.labels)
     payload["model"] = model
     if point.indexed_at is not None:
         payload["indexed_at"] = point.indexed_at
     payload["code"] = to_hex(point.code)
+    payload[BUCKET_FIELD] = UUID(point.id).int % BUCKETS
     for j, value in enumerate(bands(point.code)):
         payload[f"{BAND_PREFIX}{j}"] = int(value)
     return payload

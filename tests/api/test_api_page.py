@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from api.portal.view import evidence_sentence
 from api.schemas import EvidenceDocument
+from engine.search.sizes import Size
 
 HOSTILE_LABEL = "<script>alert(1)<script>"
 
@@ -215,28 +216,87 @@ def test_hostile_text_is_shown_and_not_run(client, indexed, id_of) -> None:
         assert not page.all("script")
 
 
-def evidence(rung: str, radius: int | None) -> EvidenceDocument:
-    return EvidenceDocument(
-        rung=rung,
-        radius=radius,
-        candidates=14,
-        ranked=14,
-        rungs_tried={},
-        order="content",
-        model="m",
-        bits=64,
-        timings_ms={"encode": 10.4, "rank": 1.6},
-    )
+def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
+    values: dict[str, object] = {
+        "candidates": 14,
+        "estimated": False,
+        "facets_estimated": False,
+        "compared": 14,
+        "approximate": False,
+        "ranked": 14,
+        "rungs_tried": {},
+        "order": "content",
+        "model": "m",
+        "bits": 64,
+        "note": None,
+        "timings_ms": {"encode": 10.4, "rank": 1.6},
+    }
+    return EvidenceDocument(rung=rung, radius=radius, **{**values, **more})
 
 
 def test_the_evidence_is_put_in_words() -> None:
-    assert evidence_sentence(evidence("s1", 7), 7211, filtered=False) == (
+    few, many = Size(14), Size(7_200_000, estimated=True)
+    assert evidence_sentence(evidence("s1", 7), Size(7211), filtered=False) == (
         "14 of 7,211 images passed the pre-filter s1; every image within 7 bits was compared; "
         "12 ms."
     )
     assert "all 14 images that match the filters" in evidence_sentence(
-        evidence("dense", None), 14, filtered=True
+        evidence("dense", None), few, filtered=True
     )
     assert "All 14 images were compared, as asked" in evidence_sentence(
-        evidence("exact", None), 14, filtered=False
+        evidence("exact", None), few, filtered=False
     )
+    estimated = evidence("s0", 3, candidates=128_000, estimated=True)
+    assert evidence_sentence(estimated, many, filtered=False).startswith(
+        "About 128,000 of about 7,200,000 images passed the pre-filter s0"
+    )
+    noted = evidence("dense", None, note="the codes of many images are near: all were compared")
+    assert evidence_sentence(noted, many, filtered=False) == (
+        "The codes of many images are near: all were compared; 12 ms."
+    )
+    graph = evidence("dense", None, approximate=True)
+    assert "may miss some" in evidence_sentence(graph, many, filtered=False)
+
+
+def test_pages_follow_each_other_to_the_end_of_the_list(client, indexed, id_of) -> None:
+    own = id_of(indexed.files["rings"][0])
+    address, shown, pages = f"/?like={own}&k=15&exact=true", [], 0
+    while True:
+        page = Page(client.get(address).text)
+        shown += [src for src in page.thumbnails() if own not in src]
+        pages += 1
+        following = page.all("a", rel="next")
+        if not following:
+            break
+        address = str(following[0]["href"]).removeprefix(".")
+        assert f"like={own}" in address
+    assert pages == 3
+    whole = opened(client, like=own, k=34, exact="true")
+    assert shown == [src for src in whole.thumbnails() if own not in src]
+    assert len(shown) == 34
+    beyond = opened(client, like=own, k=15, page="exact:300", exact="true")
+    assert "There are no more" in beyond.text
+    assert beyond.all("a", href=f"./?like={own}&k=15&exact=true")
+
+
+def test_after_an_upload_more_are_told_of(client, indexed) -> None:
+    content = indexed.files["rings"][0].read_bytes()
+    page = Page(client.post("/", files={"file": content}, data={"k": "5"}).text)
+    assert "There are more" in page.text
+    assert not page.all("a", rel="next")
+    page = Page(client.post("/", files={"file": content}, data={"k": "100"}).text)
+    assert "There are more" not in page.text
+
+
+def test_one_image_of_each_study_may_be_asked_for(client, indexed, id_of) -> None:
+    path = indexed.files["ct"][0]
+    files, data = {"file": path.read_bytes()}, {"k": "30", "where": "modality=CT"}
+    page = Page(client.post("/", files=files, data={**data, "group_by": "study"}).text)
+    assert len(page.all("meter")) == 3
+    assert "checked" in page.all("input", name="group_by")[0]
+    own = id_of(path)
+    response = client.post("/", files={"file": ("", b"")}, data={"id": own, "group_by": "study"})
+    assert response.headers["location"] == f"./?like={own}&group_by=study"
+    linked = opened(client, like=own, where="modality=CT", group_by="study", k=30)
+    assert len(linked.all("meter")) == 3
+    assert linked.all("a", href=f"./?like={own}&k=30&group_by=study")

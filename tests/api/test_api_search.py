@@ -67,7 +67,7 @@ def test_filters_hold_together_and_several_of_one_field_mean_any(client, indexed
 
 def test_the_answer_says_how_it_came_about(client, indexed) -> None:
     answer = searched(client, indexed.files["ct"][0].read_bytes(), exact="true")
-    assert set(answer) == {"ood", "evidence", "hits", "facets"}
+    assert set(answer) == {"ood", "evidence", "hits", "facets", "next_page"}
     assert answer["ood"] is None
     assert answer["evidence"]["rung"] == "exact"
     assert answer["evidence"]["candidates"] == 35

@@ -31,7 +31,15 @@ from engine.errors import (
     StoreNotFound,
 )
 
-OPERATIONS = ["getFacets", "getHealth", "getImage", "getThumbnail", "search"]
+OPERATIONS = [
+    "getFacets",
+    "getHealth",
+    "getImage",
+    "getRelatedStudies",
+    "getThumbnail",
+    "recommend",
+    "search",
+]
 MAX_UPLOAD = 200_000
 ALLOWANCE = 64 * 1024
 

@@ -132,8 +132,8 @@ def test_a_model_with_a_decoder_is_calibrated_on_both(
     ]
     settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
     with Archive(settings) as archive, archive.query_reader() as reader:
-        (canvas,) = reader.read([indexed.files["ct"][0]])
-        (answer,) = archive.engine.search([canvas], Query(1))
+        (image,) = reader.read([indexed.files["ct"][0]])
+        (answer,) = archive.engine.search([image.canvas], Query(1))
         again = archive.engine.search_like(answer.hits[0].id, Query(1))
     assert set(answer.ood.p_values) == {"knn", "reconstruction", "fingerprint"}
     assert answer.ood.p == pytest.approx(min(1, 3 * min(answer.ood.p_values.values())))

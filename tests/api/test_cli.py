@@ -136,7 +136,7 @@ def test_search_answers_in_json_one_line_an_image(case: Case, tmp_path: Path) ->
     assert refused["error"]["code"] == "not-an-image"
     assert missing["error"]["code"] == "unreadable"
     for document, modality in ((ct, "CT"), (xray, "CR")):
-        assert set(document) == {"ood", "evidence", "hits", "facets"}
+        assert set(document) == {"ood", "evidence", "hits", "facets", "next_page"}
         assert {"foreign", "p", "scores"} <= set(document["ood"])
         assert isinstance(document["ood"]["foreign"], bool)
         assert 0 < document["ood"]["p"] <= 1
@@ -160,6 +160,15 @@ def test_search_answers_in_json_one_line_an_image(case: Case, tmp_path: Path) ->
 
 
 # One start of the command costs seconds, so most of what needs one is marked slow.
+
+
+@pytest.mark.slow
+def test_a_sample_is_described_in_json(tmp_path: Path) -> None:
+    ran = run("sample", tmp_path / "sample", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    (document,) = ran.documents
+    assert document["directory"] == str(tmp_path / "sample")
+    assert document["written"] == document["instances"] + document["pydicom_files"] > 0
 
 
 @pytest.mark.slow

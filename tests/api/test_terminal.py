@@ -1,5 +1,7 @@
 """What the command line says of a verdict."""
 
+from typing import Any
+
 import pytest
 
 from api.terminal import answer_table
@@ -9,6 +11,9 @@ _EVIDENCE = {
     "radius": 7,
     "bits": 64,
     "candidates": 134,
+    "estimated": False,
+    "approximate": False,
+    "note": None,
     "model": "6f2d9c0b7a31e5d4",
     "timings_ms": {"encode": 11.2},
 }
@@ -23,6 +28,10 @@ _FOREIGN = _KNOWN | {"foreign": True, "p": 0.002, "p_values": {"knn": 0.001}}
 _REFUSED = _EVIDENCE | {"rung": "none", "radius": None, "candidates": 0}
 
 
+def document(ood: object, evidence: object) -> dict[str, Any]:
+    return {"hits": [], "ood": ood, "evidence": evidence, "next_page": None}
+
+
 @pytest.mark.parametrize(
     ("ood", "evidence", "said"),
     [
@@ -33,7 +42,7 @@ _REFUSED = _EVIDENCE | {"rung": "none", "radius": None, "candidates": 0}
     ],
 )
 def test_the_verdict_is_told_with_its_reasons(ood, evidence, said) -> None:
-    table = answer_table("scan.dcm", {"hits": [], "ood": ood, "evidence": evidence})
+    table = answer_table("scan.dcm", document(ood, evidence))
     for text in said:
         assert text in str(table.caption)
     if evidence is _REFUSED:

@@ -1,10 +1,22 @@
 """The stores that the contract is held against. Add one here and the suite runs over it."""
 
+import os
+import re
+import uuid
+import warnings
 from pathlib import Path
 from typing import Protocol
 
-from engine.store.base import Collection, VectorStore
+from pydantic import SecretStr
+from qdrant_client import QdrantClient
+
+from engine.settings import StoreSettings
+from engine.store.base import Collection, Profile, VectorStore
+from engine.store.connection import Connection, connect
 from engine.store.edge import EdgeStore
+from engine.store.server import ServerStore
+
+URL_VARIABLE, KEY_VARIABLE = "PRECEDENT_TEST_QDRANT_URL", "PRECEDENT_TEST_QDRANT_API_KEY"
 
 
 class Backend(Protocol):
@@ -12,7 +24,9 @@ class Backend(Protocol):
 
     name: str
 
-    def create(self, place: Path, collection: Collection) -> VectorStore:
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
         """Opens the store at the place, made anew if there is none."""
         ...
 
@@ -20,15 +34,103 @@ class Backend(Protocol):
         """Opens an existing store."""
         ...
 
+    def clear(self) -> None:
+        """Removes what the tests left, where the folders of the places do not hold it."""
+        ...
+
 
 class Edge:
     name = "edge"
 
-    def create(self, place: Path, collection: Collection) -> VectorStore:
-        return EdgeStore.create(place, collection)
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
+        return EdgeStore.create(place, collection, profile)
 
     def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
         return EdgeStore.open(place, collection)
 
+    def clear(self) -> None:
+        pass
 
-BACKENDS: list[Backend] = [Edge()]
+
+class _Lasting(QdrantClient):
+    """In-memory collections that outlive the stores over them, as those of a server do."""
+
+    def close(self, **_: object) -> None:
+        pass
+
+
+class Memory:
+    """The served store over the client's local mode, which stands in for a server."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self._client = _Lasting(":memory:")
+
+    def _connection(self, place: Path) -> Connection:
+        settings = StoreSettings(collection=_collection_name(place))
+        return Connection(self._client, settings, sleep=lambda _: None)
+
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
+        with warnings.catch_warnings():
+            # Local mode scans; it takes the indexes, and says that they are of no use to it.
+            warnings.filterwarnings("ignore", "Payload indexes have no effect in the local")
+            return ServerStore.create(self._connection(place), collection, profile)
+
+    def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
+        return ServerStore.open(self._connection(place), collection)
+
+    def clear(self) -> None:
+        for found in self._client.get_collections().collections:
+            self._client.delete_collection(found.name)
+
+
+class Server:
+    """The served store over a real server; only where a variable names one."""
+
+    name = "server"
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._prefix = f"test-{uuid.uuid4().hex[:8]}-"
+        self._url, self._key = url, None if key is None else SecretStr(key)
+
+    def _connection(self, place: Path) -> Connection:
+        name = self._prefix + _collection_name(place)
+        settings = StoreSettings(url=self._url, api_key=self._key, collection=name)
+        with warnings.catch_warnings():
+            # A test server may well be reached without TLS.
+            warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+            return Connection(connect(settings), settings)
+
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
+        return ServerStore.create(self._connection(place), collection, profile)
+
+    def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
+        connection = self._connection(place)
+        try:
+            return ServerStore.open(connection, collection)
+        except BaseException:
+            connection.client.close()
+            raise
+
+    def clear(self) -> None:
+        client = self._connection(Path("none")).client
+        for found in client.get_collections().collections:
+            if found.name.startswith(self._prefix):
+                client.delete_collection(found.name)
+        client.close()
+
+
+def _collection_name(place: Path) -> str:
+    return re.sub(r"\W+", "-", str(place)).strip("-")
+
+
+BACKENDS: list[Backend] = [Edge(), Memory()]
+if URL_VARIABLE in os.environ:
+    BACKENDS.append(Server(os.environ[URL_VARIABLE], os.environ.get(KEY_VARIABLE)))

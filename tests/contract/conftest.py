@@ -1,15 +1,25 @@
 """Points to put into a store, and the plain Python that says which of them a filter means."""
 
 import uuid
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from backends import BACKENDS
 
 from engine.codes import bands
 from engine.records import ImageRecord, Point
 from engine.store.base import Collection, Condition, Filter, Ids, Match
 
 DIM, BITS = 16, 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cleared() -> Iterator[None]:
+    """Leaves no collection of these tests on a server."""
+    yield
+    for backend in BACKENDS:
+        backend.clear()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ ALL = Filter()
 ALLOWED = {
     "tenant", "study", "series", "sop", "frame", "patient", "modality", "body_part", "view",
     "laterality", "manufacturer", "sex", "age_band", "study_year", "labels", "source",
-    "burned_in", "model", "indexed_at", "code", "sch_0", "sch_1", "sch_2", "sch_3",
+    "burned_in", "model", "indexed_at", "code", "bucket", "sch_0", "sch_1", "sch_2", "sch_3",
 }  # fmt: skip
 
 # Writes points, flushes, says so, writes on and waits to be killed.

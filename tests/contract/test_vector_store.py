@@ -13,10 +13,16 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from engine.codes import bands, neighbourhood
 from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
 from engine.records import ImageRecord
-from engine.store.base import Collection, Filter, Ids, Match, Nearest, Range
+from engine.store.base import Collection, Filter, Ids, Match, Nearest, Profile, Range
 
 COUNT = 400
 ALL = Filter()
+
+
+# Memory and Server are the same store; the client's local mode is exact whatever it is asked.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Local mode performs exact .brute-force. search:UserWarning"
+)
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
@@ -172,6 +178,33 @@ def test_any_of_nothing_is_nothing(filled, condition):
     assert filled.count(Filter(must_not=(condition,))) == COUNT
 
 
+def test_long_lists_of_values_are_any_of(filled, points):
+    wanted = tuple(ids(points[50:])) + tuple(id_of(10**6 + i) for i in range(300))
+    assert ids(filled.scroll(Filter((Ids(wanted),)))) == ids(points[50:])
+    assert ids(filled.scroll(Filter(must_not=(Ids(wanted),)))) == ids(points[:50])
+    texts = tuple(f"1.2.3.{number}" for number in range(350, 2000))
+    assert ids(filled.scroll(Filter((Match("sop", texts),)))) == ids(points[350:])
+    assert ids(filled.scroll(Filter(must_not=(Match("sop", texts),)))) == ids(points[:350])
+    years = tuple(range(1000, 2016))
+    expected = [p.id for p in points if p.record.study_year in (2010, 2015)]
+    assert ids(filled.scroll(Filter((Match("study_year", years),)))) == expected
+    every = tuple(tuple(range(300)) for _ in range(4))
+    near = [p.id for p in points if any(value < 300 for value in bands(p.code).tolist())]
+    assert ids(filled.scroll(Filter(bands=every))) == near
+
+
+def test_an_estimate_lies_between_nothing_and_everything(filled, points, passes):
+    for where in (
+        ALL,
+        Filter((Match("modality", ("CT", "MR")),)),
+        Filter((Ids(()),)),
+        with_bands(ALL, (57, 2), points),
+    ):
+        expected = sum(passes(point, where) for point in points)
+        assert filled.count(where) == filled.count(where, exact=True) == expected
+        assert 0 <= filled.count(where, exact=False) <= COUNT
+
+
 # Counts by value
 
 
@@ -222,9 +255,59 @@ def test_a_query_gives_at_most_what_takes_part(filled, points):
     assert len(filled.query([Nearest(points[0].z, ALL, 7)])[0]) == 7
 
 
+def test_questions_asked_together_are_answered_as_alone(filled, points):
+    asked = [
+        Nearest(points[0].z, ALL, 5),
+        Nearest(points[1].z, Filter((Match("labels", ("a",)),)), 9, exact=True),
+        Nearest(points[2].z, Filter((Ids(()),)), 9),
+        Nearest(points[0].z, with_bands(ALL, (0, 1), points), 3),
+        Nearest(-points[3].z, Filter(must_not=(Ids((points[3].id,)),)), 1, exact=True),
+    ]
+    together = filled.query(asked)
+    alone = [filled.query([one])[0] for one in asked]
+    for found, expected in zip(together, alone, strict=True):
+        assert [(point.id, point.score) for point in found] == [
+            (point.id, point.score) for point in expected
+        ]
+        for point, other in zip(found, expected, strict=True):
+            same(point, other)
+            assert point.z is None
+    assert list(map(len, together))[:3] == [5, 9, 0]
+    assert filled.query([]) == []
+
+
 def test_a_query_of_another_length_is_refused(filled):
     with pytest.raises(StoreError):
         filled.query([Nearest(np.ones(3, dtype=np.float32), ALL, 5)])[0]
+
+
+def test_the_profile_changes_how_points_are_found_and_not_which(
+    backend, store_root, collection, make_points, passes
+):
+    place, points = store_root / f"{backend.name}-arranged", make_points(300)
+    where = Filter(must=(Match("labels", ("a", "b")),))
+    asked = [Nearest(point.z, where, 7, exact=True) for point in points[:20]]
+
+    def answers(store):
+        return [[(p.id, round(p.score, 5)) for p in found] for found in store.query(asked)]
+
+    store = backend.create(place, collection, Profile(quantised=True))
+    store.upsert(points)
+    first = answers(store)
+    assert all(passes(p, where) for found in store.query(asked) for p in found)
+    for profile in (Profile("precise", quantised=True), Profile("precise"), Profile()):
+        store.arrange(profile)
+        assert store.profile == profile
+        assert answers(store) == first
+        near = store.query([replace(one, exact=False) for one in asked])
+        assert [found[0].id for found in near] == [found[0][0] for found in first]
+        store.upsert(points[:30])
+        store.close()
+        # One that exists keeps its own profile.
+        store = backend.create(place, collection, Profile("precise", quantised=True))
+        assert store.profile == profile
+    assert ids(store.scroll(ALL)) == ids(points)
+    store.close()
 
 
 # By id
@@ -330,6 +413,41 @@ def test_deleting_removes_what_takes_part_and_says_how_many(empty, make_points, 
     assert empty.delete(ALL) == 60 - len(gone)
 
 
+@pytest.mark.parametrize("field", ["study", "patient"])
+def test_a_study_or_a_patient_can_be_deleted(empty, make_points, field):
+    points = [
+        replace(point, record=replace(point.record, patient=f"Патиент-{number % 4}"))
+        for number, point in enumerate(make_points(60))
+    ]
+    empty.upsert(points)
+    value = getattr(points[9].record, field)
+    where = Filter(must=(Match(field, (value,)),))
+    gone = [point for point in points if getattr(point.record, field) == value]
+    assert empty.delete(where) == len(gone) > 1
+    assert empty.count(where) == 0
+    assert ids(empty.scroll(ALL)) == [point.id for point in points if point not in gone]
+    found = empty.query([Nearest(points[9].z, ALL, 60)])[0]
+    assert not {*ids(found)} & {*ids(gone)}
+    assert empty.delete(where) == 0
+
+
+TEXTS = ("Größe", "日本語", "עברית", "a\u0301", "á", "🩻", "'; \" \\ %", "line\nend", "\u2028", " ")
+
+
+def test_texts_of_every_script_are_found_and_counted(empty, make_points):
+    points = [
+        replace(point, record=replace(point.record, body_part=text, labels=(text, "all")))
+        for point, text in zip(make_points(len(TEXTS)), TEXTS, strict=True)
+    ]
+    empty.upsert(points)
+    for point, text in zip(points, TEXTS, strict=True):
+        assert ids(empty.scroll(Filter((Match("body_part", (text,)),)))) == [point.id]
+        assert ids(empty.scroll(Filter((Match("labels", (text,)),)))) == [point.id]
+    counts = empty.facet("body_part", ALL, 50)
+    assert {text: count for text, count in counts.items() if count} == dict.fromkeys(TEXTS, 1)
+    assert next(iter(empty.facet("labels", ALL, 50).items())) == ("all", len(TEXTS))
+
+
 def test_a_large_batch_arrives_whole(empty, make_points):
     points = make_points(5000)
     empty.upsert(points)
@@ -379,7 +497,16 @@ def test_what_cannot_be_asked_is_a_store_error_or_matches_nothing(filled, condit
         assert filled.count(Filter(must=(condition,))) == 0
 
 
-@pytest.mark.parametrize("change", [{"id": "no id"}, {"record": ImageRecord(study="\udc80")}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "no id"},
+        {"record": ImageRecord(study="\udc80")},
+        {"record": ImageRecord(study_year=10**30)},
+        {"record": ImageRecord(frame=2**63)},
+    ],
+    ids=lambda change: str(*change),
+)
 def test_what_cannot_be_stored_is_a_store_error(empty, make_points, change):
     with pytest.raises(StoreError):
         empty.upsert([replace(make_points(1)[0], **change)])

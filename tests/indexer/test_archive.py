@@ -149,7 +149,8 @@ def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) 
         read = reader.read(images)
         side = archive.manifest.preprocess.size
         assert [
-            one.reason if isinstance(one, ImageRefused) else (one.shape, one.dtype) for one in read
+            one.reason if isinstance(one, ImageRefused) else (one.canvas.shape, one.canvas.dtype)
+            for one in read
         ] == [
             ((side, side), np.uint8),
             RefusalReason.EMPTY_FILE,
@@ -162,17 +163,36 @@ def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) 
         ]
         # The reader goes on after what it refused, and an upload is read as its file is.
         (again,) = reader.read([(small.files / "2.png").read_bytes()])
-        assert np.array_equal(again, read[2])
+        assert np.array_equal(again.canvas, read[2].canvas)
         assert reader.read([]) == []
-        (answer,) = archive.engine.search([again], Query(k=1, exact=True))
+        (answer,) = archive.engine.search([again.canvas], Query(k=1, exact=True))
         (hit,) = answer.hits
+        assert again.id == hit.id
         assert archive.paths([hit.id]) == {hit.id: small.files / "2.png"}
+
+
+def test_a_query_says_of_study_and_patient_what_the_index_says(site: Any) -> None:
+    write_studies(site)
+    site.index()
+    with site.open() as archive, archive.query_reader() as reader:
+        (image,) = reader.read([site.files / "2" / "1" / "1.dcm"])
+        (answer,) = archive.engine.search([image.canvas], Query(k=12), [image.record])
+        point = archive.engine.image(image.id)
+        assert image.record.patient == point.record.patient
+        assert (image.record.study, image.record.sop) == ("1.2.2", "1.2.2.1.1")
+        assert len(answer.hits) == 12
+        # Of the same patient, by a key that only the archive has: studies 2 and 3.
+        for exclude, studies in (("study", {"1.2.1", "1.2.3"}), ("patient", {"1.2.1"})):
+            query = Query(k=12, exclude=exclude)
+            (answer,) = archive.engine.search([image.canvas], query, [image.record])
+            assert {hit.record.study for hit in answer.hits} == studies
 
 
 def test_reading_a_query_leaves_no_trace(small: Any, draw: Draw) -> None:
     before = set(small.settings.data_dir.rglob("*")), small.thumbnails(), set(small.points())
     with small.open() as archive, archive.query_reader() as reader:
-        archive.engine.search(reader.read([draw(99)]), Query())
+        (image,) = reader.read([draw(99)])
+        archive.engine.search([image.canvas], Query())
     after = set(small.settings.data_dir.rglob("*")), small.thumbnails(), set(small.points())
     assert after[1:] == before[1:]
     assert {path.name for path in after[0] ^ before[0]} <= {

@@ -255,7 +255,7 @@ def test_an_indexed_image_finds_itself_first(sample: tuple[Any, IndexingReport])
     site, _ = sample
     files = sorted(site.files.rglob("*.dcm"))[:6]
     with site.open() as archive, archive.query_reader() as reader:
-        canvases: Any = reader.read(files)
+        canvases = [image.canvas for image in reader.read(files)]
         answers = archive.engine.search(canvases, Query(k=1, exact=True))
         found = [archive.paths([answer.hits[0].id])[answer.hits[0].id] for answer in answers]
     assert found == files
@@ -335,7 +335,8 @@ def test_a_file_changed_in_place_has_its_new_picture_only(site: Any, draw: Draw)
 def changed_picture(site: Any, path: Path, point_id: str) -> bool:
     """Whether the image in ``path`` finds the point as its own picture."""
     with site.open() as archive, archive.query_reader() as reader:
-        (answer,) = archive.engine.search(reader.read([path]), Query(k=1, exact=True))
+        (image,) = reader.read([path])
+        (answer,) = archive.engine.search([image.canvas], Query(k=1, exact=True))
     return bool(answer.hits[0].id == point_id and answer.hits[0].similarity > 0.999)
 
 
@@ -590,7 +591,7 @@ def test_a_shuffled_archive_gives_the_same_answers(
         shuffled_copy([*files, *sorted(source.iterdir())], site.files, seed)
         site.index()
         with site.open() as archive, archive.query_reader() as reader:
-            canvases: Any = reader.read(queries)
+            canvases = [image.canvas for image in reader.read(queries)]
             answers.append(
                 [
                     [(hit.id, hit.similarity, hit.hamming) for hit in answer.hits]
@@ -736,7 +737,8 @@ def test_what_may_be_kept_would_have_been_found(stored: dict[str, bytes]) -> Non
 def test_the_payload_is_the_allow_list_and_nothing_else(private: Any) -> None:
     """Asked of the engine itself, for it may compress what it stores."""
     (payload,) = stored_payloads(private.settings.data_dir)
-    allowed = {*RECORD_FIELDS, "code", "model", "indexed_at", "sch_0", "sch_1", "sch_2", "sch_3"}
+    allowed = {*RECORD_FIELDS, "code", "model", "indexed_at", "bucket"}
+    allowed |= {"sch_0", "sch_1", "sch_2", "sch_3"}
     assert set(payload) <= allowed
     text = repr(payload).lower()
     assert [word for word in WORDS if word in text] == []

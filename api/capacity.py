@@ -1,0 +1,234 @@
+"""``precedent plan``: what an archive of some size will need, from figures that were measured."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from math import ceil
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from api.options import JsonOption, write_json
+from engine.errors import QueryError
+
+__all__ = ["Measured", "Needs", "needs", "plan"]
+
+_GB = 1e9
+_PROFILES = ("hash", "precise", "hash-quantised")
+
+# Assumed, not measured; the command prints them.
+_HEADROOM_DISK = 2.0
+"""A store rewrites its segments beside the old ones, and keeps a log."""
+_HEADROOM_MEMORY = 1.25
+_IMAGES_A_SHARD = 20_000_000
+_BYTES_A_BAND = 30
+"""In payload and payload index, for each 16 bits that a code has beyond 64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What ``make bench-search`` found of a profile, on ``machine``.
+
+    Bytes are for each image more: the slope over the counts that were measured.
+
+    count: the largest archive measured. disk_bytes: of the index. anonymous_bytes: memory
+    that has to be there. resident_bytes: memory with everything in it that searches read.
+    upsert_per_second, optimise_per_second: images, at ``count``; None = nothing to do.
+    p50_ms: of a search at ``count``. growth: exponent of that over the counts.
+    indexing_per_second: images that one worker reads, encodes and writes (``make
+    bench-indexing``).
+    """
+
+    count: int
+    disk_bytes: float
+    anonymous_bytes: float
+    resident_bytes: float
+    upsert_per_second: float
+    optimise_per_second: float | None
+    p50_ms: float
+    growth: float
+    indexing_per_second: float
+    machine: str
+    dim: int = 256
+    bits: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """bytes of all nodes together, replicas included; hours of all workers at once.
+
+    memory_bytes: what has to be there; with fast_memory_bytes nothing is read from disk.
+    """
+
+    disk_bytes: float
+    memory_bytes: float
+    fast_memory_bytes: float
+    nodes: int
+    shards: int
+    indexing_hours: float
+    arranging_hours: float
+    p50_ms: float
+
+
+def needs(
+    measured: Measured,
+    images: int,
+    *,
+    dim: int,
+    bits: int,
+    quantised: bool,
+    replicas: int,
+    workers: int,
+    rate: float | None,
+    node_memory: float,
+    node_disk: float,
+) -> Needs:
+    """The sums that ``precedent plan`` prints.
+
+    Args:
+        dim, bits: of the model's features and codes.
+        rate: images a second that one worker indexes; None = as measured.
+        node_memory, node_disk: bytes of one Qdrant node.
+    """
+    wider = (3 if quantised else 2) * (dim - measured.dim)
+    longer = _BYTES_A_BAND * (bits - measured.bits) / 16
+    copies = images * replicas
+    disk = copies * (measured.disk_bytes + wider + longer) * _HEADROOM_DISK
+    memory = copies * (measured.anonymous_bytes + longer / 2) * _HEADROOM_MEMORY
+    fast = copies * (measured.resident_bytes + wider + longer) * _HEADROOM_MEMORY
+    nodes = max(replicas, ceil(memory / node_memory), ceil(disk / node_disk))
+    shards = nodes * ceil(max(1, images / _IMAGES_A_SHARD) / nodes)
+    tidied = measured.optimise_per_second
+    return Needs(
+        disk_bytes=disk,
+        memory_bytes=memory,
+        fast_memory_bytes=max(memory, fast),
+        nodes=nodes,
+        shards=shards,
+        indexing_hours=images / (workers * (rate or measured.indexing_per_second)) / 3600,
+        arranging_hours=0.0 if tidied is None else copies / nodes / tidied / 3600,
+        p50_ms=measured.p50_ms * max(1.0, images / measured.count / nodes) ** measured.growth,
+    )
+
+
+def plan(
+    images: Annotated[str, typer.Option(help="How many, as in 50M, 800k or 120000.")],
+    profile: Annotated[str, typer.Option(help="'hash', 'precise' or 'hash-quantised'.")] = "hash",
+    bits: Annotated[int, typer.Option(help="Of a code.")] = 64,
+    dim: Annotated[int, typer.Option(help="Length of the blended feature.")] = 256,
+    replicas: Annotated[int, typer.Option(help="Copies of each image's point.")] = 1,
+    workers: Annotated[int, typer.Option(help="That read and encode, two cores each.")] = 1,
+    images_per_second: Annotated[
+        float | None, typer.Option(help="Of one worker; as measured if left out.")
+    ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Workers with a GPU; needs --images-per-second.")
+    ] = False,
+    node_memory_gb: Annotated[float, typer.Option(help="Memory of a Qdrant node.")] = 64,
+    node_disk_gb: Annotated[float, typer.Option(help="Disk of a Qdrant node.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what disk, memory, nodes and time an archive will need, with the sums shown."""
+    if profile not in _PROFILES:
+        raise QueryError(f"profile is {profile!r}; use one of {', '.join(_PROFILES)}")
+    if gpu and images_per_second is None:
+        raise QueryError(
+            "no GPU has been measured yet; index a thousand images with it, and give what it "
+            "reached with --images-per-second"
+        )
+    if bits < 16 or bits % 8:
+        raise QueryError(f"--bits is {bits}; codes have a multiple of 8 bits, from 16 on")
+    for name, value in (
+        ("--dim", dim), ("--replicas", replicas), ("--workers", workers),
+        ("--images-per-second", images_per_second), ("--node-memory-gb", node_memory_gb),
+        ("--node-disk-gb", node_disk_gb),
+    ):  # fmt: skip
+        if value is not None and not value > 0:
+            raise QueryError(f"{name} is {value}; give a number above zero")
+    count, measured = _count(images), _measured(profile)
+    found = needs(
+        measured,
+        count,
+        dim=dim,
+        bits=bits,
+        quantised=profile == "hash-quantised",
+        replicas=replicas,
+        workers=workers,
+        rate=images_per_second,
+        node_memory=node_memory_gb * _GB,
+        node_disk=node_disk_gb * _GB,
+    )
+    rate = images_per_second or measured.indexing_per_second
+    copies = count * replicas
+    rows = {
+        "disk": (
+            f"{found.disk_bytes / _GB:,.0f} GB",
+            f"{copies:,} × {found.disk_bytes / copies / _HEADROOM_DISK:,.0f} B × "
+            f"{_HEADROOM_DISK:g} (room to rewrite)",
+        ),
+        "memory": (
+            f"{found.memory_bytes / _GB:,.0f} GB",
+            f"{copies:,} × {found.memory_bytes / copies / _HEADROOM_MEMORY:,.0f} B × "
+            f"{_HEADROOM_MEMORY:g}",
+        ),
+        "memory, for full speed": (
+            f"{found.fast_memory_bytes / _GB:,.0f} GB",
+            f"{copies:,} × {found.fast_memory_bytes / copies / _HEADROOM_MEMORY:,.0f} B × "
+            f"{_HEADROOM_MEMORY:g}",
+        ),
+        "Qdrant nodes": (
+            f"{found.nodes}",
+            f"of {node_memory_gb:g} GB memory and {node_disk_gb:g} GB disk; memory, disk or "
+            "replicas decide",
+        ),
+        "shards": (f"{found.shards}", f"at most {_IMAGES_A_SHARD:,} images each"),
+        "indexing": (
+            f"{found.indexing_hours:,.1f} h",
+            f"{count:,} / ({workers} × {rate:,.0f} images/s)",
+        ),
+        "arranging": (
+            f"{found.arranging_hours:,.1f} h",
+            "nothing to do"
+            if measured.optimise_per_second is None
+            else f"{copies // found.nodes:,} a node / {measured.optimise_per_second:,.0f} images/s",
+        ),
+        "a search, half of them within": (
+            f"{found.p50_ms:,.1f} ms",
+            f"{measured.p50_ms:g} ms at {measured.count:,}, growing with the power "
+            f"{measured.growth:g}",
+        ),
+    }
+    if as_json:
+        names = Needs.__slots__
+        write_json({name: round(getattr(found, name), 3) for name in names} | {"images": count})
+        return
+    console = Console()
+    width = max(map(len, rows))
+    for name, (amount, why) in rows.items():
+        console.print(f"{name:>{width}}  {amount:>10}  = {why}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Measured up to {measured.count:,} images on {measured.machine}; beyond that "
+        "extrapolated. docs/search.md has the tables.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _count(text: str) -> int:
+    """50M → 50,000,000. Raises QueryError."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+    digits = text.strip().lower().replace(",", "").replace("_", "")
+    unit = digits[-1:] if digits[-1:] in units else ""
+    try:
+        count = round(float(digits.removesuffix(unit)) * units[unit])
+    except (ValueError, OverflowError):
+        count = 0
+    if not 1 <= count <= 10**12:
+        raise QueryError(f"--images is {text!r}; give a number, as in 50M, 800k or 120000")
+    return count
+
+
+def _measured(profile: str) -> Measured:
+    figures: dict[str, Any] = json.loads(files("api").joinpath("measured.json").read_text())
+    return Measured(**figures["profiles"][profile], machine=figures["machine"])

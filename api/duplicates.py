@@ -1,0 +1,105 @@
+"""``precedent duplicates``: images that are in the archive more than once, or nearly."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from api.options import DataDirOption, JsonOption, ModelOption, WhereOption, write_json
+from engine.errors import QueryError
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.search.duplicates import DuplicateGroup
+
+__all__ = ["duplicates"]
+
+
+def duplicates(
+    similarity: Annotated[
+        float | None, typer.Option(help="Least similarity of two duplicates; 0.9999 if left out.")
+    ] = None,
+    max_bits: Annotated[
+        int | None, typer.Option(help="Most bits in which their codes differ; 2 if left out.")
+    ] = None,
+    across_studies: Annotated[
+        bool, typer.Option("--across-studies", help="Only groups of more than one study.")
+    ] = False,
+    where: WhereOption = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Groups to list, the largest first; all if left out.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List images that are the same picture, or nearly: copies, re-saved and resized ones.
+
+    With --json one group a line. Lower --similarity a little and neighbouring slices of a
+    stack appear as well.
+    """
+    from api.terminal import duplicates_table
+    from engine.search import duplicates as search
+    from engine.search.query import parse_where
+    from indexer.archive import Archive
+
+    if limit is not None and limit < 1:
+        raise QueryError(f"--limit is {limit}; use 1 or more")
+    filters = parse_where(where or [])
+    given = {"similarity": similarity, "max_bits": max_bits}
+    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    shown: list[dict[str, Any]] = []
+    with (
+        Archive(load_settings(data_dir=data_dir, model=model)) as archive,
+        _progress(shown=not as_json) as progress,
+    ):
+        groups = search.duplicates(archive.store, where=filters, progress=progress, **options)
+        wanted = (group for group in groups if group.studies > 1 or not across_studies)
+        for group in islice(wanted, limit):
+            document = _document(group, archive.paths([one.id for one in group.members]))
+            if as_json:
+                write_json(document)
+            else:
+                shown.append(document)
+        more = next(wanted, None) is not None
+    if not as_json:
+        Console().print(duplicates_table(shown, more=more))
+
+
+def _document(group: "DuplicateGroup", paths: "dict[str, Path]") -> dict[str, Any]:
+    return {
+        "studies": group.studies,
+        "images": [
+            {
+                "id": one.id,
+                "similarity": round(one.similarity, 6),
+                "identical": one.identical,
+                "path": str(paths[one.id]) if one.id in paths else None,
+                "study": one.record.study,
+                "series": one.record.series,
+                "sop": one.record.sop,
+                "frame": one.record.frame,
+            }
+            for one in group.members
+        ],
+    }
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    errors = Console(stderr=True)
+    with Progress(
+        console=errors, transient=True, disable=not (shown and errors.is_terminal)
+    ) as bar:
+        task = bar.add_task("read", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield show

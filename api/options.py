@@ -1,0 +1,52 @@
+"""What several commands of the command line share: options, and how JSON is written."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.errors import ImageRefused
+
+__all__ = [
+    "DataDirOption",
+    "JsonOption",
+    "ModelOption",
+    "WhereOption",
+    "chosen",
+    "refuse",
+    "write_json",
+]
+
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Index, ledger, thumbnails. [PRECEDENT_DATA_DIR]"),
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Folder of a checkpoint. [PRECEDENT_MODEL]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Facet filter, as in modality=CT or study_year=2015..2020."),
+]
+
+
+def chosen(text: str | None) -> str | None:
+    """A choice that may also be to take none; forms send an empty one."""
+    return None if text in (None, "", "none") else text
+
+
+def write_json(document: dict[str, Any]) -> None:
+    """One object on a line of standard output."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+def refuse(path: Path, refused: ImageRefused, *, as_json: bool) -> None:
+    """Says of one image of several why there is no answer for it."""
+    if as_json:
+        write_json({"error": {"code": refused.code, "detail": refused.detail}})
+    else:
+        print(f"precedent: {path}: {refused}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,100 @@
+"""``precedent recommend``: the cases most like an image, a study, or examples that are liked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from api.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    WhereOption,
+    chosen,
+    refuse,
+    write_json,
+)
+from engine.errors import ImageRefused
+from engine.settings import load_settings
+
+__all__ = ["recommend"]
+
+
+def recommend(
+    image: Annotated[Path | None, typer.Argument(help="DICOM, PNG or JPEG.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="Id of an indexed image to like.", metavar="ID")
+    ] = None,
+    dislike: Annotated[
+        list[str] | None,
+        typer.Option(help="Id of one to keep away from: what is nearer to it is left out."),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Study Instance UID; its images are liked.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
+    where: WhereOption = None,
+    group_by: Annotated[
+        str, typer.Option(help="One hit of each 'study' or 'patient'; 'none': all images.")
+    ] = "study",
+    exclude_own: Annotated[
+        str, typer.Option(help="Leave out the examples' own 'study' or 'patient', or 'none'.")
+    ] = "patient",
+    diversity: Annotated[
+        float, typer.Option(help="0: the most similar ones; up to 1: ones that differ.")
+    ] = 0.0,
+    exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Find the cases most like examples: an image, a study, or indexed images by id.
+
+    Several may be given, and images to keep away from. The examples' own patients are left
+    out, and of each other study the best image is shown.
+    """
+    from api.schemas import local_document
+    from api.terminal import recommendation_table
+    from engine.errors import QueryError
+    from engine.search.query import parse_where
+    from engine.search.recommend import Examples, Wanted
+    from indexer.archive import Archive, QueryImage
+
+    wanted = Wanted(
+        k=k,
+        where=parse_where(where or []),
+        exact=exact,
+        group_by=chosen(group_by),
+        exclude=chosen(exclude_own),
+        diversity=diversity,
+    )
+    if image is None and not like and study is None:
+        raise QueryError("say what the cases should be like: an IMAGE, --like ID or --study UID")
+    with Archive(load_settings(data_dir=data_dir, model=model)) as archive:
+        read: QueryImage | None = None
+        if image is not None:
+            with archive.query_reader() as reader:
+                (result,) = reader.read([image])
+            if isinstance(result, ImageRefused):
+                refuse(image, result, as_json=as_json)
+                return 1
+            read = result
+        examples = Examples(
+            liked=tuple(like or ()),
+            disliked=tuple(dislike or ()),
+            study=study,
+            seen=None if read is None else archive.engine.observed([read.canvas]),
+            record=None if read is None else read.record,
+            seen_id=None if read is None else read.id,
+        )
+        answer = archive.engine.recommend(examples, wanted)
+        paths = archive.paths([one.hit.id for one in answer.hits])
+    document = local_document(answer, paths)
+    if as_json:
+        write_json(document)
+    else:
+        named = [str(image)] if image is not None else []
+        named += [f"study {study}"] if study is not None else []
+        Console().print(recommendation_table(", ".join([*named, *(like or ())]), document))
+    return 0

@@ -1,0 +1,212 @@
+"""The cases most like examples: images that are liked or disliked, an upload, a study."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Path, Query, UploadFile
+
+from api.deps import ArchiveDep, ReadersDep, Where, point_id
+from api.options import chosen
+from api.problems import problem_responses
+from api.schemas import RecommendationDocument
+from engine.search.query import GROUPS, MAX_K, parse_where
+from engine.search.recommend import MAX_EXAMPLES, Examples, Wanted
+from indexer.archive import Archive
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["recommendation"])
+
+_K = {"minimum": 1, "maximum": MAX_K}
+_GROUP = {"enum": [*GROUPS, "none"]}
+_MOST = {"maxItems": MAX_EXAMPLES}
+_DIVERSITY = {"minimum": 0, "maximum": 1}
+_ABOUT_K = "Hits wanted; the service's setting when absent."
+_ABOUT_GROUPS = "The best image of each `study` or `patient`; `none`: all images."
+_ABOUT_EXCLUDE = "Leave out the examples' own `study`, or their `patient`, or `none`."
+_ABOUT_DIVERSITY = "0: the most similar ones; up to 1: ones that differ from each other."
+_EXAMPLE_IDS = ["9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11", "3b0d6c52-5c6f-5d83-9a39-4f8f0b6d2a77"]
+_EXAMPLE_STUDY = "1.2.826.0.1.3680043.8.498.1"
+_EXAMPLE = {
+    "ood": {
+        "foreign": False,
+        "p": 0.41,
+        "alpha": 0.03,
+        "scores": {"knn": 0.18},
+        "p_values": {"knn": 0.205},
+    },
+    "evidence": {
+        "liked": 2,
+        "disliked": 1,
+        "diversity": 0.0,
+        "model": "6f2d9c0b7a31e5d4",
+        "bits": 64,
+        "rungs": {"s1": 1, "s2": 1},
+        "candidates": 311,
+        "estimated": False,
+        "approximate": False,
+        "ranked": 47,
+        "nearer_to_disliked": 5,
+        "note": None,
+        "timings_ms": {"fetch": 0.4, "ood": 0.2, "prefilter": 1.3, "rank": 2.2},
+    },
+    "hits": [
+        {
+            "id": "5f1f0d0e-6f0f-5a53-b0a5-2f5b6a1c9a10",
+            "study": "1.2.826.0.1.3680043.8.498.7",
+            "series": "1.2.826.0.1.3680043.8.498.7.1",
+            "sop": "1.2.826.0.1.3680043.8.498.7.1.12",
+            "frame": 0,
+            "modality": "CT",
+            "body_part": "CHEST",
+            "view": None,
+            "laterality": None,
+            "manufacturer": "ACME",
+            "sex": "M",
+            "age_band": "50-59",
+            "study_year": 2021,
+            "labels": ["nodule"],
+            "source": "folder",
+            "burned_in": None,
+            "similarity": 0.9688,
+            "hamming": 2,
+            "because": _EXAMPLE_IDS[0],
+        }
+    ],
+    "votes": [{"label": "nodule", "share": 0.71, "hits": 7}],
+}
+_ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": _EXAMPLE}}}
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """What is asked for besides the examples, as it came in."""
+
+    k: int | None
+    where: tuple[str, ...]
+    group_by: str | None
+    exclude: str | None
+    exact: bool
+    diversity: float
+
+    def wanted(self, archive: Archive) -> Wanted:
+        return Wanted(
+            k=archive.settings.search.k if self.k is None else self.k,
+            where=parse_where(self.where),
+            exact=self.exact,
+            group_by=chosen(self.group_by),
+            exclude=chosen(self.exclude),
+            diversity=self.diversity,
+        )
+
+
+async def _by_form(
+    k: Annotated[int | None, Form(description=_ABOUT_K, json_schema_extra=_K)] = None,
+    where: Annotated[
+        list[str],
+        Form(
+            description="Filter, repeatable, as in a search.",
+            examples=[["modality=CT"]],
+        ),
+    ] = [],  # noqa: B006 - FastAPI copies defaults
+    group_by: Annotated[str, Form(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
+    exclude: Annotated[str, Form(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)] = "patient",
+    exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+    diversity: Annotated[
+        float, Form(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
+    ] = 0.0,
+) -> _Choices:
+    return _Choices(k, tuple(where), group_by, exclude, exact, diversity)
+
+
+async def _by_link(
+    k: Annotated[int | None, Query(description=_ABOUT_K, json_schema_extra=_K)] = None,
+    where: Where = [],  # noqa: B006 - FastAPI copies defaults
+    group_by: Annotated[str, Query(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
+    exclude: Annotated[
+        str, Query(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)
+    ] = "patient",
+    exact: Annotated[bool, Query(description="Compare with every image; no pre-filter.")] = False,
+    diversity: Annotated[
+        float, Query(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
+    ] = 0.0,
+) -> _Choices:
+    return _Choices(k, tuple(where), group_by, exclude, exact, diversity)
+
+
+@router.post(
+    "/v1/recommend",
+    operation_id="recommend",
+    summary="Find the cases most like examples",
+    response_description="Hits, most similar first, with votes on labels and how they were found.",
+    responses={**_ANSWERED, **problem_responses(400, 404, 413, 422, 503)},
+)
+def post_recommend(
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    choices: Annotated[_Choices, Depends(_by_form)],
+    file: Annotated[
+        UploadFile | None, File(description="DICOM, PNG or JPEG file to like; it is not kept.")
+    ] = None,
+    like: Annotated[
+        list[str],
+        Form(
+            description="Id of an indexed image to like, repeatable.",
+            examples=[_EXAMPLE_IDS],
+            json_schema_extra=_MOST,
+        ),
+    ] = [],  # noqa: B006 - FastAPI copies defaults
+    dislike: Annotated[
+        list[str],
+        Form(
+            description="Id of one to keep away from, repeatable: what is nearer to it than to "
+            "any liked image is left out.",
+            json_schema_extra=_MOST,
+        ),
+    ] = [],  # noqa: B006 - FastAPI copies defaults
+    study: Annotated[
+        str | None,
+        Form(description="Study Instance UID; its images are liked.", examples=[_EXAMPLE_STUDY]),
+    ] = None,
+) -> RecommendationDocument:
+    """Give `file`, `like` or `study`, or several of these.
+
+    A hit's similarity is that to the liked image it is most like, which `because` names. The
+    examples themselves are never hits, nor are, unless asked for, others of their patients.
+    """
+    wanted = choices.wanted(archive)
+    image = None if file is None else readers.read(file)
+    examples = Examples(
+        liked=tuple(point_id(one) for one in like if one),
+        disliked=tuple(point_id(one) for one in dislike if one),
+        study=study or None,
+        seen=None if image is None else archive.engine.observed([image.canvas]),
+        record=None if image is None else image.record,
+        seen_id=None if image is None else image.id,
+    )
+    return RecommendationDocument.from_answer(archive.engine.recommend(examples, wanted))
+
+
+@router.get(
+    "/v1/studies/{uid}/related",
+    operation_id="getRelatedStudies",
+    summary="Find the cases most like a study",
+    response_description="As of a recommendation.",
+    responses={**_ANSWERED, **problem_responses(400, 404, 422, 503)},
+)
+def get_related(
+    uid: Annotated[
+        str, Path(description="Study Instance UID of an indexed study.", examples=[_EXAMPLE_STUDY])
+    ],
+    archive: ArchiveDep,
+    choices: Annotated[_Choices, Depends(_by_link)],
+) -> RecommendationDocument:
+    """The best image of each study that has one like this study's images.
+
+    Of a study of more than 32 images, 32 that are evenly spaced over it are the examples.
+    """
+    wanted = choices.wanted(archive)
+    answer = archive.engine.recommend(Examples(study=uid), wanted)
+    return RecommendationDocument.from_answer(answer)

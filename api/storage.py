@@ -1,0 +1,115 @@
+"""``precedent profile``, ``snapshot`` and ``restore``: how and where the index is kept."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from engine.errors import QueryError
+from engine.settings import load_settings
+from engine.store.base import Collection, Filter, Profile, VectorStore
+
+__all__ = ["profile", "restore", "snapshot"]
+
+_GRAPHS = ("hash", "precise")
+
+
+def profile(
+    graph: Annotated[
+        str | None, typer.Argument(help="'hash' or 'precise'; left out: only say what it is.")
+    ] = None,
+    quantised: Annotated[
+        bool, typer.Option("--quantised/--not-quantised", help="With eight-bit copies.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change how the index is arranged: without a graph (hash) or with one (precise).
+
+    No image is read again. With millions of images a graph takes minutes to build.
+    """
+    with _store(data_dir, model, create=False) as store:
+        if graph is not None:
+            if graph not in _GRAPHS:
+                raise QueryError(f"profile is {graph!r}; use one of {', '.join(_GRAPHS)}")
+            store.arrange(Profile("precise" if graph == "precise" else "hash", quantised))
+        found, images = store.profile, store.count(Filter())
+    if as_json:
+        write_json({**asdict(found), "images": images})
+    else:
+        words = f"{found.graph}, {'quantised' if found.quantised else 'not quantised'}"
+        Console().print(f"{words}; {images:,} images", highlight=False)
+
+
+def snapshot(
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write all points of the index to one file, from which any other index can be filled.
+
+    Ledger, thumbnails and pseudonym key are files of the data folder: copy them beside it.
+    """
+    from engine.store.snapshot import write_snapshot
+
+    with _store(data_dir, model, create=False) as store, _progress("written") as progress:
+        count = write_snapshot(store, file, progress)
+    _told("written", count, file, as_json=as_json)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `precedent snapshot` wrote.")],
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the points of a snapshot to the index, which is made where there is none.
+
+    With PRECEDENT_STORE__URL set this moves an index to a Qdrant server.
+    """
+    from engine.store.snapshot import restore_snapshot
+
+    with _store(data_dir, model, create=True) as store, _progress("restored") as progress:
+        count = restore_snapshot(file, store, progress)
+    _told("restored", count, file, as_json=as_json)
+
+
+@contextmanager
+def _store(data_dir: Path | None, model: Path | None, *, create: bool) -> Iterator[VectorStore]:
+    """The index alone: neither model nor ledger is loaded."""
+    from engine.model.checkpoint import read_manifest
+    from engine.store.opening import open_store
+    from indexer.archive import model_directory
+    from indexer.datadir import DataDir
+
+    settings = load_settings(data_dir=data_dir, model=model)
+    manifest = read_manifest(model_directory(settings))
+    collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+    place = DataDir(settings.data_dir)
+    if create:
+        place.make()
+    with open_store(settings, place.index, collection, create=create) as store:
+        yield store
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    errors = Console(stderr=True)
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _told(what: str, count: int, file: Path, *, as_json: bool) -> None:
+    if as_json:
+        write_json({what: count})
+    else:
+        Console().print(f"{count:,} images {what}: {file}", highlight=False, soft_wrap=True)

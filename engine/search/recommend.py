@@ -1,0 +1,357 @@
+"""A recommendation: the cases most like examples that are liked, and unlike disliked ones.
+
+Every liked example climbs the ladder by its own code and brings its most similar candidates;
+each candidate is then compared with all examples. Its similarity is the highest r to any liked
+one, and it is left out when it is nearer to a disliked one: the "best score" rule. Averages of
+the examples are not taken: the mean of a chest and a hand is like neither.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import numpy as np
+
+from engine.errors import ImageNotFound, QueryError, StoreError
+from engine.records import Hit, ImageRecord, Observations, OodVerdict
+from engine.search.diversity import diverse
+from engine.search.ladder import Climb, Rung, climb
+from engine.search.pool import Example, Pool, Suggestion
+from engine.search.query import Query, without_own
+from engine.search.shortlist import first_of_each
+from engine.search.sizes import size_of
+from engine.search.stopwatch import Stopwatch
+from engine.settings import SearchSettings
+from engine.store.base import Filter, Ids, Match, Nearest, VectorStore
+
+__all__ = [
+    "MAX_EXAMPLES",
+    "Basis",
+    "Examples",
+    "Recommendation",
+    "Vote",
+    "Wanted",
+    "recommend",
+]
+
+MAX_EXAMPLES = 32
+"""Liked by id, liked of a study, and disliked: of each so many."""
+
+_WIDER = 8
+"""How many times as many candidates are looked for when those at hand are of too few studies."""
+_PER_HIT, _SHORTLIST = 5, 500
+"""A diverse list is chosen among so many for each hit, and so many at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """What to recommend by: at least one liked image, however it is named.
+
+    liked, disliked: ids of indexed images.
+    study: its images are liked; of more than 32, 32 that are evenly spaced over it.
+    seen: observations of one uploaded image, which is liked.
+    record: what its file says of study and patient. seen_id: its id, if it is indexed.
+
+    Raises:
+        QueryError: nothing is liked, an image is liked and disliked, or there are too many.
+    """
+
+    liked: tuple[str, ...] = ()
+    disliked: tuple[str, ...] = ()
+    study: str | None = None
+    seen: Observations | None = None
+    record: ImageRecord | None = None
+    seen_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("liked", "disliked"):
+            ids = tuple(dict.fromkeys(_plain(one) for one in getattr(self, name)))
+            object.__setattr__(self, name, ids)
+            if len(ids) > MAX_EXAMPLES:
+                raise QueryError(f"{len(ids)} images are {name}; give up to {MAX_EXAMPLES}")
+        if not self.liked and self.study is None and self.seen is None:
+            raise QueryError("no example is liked; give an image, ids of images or a study")
+        both = [one for one in (*self.liked, self.seen_id) if one in self.disliked]
+        if both:
+            raise QueryError(
+                f"image {both[0]} is liked and disliked; take it out of one of the two"
+            )
+
+
+def _plain(image_id: str) -> str:
+    """The id as the index writes it; what is none will not be found."""
+    try:
+        return str(UUID(image_id))
+    except ValueError:
+        return image_id
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for besides the examples.
+
+    k, where, exact: as in a Query.
+    group_by: "study" or "patient": the best image of each; None = every image for itself.
+    exclude: leaves out the liked examples' studies, and with "patient" all of their patients.
+    diversity: 0 = the most similar ones; above, up to 1, the more alike hits are avoided.
+
+    Raises:
+        QueryError: a value is out of range or unknown.
+    """
+
+    k: int = 10
+    where: Filter = field(default_factory=Filter)
+    exact: bool = False
+    group_by: str | None = "study"
+    exclude: str | None = "patient"
+    diversity: float = 0.0
+
+    def __post_init__(self) -> None:
+        Query(self.k, self.where, exact=self.exact, group_by=self.group_by, exclude=self.exclude)
+        if not 0 <= self.diversity <= 1:
+            raise QueryError(f"diversity is {self.diversity}; use 0 (off) to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What the hits' labels speak for; no probability, the hits are no fair sample of cases.
+
+    share: the r of the hits with this label as a share of the r of all that carry labels, in
+        [0, 1]; r below 0 counts as 0. Hits with several labels vote for each of them.
+    hits: how many carry it.
+    """
+
+    label: str
+    share: float
+    hits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """How a recommendation came about.
+
+    liked, disliked: examples that took part.
+    rungs: of the ladder, by how many liked examples searched there; empty when nothing was
+        searched, because an example is foreign and the policy refuses it.
+    candidates: images that passed, summed over the liked examples. estimated: of some not
+        counted, and then perhaps too high.
+    approximate: a graph or quantised vectors chose among them, and may have missed some.
+    ranked: different images that were compared with every example.
+    nearer_to_disliked: how many of these were left out for that.
+    note: in words, what a reader of the list should know of how it came about; or None.
+    """
+
+    liked: int
+    disliked: int
+    diversity: float
+    model: str
+    bits: int
+    rungs: dict[str, int] = field(default_factory=dict)
+    candidates: int = 0
+    estimated: bool = False
+    approximate: bool = False
+    ranked: int = 0
+    nearer_to_disliked: int = 0
+    note: str | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Hits, most similar first (with diversity, in the order they were chosen).
+
+    ood: the verdict of the strictest liked example: see ``SearchEngine.verdict``.
+    """
+
+    hits: tuple[Suggestion, ...]
+    votes: tuple[Vote, ...]
+    evidence: Basis
+    ood: OodVerdict | None
+
+
+def recommend(
+    store: VectorStore,
+    settings: SearchSettings,
+    verdict: Callable[[Observations], OodVerdict | None],
+    examples: Examples,
+    wanted: Wanted,
+) -> Recommendation:
+    """What ``examples`` lead to.
+
+    Args:
+        verdict: of the OOD gate, on observed images.
+
+    Raises:
+        ImageNotFound: an example, or the study, is not indexed.
+        QueryError: of the study nothing is left to be liked.
+    """
+    watch = Stopwatch()
+    with watch("fetch"):
+        liked, disliked = _fetched(store, examples)
+    with watch("ood"):
+        told = _strictest(verdict, liked, examples.seen)
+    basis = Basis(
+        liked=len(liked),
+        disliked=len(disliked),
+        diversity=wanted.diversity,
+        model=store.collection.model,
+        bits=store.collection.bits,
+    )
+    if told is not None and told.foreign and settings.ood_policy == "refuse":
+        return Recommendation((), (), replace(basis, timings_ms=watch.rounded()), told)
+    where = without_own(wanted.where, wanted.exclude, [example.record for example in liked])
+    ids = {example.id for example in (*liked, *disliked)} | {examples.seen_id}
+    themselves = Ids(tuple(sorted(one for one in ids if one is not None)))
+    if themselves.values:
+        where = replace(where, must_not=(*where.must_not, themselves))
+    needed = wanted.k
+    if wanted.diversity > 0:
+        needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
+    pool = Pool(store, liked, disliked)
+    enough = max(settings.min_candidates, settings.candidates_per_hit * wanted.k)
+    while True:
+        with watch("prefilter"):
+            climbs = _climbs(store, settings, liked, where, None if wanted.exact else enough)
+        with watch("rank"):
+            asked = [
+                Nearest(example.z, taken.where, wanted.k, not taken.approximate)
+                for example, taken in zip(liked, climbs, strict=True)
+            ]
+            whole = pool.fill(asked, wanted.group_by, needed)
+            found = pool.suggestions()
+            hits = [one.hit for one in found]
+            if wanted.group_by is not None:
+                hits = list(first_of_each(hits, wanted.group_by))
+        # The codes of many images may be near, and all of them be of one study.
+        if len(hits) >= wanted.k or all(taken.rung.radius is None for taken in climbs):
+            break
+        enough *= _WIDER
+    with watch("rank"):
+        hits = diverse(store, hits[:needed], wanted.k, wanted.diversity)
+    because = {one.hit.id: one for one in found}
+    basis = replace(
+        basis,
+        rungs=dict(Counter(taken.rung.name for taken in climbs)),
+        candidates=sum(taken.size.count for taken in climbs),
+        estimated=any(taken.size.estimated for taken in climbs),
+        approximate=any(taken.approximate for taken in climbs),
+        ranked=pool.compared,
+        nearer_to_disliked=pool.nearer_to_disliked,
+        note=_note(climbs, whole=whole),
+        timings_ms=watch.rounded(),
+    )
+    return Recommendation(tuple(because[hit.id] for hit in hits), _votes(hits), basis, told)
+
+
+def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], list[Example]]:
+    """Those liked, the uploaded image first, and those disliked."""
+    ids = [*examples.liked, *examples.disliked]
+    if examples.study is not None:
+        mine = _of_study(store, examples.study, examples.disliked)
+        ids.extend(one for one in mine if one not in ids)
+    found = {point.id: point for point in store.get(ids, with_z=True)}
+    missing = [one for one in ids if one not in found]
+    if missing:
+        named = ", ".join(repr(one[:64]) for one in missing[:5])
+        raise ImageNotFound(f"no indexed image has id {named}; ids are in the answers of a search")
+    made: dict[str, Example] = {}
+    for one, point in found.items():
+        if point.z is None:
+            raise StoreError(f"image {one} is stored without its vector; index it again")
+        # Stored as float16: its length is one only nearly.
+        z = point.z / np.linalg.norm(point.z)
+        made[one] = Example(one, point.record, z, point.code)
+    liked = [made[one] for one in ids if one not in examples.disliked]
+    if examples.seen is not None:
+        record = examples.record or ImageRecord()
+        uploaded = Example(None, record, examples.seen.z[0], examples.seen.codes[0])
+        liked.insert(0, uploaded)
+    return liked, [made[one] for one in examples.disliked]
+
+
+def _of_study(store: VectorStore, study: str, disliked: Sequence[str]) -> list[str]:
+    """Ids of up to 32 images of the study, evenly spaced over it, first and last among them."""
+    records = {
+        point.id: point.record for point in store.scroll(Filter(must=(Match("study", (study,)),)))
+    }
+    if not records:
+        raise ImageNotFound(
+            f"no indexed image is of study {study[:64]!r}; studies are in the answers of a search"
+        )
+    ids = sorted(records.keys() - set(disliked), key=lambda one: _place(one, records[one]))
+    if not ids:
+        raise QueryError(f"all images of study {study!r} are disliked; nothing is left to like")
+    count = min(len(ids), MAX_EXAMPLES)
+    steps = np.linspace(0, len(ids) - 1, count).round().astype(int)
+    return [ids[step] for step in steps]
+
+
+def _place(image_id: str, record: ImageRecord) -> tuple[object, ...]:
+    """Where an image is in its study: UIDs count up by number, not by text."""
+    return _numbers(record.series), _numbers(record.sop), record.frame, image_id
+
+
+def _numbers(uid: str | None) -> tuple[str, ...]:
+    return tuple(part.rjust(64, "0") for part in (uid or "").split("."))
+
+
+def _strictest(
+    verdict: Callable[[Observations], OodVerdict | None],
+    liked: Sequence[Example],
+    seen: Observations | None,
+) -> OodVerdict | None:
+    """That with the least p; of an upload more is known than of what is indexed."""
+    indexed = [example for example in liked if example.id is not None]
+    observed = [] if seen is None else [seen]
+    if indexed:
+        z, codes = ([getattr(one, name) for one in indexed] for name in ("z", "code"))
+        observed.append(Observations(np.stack(z), np.stack(codes)))
+    told = [one for one in map(verdict, observed) if one is not None]
+    return min(told, key=lambda one: one.p, default=None)
+
+
+def _climbs(
+    store: VectorStore,
+    settings: SearchSettings,
+    liked: Sequence[Example],
+    where: Filter,
+    enough: int | None,
+) -> list[Climb]:
+    """Where each liked example is searched for; enough: None = everywhere."""
+    if enough is None:
+        size = size_of(store, where, settings.max_counted)
+        return [Climb(Rung("exact", None), where, size, {})] * len(liked)
+    codes = {example.code.tobytes(): example.code for example in liked}
+    taken = {key: climb(store, code, where, enough, settings) for key, code in codes.items()}
+    return [taken[example.code.tobytes()] for example in liked]
+
+
+def _note(climbs: Sequence[Climb], *, whole: bool) -> str | None:
+    notes = [taken.note for taken in climbs if taken.note is not None]
+    told = []
+    if notes:
+        several = f"for {len(notes)} of {len(climbs)} examples: " if len(climbs) > 1 else ""
+        told.append(several + notes[0])
+    if not whole:
+        told.append(
+            "the list may end too soon: so much of what is near is of the same few studies, or "
+            "nearer to what is disliked"
+        )
+    return "; ".join(told) or None
+
+
+def _votes(hits: Sequence[Hit]) -> tuple[Vote, ...]:
+    """The largest share first."""
+    weights: dict[str, float] = {}
+    counts: Counter[str] = Counter()
+    total = 0.0
+    for hit in hits:
+        labels = set(hit.record.labels)
+        weight = max(hit.similarity, 0.0)
+        total += weight if labels else 0.0
+        for label in labels:
+            weights[label] = weights.get(label, 0.0) + weight
+            counts[label] += 1
+    made = [Vote(name, w / total if total else 0.0, counts[name]) for name, w in weights.items()]
+    return tuple(sorted(made, key=lambda vote: (-vote.share, vote.label)))

@@ -1,0 +1,49 @@
+"""What every store demands of a point before it takes it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import StoreError
+from engine.records import Point
+from engine.store.base import Collection
+
+__all__ = ["checked_vector", "not_storable"]
+
+
+def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
+    """The point's vector, float32 (D,), of a point such as the collection holds.
+
+    Raises:
+        StoreError: z is absent or not finite, z or the code is of another length, or a number
+            of the record has more than 64 bits.
+    """
+    if point.z is None or point.z.shape != (collection.dim,):
+        shape = None if point.z is None else point.z.shape
+        raise StoreError(
+            f"point {point.id} has a vector of shape {shape}, the index wants "
+            f"({collection.dim},); encode it with the index's own model"
+        )
+    if not np.isfinite(point.z).all():
+        raise StoreError(
+            f"point {point.id} has a vector that is not finite; encode the image again"
+        )
+    if 8 * len(point.code) != collection.bits:
+        raise StoreError(
+            f"point {point.id} has a code of {8 * len(point.code)} bits, the index wants "
+            f"{collection.bits}; encode it with the index's own model"
+        )
+    for number in (point.record.frame, point.record.study_year or 0):
+        if not -(2**63) <= number < 2**63:
+            # An engine would round it and say nothing.
+            raise StoreError(
+                f"point {point.id} carries the number {number}, and 64 bits are the most an "
+                "index holds; correct the frame number or the study's year"
+            )
+    return point.z
+
+
+def not_storable(point: Point, error: Exception) -> StoreError:
+    """The error for a point whose id or payload no store can express."""
+    return StoreError(
+        f"point {point.id!r} cannot be stored ({error}); ids are UUIDs, and texts valid Unicode"
+    )

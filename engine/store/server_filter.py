@@ -1,0 +1,99 @@
+"""Filters in the words of a Qdrant server."""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from qdrant_client import models
+
+from engine.errors import StoreError
+from engine.store.base import Condition, Filter, Ids, Match, Range
+from engine.store.payload import BAND_PREFIX
+
+__all__ = ["translated"]
+
+_T = TypeVar("_T")
+
+_VALUES_AT_ONCE = 256
+"""In one condition: a server in strict mode bounds them."""
+
+
+def translated(where: Filter) -> models.Filter | None:
+    """The filter in the server's terms; None = everything.
+
+    Raises:
+        StoreError: the server has no terms for it.
+    """
+    try:
+        return _to_filter(where)
+    except (TypeError, ValueError, OverflowError) as error:
+        said = str(error).splitlines()[0]
+        raise StoreError(
+            f"the index cannot be asked for this ({said}): numbers have at most 64 bits, ids "
+            "are UUIDs, and texts valid Unicode"
+        ) from None
+
+
+def _to_filter(where: Filter) -> models.Filter | None:
+    must = [_to_condition(condition) for condition in where.must]
+    must_not = [_to_condition(condition) for condition in where.must_not]
+    # At the top, where the engine walks along it; nested, it would be checked twice.
+    near = [
+        condition
+        for j, values in enumerate(where.bands)
+        for condition in _matches(f"{BAND_PREFIX}{j}", values)
+    ]
+    if not must and not must_not and not near:
+        return None
+    return models.Filter(must=must or None, must_not=must_not or None, should=near or None)
+
+
+def _to_condition(condition: Condition) -> models.Condition:
+    match condition:
+        case Ids(values):
+            ids = [str(uuid.UUID(value)) for value in values]
+            return _any_of([models.HasIdCondition(has_id=list(some)) for some in _chunks(ids)])
+        case Range(field, low, high):
+            between = models.Range(gte=_real(low), lte=_real(high))
+            return models.FieldCondition(key=field, range=between)
+        case Match(field, values):
+            return _any_of(_matches(field, values))
+
+
+def _matches(field: str, values: Sequence[str] | Sequence[int]) -> list[models.Condition]:
+    """Conditions of which one holds when the field has one of the values."""
+    if all(isinstance(value, bool) for value in values):
+        return [
+            models.FieldCondition(key=field, match=models.MatchValue(value=value))
+            for value in values
+        ]
+    for value in values:
+        _expressible(value)
+    return [
+        models.FieldCondition(key=field, match=models.MatchAny(any=list(some)))  # type: ignore[arg-type]
+        for some in _chunks(values)
+    ]
+
+
+def _any_of(conditions: list[Any]) -> models.Condition:
+    if not conditions:
+        # An empty "should" would let everything pass.
+        return models.HasIdCondition(has_id=[])
+    return conditions[0] if len(conditions) == 1 else models.Filter(should=conditions)
+
+
+def _chunks(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    return (
+        values[start : start + _VALUES_AT_ONCE] for start in range(0, len(values), _VALUES_AT_ONCE)
+    )
+
+
+def _expressible(value: str | int) -> None:
+    if isinstance(value, str):
+        value.encode()
+    elif not -(2**63) <= value < 2**63:
+        raise OverflowError(f"{value} is too large")
+
+
+def _real(bound: int | None) -> float | None:
+    return None if bound is None else float(bound)

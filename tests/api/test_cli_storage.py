@@ -1,0 +1,172 @@
+"""``precedent profile``, ``snapshot``, ``restore`` and ``plan``, and deleting what was restored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from api.capacity import Measured, needs
+from api.cli import app
+from engine.errors import QueryError, StoreError
+from engine.settings import Settings
+from engine.store.base import Filter, Profile
+from indexer.archive import Archive
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def settings(indexed, tmp_path: Path) -> Settings:
+    return indexed.copy(tmp_path / "data")
+
+
+@pytest.fixture
+def place(settings: Settings) -> list[str]:
+    return ["--data-dir", str(settings.data_dir), "--model", str(settings.model)]
+
+
+def hits(settings: Settings) -> list[Any]:
+    from engine.search.query import Query
+
+    with Archive(settings) as archive:
+        first = next(archive.store.scroll(Filter()))
+        return [hit.id for hit in archive.engine.search_like(first.id, Query(10, exact=True)).hits]
+
+
+def test_the_profile_is_told_and_changed_and_stays(settings, place):
+    before = hits(settings)
+    assert "hash, not quantised" in run("profile", *place)
+    told = json.loads(run("profile", "precise", "--quantised", "--json", *place))
+    assert (told["graph"], told["quantised"], told["images"]) == ("precise", True, 35)
+    with Archive(settings) as archive:
+        assert archive.store.profile == Profile("precise", True)
+    assert hits(settings) == before
+    assert "hash, not quantised" in run("profile", "hash", *place)
+
+
+def test_an_unknown_profile_changes_nothing(settings, place):
+    with pytest.raises(QueryError, match=r"fast.*hash, precise"):
+        run("profile", "fast", *place)
+    assert "hash, not quantised" in run("profile", *place)
+
+
+def test_a_snapshot_fills_another_index(settings, place, tmp_path):
+    file = tmp_path / "points.snapshot"
+    assert "35 images written" in run("snapshot", file, *place)
+    before = hits(settings)
+    other = ["--data-dir", str(tmp_path / "other"), "--model", str(settings.model)]
+    assert json.loads(run("restore", file, "--json", *other)) == {"restored": 35}
+    assert json.loads(run("restore", file, "--json", *other)) == {"restored": 35}
+    moved = settings.model_copy(update={"data_dir": tmp_path / "other"})
+    assert hits(moved) == before
+
+
+def test_what_was_restored_without_a_ledger_can_be_deleted(settings, place, tmp_path):
+    file = tmp_path / "points.snapshot"
+    run("snapshot", file, *place)
+    other = ["--data-dir", str(tmp_path / "other"), "--model", str(settings.model)]
+    run("restore", file, *other)
+    told = json.loads(run("delete", "--study", "1.2.4.1", "--yes", "--json", *other))
+    assert told == {"instances": 0, "points": 2}
+    moved = settings.model_copy(update={"data_dir": tmp_path / "other"})
+    with Archive(moved) as archive:
+        assert archive.store.count(Filter()) == 33
+        assert "1.2.4.1" not in {point.record.study for point in archive.store.scroll(Filter())}
+
+
+def test_what_is_no_snapshot_is_refused_and_makes_no_points(settings, place, tmp_path):
+    file = tmp_path / "holiday.jpg"
+    file.write_bytes(b"no snapshot")
+    with pytest.raises(StoreError, match=r"holiday\.jpg"):
+        run("restore", file, *place)
+    assert len(hits(settings)) == 10
+
+
+# Capacity
+
+MEASURED = Measured(
+    count=1_000_000,
+    disk_bytes=4000,
+    anonymous_bytes=1000,
+    resident_bytes=3000,
+    upsert_per_second=5000,
+    optimise_per_second=1000,
+    p50_ms=10,
+    growth=0.5,
+    indexing_per_second=250,
+    machine="a machine",
+)
+PLAIN: dict[str, Any] = {
+    "dim": 256, "bits": 64, "quantised": False, "replicas": 1, "workers": 1, "rate": None,
+    "node_memory": 64e9, "node_disk": 2e12,
+}  # fmt: skip
+
+
+def test_needs_follow_from_what_was_measured():
+    one = needs(MEASURED, 9_000_000, **PLAIN)
+    assert one.disk_bytes == 9e6 * 4000 * 2
+    assert one.memory_bytes == 9e6 * 1000 * 1.25
+    assert one.fast_memory_bytes == 9e6 * 3000 * 1.25
+    assert (one.nodes, one.shards) == (1, 1)
+    assert one.indexing_hours == pytest.approx(10)
+    assert one.arranging_hours == pytest.approx(2.5)
+    assert one.p50_ms == pytest.approx(30)
+
+
+def test_replicas_workers_and_wider_vectors_count():
+    one = needs(MEASURED, 9_000_000, **PLAIN)
+    two = needs(MEASURED, 9_000_000, **PLAIN | {"replicas": 2, "workers": 4})
+    assert two.disk_bytes == 2 * one.disk_bytes
+    assert two.nodes == 2
+    assert two.indexing_hours == pytest.approx(one.indexing_hours / 4)
+    wide = needs(MEASURED, 9_000_000, **PLAIN | {"dim": 512, "bits": 128})
+    assert wide.disk_bytes == 9e6 * (4000 + 512 + 120) * 2
+    large = needs(MEASURED, 1_000_000_000, **PLAIN)
+    assert large.nodes == 20  # 1,250 GB of memory on nodes of 64
+    assert large.shards == 60
+    assert large.shards % large.nodes == 0
+
+
+@pytest.mark.parametrize("profile", ["hash", "precise", "hash-quantised"])
+def test_a_plan_shows_its_sums(profile):
+    text = run("plan", "--images", "50M", "--profile", profile)
+    assert "50,000,000" in text
+    assert "Measured up to" in text
+    for word in ("disk", "memory", "Qdrant nodes", "shards", "indexing"):
+        assert word in text
+    told = json.loads(run("plan", "--images", "50M", "--profile", profile, "--json"))
+    assert told["images"] == 50_000_000
+    assert 0 < told["memory_bytes"] <= told["fast_memory_bytes"]
+    more = json.loads(run("plan", "--images", "100M", "--profile", profile, "--json"))
+    assert more["disk_bytes"] == pytest.approx(2 * told["disk_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--images", "many"], "many"),
+        (["--images", "0"], "'0'"),
+        (["--images", "-5M"], "-5M"),
+        (["--images", "1M", "--profile", "fast"], "fast"),
+        (["--images", "1M", "--gpu"], "--images-per-second"),
+        (["--images", "1M", "--replicas", "0"], "--replicas"),
+        (["--images", "1M", "--bits", "12"], "12"),
+        (["--images", "1M", "--node-disk-gb", "nan"], "nan"),
+    ],
+)
+def test_a_plan_for_nothing_sensible_is_refused(arguments, named):
+    with pytest.raises(QueryError, match=named):
+        run("plan", *arguments)
+
+
+def test_a_gpu_s_rate_is_taken_from_the_one_who_measured_it():
+    text = run("plan", "--images", "36M", "--gpu", "--images-per-second", "2000")
+    assert "5.0 h" in text
