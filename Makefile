@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install test test-slow lint bench-encoder bench-indexing \
-	bench-ood bench-quality bench-retrieval bench-shifts weights clean
+	bench-ood bench-quality bench-retrieval bench-search bench-shifts weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -34,6 +34,10 @@ bench-indexing: $(VENV)/.installed-dev
 bench-retrieval: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.retrieval $(DATA)
 
+# Beside other indexes, which are installed for it. What was measured before is kept.
+bench-search: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.search $(DATA)
+
 # One thread each: they run side by side. Runs that are in bench/results/runs are not made again.
 bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.$* $(DATA)
@@ -55,4 +59,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@ $(VENV)/.installed

@@ -1,0 +1,285 @@
+"""Search: recall, latency, memory, disk and building, beside FAISS, usearch and plain Qdrant.
+
+    python -m bench.search [DATA] [--counts 10000 100000] [--kinds synthetic real]
+
+DATA has the images of kind ``real`` (see ``bench.collection``). Every system runs in a process
+of its own, one after another, on the same vectors; what was measured before is not measured
+again, so that a stopped run goes on. After a change of our engine, ``--fresh --systems hash
+precise hash-quantised`` measures ours anew.
+
+``bench/results/search.json``, which ``precedent plan`` reads:
+
+systems: one for each kind, count and system.
+    build: ``seconds`` by stage (ours and Qdrant: upsert, optimise) and their ``total``. Making
+        points of arrays is part of plain Qdrant's upsert; ours is handed points ready-made.
+    disk_bytes: of the saved index; where candidates are re-ranked, with the vectors for that.
+    resident_bytes: how much the process grew by all searches, and by building where the index
+        lives in memory. Pages of the file that the vectors come in do not count; other
+        mapped files do. ``anonymous_bytes``: the part that no file backs.
+    cores: kept busy while ``building`` and ``searching``: where above 1, by a pool of threads.
+    searches: by knob value and k: ``p50_ms``, ``p99_ms`` of single queries after a warm-up
+        pass over the same ones, ``recall`` of the k exact neighbours; of ours also ``rungs``,
+        ``median_candidates`` and ``share_outside_store``, that of our Python; of plain
+        Qdrant ``segments`` and ``vectors_in_graph``, which is none for a small shard.
+    ranking, throughput: of ``hash``: content order at k = 100; queries per second, no facets.
+growth: exponents of p50 at k = 10 and of building, by least squares over the counts, log-log.
+ratios: building plain Qdrant's graph over building ``hash``, and p50 at k = 10 of ``hash`` over
+    that of the fastest peer with no less recall.
+api/measured.json: what ``precedent plan`` reckons with.
+capacity: of our profiles: ``disk_bytes_per_image``, ``resident_bytes_per_image``,
+    ``upsert_per_second``, ``optimise_per_second`` (images; null where the store found nothing
+    to do), ``p50_ms`` at k = 10.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.machine import machine, write_results
+from bench.searching import Job, make
+from bench.stores import OURS, PEERS
+from bench.vectors import KINDS, SCRATCH, prepared
+
+RESULTS = Path(__file__).parent / "results" / "search"
+MEASURED = Path(__file__).parents[1] / "api" / "measured.json"
+PLOT = Path(__file__).parents[1] / "docs" / "images" / "search.png"
+SYSTEMS = (*OURS, *PEERS)
+
+
+def summary(systems: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What search.json holds besides the machine."""
+    whole = [one for one in systems if "failed" not in one]
+    return {
+        "systems": list(systems),
+        "growth": growth(whole),
+        "ratios": ratios(whole),
+        "capacity": [capacity(one) for one in whole if one["system"] in OURS],
+    }
+
+
+def growth(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    series: dict[tuple[str, str, Any], list[tuple[int, float, float]]] = {}
+    for one in systems:
+        for search in at_ten(one):
+            point = (one["count"], search["p50_ms"], one["build"]["total"])
+            series.setdefault((one["kind"], one["system"], search["value"]), []).append(point)
+    found = []
+    for (kind, system, value), line in series.items():
+        if len(line) > 1:
+            n, p50, build = np.array(line, np.float64).T
+            row = {"kind": kind, "system": system, "value": value}
+            found.append(row | {"p50": exponent(n, p50), "build": exponent(n, build)})
+    return found
+
+
+def exponent(n: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """b of y = a · n^b, by least squares on the logarithms."""
+    return round(float(np.polyfit(np.log(n), np.log(np.maximum(y, 1e-6)), 1)[0]), 3)
+
+
+def ratios(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    archives: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for one in systems:
+        archives.setdefault((one["kind"], one["count"]), {})[one["system"]] = one
+    found = []
+    for (kind, count), there in archives.items():
+        if "hash" not in there:
+            continue
+        ours = at_ten(there["hash"])[0]
+        row: dict[str, Any] = {"kind": kind, "count": count, "recall": ours["recall"]}
+        if "qdrant-hnsw" in there:
+            build = there["qdrant-hnsw"]["build"]["total"] / there["hash"]["build"]["total"]
+            row["qdrant_build_over_hash"] = round(build, 2)
+        matching = {name: matched(there[name], ours["recall"]) for name in PEERS if name in there}
+        able = {name: search for name, search in matching.items() if search is not None}
+        if able:
+            fastest = min(able, key=lambda name: able[name]["p50_ms"])
+            row["fastest_peer"] = f"{fastest} {able[fastest]['value'] or ''}".strip()
+            row["p50_over_fastest_peer"] = round(ours["p50_ms"] / able[fastest]["p50_ms"], 2)
+        found.append(row)
+    return found
+
+
+def at_ten(one: dict[str, Any]) -> list[dict[str, Any]]:
+    return [search for search in one["searches"] if search["k"] == 10]
+
+
+def matched(one: dict[str, Any], least: float) -> dict[str, Any] | None:
+    """The fastest search at k = 10 that has this recall; None where no knob gives it."""
+    able = [search for search in at_ten(one) if search["recall"] >= least]
+    return min(able, key=lambda search: search["p50_ms"], default=None)
+
+
+def capacity(one: dict[str, Any]) -> dict[str, Any]:
+    seconds, count = one["build"]["seconds"], one["count"]
+    return {
+        "kind": one["kind"],
+        "count": count,
+        "profile": one["system"],
+        "disk_bytes_per_image": round(one["disk_bytes"] / count, 1),
+        "resident_bytes_per_image": round(one["resident_bytes"] / count, 1),
+        "upsert_per_second": round(count / seconds["upsert"], 1),
+        "optimise_per_second": (
+            round(count / seconds["optimise"], 1) if seconds["optimise"] >= 0.01 else None
+        ),
+        "p50_ms": at_ten(one)[0]["p50_ms"],
+    }
+
+
+def measured(figures: dict[str, Any], indexing: dict[str, Any]) -> dict[str, Any]:
+    """What ``precedent plan`` reckons with, of the kind nearest to real archives: bytes for
+    each image more, by least squares over the counts; the rest as it is at the largest."""
+    whole = [one for one in figures["systems"] if "failed" not in one and one["system"] in OURS]
+    kind = "real" if any(one["kind"] == "real" for one in whole) else "synthetic"
+    profiles = {}
+    for name in OURS:
+        there = sorted(
+            (one for one in whole if (one["kind"], one["system"]) == (kind, name)),
+            key=lambda one: one["count"],
+        )
+        if len(there) < 2:
+            continue
+        n = np.array([one["count"] for one in there], np.float64)
+        last = capacity(there[-1])
+        bytes_ = ("disk_bytes", "anonymous_bytes", "resident_bytes")
+        profiles[name] = {
+            "count": last["count"],
+            **{
+                key: round(max(0.0, float(np.polyfit(n, [one[key] for one in there], 1)[0])), 1)
+                for key in bytes_
+            },
+            "upsert_per_second": last["upsert_per_second"],
+            "optimise_per_second": last["optimise_per_second"],
+            "p50_ms": last["p50_ms"],
+            "growth": exponent(n, np.array([at_ten(one)[0]["p50_ms"] for one in there])),
+            "indexing_per_second": indexing["rows"][-1]["instances_per_second"],
+        }
+    on = machine()
+    return {"machine": f"{on['cores']} cores, {on['cpu']}", "kind": kind, "profiles": profiles}
+
+
+def show(console: Console, figures: dict[str, Any]) -> None:
+    for kind, count in dict.fromkeys((one["kind"], one["count"]) for one in figures["systems"]):
+        table = Table(title=f"{kind}, {count:,} images; milliseconds for one query")
+        columns = ("build s", "disk MB", "RSS MB", "knob", "p50 @10", "p99", "recall")
+        table.add_column("system")
+        for name in (*columns, "p50 @100", "p99", "recall"):
+            table.add_column(name, justify="right")
+        for one in figures["systems"]:
+            if (one["kind"], one["count"]) != (kind, count):
+                continue
+            if "failed" in one:
+                table.add_row(one["system"], one["failed"])
+                continue
+            head = [one["system"], f"{one['build']['total']:.1f}"]
+            head += [f"{one[name] / 1e6:.0f}" for name in ("disk_bytes", "resident_bytes")]
+            for ten, hundred in zip(one["searches"][::2], one["searches"][1::2], strict=True):
+                cells = [ten["p50_ms"], ten["p99_ms"], ten["recall"]]
+                cells += [hundred["p50_ms"], hundred["p99_ms"], hundred["recall"]]
+                knob = "" if ten["value"] is None else f"{ten['knob']} {ten['value']}"
+                table.add_row(*head, knob, *(f"{cell:.3f}" for cell in cells))
+                head = [""] * 4
+        console.print(table)
+    for title in ("ratios", "growth", "capacity"):
+        if figures[title]:
+            table = Table(*dict.fromkeys(k for row in figures[title] for k in row), title=title)
+            names = [str(column.header) for column in table.columns]
+            for row in figures[title]:
+                table.add_row(*(str(row.get(name, "")) for name in names))
+            console.print(table)
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Recall against p50 at each count, and p50 against the count at the recall of ``hash``."""
+    import matplotlib.pyplot as plt
+
+    systems = [one for one in figures["systems"] if "failed" not in one]
+    kinds = list(dict.fromkeys(one["kind"] for one in systems))
+    counts = sorted({one["count"] for one in systems})
+    wide = len(counts) + 1
+    figure, axes = plt.subplots(
+        len(kinds),
+        wide,
+        figsize=(4.2 * wide, 3.8 * len(kinds)),
+        squeeze=False,
+        layout="constrained",
+    )
+    colours = {name: plt.get_cmap("tab10")(i) for i, name in enumerate(SYSTEMS)}
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    least = {(r["kind"], r["count"]): r["recall"] for r in figures["ratios"]}
+    for one in systems:
+        ours, name = one["system"] in OURS, one["system"]
+        row = axes[kinds.index(one["kind"])]
+        by_speed = sorted(
+            (search for search in at_ten(one) if search["value"] != "with facets"),
+            key=lambda search: search["p50_ms"],
+        )
+        row[counts.index(one["count"])].plot(
+            [search["p50_ms"] for search in by_speed],
+            [search["recall"] for search in by_speed],
+            marker="*" if ours else ".",
+            ls="none" if ours else "-",
+            color=colours[name],
+        )
+        level = least.get((one["kind"], one["count"]), 0.0)
+        chosen = at_ten(one)[0] if ours else matched(one, level)
+        if chosen is not None:
+            lines.setdefault((one["kind"], name), []).append((one["count"], chosen["p50_ms"]))
+    for (kind, name), line in lines.items():
+        axes[kinds.index(kind)][-1].plot(
+            *zip(*sorted(line), strict=True),
+            marker="*" if name in OURS else ".",
+            color=colours[name],
+            label=name,
+        )
+    for kind, row in zip(kinds, axes, strict=True):
+        for axis, count in zip(row[:-1], counts, strict=True):
+            axis.set(title=f"{kind}, {count:,} images", xlabel="p50, ms", ylabel="recall@10")
+            axis.set(xscale="log")
+        row[-1].set(title=f"{kind}, recall@10 at least that of hash", xscale="log", yscale="log")
+        row[-1].set(xlabel="images", ylabel="p50, ms")
+        row[-1].legend(fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, nargs="?", help="folder of the kind 'real'")
+    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="both, but real only with DATA")
+    parser.add_argument("--systems", choices=SYSTEMS, nargs="+", default=SYSTEMS)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60, help="most of one pass of queries")
+    parser.add_argument("--timeout", type=float, default=7200, help="seconds for one system")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is known")
+    arguments = parser.parse_args()
+    kinds = arguments.kinds or (KINDS if arguments.data else KINDS[:1])
+    systems = []
+    for kind in kinds:
+        for count in arguments.counts:
+            folder = prepared(kind, count, arguments.queries, data=arguments.data)
+            for system in arguments.systems:
+                job = Job(kind, count, system, str(folder.resolve()), arguments.seconds)
+                print(f"{kind}, {count:,}: {system}", file=sys.stderr)
+                systems.append(make(job, RESULTS, SCRATCH, arguments.timeout, arguments.fresh))
+    figures = summary(systems)
+    show(Console(width=150), figures)
+    plot(figures, PLOT)
+    indexing = json.loads((RESULTS.parent / "indexing.json").read_text())
+    MEASURED.write_text(json.dumps(measured(figures, indexing), indent=2) + "\n")
+    print(MEASURED)
+    print(write_results("search", figures))
+
+
+if __name__ == "__main__":
+    main()
