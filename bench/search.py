@@ -252,6 +252,25 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def measurements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    kinds = arguments.kinds or (KINDS if arguments.data else KINDS[:1])
+    systems = []
+    for kind in kinds:
+        for count in arguments.counts:
+            folder = prepared(kind, count, arguments.queries, data=arguments.data)
+            for system in arguments.systems:
+                job = Job(kind, count, system, str(folder.resolve()), arguments.seconds)
+                print(f"{kind}, {count:,}: {system}", file=sys.stderr)
+                systems.append(make(job, RESULTS, SCRATCH, arguments.timeout, arguments.fresh))
+    return systems
+
+
+def known(results: Path) -> list[dict[str, Any]]:
+    """All that was measured, in the order of the tables."""
+    found = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    return sorted(found, key=lambda one: (one["kind"], one["count"], SYSTEMS.index(one["system"])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?", help="folder of the kind 'real'")
@@ -262,16 +281,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="most of one pass of queries")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds for one system")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
+    parser.add_argument("--only-known", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    kinds = arguments.kinds or (KINDS if arguments.data else KINDS[:1])
-    systems = []
-    for kind in kinds:
-        for count in arguments.counts:
-            folder = prepared(kind, count, arguments.queries, data=arguments.data)
-            for system in arguments.systems:
-                job = Job(kind, count, system, str(folder.resolve()), arguments.seconds)
-                print(f"{kind}, {count:,}: {system}", file=sys.stderr)
-                systems.append(make(job, RESULTS, SCRATCH, arguments.timeout, arguments.fresh))
+    systems = known(RESULTS) if arguments.only_known else measurements(arguments)
     figures = summary(systems)
     show(Console(width=150), figures)
     plot(figures, PLOT)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from engine.errors import QueryError
 from engine.records import EncodedImages
 from engine.search.ladder import rungs
-from engine.settings import SearchSettings
 
 __all__ = ["ORDERS", "LeaveOut", "chunks", "hamming_distances", "rankings"]
 
@@ -28,6 +27,9 @@ _ABSENT = np.uint64(2**64 - 1)
 # in float64, whose rounding, other for another place in the matrix, lies far below that.
 _STEPS = 2.0**23
 _PAIRS_AT_ONCE = 500_000
+_AT_LEAST, _PER_HIT = 10, 5
+"""Items that a Hamming ball must hold, and for each hit. A service asks for far more, so that
+it misses less; here the codes are to decide, or all methods would be ranked alike."""
 
 
 def rankings(
@@ -38,7 +40,6 @@ def rankings(
     orders: Sequence[str] = ORDERS,
     places: NDArray[np.int64] | None = None,
     leave_out: LeaveOut | None = None,
-    search: SearchSettings | None = None,
     seed: int | Sequence[int] = 0,
 ) -> dict[str, NDArray[np.int64]]:
     """The first k items of the database for each query, by order: int64 (Q, k), −1 = no more.
@@ -46,8 +47,8 @@ def rankings(
     "hamming_random": Hamming ascending, ties at random.
     "hamming": Hamming ascending, similarity descending, place ascending.
     "content": what lies inside the Hamming ball by similarity descending, Hamming, place.
-        The ball is the smallest of the search ladder's that holds as many items as a search
-        for k asks for; where none does, everything.
+        The ball is the smallest of the search ladder's that holds max(10, 5 k) items; where
+        none does, everything.
     "exact": similarity descending, place ascending.
 
     Source of "hamming" and "content": Nan et al., Medical Image Analysis 2025, 103553.
@@ -56,7 +57,6 @@ def rankings(
         places: int64 (N,), a permutation of 0 … N − 1: the item's place in the order of ids.
             None = as they stand.
         leave_out: which items take no part for which query.
-        search: how many candidates are enough; None = the default settings.
         seed: of the ties at random; the other orders do not depend on it.
 
     Raises:
@@ -68,8 +68,7 @@ def rankings(
     places = np.arange(count) if places is None else places
     item_at = np.argsort(places)
     place = places.astype(np.uint64)
-    bounds = search or SearchSettings()
-    enough = max(bounds.min_candidates, bounds.candidates_per_hit * k)
+    enough = max(_AT_LEAST, _PER_HIT * k)
     radii = [
         rung.radius for rung in rungs(np.zeros(bits // 8, np.uint8)) if rung.radius is not None
     ]
