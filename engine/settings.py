@@ -119,8 +119,8 @@ class SearchSettings(_Group):
     max_counted: Annotated[int, Field(ge=1)] = 2_000
     """Candidates are counted up to about this many; of more there is an estimate."""
     max_faceted: Annotated[int, Field(ge=1)] = 5_000
-    """Facets are counted over so many images, over ten times as many where there is no filter;
-    of more they are estimates, from a sample of this size."""
+    """Facets are counted over so many images that pass filters; of more they are estimates, from
+    a sample of this size."""
     max_scanned: Annotated[int, Field(ge=256)] = 5_000_000
     """Without a graph, at most so many images are compared; of more, a fixed sample."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50

@@ -6,9 +6,6 @@ from engine.store.payload import BUCKETS, FACET_FIELDS
 
 __all__ = ["Facets", "facet_counts"]
 
-_WITHOUT_FILTER = 10
-"""Over a whole index so many times as many images are counted in the same time."""
-
 Facets = dict[str, dict[str, int]]
 
 
@@ -26,8 +23,8 @@ def facet_counts(
     Returns:
         The counts, and whether they are estimates.
     """
-    most = max_counted * (1 if where.must or where.must_not or where.bands else _WITHOUT_FILTER)
-    estimated = size.count > most
+    filtered = bool(where.must or where.must_not or where.bands)
+    estimated = filtered and size.count > max_counted  # of the whole index, the store knows
     counted, factor = where, 1.0
     if estimated:
         buckets = sampled_buckets(store.count(Filter(), exact=False), max_counted)

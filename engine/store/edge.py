@@ -181,7 +181,9 @@ class EdgeStore:
         return _wrapped(self._shard.count, request)
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
-        request = qdrant.FacetRequest(field, limit=limit, exact=True, filter=_translated(where))
+        passing = _translated(where)
+        # Without a filter the payload index knows the counts.
+        request = qdrant.FacetRequest(field, limit=limit, exact=passing is not None, filter=passing)
         # Values that only deleted points had are listed with none.
         hits = [(str(h.value), h.count) for h in _wrapped(self._shard.facet, request) if h.count]
         return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
