@@ -22,9 +22,9 @@ from engine.store.arrangement import (
     EF_CONSTRUCT,
     FULL_SCAN_KB,
     LINKS,
-    OVERSAMPLING,
     QUANTILE,
     VECTOR,
+    oversampling,
 )
 from engine.store.base import (
     Collection,
@@ -159,7 +159,7 @@ class EdgeStore:
                 limit=one.limit,
                 query=qdrant.Query.Nearest(one.z.tolist(), using=VECTOR),
                 filter=_translated(one.where),
-                params=self._search(one.exact),
+                params=self._search(one.limit, one.exact),
                 with_payload=True,
             )
             for one in asked
@@ -167,11 +167,11 @@ class EdgeStore:
         answers = _wrapped(self._shard.query_batch, qdrant.QueryBatchRequest(requests))
         return [[_to_hit(found) for found in answer] for answer in answers]
 
-    def _search(self, exact: bool) -> qdrant.SearchParams:
+    def _search(self, limit: int, exact: bool) -> qdrant.SearchParams:
         if exact:
             quantised = qdrant.QuantizationSearchParams(ignore=True)
             return qdrant.SearchParams(exact=True, quantization=quantised)
-        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=oversampling(limit))
         return qdrant.SearchParams(
             hnsw_ef=EF, quantization=quantised if self._profile.quantised else None
         )

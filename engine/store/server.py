@@ -12,7 +12,7 @@ from qdrant_client import models
 
 from engine.errors import StoreError
 from engine.records import Point
-from engine.store.arrangement import EF, OVERSAMPLING, VECTOR
+from engine.store.arrangement import EF, VECTOR, oversampling
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.connection import Connection
 from engine.store.payload import from_payload, to_payload
@@ -124,7 +124,7 @@ class ServerStore:
                 using=VECTOR,
                 limit=one.limit,
                 filter=translated(one.where),
-                params=self._search(one.exact),
+                params=self._search(one.limit, one.exact),
                 with_payload=True,
                 with_vector=False,
             )
@@ -135,11 +135,11 @@ class ServerStore:
         )
         return [[_to_hit(found) for found in answer.points] for answer in answers]
 
-    def _search(self, exact: bool) -> models.SearchParams:
+    def _search(self, limit: int, exact: bool) -> models.SearchParams:
         if exact:
             quantised = models.QuantizationSearchParams(ignore=True)
             return models.SearchParams(exact=True, quantization=quantised)
-        quantised = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+        quantised = models.QuantizationSearchParams(rescore=True, oversampling=oversampling(limit))
         return models.SearchParams(
             hnsw_ef=EF, quantization=quantised if self._profile.quantised else None
         )

@@ -187,13 +187,13 @@ def test_how_a_search_is_made_follows_from_the_profile(server, collection, make_
     for profile in (Profile(), PRECISE):
         store = server.create(collection, profile, name=f"of-{profile.graph}")
         store.upsert([point])
-        store.query([Nearest(point.z, ALL, 1), Nearest(point.z, ALL, 1, exact=True)])
+        store.query([Nearest(point.z, ALL, 13), Nearest(point.z, ALL, 13, exact=True)])
     plain, exact, quantised, _ = (search.params for search in server.engine.searches)
     assert (plain.hnsw_ef, plain.quantization) == (128, None)
     assert exact.exact
     assert exact.quantization.ignore
     assert quantised.quantization.rescore
-    assert quantised.quantization.oversampling == 4.0
+    assert quantised.quantization.oversampling == pytest.approx(512 / 13)  # so 512 are rescored
 
 
 def test_a_profile_is_changed_in_one_step_and_noted(server, collection):
