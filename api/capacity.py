@@ -35,7 +35,8 @@ class Measured:
     count: the largest archive measured. disk_bytes: of the index. anonymous_bytes: memory
     that has to be there. resident_bytes: memory with everything in it that searches read.
     upsert_per_second, optimise_per_second: images, at ``count``; None = nothing to do.
-    p50_ms: of a search at ``count``. growth: exponent of that over the counts.
+    p50_ms: of a search at ``count``. growth: exponent of that over the counts. graph: whether
+    the profile has one.
     indexing_per_second: images that one worker reads, encodes and writes (``make
     bench-indexing``).
     """
@@ -50,6 +51,7 @@ class Measured:
     growth: float
     indexing_per_second: float
     machine: str
+    graph: bool = False
     dim: int = 256
     bits: int = 64
 
@@ -108,8 +110,14 @@ def needs(
         shards=shards,
         indexing_hours=images / (workers * (rate or measured.indexing_per_second)) / 3600,
         arranging_hours=0.0 if tidied is None else copies / nodes / tidied / 3600,
-        p50_ms=measured.p50_ms * max(1.0, images / measured.count / nodes) ** measured.growth,
+        p50_ms=measured.p50_ms * max(1.0, images / measured.count / nodes) ** _growth(measured),
     )
+
+
+def _growth(measured: Measured) -> float:
+    """Between small archives time hardly grows, since little of it is comparing: what was
+    measured there says nothing of large ones. Comparing grows in step with them."""
+    return measured.growth if measured.graph else max(1.0, measured.growth)
 
 
 def plan(
@@ -195,8 +203,8 @@ def plan(
         ),
         "a search, half of them within": (
             f"{found.p50_ms:,.1f} ms",
-            f"{measured.p50_ms:g} ms at {measured.count:,}, growing with the power "
-            f"{measured.growth:g}",
+            f"{measured.p50_ms:g} ms at {measured.count:,} images, growing with the power "
+            f"{_growth(measured):g} of what a node has",
         ),
     }
     if as_json:
@@ -231,4 +239,5 @@ def _count(text: str) -> int:
 
 def _measured(profile: str) -> Measured:
     figures: dict[str, Any] = json.loads(files("api").joinpath("measured.json").read_text())
-    return Measured(**figures["profiles"][profile], machine=figures["machine"])
+    found = figures["profiles"][profile]
+    return Measured(**found, machine=figures["machine"], graph=profile == "precise")

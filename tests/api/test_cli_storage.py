@@ -1,6 +1,7 @@
 """``precedent profile``, ``snapshot``, ``restore`` and ``plan``, and deleting what was restored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ MEASURED = Measured(
     growth=0.5,
     indexing_per_second=250,
     machine="a machine",
+    graph=True,
 )
 PLAIN: dict[str, Any] = {
     "dim": 256, "bits": 64, "quantised": False, "replicas": 1, "workers": 1, "rate": None,
@@ -119,6 +121,9 @@ def test_needs_follow_from_what_was_measured():
     assert one.indexing_hours == pytest.approx(10)
     assert one.arranging_hours == pytest.approx(2.5)
     assert one.p50_ms == pytest.approx(30)
+    # Without a graph everything is compared, whatever small archives seemed to say.
+    flat = needs(replace(MEASURED, graph=False), 9_000_000, **PLAIN)
+    assert flat.p50_ms == pytest.approx(90)
 
 
 def test_replicas_workers_and_wider_vectors_count():
