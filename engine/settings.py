@@ -114,6 +114,9 @@ class SearchSettings(_Group):
     """A rung of the pre-filter is accepted from this many candidates on."""
     candidates_per_hit: Annotated[int, Field(ge=1)] = 20
     """… and from this many for each hit asked for."""
+    candidates_share: Annotated[float, Field(ge=0, le=1)] = 0.0075
+    """… and from this share of the images that pass the filters, for ten hits; for more hits
+    it grows with the root of their number."""
     max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
     """Order ``hamming`` ranks at most so many candidates, the most similar first."""
     max_counted: Annotated[int, Field(ge=1)] = 2_000

@@ -11,7 +11,7 @@ from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
-from engine.search.ladder import Climb, Rung, climb
+from engine.search.ladder import Climb, Rung, climb, enough_for
 from engine.search.query import MAX_K, Cursor, Query, without_own
 from engine.search.recommend import Examples, Recommendation, Wanted, recommend
 from engine.search.shortlist import best_of_each, most_similar, ranked_groups
@@ -201,7 +201,7 @@ class SearchEngine:
         if query.exact:
             size = size_of(self._store, where, settings.max_counted)
             return Climb(Rung("exact", None), where, size, {"exact": size.count})
-        enough = max(settings.min_candidates, settings.candidates_per_hit * query.k)
+        enough = enough_for(self._store, where, query.k, settings)
         only = None if query.page is None else query.page.rung
         return climb(
             self._store,

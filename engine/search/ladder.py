@@ -9,6 +9,7 @@ docs/search.md has the measurements behind the constants.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from engine.settings import SearchSettings
 from engine.store.base import Filter, VectorStore
 from engine.store.payload import BUCKETS
 
-__all__ = ["RUNGS", "Climb", "Rung", "climb", "rungs"]
+__all__ = ["RUNGS", "Climb", "Rung", "climb", "enough_for", "rungs"]
 
 _FLIPS = (0, 1, 2)
 RUNGS = (*(f"s{s}" for s in _FLIPS), "dense")
@@ -75,6 +76,13 @@ def rungs(code: NDArray[np.uint8]) -> Iterator[Rung]:
         )
         yield Rung(f"s{s}", radius(len(widths), s), near)
     yield Rung("dense", None)
+
+
+def enough_for(store: VectorStore, where: Filter, k: int, settings: SearchSettings) -> int:
+    """Candidates that a rung must have for k hits: then few of the best are on no rung so near."""
+    total = store.count(where, exact=False)
+    share = settings.candidates_share * max(1.0, sqrt(k / 10))
+    return max(settings.min_candidates, settings.candidates_per_hit * k, round(share * total))
 
 
 def climb(

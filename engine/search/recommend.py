@@ -16,7 +16,7 @@ import numpy as np
 from engine.errors import ImageNotFound, QueryError, StoreError
 from engine.records import Hit, ImageRecord, Observations, OodVerdict
 from engine.search.diversity import diverse
-from engine.search.ladder import Climb, Rung, climb
+from engine.search.ladder import Climb, Rung, climb, enough_for
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
 from engine.search.shortlist import first_of_each
@@ -209,7 +209,7 @@ def recommend(
     if wanted.diversity > 0:
         needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
     pool = Pool(store, liked, disliked)
-    enough = max(settings.min_candidates, settings.candidates_per_hit * wanted.k)
+    enough = enough_for(store, where, wanted.k, settings)
     while True:
         with watch("prefilter"):
             climbs = _climbs(store, settings, liked, where, None if wanted.exact else enough)

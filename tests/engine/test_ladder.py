@@ -10,7 +10,7 @@ from engine.model.checkpoint import save_checkpoint
 from engine.model.encoder import Encoder
 from engine.records import ImageRecord, Point
 from engine.search.engine import SearchEngine
-from engine.search.ladder import rungs
+from engine.search.ladder import enough_for, rungs
 from engine.search.query import Cursor, Query, parse_where
 from engine.search.sizes import Size, sample_of, sampled_buckets, size_of
 from engine.settings import SearchSettings
@@ -231,6 +231,21 @@ def test_a_graph_takes_over_where_the_codes_collapsed(store_root, encoder, z):
         exact = search.search_like(id_of(4), Query(10, exact=True))
         assert not exact.evidence.approximate
         assert close(numbers(exact), expected, z, 4)
+
+
+@pytest.mark.parametrize(
+    ("k", "settings", "expected"),
+    [
+        (10, {}, 1000),
+        (100, {}, 2000),
+        (10, {"candidates_share": 0.1}, COUNT // 10),
+        (40, {"candidates_share": 0.1}, COUNT // 5),
+        (1, {"candidates_share": 0.1}, COUNT // 10),
+        (3, {"min_candidates": 1, "candidates_per_hit": 7, "candidates_share": 0}, 21),
+    ],
+)
+def test_how_many_are_enough(store, k, settings, expected):
+    assert enough_for(store, ALL, k, SearchSettings(**settings)) == expected
 
 
 # Pages

@@ -82,9 +82,8 @@ def store(store_root, archive, encoder):
 @pytest.fixture
 def engine(encoder, store):
     def made(gate=None, **settings):
-        return SearchEngine(
-            encoder, store, SearchSettings(max_counted=COUNT, max_faceted=COUNT, **settings), gate
-        )
+        exact = {"max_counted": COUNT, "max_faceted": COUNT, "candidates_share": 0}
+        return SearchEngine(encoder, store, SearchSettings(**exact | settings), gate)
 
     return made
 
