@@ -101,21 +101,24 @@ def test_killed_at_ten_random_moments_the_rerun_ends_the_same(
     assert len(expected_points) > 100
     assert {row[4] for row in expected_rows["instances"]} <= {"done", "refused"}
     chance = random.Random(11)
-    interrupted_early = 0
-    for moment in range(MOMENTS):
-        data_dir = tmp_path / f"killed-{moment}"
+    killed = 0
+    for attempt in range(2 * MOMENTS):
+        data_dir = tmp_path / f"killed-{attempt}"
         process = start(archive, data_dir)
         time.sleep(chance.uniform(0.15, 0.9) * seconds)
-        finished = process.poll() is not None
-        if not finished:
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        else:
+            seconds *= 0.8  # the machine had less to do than at the undisturbed run
         process.communicate(timeout=60)
-        interrupted_early += not finished
         finish(archive, data_dir)
         assert points(data_dir) == expected_points
         assert rows(data_dir) == expected_rows
         assert thumbnails(data_dir) == set(expected_points)
-    assert interrupted_early >= MOMENTS - 2, "the kills came too late to prove anything"
+        if killed == MOMENTS:
+            return
+    pytest.fail(f"of {2 * MOMENTS} kills only {killed} came in time to prove anything")
 
 
 def anything_done(data_dir: Path) -> bool:
