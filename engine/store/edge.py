@@ -36,8 +36,8 @@ from engine.store.base import (
     Profile,
     Range,
 )
-from engine.store.payload import BAND_PREFIX, FieldKind, from_payload, schema, to_payload
-from engine.store.points import checked_vector, not_storable
+from engine.store.payload import BAND_PREFIX, FieldKind, schema, to_payload
+from engine.store.points import checked_vector, not_storable, to_hit, to_point
 
 __all__ = ["EdgeStore"]
 
@@ -165,7 +165,7 @@ class EdgeStore:
             for one in asked
         ]
         answers = _wrapped(self._shard.query_batch, qdrant.QueryBatchRequest(requests))
-        return [[_to_hit(found) for found in answer] for answer in answers]
+        return [[to_hit(found) for found in answer] for answer in answers]
 
     def _search(self, limit: int, exact: bool) -> qdrant.SearchParams:
         if exact:
@@ -192,7 +192,7 @@ class EdgeStore:
         records = _wrapped(
             self._shard.retrieve, _known_ids(ids), with_payload=True, with_vector=with_z
         )
-        found = {str(record.id): _to_point(record) for record in records}
+        found = {str(record.id): to_point(record) for record in records}
         return [found[i] for i in ids if i in found]
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
@@ -208,7 +208,7 @@ class EdgeStore:
                 with_vector=with_z,
             )
             records, offset = _wrapped(self._shard.scroll, request)
-            yield from map(_to_point, records)
+            yield from map(to_point, records)
             if offset is None:
                 return
 
@@ -363,18 +363,6 @@ def _to_condition(condition: Condition) -> Any:
             )
         case Match(field, values):
             return qdrant.FieldCondition(field, match=qdrant.MatchAny(list(values)))  # type: ignore[arg-type]
-
-
-def _to_hit(found: qdrant.ScoredPoint) -> Point:
-    # Rounding to float16 can carry a cosine a little beyond one.
-    score = min(1.0, max(-1.0, found.score))
-    return from_payload(str(found.id), found.payload or {}, score=score)
-
-
-def _to_point(record: qdrant.Record) -> Point:
-    vector: Any = record.vector
-    z = None if not vector else np.asarray(vector[VECTOR], dtype=np.float32)
-    return from_payload(str(record.id), record.payload or {}, z=z)
 
 
 def _known_ids(ids: Sequence[str]) -> list[int | uuid.UUID | str]:

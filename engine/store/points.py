@@ -1,13 +1,17 @@
-"""What every store demands of a point before it takes it."""
+"""What every store demands of a point before it takes it, and how it hands one out."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import StoreError
 from engine.records import Point
+from engine.store.arrangement import VECTOR
 from engine.store.base import Collection
+from engine.store.payload import from_payload
 
-__all__ = ["checked_vector", "not_storable"]
+__all__ = ["checked_vector", "not_storable", "to_hit", "to_point"]
 
 
 def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
@@ -47,3 +51,17 @@ def not_storable(point: Point, error: Exception) -> StoreError:
     return StoreError(
         f"point {point.id!r} cannot be stored ({error}); ids are UUIDs, and texts valid Unicode"
     )
+
+
+def to_hit(found: Any) -> Point:
+    """The point that an engine found, with its score. found: has id, score and payload."""
+    # Rounding to float16 can carry a cosine a little beyond one.
+    score = min(1.0, max(-1.0, found.score))
+    return from_payload(str(found.id), found.payload or {}, score=score)
+
+
+def to_point(record: Any) -> Point:
+    """The point that an engine handed out. record: has id, payload and vector, or none."""
+    vectors = record.vector
+    z = None if not vectors else np.asarray(vectors[VECTOR], dtype=np.float32)
+    return from_payload(str(record.id), record.payload or {}, z=z)

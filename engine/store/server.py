@@ -4,7 +4,6 @@ import contextlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,8 @@ from engine.records import Point
 from engine.store.arrangement import EF, VECTOR, oversampling
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.connection import Connection
-from engine.store.payload import from_payload, to_payload
-from engine.store.points import checked_vector, not_storable
+from engine.store.payload import to_payload
+from engine.store.points import checked_vector, not_storable, to_hit, to_point
 from engine.store.server_collection import existing, made
 from engine.store.server_filter import translated
 from engine.store.server_layout import Noted, note, rearranged
@@ -133,7 +132,7 @@ class ServerStore:
         answers = self._connection.ask(
             self._client.query_batch_points, self._name, requests=requests
         )
-        return [[_to_hit(found) for found in answer.points] for answer in answers]
+        return [[to_hit(found) for found in answer.points] for answer in answers]
 
     def _search(self, limit: int, exact: bool) -> models.SearchParams:
         if exact:
@@ -175,7 +174,7 @@ class ServerStore:
                 with_payload=True,
                 with_vectors=with_z,
             )
-            found |= {str(record.id): _to_point(record) for record in records}
+            found |= {str(record.id): to_point(record) for record in records}
         return [found[i] for i in ids if i in found]
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
@@ -194,7 +193,7 @@ class ServerStore:
                 with_payload=True,
                 with_vectors=with_z,
             )
-            yield from map(_to_point, records)
+            yield from map(to_point, records)
             if offset is None:
                 return
 
@@ -252,18 +251,6 @@ class ServerStore:
             )
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None
-
-
-def _to_hit(found: models.ScoredPoint) -> Point:
-    # Rounding to float16 can carry a cosine a little beyond one.
-    score = min(1.0, max(-1.0, found.score))
-    return from_payload(str(found.id), found.payload or {}, score=score)
-
-
-def _to_point(record: models.Record) -> Point:
-    found: Any = record.vector
-    z = None if not found else np.asarray(found[VECTOR], dtype=np.float32)
-    return from_payload(str(record.id), record.payload or {}, z=z)
 
 
 def _known_ids(ids: Sequence[str]) -> list[models.ExtendedPointId]:
