@@ -110,7 +110,8 @@ def climb(
     has_graph = store.profile.graph == "precise"
     tried = {} if above is None else dict(above.tried)
     # Where there is little to compare, no rung with enough candidates can be worth taking.
-    straight = has_graph or store.count(where, exact=False) <= _COST_OF_LOOKUP * enough
+    total = store.count(where, exact=False)
+    straight = has_graph or total <= _COST_OF_LOOKUP * enough
     for rung in rungs(code):
         if only not in (None, rung.name) or rung.name in tried:
             continue
@@ -122,14 +123,14 @@ def climb(
         if only is not None or size.count >= enough:
             break
     note = None
-    if only is None and rung.radius is not None and size.count > _SMALL:
-        total = size_of(store, where, settings.max_counted)
-        if size.count * _COST_OF_LOOKUP > total.count:
-            note = (
-                f"the codes of {size.text} of {total.text} images are near: the pre-filter "
-                "saves nothing, all were compared"
-            )
-            rung, narrowed, size = Rung("dense", None), where, total
+    useless = size.count > max(_SMALL, total // _COST_OF_LOOKUP)
+    if only is None and rung.radius is not None and useless:
+        whole = size_of(store, where, settings.max_counted)
+        note = (
+            f"the codes of {size.text} of {whole.text} images are near: the pre-filter "
+            "saves nothing, all were compared"
+        )
+        rung, narrowed, size = Rung("dense", None), where, whole
     shortcut = has_graph and rung.radius is None
     approximate = shortcut or (store.profile.quantised and size.count > _SMALL)
     found = Climb(rung, narrowed, size, tried, approximate, note=note)
