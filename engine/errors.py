@@ -13,6 +13,8 @@ PrecedentError
  │    ├── StoreLocked       another process holds the index
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
+ ├── SourceError            where images come from cannot be reached, or refuses
+ ├── JobError               a job cannot be made, found, or changed as asked
  └── ImageRefused           one image cannot be used; carries a RefusalReason
 """
 
@@ -22,12 +24,14 @@ __all__ = [
     "FingerprintMismatch",
     "ImageNotFound",
     "ImageRefused",
+    "JobError",
     "LedgerError",
     "ModelError",
     "PrecedentError",
     "QueryError",
     "RefusalReason",
     "SettingsError",
+    "SourceError",
     "StoreError",
     "StoreLocked",
     "StoreNotFound",
@@ -82,6 +86,14 @@ class FingerprintMismatch(StoreError):
 
 class LedgerError(PrecedentError):
     code = "ledger"
+
+
+class SourceError(PrecedentError):
+    code = "source"
+
+
+class JobError(PrecedentError):
+    code = "job"
 
 
 class RefusalReason(StrEnum):

@@ -12,7 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,12 +32,19 @@ from pydantic_settings import (
 from engine.errors import SettingsError
 
 __all__ = [
+    "DicomWebSettings",
+    "FolderSettings",
     "ImageLimits",
     "IndexingSettings",
+    "JobSettings",
+    "LedgerSettings",
+    "ReceiveSettings",
     "SearchSettings",
     "ServerSettings",
     "Settings",
+    "SourceSettings",
     "StoreSettings",
+    "ZipLimits",
     "load_settings",
 ]
 
@@ -62,6 +77,16 @@ class ImageLimits(_Group):
     """Depth of nested DICOM sequences."""
 
 
+class ZipLimits(_Group):
+    """What a zip archive may ask of us, checked on its directory and again while unpacking."""
+
+    max_members: Annotated[int, Field(gt=0)] = 100_000
+    max_total_bytes: Annotated[int, Field(gt=0)] = 200 * 1024**3
+    """Of all members, unpacked. One member falls under ``limits.max_file_bytes``."""
+    max_ratio: Annotated[float, Field(ge=1)] = 200.0
+    """Of a member's unpacked to its packed size."""
+
+
 class IndexingSettings(_Group):
     """How an archive becomes points."""
 
@@ -77,8 +102,13 @@ class IndexingSettings(_Group):
     """Images encoded at once."""
     commit_every: Annotated[int, Field(ge=1)] = 1000
     """Files after which the store is flushed and the ledger committed."""
+    frames: Literal["spread", "all", "nth", "middle", "key"] = "spread"
+    """Which frames of a multi-frame instance are indexed: evenly spaced ones, all, every n-th,
+    the middle one, or those that key object selections of the instance itself name."""
     frames_per_instance: Annotated[int, Field(ge=1)] = 8
-    """At most so many frames of a multi-frame instance, evenly spaced."""
+    """At most so many frames of a multi-frame instance, whatever the policy."""
+    every_nth_frame: Annotated[int, Field(ge=1)] = 10
+    """The n of the policy "nth"."""
     thumbnail_side: Annotated[int, Field(ge=16, le=1024)] = 192
     """Longer side of a thumbnail, in pixels."""
 
@@ -104,6 +134,104 @@ class StoreSettings(_Group):
     """Of an index that is made anew: without or with an HNSW graph; see docs/search.md."""
     quantised: bool = False
     """Of an index that is made anew: candidates are found by eight-bit vectors."""
+
+
+class LedgerSettings(_Group):
+    """Where the record of instances and jobs is kept."""
+
+    url: SecretStr | None = None
+    """Of a database, as in "postgresql+psycopg://user@db.example/precedent"; None = an SQLite
+    file in the data folder."""
+
+
+class JobSettings(_Group):
+    """How bulk jobs are cut up and handed to workers."""
+
+    broker: SecretStr | None = None
+    """Of the message broker, as in "redis://…" or "amqp://…"; None = workers look for work in
+    the ledger itself."""
+    chunk: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Instances handed to a worker at once: some minutes of work."""
+    attempts: Annotated[int, Field(ge=1)] = 8
+    """Tries of a chunk before it is set aside as failed."""
+    backoff_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Pause after the first failed try; it doubles with each, up to 15 minutes."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """How often a worker notes that it is alive, and looks after what others left."""
+    lapse_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Without a sign of life for so long, a worker's chunk is given to another."""
+    queued: Annotated[int, Field(ge=1)] = 32
+    """Chunks with the broker at once; the others wait in the ledger."""
+
+
+def _window(written: str) -> str:
+    """A daily span of local time, HH:MM-HH:MM; it may pass midnight."""
+    match = re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", written)
+    if match is None:
+        raise ValueError(f"{written!r} is no span of the day; write it as in 20:00-06:00")
+    return written
+
+
+class SourceSettings(_Group):
+    """What all sources of images that are named in the settings share."""
+
+    window: Annotated[str, AfterValidator(_window)] | None = None
+    """Local time of day in which it may be read, as in "20:00-06:00"."""
+    max_workers: Annotated[int, Field(ge=1)] | None = None
+    """Chunks of it that may be worked on at the same time."""
+
+
+class FolderSettings(SourceSettings):
+    """Folders, files, zip archives and DICOMDIRs that every worker sees under these paths."""
+
+    kind: Literal["folder"]
+    paths: tuple[Path, ...]
+    labels: Literal["folder"] | None = None
+
+
+class DicomWebSettings(SourceSettings):
+    """A DICOMweb server (QIDO-RS and WADO-RS)."""
+
+    kind: Literal["dicomweb"]
+    url: HttpUrl
+    username: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    """Sent as a bearer token."""
+    ca_file: Path | None = None
+    """Certificates to trust instead of the system's."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that it may redirect to besides its own."""
+    retrieve: Literal["instance", "series"] = "instance"
+    max_connections: Annotated[int, Field(ge=1, le=64)] = 4
+    """Of one worker; with ``max_workers`` that bounds what the server sees."""
+    requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Of one worker."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    attempts: Annotated[int, Field(ge=1, le=20)] = 5
+    """Tries of one request, when the server is busy or not to be reached."""
+    page: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Studies, series or instances asked for in one QIDO-RS request."""
+
+
+class ReceiveSettings(_Group):
+    """The C-STORE SCP, which takes what a PACS pushes."""
+
+    ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 11112
+    allowed_ae_titles: tuple[str, ...] = ()
+    """Calling AE titles that are let in. There is no default: nobody is."""
+    max_associations: Annotated[int, Field(ge=1, le=256)] = 8
+    max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
+    """Of received instances that are not indexed yet; above it senders are told to wait."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    """Of the disk; below it senders are told to wait."""
+    keep: bool = True
+    """Keep received files after indexing; a later model can only see kept ones."""
+    idle_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Indexing starts when nothing came for so long, or ``batch`` instances wait."""
+    batch: Annotated[int, Field(ge=1)] = 500
 
 
 class SearchSettings(_Group):
@@ -162,8 +290,16 @@ class Settings(BaseSettings):
     pseudonym_key: SecretStr | None = None
     """Key of the patient HMAC; None = made once and kept in the data folder."""
     limits: ImageLimits = ImageLimits()
+    zip: ZipLimits = ZipLimits()
     indexing: IndexingSettings = IndexingSettings()
     store: StoreSettings = StoreSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    jobs: JobSettings = JobSettings()
+    sources: dict[
+        str, Annotated[FolderSettings | DicomWebSettings, Field(discriminator="kind")]
+    ] = Field(default_factory=dict)
+    """Sources by name, for `precedent index --source NAME` and jobs."""
+    receive: ReceiveSettings = ReceiveSettings()
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
 

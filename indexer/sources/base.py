@@ -1,21 +1,23 @@
 """What the pipeline asks of a source of instances."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
-__all__ = ["Discovered", "ImageSource", "file_locator", "file_path"]
+from engine.errors import ImageRefused
+
+__all__ = ["Discovered", "Image", "ImageSource", "ZipMember", "file_locator", "file_path"]
 
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
     """An instance that a source has.
 
-    locator: URI, the same at every discovery. size: bytes. modified: an opaque stamp that
-    changes when the content does. label: a class the source knows for it.
+    locator: URI, the same at every discovery. size: bytes, 0 when not known. modified: an
+    opaque stamp that changes when the content does. label: a class the source knows for it.
     """
 
     locator: str
@@ -24,16 +26,42 @@ class Discovered:
     label: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ZipMember:
+    """A file inside a zip archive. name: as the archive's directory has it."""
+
+    archive: Path
+    name: str
+
+
+Image = Path | bytes | ZipMember
+"""Where the reading processes find the content of an instance: in a file, here, or packed."""
+
+
 class ImageSource(Protocol):
     """Where instances come from."""
 
     @property
     def name(self) -> str:
-        """A short word for the kind of source; it becomes the payload's ``source``."""
+        """A short word for it; it becomes the payload's ``source``."""
         ...
 
     def instances(self) -> Iterator[Discovered]:
-        """All instances, each once, without reading them."""
+        """All instances, each once, without reading them.
+
+        Raises:
+            SourceError: it cannot be reached.
+        """
+        ...
+
+    def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
+        """The content of each of these instances, or why there is none, in order.
+
+        A bounded number of locators is taken ahead.
+
+        Raises:
+            SourceError: it cannot be reached, so that nothing can be said of any instance.
+        """
         ...
 
 
