@@ -18,15 +18,26 @@ from api.calibration import calibrate
 from api.capacity import plan
 from api.duplicates import duplicates
 from api.evaluation import evaluate
+from api.jobs import jobs, worker
 from api.options import (
+    AgainOption,
     DataDirOption,
     JsonOption,
+    LabelsOption,
+    ModalityOption,
     ModelOption,
+    RetryRefusedOption,
+    SinceOption,
+    SourceOption,
+    StudyOption,
+    UntilOption,
+    VanishedOption,
     WhereOption,
     chosen,
     refuse,
     write_json,
 )
+from api.receive import receive
 from api.recommendation import recommend
 from api.storage import profile, restore, snapshot
 from api.training import train
@@ -54,6 +65,9 @@ app.command()(profile)
 app.command()(snapshot)
 app.command()(restore)
 app.command()(plan)
+app.command()(worker)
+app.command()(receive)
+app.add_typer(jobs, name="jobs")
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -101,31 +115,42 @@ def _root(
 
 @app.command()
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Folders and files.", metavar="PATH...")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders, files, zip archives, DICOMDIRs.", metavar="[PATH...]"),
+    ] = None,
+    source: SourceOption = None,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
-    labels: Annotated[
-        str | None, typer.Option(help="'folder': the name of a file's folder is its label.")
-    ] = None,
-    retry_refused: Annotated[
-        bool, typer.Option("--retry-refused", help="Read again what was refused before.")
-    ] = False,
+    labels: LabelsOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    modality: ModalityOption = None,
+    study: StudyOption = None,
+    retry_refused: RetryRefusedOption = False,
+    again: AgainOption = False,
+    delete_vanished: VanishedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring images into the index. Stop it at any time; the same command goes on."""
     from api.terminal import indexing_progress, report_table
     from indexer.archive import Archive
-    from indexer.sources.folder import FolderSource
+    from indexer.sources.opening import SourceSpec
 
-    if labels not in (None, "folder"):
-        raise QueryError(f"--labels is {labels!r}; use 'folder' or leave it out")
     settings = _settings(data_dir, model)
-    source = FolderSource(paths, leave_out=settings.data_dir, label_from_folder=labels == "folder")
+    spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    opened = spec.open(settings)
     errors = Console(stderr=True)
     with Archive(settings, create=True) as archive:
         shown = errors.is_terminal and not as_json
         with indexing_progress(errors, shown=shown) as progress:
-            report = archive.index(source, retry_refused=retry_refused, progress=progress)
+            report = archive.index(
+                opened,
+                retry_refused=retry_refused,
+                again=again,
+                vanished_from=spec.scope(settings) if delete_vanished else None,
+                progress=progress,
+            )
     if as_json:
         write_json(asdict(report))
     else:
@@ -202,7 +227,7 @@ def info(
     from api.terminal import printable
     from engine.store.base import Filter
     from indexer.archive import Archive
-    from indexer.sources.base import file_path
+    from indexer.sources.base import shown
 
     with Archive(_settings(data_dir, model)) as archive:
         manifest = archive.manifest
@@ -220,7 +245,7 @@ def info(
         refused = archive.ledger.refusals(limit) if refusals else []
     if refusals:
         document["refusals"] = [
-            {"path": str(file_path(one.locator)), "reason": one.reason, "detail": one.detail}
+            {"path": shown(one.locator), "reason": one.reason, "detail": one.detail}
             for one in refused
         ]
     if as_json:

@@ -10,9 +10,18 @@ import typer
 from engine.errors import ImageRefused
 
 __all__ = [
+    "AgainOption",
     "DataDirOption",
     "JsonOption",
+    "LabelsOption",
+    "ModalityOption",
     "ModelOption",
+    "RetryRefusedOption",
+    "SinceOption",
+    "SourceOption",
+    "StudyOption",
+    "UntilOption",
+    "VanishedOption",
     "WhereOption",
     "chosen",
     "refuse",
@@ -30,6 +39,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 WhereOption = Annotated[
     list[str] | None,
     typer.Option(help="Facet filter, as in modality=CT or study_year=2015..2020."),
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="A source that the settings name.")
+]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", help="'folder': the name of a file's folder is its label.")
+]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="Studies from this date on. DICOMweb only.")
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", help="Studies up to this date. DICOMweb only.")
+]
+ModalityOption = Annotated[
+    str | None, typer.Option("--modality", help="Series of this modality. DICOMweb only.")
+]
+StudyOption = Annotated[
+    str | None, typer.Option("--study", help="This Study Instance UID. DICOMweb only.")
+]
+RetryRefusedOption = Annotated[
+    bool, typer.Option("--retry-refused", help="Read again what was refused before.")
+]
+AgainOption = Annotated[
+    bool, typer.Option("--again", help="Read everything again, also what did not change.")
+]
+VanishedOption = Annotated[
+    bool,
+    typer.Option("--delete-vanished", help="Remove from the index what the source no longer has."),
 ]
 
 

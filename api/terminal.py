@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.schemas import by_detector
-from indexer.pipeline import IndexingReport, Progress
+from indexer.run import IndexingReport, Progress
 
 __all__ = [
     "answer_table",

@@ -16,15 +16,17 @@ from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
-from engine.store.base import Collection, Filter, Ids
+from engine.store.base import Collection, Filter
 from engine.store.opening import open_store
+from indexer.database import Database, open_database
 from indexer.datadir import DataDir
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
-from indexer.imaging.thumbnails import delete_thumbnail
-from indexer.ledger import Ledger
-from indexer.pipeline import IndexingReport, Progress, index_archive
-from indexer.sources.base import ImageSource, file_path
+from indexer.ledger import Ledger, State
+from indexer.pipeline import Indexer
+from indexer.removal import remove, remove_points
+from indexer.run import IndexingReport, Progress, index_archive
+from indexer.sources.base import ImageSource, file_path, is_file
 
 __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 
@@ -45,13 +47,16 @@ class Archive:
     Args:
         settings: which folder, which model, which limits.
         create: make the index when there is none.
+        database: of the ledger, where the caller has it open and closes it.
 
     Raises:
         ModelError: no usable model. StoreNotFound, StoreLocked, FingerprintMismatch: as
             ``open_store`` says. LedgerError: the ledger cannot be opened.
     """
 
-    def __init__(self, settings: Settings, *, create: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, create: bool = False, database: Database | None = None
+    ) -> None:
         self.settings = settings
         self.data_dir = DataDir(settings.data_dir)
         directory = model_directory(settings)
@@ -69,10 +74,13 @@ class Archive:
             self.store = opened.enter_context(
                 open_store(settings, self.data_dir.index, collection, create=create)
             )
-            self.ledger = opened.enter_context(Ledger(self.data_dir.ledger))
-            if create and self.store.count(Filter()) == 0:
-                # The index was deleted, or never flushed: what the ledger says is not true,
-                # and thumbnails are of nothing.
+            if database is None:
+                database = opened.enter_context(open_database(settings, self.data_dir.ledger))
+            self.ledger = Ledger(database)
+            # In this order: another worker writes points first, and then says that they are done.
+            if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
+                # The index was deleted: what the ledger says is not true, and thumbnails are
+                # of nothing.
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
@@ -99,6 +107,8 @@ class Archive:
         source: ImageSource,
         *,
         retry_refused: bool = False,
+        again: bool = False,
+        vanished_from: Sequence[str] | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
@@ -110,34 +120,31 @@ class Archive:
             data_dir=self.data_dir,
             settings=self.settings,
             retry_refused=retry_refused,
+            again=again,
+            vanished_from=vanished_from,
             progress=progress,
         )
+
+    def indexer(self) -> Indexer:
+        """What indexes chunks into this archive; see ``indexer.jobs``."""
+        return Indexer(self.encoder, self.store, self.ledger, self.data_dir, self.settings)
 
     def query_reader(self, processes: int = 1) -> "QueryReader":
         """Reads query images in processes that may die without taking this one along."""
         return QueryReader(self, processes)
 
     def paths(self, ids: Sequence[str]) -> dict[str, Path]:
-        """Where the images with these point ids lie; for local use only."""
+        """Where the images with these point ids lie that are files; for local use only."""
         owners = self.ledger.owners(ids)
-        return {point_id: file_path(found[0].locator) for point_id, found in owners.items()}
+        return {
+            point_id: file_path(found[0].locator)
+            for point_id, found in owners.items()
+            if is_file(found[0].locator)
+        }
 
     def delete(self, locators: Sequence[str]) -> int:
-        """Removes instances from index, thumbnails and ledger; returns the points removed.
-
-        A point that another file has too stays. The ledger comes last, so that a deletion
-        that was cut short can be repeated.
-        """
-        ids = {i for found in self.ledger.points_of(locators).values() for i in found}
-        leaving = set(locators)
-        gone = [
-            point_id
-            for point_id, owners in self.ledger.owners(sorted(ids)).items()
-            if all(owner.locator in leaving for owner in owners)
-        ]
-        self._remove(gone)
-        self.ledger.forget(locators)
-        return len(gone)
+        """Removes instances from index, thumbnails and ledger; returns the points removed."""
+        return remove(locators, self.ledger, self.store, self.data_dir)
 
     def delete_unowned(self, where: Filter) -> int:
         """Removes those points, of the ones ``where`` lets pass, that are of no file in the
@@ -148,15 +155,8 @@ class Archive:
         ids = [point.id for point in self.store.scroll(where)]
         owned = self.ledger.owners(ids)
         gone = [point_id for point_id in ids if point_id not in owned]
-        self._remove(gone)
+        remove_points(gone, self.store, self.data_dir)
         return len(gone)
-
-    def _remove(self, ids: Sequence[str]) -> None:
-        if ids:
-            self.store.delete(Filter(must=(Ids(tuple(ids)),)))
-            self.store.flush()
-        for point_id in ids:
-            delete_thumbnail(self.data_dir.thumbnails, point_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

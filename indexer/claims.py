@@ -1,6 +1,6 @@
 """Which instance a point belongs to when several files have it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from threading import Lock
 
 from indexer.ledger import Done, Ledger, Owner, Refused
@@ -33,12 +33,6 @@ class Claims:
         for point_id, _ in done.points:
             self._unrecorded[point_id] = Owner(done.locator, done.content)
         return None
-
-    def free(self, ids: Sequence[str]) -> list[str]:
-        """Those of the points that no instance has any more, nor is about to have."""
-        with self._lock:
-            owners = self._ledger.owners(ids, settled=True)
-            return [i for i in ids if i not in owners and i not in self._unrecorded]
 
     def release(self, outcomes: Iterable[Done | Refused]) -> None:
         """Forgets the claims that the ledger now knows."""

@@ -1,15 +1,19 @@
-"""Files → what the index needs of them, read in processes that may die."""
+"""Images → what the index needs of them, read in processes that may die."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from engine.errors import ImageRefused
 from engine.model.preprocess import Preprocess
 from engine.settings import Settings
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
 from indexer.reading import ReaderPool
+from indexer.sources.base import Image
 
 __all__ = ["FileReader"]
+
+_REFUSED_AHEAD = 1000
+"""Refused images in a row that are held back for those before them, which are still read."""
 
 
 class FileReader:
@@ -43,15 +47,42 @@ class FileReader:
             memory_bytes=settings.indexing.reader_memory_bytes,
         )
 
-    def read(self, images: Iterable[Path | bytes]) -> Iterator[Prepared | ImageRefused]:
-        """Each file or upload, read or refused, in order; a bounded number is taken ahead."""
-        for _, result in self._pool.map(self._task(image) for image in images):
-            yield result
+    def read(self, images: Iterable[Image | ImageRefused]) -> Iterator[Prepared | ImageRefused]:
+        """Each image, read or refused, in order; a bounded number is taken ahead.
 
-    def _task(self, image: Path | bytes) -> ReadTask:
+        What a source refused already keeps its place, and no process sees it.
+        """
+        source = iter(images)
+        # What was taken and not handed on yet: a refusal, or None for an image being read.
+        places: deque[ImageRefused | None] = deque()
+        ended = False
+
+        def tasks() -> Iterator[ReadTask]:
+            nonlocal ended
+            for image in source:
+                if not isinstance(image, ImageRefused):
+                    places.append(None)
+                    yield self._task(image)
+                    continue
+                places.append(image)
+                if len(places) >= _REFUSED_AHEAD:
+                    # The pool takes no more until what it has is read.
+                    return
+            ended = True
+
+        while not ended:
+            for _, result in self._pool.map(tasks()):
+                while (refused := places.popleft()) is not None:
+                    yield refused
+                yield result
+            while places and (refused := places.popleft()) is not None:
+                yield refused
+
+    def _task(self, image: Image) -> ReadTask:
         return ReadTask(
             image=image,
             limits=self._settings.limits,
+            zip_limits=self._settings.zip,
             frames=self._frames,
             thumbnail_side=self._settings.indexing.thumbnail_side,
             preprocess=self._preprocess,

@@ -1,38 +1,29 @@
-"""The ledger: what was seen, done, refused and why; one row an instance, in SQLite."""
+"""The ledger: what was seen, done, refused and why; one row an instance."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, delete, func, select, update
 
-from engine.errors import LedgerError, RefusalReason
+from engine.errors import RefusalReason
+from indexer.database import Database
 from indexer.ledger_schema import (
     Done,
     Owner,
     Pending,
+    Prefixes,
     Refused,
     State,
     done_row,
     finish_statement,
     instances,
-    metadata,
+    is_unchanged,
+    jobs,
+    manifest_row,
+    manifest_statement,
     points,
     refused_row,
-    runs,
+    stale,
 )
 from indexer.sources.base import Discovered
 
@@ -41,131 +32,130 @@ __all__ = ["Done", "Ledger", "Owner", "Pending", "Refused", "State"]
 _AT_ONCE = 400
 """Rows a statement: SQLite takes 32,766 variables, and we send some for each row."""
 
-_TRANSIENT = (
-    RefusalReason.UNREADABLE,
-    RefusalReason.TOO_SLOW,
-    RefusalReason.READER_DIED,
-    RefusalReason.CONFLICTING_UID,
-)
-"""Refusals that may go away although the file stays as it is: tried again on every run."""
-
 _T = TypeVar("_T")
 
 
 class Ledger:
-    """The record of an archive in one SQLite file, made when it does not exist.
+    """The record of an archive.
 
-    Methods that write are each one transaction: a kill leaves all of it or nothing.
+    Methods that write are each one transaction: a kill leaves all of it or nothing. Rows are
+    locked in the order of their locators, so that two writers do not wait for each other.
 
     Raises:
-        LedgerError: the file cannot be read or written.
+        LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(
-                f"{path.parent} cannot be made ({error.strerror}); name another --data-dir"
-            ) from None
-        self._engine: Engine = create_engine(f"sqlite:///{path}")
-        event.listen(self._engine, "connect", _configure)
-        with self._begin() as connection:
-            metadata.create_all(connection)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def close(self) -> None:
-        self._engine.dispose()
-
-    def __enter__(self) -> "Ledger":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        """A connection in a transaction; database errors become LedgerError."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise LedgerError(
-                f"the ledger {self._path} failed: {cause}; check the disk and its permissions"
-            ) from error
-
-    def begin_run(self) -> int:
-        """A number for a new run."""
-        with self._begin() as connection:
-            result = connection.execute(runs.insert().values())
+    def begin_run(self, source: str, at: str) -> int:
+        """A number for a new run over a source. at: UTC timestamp, ISO 8601."""
+        row = {"kind": "run", "source": source, "state": "running"}
+        with self._database.begin() as connection:
+            result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
             (run,) = result.inserted_primary_key or (0,)
             return int(run)
 
-    def discover(
-        self, run: int, found: Iterable[Discovered], *, retry_refused: bool = False
-    ) -> int:
-        """Notes what a source has; returns how many instances that were.
+    def end_run(self, run: int, at: str) -> None:
+        """Notes that a run has ended."""
+        ended = {"state": "finished", "finished_at": at}
+        with self._database.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
 
-        An instance becomes pending when it is new, when its size, stamp or label changed,
-        when it was pending before, or when it was refused for a reason that may pass
-        (for any reason with ``retry_refused``).
-        """
+    def discover(
+        self,
+        run: int,
+        source: str,
+        found: Iterable[Discovered],
+        *,
+        retry_refused: bool = False,
+        again: bool = False,
+    ) -> int:
+        """Notes what a source has; returns how many instances that were. See :meth:`note`."""
         count = 0
         for chunk in _chunks(found):
-            with self._begin() as connection:
-                self._discover(connection, run, chunk, retry_refused)
+            with self._database.begin() as connection:
+                self.note(connection, run, source, chunk, retry_refused=retry_refused, again=again)
             count += len(chunk)
         return count
 
-    def _discover(
-        self, connection: Connection, run: int, chunk: list[Discovered], retry: bool
-    ) -> None:
+    def note(
+        self,
+        connection: Connection,
+        run: int,
+        source: str,
+        items: Sequence[Discovered],
+        *,
+        retry_refused: bool = False,
+        again: bool = False,
+    ) -> list[Discovered]:
+        """Notes some of what a source has, as part of a transaction; returns what is pending.
+
+        An instance becomes pending when it is new, when its size, stamp or label changed,
+        when it was pending before, or when it was refused for a reason that may pass
+        (for any reason with ``retry_refused``); with ``again`` in any case.
+        """
+        pending: list[Discovered] = []
+        for chunk in _chunks({item.locator: item for item in items}.values()):
+            pending += self._note(connection, run, source, chunk, retry_refused, again)
+        return pending
+
+    def _note(
+        self,
+        connection: Connection,
+        run: int,
+        source: str,
+        chunk: list[Discovered],
+        retry: bool,
+        again: bool,
+    ) -> list[Discovered]:
         c = instances.c
         rows = connection.execute(
-            select(c.locator, c.size, c.modified, c.label, c.state, c.reason).where(
-                c.locator.in_([item.locator for item in chunk])
-            )
+            select(c.locator, c.size, c.modified, c.label, c.state, c.reason)
+            .where(c.locator.in_([item.locator for item in chunk]))
+            .order_by(c.locator)
+            .with_for_update(key_share=True)
         )
         known = {row.locator: row for row in rows}
-        kept = [item.locator for item in chunk if _unchanged(item, known.get(item.locator), retry)]
         fresh = [
-            {
-                "locator": item.locator,
-                "size": item.size,
-                "modified": item.modified,
-                "label": item.label,
-                "state": State.PENDING,
-                "seen_in": run,
-            }
-            for item in chunk
-            if item.locator not in set(kept)
+            i
+            for i in chunk
+            if again or not is_unchanged(i, known.get(i.locator), retry_refused=retry)
         ]
+        kept = {item.locator for item in chunk} - {item.locator for item in fresh}
         if kept:
-            connection.execute(update(instances).where(c.locator.in_(kept)).values(seen_in=run))
+            connection.execute(
+                update(instances)
+                .where(c.locator.in_(sorted(kept)))
+                .values(seen_in=run, source=source)
+            )
         if fresh:
-            statement = insert(instances)
-            new = statement.excluded
+            statement = self._database.insert(instances)
+            names = ("size", "modified", "label", "state", "seen_in", "source")
+            replaced = {name: statement.excluded[name] for name in names}
             connection.execute(
                 statement.on_conflict_do_update(
-                    index_elements=[c.locator],
-                    set_={
-                        "size": new.size,
-                        "modified": new.modified,
-                        "label": new.label,
-                        "state": new.state,
-                        "seen_in": new.seen_in,
-                        "reason": None,
-                        "detail": None,
-                    },
+                    index_elements=[c.locator], set_={**replaced, "reason": None, "detail": None}
                 ),
-                fresh,
+                [
+                    {
+                        "locator": item.locator,
+                        "size": item.size,
+                        "modified": item.modified,
+                        "label": item.label,
+                        "state": State.PENDING,
+                        "seen_in": run,
+                        "source": source,
+                    }
+                    for item in sorted(fresh, key=lambda item: item.locator)
+                ],
             )
+        return fresh
 
     def pending_count(self, run: int) -> int:
         """How many instances of a run wait to be read."""
         c = instances.c
-        with self._begin() as connection:
+        with self._database.begin(read=True) as connection:
             query = select(func.count()).where(c.seen_in == run, c.state == State.PENDING)
             return int(connection.execute(query).scalar_one())
 
@@ -174,7 +164,7 @@ class Ledger:
         c = instances.c
         last = ""
         while True:
-            with self._begin() as connection:
+            with self._database.begin(read=True) as connection:
                 rows = connection.execute(
                     select(c.locator, c.label)
                     .where(c.seen_in == run, c.state == State.PENDING, c.locator > last)
@@ -195,7 +185,7 @@ class Ledger:
         """
         owners: dict[str, list[Owner]] = {}
         for chunk in _chunks(ids):
-            with self._begin() as connection:
+            with self._database.begin(read=True) as connection:
                 query = select(points.c.id, points.c.locator, instances.c.content).join(instances)
                 query = query.where(points.c.id.in_(chunk)).order_by(
                     instances.c.seen_in.desc(), points.c.locator
@@ -211,7 +201,7 @@ class Ledger:
         """The point ids of each of these instances."""
         found: dict[str, list[str]] = {}
         for chunk in _chunks(locators):
-            with self._begin() as connection:
+            with self._database.begin(read=True) as connection:
                 rows = connection.execute(
                     select(points.c.locator, points.c.id)
                     .where(points.c.locator.in_(chunk))
@@ -221,40 +211,151 @@ class Ledger:
                     found.setdefault(row.locator, []).append(row.id)
         return found
 
-    def finish(self, run: int, outcomes: Sequence[Done | Refused], at: str) -> None:
-        """Records outcomes together. at: UTC timestamp, ISO 8601."""
-        with self._begin() as connection:
-            for chunk in _chunks(outcomes):
-                gone = [outcome.locator for outcome in chunk]
-                connection.execute(delete(points).where(points.c.locator.in_(gone)))
-            values = [
-                done_row(outcome) if isinstance(outcome, Done) else refused_row(outcome)
-                for outcome in outcomes
-            ]
-            if values:
-                connection.execute(
-                    finish_statement, [{**row, "run": run, "at": at} for row in values]
+    def finish(
+        self, run: int, outcomes: Sequence[Done | Refused], at: str, *, manifest: bool = False
+    ) -> None:
+        """Records outcomes together, in the run's manifest too if it has one.
+
+        Points that these instances had before and have no more are noted as stale, and so are
+        those of an instance that was forgotten meanwhile. at: UTC timestamp, ISO 8601.
+        """
+        with self._database.begin() as connection:
+            for chunk in _chunks(sorted(outcomes, key=lambda outcome: outcome.locator)):
+                self._finish(connection, run, chunk, at)
+                if manifest:
+                    rows = [{**manifest_row(outcome), "run": run} for outcome in chunk]
+                    connection.execute(manifest_statement, rows)
+
+    def _finish(
+        self, connection: Connection, run: int, chunk: list[Done | Refused], at: str
+    ) -> None:
+        locators = [outcome.locator for outcome in chunk]
+        c = instances.c
+        there = set(
+            connection.execute(
+                select(c.locator)
+                .where(c.locator.in_(locators))
+                .order_by(c.locator)
+                .with_for_update(key_share=True)
+            ).scalars()
+        )
+        had = connection.execute(
+            select(points.c.locator, points.c.id).where(points.c.locator.in_(locators))
+        ).all()
+        if had:
+            connection.execute(delete(points).where(points.c.locator.in_(locators)))
+        connection.execute(
+            finish_statement,
+            [
+                {
+                    **(done_row(outcome) if isinstance(outcome, Done) else refused_row(outcome)),
+                    "run": run,
+                    "at": at,
+                }
+                for outcome in chunk
+            ],
+        )
+        has = [
+            {"locator": outcome.locator, "id": point_id, "frame": frame}
+            for outcome in chunk
+            if isinstance(outcome, Done)
+            for point_id, frame in outcome.points
+        ]
+        recorded = [row for row in has if row["locator"] in there]
+        if recorded:
+            connection.execute(points.insert(), recorded)
+        kept = {(row["locator"], row["id"]) for row in recorded}
+        gone = {row.id for row in had if (row.locator, row.id) not in kept}
+        gone |= {str(row["id"]) for row in has if row["locator"] not in there}
+        if gone:
+            connection.execute(
+                self._database.insert(stale).on_conflict_do_nothing(),
+                [{"id": point_id} for point_id in sorted(gone)],
+            )
+
+    def stale(self, limit: int) -> list[str]:
+        """The first points that files had before and that no instance in the index has now.
+
+        Noted ones that an instance has again are taken off the list.
+        """
+        found: list[str] = []
+        last = ""
+        while len(found) < limit:
+            with self._database.begin() as connection:
+                page = connection.execute(
+                    select(stale.c.id).where(stale.c.id > last).order_by(stale.c.id).limit(_AT_ONCE)
+                ).scalars()
+                ids = list(page)
+                if not ids:
+                    break
+                last = ids[-1]
+                owned = set(
+                    connection.execute(
+                        select(points.c.id)
+                        .join(instances)
+                        .where(points.c.id.in_(ids), instances.c.state == State.DONE)
+                    ).scalars()
                 )
-            rows = [
-                {"locator": outcome.locator, "id": point_id, "frame": frame}
-                for outcome in outcomes
-                if isinstance(outcome, Done)
-                for point_id, frame in outcome.points
-            ]
-            if rows:
-                connection.execute(insert(points), rows)
+                if owned:
+                    connection.execute(delete(stale).where(stale.c.id.in_(sorted(owned))))
+            found += [point_id for point_id in ids if point_id not in owned]
+        return found[:limit]
+
+    def forget_stale(self, ids: Sequence[str]) -> None:
+        """Takes points off the list of stale ones."""
+        with self._database.begin() as connection:
+            for chunk in _chunks(sorted(ids)):
+                connection.execute(delete(stale).where(stale.c.id.in_(chunk)))
+
+    def vanished(self, run: int, source: str, prefixes: Sequence[str]) -> Iterator[list[str]]:
+        """Locators of a source that were not seen since a run began, page by page.
+
+        The rows of a page may be deleted before the next one is asked for.
+
+        Args:
+            prefixes: with which a locator may start; none = any.
+        """
+        starts = Prefixes(prefixes)
+        c = instances.c
+        before: int | None = run
+        while True:
+            # By the run that saw them last: within one, the index gives them in order.
+            with self._database.begin(read=True) as connection:
+                query = select(func.max(c.seen_in)).where(c.source == source, c.seen_in < before)
+                before = connection.execute(query).scalar()
+            if before is None:
+                return
+            start: str | None = starts.first
+            last = ""
+            while start is not None:
+                with self._database.begin(read=True) as connection:
+                    rows = connection.execute(
+                        select(c.locator)
+                        .where(c.source == source, c.seen_in == before)
+                        .where(c.locator > last, c.locator >= start)
+                        .order_by(c.locator)
+                        .limit(_AT_ONCE)
+                    ).scalars()
+                    locators = list(rows)
+                page = [locator for locator in locators if starts.cover(locator)]
+                if page:
+                    yield page
+                if not locators:
+                    break
+                last = locators[-1]
+                start = starts.following(last)
 
     def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
         """Of the instances a run saw: done in it, done before it, refused by reason."""
         c = instances.c
-        with self._begin() as connection:
+        with self._database.begin(read=True) as connection:
             rows = connection.execute(
-                select(c.state, c.reason, c.finished_in == run, func.count())
+                select(c.state, c.reason, c.finished_in, func.count())
                 .where(c.seen_in == run)
-                .group_by(c.state, c.reason, c.finished_in == run)
+                .group_by(c.state, c.reason, c.finished_in)
             ).all()
-        indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2])
-        unchanged = sum(row[3] for row in rows if row[0] == State.DONE and not row[2])
+        indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2] == run)
+        unchanged = sum(row[3] for row in rows if row[0] == State.DONE and row[2] != run)
         refused: dict[str, int] = {}
         for state, reason, _, count in rows:
             if state == State.REFUSED:
@@ -264,63 +365,55 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Instances by state."""
         c = instances.c
-        with self._begin() as connection:
+        with self._database.begin(read=True) as connection:
             rows = connection.execute(select(c.state, func.count()).group_by(c.state)).all()
         return {row[0]: row[1] for row in rows}
 
     def refusals(self, limit: int) -> list[Refused]:
         """The first refused instances, ordered by reason and locator."""
         c = instances.c
-        with self._begin() as connection:
+        with self._database.begin(read=True) as connection:
             rows = connection.execute(
-                select(c.locator, c.reason, c.detail)
+                select(c.locator, c.reason, c.detail, c.sop)
                 .where(c.state == State.REFUSED)
                 .order_by(c.reason, c.locator)
                 .limit(limit)
             ).all()
-        return [Refused(row.locator, RefusalReason(row.reason), row.detail) for row in rows]
+        return [
+            Refused(row.locator, RefusalReason(row.reason), row.detail, row.sop) for row in rows
+        ]
 
     def find(
-        self, *, study: str | None = None, patient: str | None = None, sop: str | None = None
+        self,
+        *,
+        study: str | None = None,
+        patient: str | None = None,
+        sop: str | None = None,
+        source: str | None = None,
+        tenant: str | None = None,
     ) -> list[str]:
         """Locators of the instances with these identifiers, ordered."""
         wanted = {"study": study, "patient": patient, "sop": sop}
+        wanted |= {"source": source, "tenant": tenant}
         query = select(instances.c.locator).order_by(instances.c.locator)
         for name, value in wanted.items():
             if value is not None:
                 query = query.where(instances.c[name] == value)
-        with self._begin() as connection:
+        with self._database.begin(read=True) as connection:
             return list(connection.execute(query).scalars())
 
     def clear(self) -> None:
         """Forgets every instance, for when the index is gone."""
-        with self._begin() as connection:
-            connection.execute(delete(points))
-            connection.execute(delete(instances))
+        with self._database.begin() as connection:
+            for table in (points, instances, stale):
+                connection.execute(delete(table))
 
     def forget(self, locators: Sequence[str]) -> None:
         """Removes the rows of these instances."""
-        with self._begin() as connection:
-            for chunk in _chunks(locators):
+        with self._database.begin() as connection:
+            for chunk in _chunks(sorted(locators)):
                 connection.execute(delete(points).where(points.c.locator.in_(chunk)))
                 connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
-
-
-def _unchanged(item: Discovered, row: Row[*tuple[Any, ...]] | None, retry: bool) -> bool:
-    if row is None or row.state == State.PENDING:
-        return False
-    if row.state == State.REFUSED and (retry or row.reason in _TRANSIENT):
-        return False
-    return (row.size, row.modified, row.label) == (item.size, item.modified, item.label)
-
-
-def _configure(connection: object, _: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=10000")
-    cursor.close()
 
 
 def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -1,36 +1,59 @@
-"""The ledger's tables, and what passes in and out of them."""
+"""The ledger's tables, and what passes in and out of them.
 
+A change here needs a migration; see ``indexer/migrations``.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Column,
+    Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
     MetaData,
+    Row,
     String,
     Table,
+    TypeDecorator,
     bindparam,
+    text,
     update,
 )
+from sqlalchemy.types import TypeEngine
 
 from engine.errors import RefusalReason
+from indexer.sources.base import Discovered
 
 __all__ = [
     "Done",
     "Owner",
     "Pending",
+    "Prefixes",
     "Refused",
     "State",
+    "Text",
     "done_row",
     "finish_statement",
     "instances",
+    "is_unchanged",
+    "jobs",
+    "manifest",
+    "manifest_row",
+    "manifest_statement",
     "metadata",
     "points",
     "refused_row",
-    "runs",
+    "stale",
+    "storable",
+    "tasks",
 ]
 
 
@@ -52,7 +75,11 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An instance that is in the index. content: sha256 hex. points: (id, frame) pairs."""
+    """An instance that is in the index.
+
+    content: sha256 hex. points: (id, frame) pairs. duplicate: they were already there, written
+    for another instance with the same content.
+    """
 
     locator: str
     content: str
@@ -61,15 +88,17 @@ class Done:
     series: str | None = None
     sop: str | None = None
     patient: str | None = None
+    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An instance that is not. detail: one sentence."""
+    """An instance that is not. detail: one sentence. sop: its UID, where that was read."""
 
     locator: str
     reason: RefusalReason
     detail: str
+    sop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,41 +109,179 @@ class Owner:
     content: str
 
 
+class Prefixes:
+    """Beginnings of locators, sorted, none of which begins with another."""
+
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        self._sorted: list[str] = []
+        for prefix in sorted(prefixes or [""]):
+            if not self._sorted or not prefix.startswith(self._sorted[-1]):
+                self._sorted.append(prefix)
+        self.first = self._sorted[0]
+
+    def cover(self, locator: str) -> bool:
+        place = bisect_right(self._sorted, locator)
+        return place > 0 and locator.startswith(self._sorted[place - 1])
+
+    def following(self, locator: str) -> str | None:
+        """From where on locators after this one may be covered; None = none is."""
+        place = bisect_right(self._sorted, locator)
+        if place > 0 and locator.startswith(self._sorted[place - 1]):
+            return locator
+        return self._sorted[place] if place < len(self._sorted) else None
+
+
+_TRANSIENT = (
+    RefusalReason.UNREADABLE,
+    RefusalReason.TOO_SLOW,
+    RefusalReason.READER_DIED,
+    RefusalReason.CONFLICTING_UID,
+)
+"""Refusals that may go away although the file stays as it is: tried again on every run."""
+
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(value: str) -> str:
+    """The text with U+FFFD for what PostgreSQL has no place for: NUL and lone surrogates."""
+    if value.isascii() and "\0" not in value:
+        return value
+    return _NOT_STORABLE.sub("\ufffd", value)
+
+
+class Text(TypeDecorator[str]):
+    """Text that every database takes, and orders by its bytes.
+
+    With the collation of a PostgreSQL database, pages would begin elsewhere than on SQLite,
+    and indices would be broken by an update of the system's locales.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(collation=collation))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else storable(value)
+
+
 metadata = MetaData()
 
 instances = Table(
     "instances",
     metadata,
-    Column("locator", String, primary_key=True),
+    Column("locator", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("modified", BigInteger, nullable=False),
-    Column("label", String),
-    Column("state", String, nullable=False),
-    Column("reason", String),
-    Column("detail", String),
-    Column("content", String),
-    Column("study", String),
-    Column("series", String),
-    Column("sop", String),
-    Column("patient", String),
+    Column("label", Text),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("detail", Text),
+    Column("content", Text),
+    Column("study", Text),
+    Column("series", Text),
+    Column("sop", Text),
+    Column("patient", Text),
     Column("seen_in", Integer, nullable=False),
     Column("finished_in", Integer),
-    Column("finished_at", String),
+    Column("finished_at", Text),
+    Column("source", Text),
+    Column("tenant", Text, nullable=False, server_default="default"),
     Index("instances_by_run", "seen_in", "state", "locator"),
     Index("instances_by_study", "study"),
     Index("instances_by_patient", "patient"),
+    Index("instances_by_sop", "sop"),
+    Index("instances_by_source", "source", "seen_in", "locator"),
 )
 
 points = Table(
     "points",
     metadata,
     Column("locator", ForeignKey("instances.locator", ondelete="CASCADE"), primary_key=True),
-    Column("id", String, primary_key=True),
+    Column("id", Text, primary_key=True),
     Column("frame", Integer, nullable=False),
     Index("points_by_id", "id"),
 )
 
-runs = Table("runs", metadata, Column("run", Integer, primary_key=True))
+stale = Table("stale", metadata, Column("id", Text, primary_key=True))
+"""Points that a file no longer has, to be removed from the index when no other file has them."""
+
+# AUTOINCREMENT: the number of a job that was removed is not given out again, because instances
+# still say in which job they were seen.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("spec", Text, nullable=False, server_default="{}"),
+    Column("options", Text, nullable=False, server_default="{}"),
+    Column("state", Text, nullable=False),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", Text),
+    Column("started_at", Text),
+    Column("finished_at", Text),
+    Column("note", Text),
+    sqlite_autoincrement=True,
+)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("job", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("not_before", Float, nullable=False, server_default=text("0")),
+    Column("queued_at", Float),
+    Column("beat_at", Float),
+    Column("worker", Text),
+    _count("total"),
+    _count("done"),
+    _count("unchanged"),
+    _count("indexed"),
+    _count("duplicates"),
+    _count("points"),
+    Column("refused", Text, nullable=False, server_default="{}"),
+    Column("seconds", Float, nullable=False, server_default=text("0")),
+    Column("error", Text),
+    Index("tasks_by_state", "state", "not_before"),
+)
+
+manifest = Table(
+    "manifest",
+    metadata,
+    Column("job", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("locator", Text, primary_key=True),
+    Column("chunk", Integer, nullable=False),
+    Column("label", Text),
+    Column("fate", Text),
+    Column("reason", Text),
+    Column("detail", Text),
+    Index("manifest_by_chunk", "job", "chunk", "locator"),
+)
+"""What a job has to index, in chunks, and what became of each. fate: "indexed", "duplicate",
+"refused"; None = not settled yet."""
+
+
+def is_unchanged(
+    item: Discovered, row: Row[*tuple[Any, ...]] | None, *, retry_refused: bool
+) -> bool:
+    """Whether what the ledger says of an instance still holds, so that it need not be read."""
+    if row is None or row.state == State.PENDING:
+        return False
+    if row.state == State.REFUSED and (retry_refused or row.reason in _TRANSIENT):
+        return False
+    label = None if item.label is None else storable(item.label)
+    return (row.size, row.modified, row.label) == (item.size, item.modified, label)
 
 
 def done_row(outcome: Done) -> dict[str, str | None]:
@@ -132,14 +299,23 @@ def done_row(outcome: Done) -> dict[str, str | None]:
 
 
 def refused_row(outcome: Refused) -> dict[str, str | None]:
-    nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "sop_uid", "pseudonym"))
+    nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "pseudonym"))
     return {
         "which": outcome.locator,
         "fate": State.REFUSED,
         "why": outcome.reason,
         "sentence": outcome.detail,
+        "sop_uid": outcome.sop,
         **nothing,
     }
+
+
+def manifest_row(outcome: Done | Refused) -> dict[str, str | None]:
+    if isinstance(outcome, Refused):
+        fate, why, sentence = "refused", outcome.reason.value, outcome.detail
+        return {"which": outcome.locator, "what": fate, "why": why, "sentence": sentence}
+    fate = "duplicate" if outcome.duplicate else "indexed"
+    return {"which": outcome.locator, "what": fate, "why": None, "sentence": None}
 
 
 finish_statement = (
@@ -157,4 +333,10 @@ finish_statement = (
         finished_in=bindparam("run"),
         finished_at=bindparam("at"),
     )
+)
+
+manifest_statement = (
+    update(manifest)
+    .where(manifest.c.job == bindparam("run"), manifest.c.locator == bindparam("which"))
+    .values(fate=bindparam("what"), reason=bindparam("why"), detail=bindparam("sentence"))
 )

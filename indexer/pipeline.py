@@ -1,4 +1,4 @@
-"""An archive becomes points: discover → read → encode → write.
+"""Instances become points: read → encode → write.
 
 Reading runs in other processes, encoding in threads, writing in one more; every queue is
 bounded, so memory does not grow with the archive. An instance is done in the
@@ -7,14 +7,14 @@ command again finishes the job, and nothing is lost or counted twice.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Lock
+from typing import Self
 
 import torch
 
@@ -22,51 +22,42 @@ from engine.errors import ImageRefused, RefusalReason
 from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import Settings
-from engine.store.base import Filter, Ids, VectorStore
+from engine.store.base import VectorStore
 from indexer.ahead import ahead
 from indexer.claims import Claims
 from indexer.datadir import DataDir
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
-from indexer.imaging.thumbnails import delete_thumbnail, write_thumbnail
+from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger import Done, Ledger, Pending, Refused
-from indexer.sources.base import Discovered, ImageSource, file_path
+from indexer.removal import remove_points
+from indexer.sources.base import ImageSource
 
-__all__ = ["IndexingReport", "Progress", "index_archive"]
+__all__ = ["Indexer", "Tally", "sweep"]
 
 _WRITES_WAITING = 4
 _GROUP = 256
 """Instances decided on at once, also when few of them have pictures."""
+_SWEPT_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. total and done count instances; stage is "discover" or "index"."""
+@dataclass(slots=True)
+class Tally:
+    """What became of instances so far.
 
-    stage: str
-    total: int
-    done: int
-    points: int
-    refused: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexingReport:
-    """What became of every instance a run saw.
-
-    indexed: are in the index since this run. unchanged: were in it before.
-    refused: by reason. points: pictures written. duplicates: of the indexed, those whose
-    pictures were already there under another name.
-    stage_seconds: time by stage, added up over its threads; stages overlap.
+    seen: read or refused. done: of these, recorded in the ledger. indexed: of the done, in the
+    index now. duplicates: of the indexed, those whose pictures were already there under another
+    name. points: pictures written. refused: of the done, by reason. seconds: time by stage,
+    added up over its threads; stages overlap.
     """
 
-    indexed: int
-    unchanged: int
-    refused: dict[str, int]
-    points: int
-    duplicates: int
-    seconds: float
-    stage_seconds: dict[str, float]
+    seen: int = 0
+    done: int = 0
+    indexed: int = 0
+    duplicates: int = 0
+    points: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -80,34 +71,11 @@ class _Batch:
 _Reading = tuple[Pending, Prepared | ImageRefused]
 
 
-def index_archive(
-    source: ImageSource,
-    *,
-    encoder: Encoder,
-    store: VectorStore,
-    ledger: Ledger,
-    data_dir: DataDir,
-    settings: Settings,
-    retry_refused: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> IndexingReport:
-    """Brings everything that ``source`` has into ``store``, and accounts for it in ``ledger``.
+class Indexer:
+    """What reads, encodes and writes. Close it, or use it as a context manager.
 
-    Args:
-        retry_refused: read again what was refused before, also when it did not change.
-        progress: called often, from the calling thread.
-
-    Raises:
-        StoreError, LedgerError: writing failed; what was recorded as done is done.
-        KeyboardInterrupt: after what was under way has been written.
+    Reading processes start with it and stay, so that one serves many chunks.
     """
-    run = _Run(encoder, store, ledger, data_dir, settings, progress, now)
-    return run(source, retry_refused)
-
-
-class _Run:
-    """One pass over a source."""
 
     def __init__(
         self,
@@ -116,50 +84,100 @@ class _Run:
         ledger: Ledger,
         data_dir: DataDir,
         settings: Settings,
-        progress: Callable[[Progress], None],
-        now: Callable[[], datetime],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._encoder = encoder
         self._store = store
         self._ledger = ledger
         self._data_dir = data_dir
         self._settings = settings
-        self._report_progress = progress
         self._now = now
-        self._run = ledger.begin_run()
-        self._claims = Claims(ledger)
-        self._unrecorded: list[Done | Refused] = []
-        self._broken = False
-        self._seconds: dict[str, float] = {}
-        self._timing = Lock()
-        self._total = self._done = self._points = self._refused = self._duplicates = 0
-
-    def __call__(self, source: ImageSource, retry_refused: bool) -> IndexingReport:
-        started = time.monotonic()
-        with self._timed("discover"):
-            self._ledger.discover(self._run, self._counted(source), retry_refused=retry_refused)
-        self._total = self._ledger.pending_count(self._run)
-        if self._total:
-            self._index(source)
-        indexed, unchanged, refused = self._ledger.run_counts(self._run)
-        return IndexingReport(
-            indexed,
-            unchanged,
-            refused,
-            self._points,
-            self._duplicates,
-            round(time.monotonic() - started, 3),
-            {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+        self._files = FileReader(
+            settings,
+            encoder.manifest.preprocess,
+            data_dir.pseudonym_key(settings),
+            frames=settings.indexing.frames_per_instance,
+            processes=settings.indexing.readers,
         )
 
-    def _counted(self, source: ImageSource) -> Iterator[Discovered]:
-        for found in source.instances():
-            self._total += 1
-            if self._total % 1000 == 0:
-                self._progress("discover")
-            yield found
+    def close(self) -> None:
+        self._files.close()
 
-    def _index(self, source: ImageSource) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def index(
+        self,
+        run: int,
+        source: ImageSource,
+        pending: Iterable[Pending],
+        *,
+        manifest: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[Tally], None] = lambda _: None,
+    ) -> Tally:
+        """Brings instances of ``source`` into the store, and accounts for each in the ledger.
+
+        Args:
+            run: under whose number the ledger keeps what became of them.
+            manifest: the run is a job, whose manifest is kept as well.
+            stop: asked before each instance; once True, what is under way is finished and
+                recorded, and the others stay pending.
+            progress: called often, from the calling thread.
+
+        Raises:
+            SourceError, StoreError, LedgerError, OSError: reading or writing failed; what was
+                recorded as done is done.
+            KeyboardInterrupt: after what was under way has been written.
+        """
+        one = _Pass(self, run, source, manifest, progress)
+        one.over(pending, stop)
+        return one.tally
+
+
+def sweep(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+    """Removes the points that files had in earlier contents and that no file has any more;
+    returns how many. Nothing may be written to the archive meanwhile."""
+    swept = 0
+    while gone := ledger.stale(_SWEPT_AT_ONCE):
+        remove_points(gone, store, data_dir)
+        ledger.forget_stale(gone)
+        swept += len(gone)
+    return swept
+
+
+class _Pass:
+    """One pass over pending instances."""
+
+    def __init__(
+        self,
+        indexer: Indexer,
+        run: int,
+        source: ImageSource,
+        manifest: bool,
+        progress: Callable[[Tally], None],
+    ) -> None:
+        self._encoder = indexer._encoder
+        self._store = indexer._store
+        self._ledger = indexer._ledger
+        self._data_dir = indexer._data_dir
+        self._settings = indexer._settings
+        self._now = indexer._now
+        self._files = indexer._files
+        self._run = run
+        self._source = source
+        self._manifest = manifest
+        self._progress = progress
+        self._claims = Claims(self._ledger)
+        self._unrecorded: list[Done | Refused] = []
+        self._broken = False
+        self._timing = Lock()
+        self.tally = Tally()
+
+    def over(self, instances: Iterable[Pending], stop: Callable[[], bool]) -> None:
         indexing = self._settings.indexing
         # Several batches at once, each on one thread: within one batch, threads would wait
         # for each other, and for the readers, at every layer.
@@ -176,22 +194,13 @@ class _Run:
                 writing.append(writer.submit(self._write, batch, encoded.result()))
             if len(writing) > _WRITES_WAITING:
                 writing.popleft().result()
-            self._progress("index")
+            self._progress(self.tally)
 
         threads = torch.get_num_threads()
         try:
-            with (
-                FileReader(
-                    self._settings,
-                    self._encoder.manifest.preprocess,
-                    self._data_dir.pseudonym_key(self._settings),
-                    frames=indexing.frames_per_instance,
-                    processes=indexing.readers,
-                ) as files,
-                closing(self._reading(files)) as results,
-            ):
+            with closing(self._reading(instances, stop)) as results:
                 for readings in self._groups(results):
-                    batch = self._decided(readings, source.name)
+                    batch = self._decided(readings)
                     encoding.append((batch, encoders.submit(self._encoded, batch)))
                     if len(encoding) > indexing.encoders:
                         hand_on()
@@ -205,21 +214,23 @@ class _Run:
             for write in writing:
                 write.result()
             self._record()
-        with self._timed("optimise"):
-            self._store.optimise()
-        self._progress("index")
+        self._progress(self.tally)
 
-    def _reading(self, files: FileReader) -> Generator[_Reading]:
+    def _reading(
+        self, instances: Iterable[Pending], stop: Callable[[], bool]
+    ) -> Generator[_Reading]:
         """What the readers make of the pending instances, in order, some batches ahead."""
         waiting: deque[Pending] = deque()
 
-        def paths() -> Iterator[Path]:
-            for pending in self._ledger.pending(self._run):
+        def locators() -> Iterator[str]:
+            for pending in instances:
+                if stop():
+                    return
                 waiting.append(pending)
-                yield file_path(pending.locator)
+                yield pending.locator
 
         def readings() -> Iterator[_Reading]:
-            for result in files.read(paths()):
+            for result in self._files.read(self._source.images(locators())):
                 yield waiting.popleft(), result
 
         indexing = self._settings.indexing
@@ -246,18 +257,17 @@ class _Run:
         if group:
             yield group
 
-    def _decided(self, readings: list[_Reading], source: str) -> _Batch:
+    def _decided(self, readings: list[_Reading]) -> _Batch:
         """What becomes of each instance: encoded, already there under another name, refused."""
         batch = _Batch()
         readable = [
-            _labelled(pending, result, source)
+            _labelled(pending, result, self._source.name)
             for pending, result in readings
             if isinstance(result, Prepared)
         ]
         holders = iter(self._claims.claim([done for done, _ in readable]))
         decided = iter(readable)
         for pending, result in readings:
-            self._done += 1
             if isinstance(result, ImageRefused):
                 batch.outcomes.append(Refused(pending.locator, result.reason, result.detail))
                 continue
@@ -266,8 +276,7 @@ class _Run:
                 batch.prepared.append(prepared)
                 batch.outcomes.append(done)
             elif holder == done.content:
-                self._duplicates += 1
-                batch.outcomes.append(done)
+                batch.outcomes.append(replace(done, duplicate=True))
             else:
                 batch.outcomes.append(
                     Refused(
@@ -275,9 +284,10 @@ class _Run:
                         RefusalReason.CONFLICTING_UID,
                         f"SOP Instance UID {done.sop} is indexed from another file with other "
                         "content; find out which of the two is right and remove the other",
+                        done.sop,
                     )
                 )
-        self._refused += sum(isinstance(outcome, Refused) for outcome in batch.outcomes)
+        self.tally.seen += len(readings)
         return batch
 
     def _encoded(self, batch: _Batch) -> EncodedImages:
@@ -296,7 +306,6 @@ class _Run:
             return
         self._broken = True
         with self._timed("write"):
-            self._forget_replaced(batch.outcomes)
             at = self._now().isoformat(timespec="seconds")
             points = []
             rows = zip(encoded.z, encoded.codes, strict=True)
@@ -307,27 +316,11 @@ class _Run:
                     points.append(Point(picture.point_id, record, code, z, indexed_at=at))
                     write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
             self._store.upsert(points)
-            self._points += len(points)
+            self.tally.points += len(points)
             self._unrecorded.extend(batch.outcomes)
             if len(self._unrecorded) >= self._settings.indexing.commit_every:
                 self._record()
         self._broken = False
-
-    def _forget_replaced(self, outcomes: Iterable[Done | Refused]) -> None:
-        """Removes points of earlier contents of these files that no other file has."""
-        current = {
-            outcome.locator: {point_id for point_id, _ in outcome.points}
-            if isinstance(outcome, Done)
-            else set()
-            for outcome in outcomes
-        }
-        before = self._ledger.points_of(list(current))
-        stale = {i for locator, ids in before.items() for i in ids if i not in current[locator]}
-        gone = self._claims.free(sorted(stale))
-        if gone:
-            self._store.delete(Filter(must=(Ids(tuple(gone)),)))
-            for point_id in gone:
-                delete_thumbnail(self._data_dir.thumbnails, point_id)
 
     def _record(self) -> None:
         """Flushes the store, then records the outcomes: never the other way round."""
@@ -336,12 +329,16 @@ class _Run:
         with self._timed("flush"):
             self._store.flush()
             at = self._now().isoformat(timespec="seconds")
-            self._ledger.finish(self._run, self._unrecorded, at)
+            self._ledger.finish(self._run, self._unrecorded, at, manifest=self._manifest)
         self._claims.release(self._unrecorded)
+        for outcome in self._unrecorded:
+            self.tally.done += 1
+            if isinstance(outcome, Done):
+                self.tally.indexed += 1
+                self.tally.duplicates += outcome.duplicate
+            else:
+                self.tally.refused[outcome.reason.value] += 1
         self._unrecorded = []
-
-    def _progress(self, stage: str) -> None:
-        self._report_progress(Progress(stage, self._total, self._done, self._points, self._refused))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -351,7 +348,7 @@ class _Run:
         finally:
             elapsed = time.monotonic() - started
             with self._timing:
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+                self.tally.seconds[stage] = self.tally.seconds.get(stage, 0.0) + elapsed
 
 
 def _labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:

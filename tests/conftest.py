@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["services.postgres"]
+
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.
 hypothesis.settings.register_profile("precedent", derandomize=True, deadline=None)

@@ -11,7 +11,6 @@ import re
 from datetime import date
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from engine.errors import SettingsError
 from engine.records import ImageRecord
@@ -57,6 +56,8 @@ HEADER_KEYWORDS: tuple[str, ...] = (
     "PatientSex",
     "PatientAge",
     "BurnedInAnnotation",
+    "ConversionType",
+    "ImageType",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
@@ -75,6 +76,7 @@ _MAX_AGE = 130
 _OLDEST_BAND = 90
 _PSEUDONYM_LENGTH = 32
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_SCREENSHOTS = {"SCREEN SAVE", "SCREEN CAPTURE", "SCREENSHOT"}
 
 
 def record_of(header: Dataset, key: bytes) -> ImageRecord:
@@ -253,8 +255,11 @@ def _burned_in(header: Dataset) -> bool | None:
     said = text(header, "BurnedInAnnotation").upper()
     if said in ("YES", "NO"):
         return said == "YES"
-    sop_class = UID(text(header, "SOPClassUID"))
-    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
-        # Screenshots and scanned films: writing in the picture is the rule.
+    # Screenshots and scanned films: writing in the picture is the rule. Only they have a
+    # Conversion Type (PS3.3 C.8.6.1); some hide in the class of the images they show.
+    sop_class = text(header, "SOPClassUID")
+    secondary = f"{sop_class}.".startswith(_SECONDARY_CAPTURE + ".")
+    kinds = {str(kind).strip().upper() for kind in _values(header, "ImageType")}
+    if secondary or text(header, "ConversionType") or kinds & _SCREENSHOTS:
         return True
     return None

@@ -8,13 +8,15 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
 from indexer.imaging.deidentify import HEADER_KEYWORDS
+from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame
 from indexer.imaging.limits import check_declared
@@ -29,7 +31,7 @@ from indexer.imaging.structure import (
     walk,
 )
 
-__all__ = ["DicomImage", "is_dicom", "read_dicom", "sample_frames"]
+__all__ = ["DicomImage", "is_dicom", "read_dicom"]
 
 _PALETTE = tuple(
     f"{form}{color}PaletteColorLookupTable{part}"
@@ -38,10 +40,13 @@ _PALETTE = tuple(
 )
 _KEYWORDS = (
     *HEADER_KEYWORDS,
+    *FRAME_KEYWORDS,
     *_PALETTE,
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue"),
+    *("FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingValue"),
+    *("DoubleFloatPixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope"),
     *("RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
@@ -62,42 +67,34 @@ def is_dicom(fp: BinaryIO, size: int) -> bool:
     return has_preamble(fp) or starts_like_dicom(fp, size)
 
 
-def sample_frames(declared: int, wanted: int) -> list[int]:
-    """Numbers of at most ``wanted`` of ``declared`` frames: the middles of equal parts."""
-    count = min(declared, wanted)
-    return [(2 * part + 1) * declared // (2 * count) for part in range(count)]
-
-
 def read_dicom(
-    fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int
+    fp: BinaryIO, size: int, limits: ImageLimits, frames: FramePolicy | int
 ) -> DicomImage:
-    """At most ``frames_per_instance`` frames of the DICOM file ``fp`` of ``size`` bytes.
+    """The frames that ``frames`` chooses of the DICOM file ``fp`` of ``size`` bytes.
+
+    Args:
+        frames: a number stands for at most so many, evenly spaced.
 
     Raises:
         ImageRefused: the file holds no pixels, or none that can be shown within ``limits``.
     """
+    policy = FramePolicy(limit=frames) if isinstance(frames, int) else frames
     # pydicom warns and logs with the values it stumbles over, and those are patients'.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _read(fp, size, limits, frames_per_instance)
+        return _read(fp, size, limits, policy)
 
 
-def _read(fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int) -> DicomImage:
+def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> DicomImage:
     encoding = find_dataset(fp)
     if encoding.syntax == DeflatedExplicitVRLittleEndian:
         fp = _inflate(fp, encoding, limits)
         size = fp.seek(0, io.SEEK_END)
         encoding = find_dataset(fp)
     structure = walk(fp, size, encoding, limits.max_nesting)
-    fp.seek(0)
-    try:
-        header = dcmread(fp, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
-    except (EOFError, struct.error):
-        raise ImageRefused(
-            RefusalReason.TRUNCATED, f"the file ends in an element, after {size} bytes"
-        ) from None
-    head = _pixel_element(fp, header)
+    header = _header(fp, size, encoding)
+    head = _pixel_element(fp, encoding)
     if not has_preamble(fp) and not _is_plausible(header):
         raise ImageRefused(
             RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
@@ -108,19 +105,11 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int
             f"the file ends at least {structure.missing} bytes before what it declares",
         )
     if head is None or head.length == 0:
-        raise ImageRefused(RefusalReason.NO_PIXELS, f"{_sop_class(header)} without pixel data")
+        raise ImageRefused(RefusalReason.NO_PIXELS, f"{_sop_class(header, encoding)} without pixel data")
 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
-    numbers = sample_frames(layout.frames, frames_per_instance)
-    check_declared(
-        layout.rows,
-        layout.columns,
-        layout.frames,
-        layout.samples,
-        layout.bits_allocated,
-        limits,
-        len(numbers),
-    )
+    numbers = policy.choose(layout.frames, frames_of_interest(header))
+    check_declared(*layout.declared(), limits, len(numbers))
     pixels = PixelData(fp, size, header, head, layout, encoding, structure)
     frames = tuple(Frame(number, pixels.render(number)) for number in numbers)
     return DicomImage(header, frames, layout.frames)
@@ -151,10 +140,34 @@ def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
     return out
 
 
-def _pixel_element(fp: BinaryIO, header: Dataset) -> Head | None:
+def _header(fp: BinaryIO, size: int, encoding: Encoding) -> Dataset:
+    """What is looked at of the dataset up to its pixel data, where ``fp`` then stands."""
+    fp.seek(encoding.start)
+    try:
+        return read_dataset(
+            fp,
+            encoding.implicit,
+            encoding.little_endian,
+            stop_when=lambda tag, _vr, _length: tag in PIXEL_KEYWORDS,
+            specific_tags=[tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword))],
+        )
+    except (EOFError, struct.error):
+        raise ImageRefused(
+            RefusalReason.TRUNCATED, f"the file ends in an element, after {size} bytes"
+        ) from None
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ImageRefused(
+            RefusalReason.DAMAGED, f"the dataset cannot be followed ({type(error).__name__})"
+        ) from None
+
+
+def _pixel_element(fp: BinaryIO, encoding: Encoding) -> Head | None:
     """The head of the pixel data element, at which the parser stopped; None at the end."""
-    implicit, little_endian = header.original_encoding
-    head = read_head(fp, fp.tell(), bool(implicit), little_endian is not False)
+    head = read_head(fp, fp.tell(), encoding.implicit, encoding.little_endian)
     return head if head is not None and head.tag in PIXEL_KEYWORDS else None
 
 
@@ -169,11 +182,9 @@ def _is_registered(uid: str) -> bool:
     return UID(uid).name != uid
 
 
-def _sop_class(header: Dataset) -> str:
+def _sop_class(header: Dataset, encoding: Encoding) -> str:
     """The name of the SOP class; one that the standard does not know is not quoted."""
-    found = text(header, "SOPClassUID")
-    if not found and (meta := getattr(header, "file_meta", None)) is not None:
-        found = text(meta, "MediaStorageSOPClassUID")
+    found = text(header, "SOPClassUID") or encoding.sop_class
     if not found:
         return "a dataset without SOP class and"
     return UID(found).name if _is_registered(found) else "an unknown SOP class"

@@ -4,6 +4,7 @@ The order is that of the standard's greyscale pipeline (PS3.4 N.2): modality LUT
 or window, then the polarity of MONOCHROME1.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ _PIXELS_AT_ONCE = 1_000_000
 class Padding:
     """Stored values from ``low`` to ``high`` lie outside the picture (PS3.3 C.7.5.1.1.2)."""
 
-    low: int
-    high: int
+    low: float
+    high: float
 
     def covers(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """Boolean mask of ``stored``'s shape, True where a value is padding."""
@@ -45,7 +46,8 @@ def robust_range(values: _Values) -> tuple[float, float]:
     if values.size == 0:
         return 0.0, 0.0
     low, high = np.percentile(values, (1.0, 99.0))
-    if low == high:
+    # Between numbers at both ends of their range no percentile can be computed.
+    if low == high or not np.isfinite((low, high)).all():
         low, high = values.min(), values.max()
     return float(low), float(high)
 
@@ -53,6 +55,9 @@ def robust_range(values: _Values) -> tuple[float, float]:
 def _linear(low: float, high: float) -> _Curve:
     if not high > low:
         return lambda values: np.zeros(values.shape)
+    if math.isinf(high - low):
+        # Doubles from one end of their range to the other: at half the size they can be told.
+        return lambda values: (values / 2 - low / 2) / (high / 2 - low / 2)
     return lambda values: (values - low) / (high - low)
 
 
@@ -94,7 +99,12 @@ def render_grey(
     else:
         # An image of nothing but padding is shown as it is.
         padding = None
-    low, high = robust_range(modality(grid[keep].astype(np.float64)))
+    values = grid[keep].astype(np.float64)
+    low, high = robust_range(modality(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        # A slope that leads out of all numbers says nothing; neither does a window after it.
+        modality, scopes = _as_stored, []
+        low, high = robust_range(values)
     voi = _voi(scopes, signed=signed, little_endian=little_endian)
     if voi is None or _is_useless(voi, low, high):
         voi = _linear(low, high)
@@ -161,7 +171,11 @@ def _modality(scopes: list[Dataset], *, signed: bool, little_endian: bool) -> _C
         # A slope of 0 would turn every image into one grey.
         if slope and intercept is not None:
             return lambda values, a=slope, b=intercept: values * a + b  # type: ignore[misc]
-    return lambda values: values
+    return _as_stored
+
+
+def _as_stored(values: _Values) -> _Values:
+    return values
 
 
 def _voi(scopes: list[Dataset], *, signed: bool, little_endian: bool) -> _Curve | None:
@@ -179,7 +193,7 @@ def _voi(scopes: list[Dataset], *, signed: bool, little_endian: bool) -> _Curve 
 
 def _window(center: float, width: float, function: str) -> _Curve | None:
     """The functions of PS3.3 C.11.2.1.2 and C.11.2.1.3; None when the width is absurd."""
-    if width <= 0 or (function == "LINEAR" and width < 1):
+    if not center - width / 2 < center + width / 2 or (function == "LINEAR" and width < 1):
         return None
     if function == "SIGMOID":
 

@@ -13,6 +13,7 @@ from indexer.imaging.header import value
 __all__ = ["LookupTable", "read_lut", "render_palette"]
 
 _MAX_ENTRIES = 2**16
+_MAX_SEGMENT_BYTES = 2**20
 _COLORS = ("Red", "Green", "Blue")
 
 
@@ -111,20 +112,24 @@ def render_palette(
 def _expand(segments: bytes, descriptor: Any, little_endian: bool) -> list[int] | None:
     """The entries of a segmented palette (PS3.3 C.7.9.2), never more than 65536.
 
-    An indirect segment repeats earlier ones; as a segment may do so again and again, the
-    ceiling on the entries is also what ends a table made to grow without end.
+    An indirect segment repeats earlier ones. The ceilings on entries and segments are also
+    what ends a table made to grow, or to repeat empty segments, without end.
     """
     try:
         bits = int(descriptor[2])
     except (TypeError, ValueError, IndexError):
         return None
     order = "<u2" if little_endian else ">u2"
-    usable = segments if bits == 8 else segments[: len(segments) // 2 * 2]
+    size = min(len(segments), _MAX_SEGMENT_BYTES)
+    usable = segments[: size if bits == 8 else size // 2 * 2]
     words = np.frombuffer(usable, dtype=np.uint8 if bits == 8 else order).astype(int).tolist()
     entries: list[int] = []
     # (position, segments left) to return to after the current run of segments.
     position, left, back = 0, len(words), (0, 0)
-    while len(entries) < _MAX_ENTRIES:
+    # Every segment but an indirect one has an entry at least.
+    for _ in range(2 * _MAX_ENTRIES):
+        if len(entries) >= _MAX_ENTRIES:
+            break
         if left == 0:
             position, left = back
             back = (0, 0)

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import (
     UID,
@@ -14,15 +14,26 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
 )
 
 from engine.errors import ImageRefused, RefusalReason
+from indexer.imaging import twelve_bit
 from indexer.imaging.codestream import declared_size
 from indexer.imaging.display import Padding, render_color, render_grey
-from indexer.imaging.header import integer, items, text, value
+from indexer.imaging.header import integer, items, number as real, text, value
 from indexer.imaging.limits import check_held, declared_bytes
 from indexer.imaging.lookup import render_palette
-from indexer.imaging.structure import UNDEFINED, Encoding, Head, Structure
+from indexer.imaging.quiet import silenced
+from indexer.imaging.structure import (
+    UNDEFINED,
+    Encoding,
+    Fragments,
+    Head,
+    Structure,
+    first_fragments,
+)
 
 __all__ = ["PIXEL_KEYWORDS", "Layout", "PixelData", "layout_of"]
 
@@ -31,6 +42,10 @@ PIXEL_KEYWORDS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
+# Known by name, so that what is read does not depend on what else is installed.
+_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+_GDCM_12_BIT = "gdcm, asked directly"
+_BY_GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 # Terms of the standard without a conversion here. Others are not quoted: the value may be
@@ -56,11 +71,13 @@ class Layout:
     photometric: str
     planar: int
 
+    def declared(self) -> tuple[int, int, int, int, int]:
+        """Rows, columns, frames, samples per pixel and bits allocated."""
+        return self.rows, self.columns, self.frames, self.samples, self.bits_allocated
+
     def bytes_declared(self) -> int:
         """Bytes of all frames together, uncompressed."""
-        whole = declared_bytes(
-            self.rows, self.columns, self.frames, self.samples, self.bits_allocated
-        )
+        whole = declared_bytes(*self.declared())
         return whole // 3 * 2 if self.photometric == "YBR_FULL_422" else whole
 
 
@@ -144,26 +161,24 @@ class PixelData:
         self._header = header
         self._start = head.value
         self._layout = layout
-        implicit, little_endian = header.original_encoding
-        self._little_endian = little_endian is not False
+        self._little_endian = encoding.little_endian
         compressed = head.length == UNDEFINED
-        self._syntax = _syntax(encoding, bool(implicit), self._little_endian, compressed)
-        self._decoder = _decoder(self._syntax, layout)
+        self._syntax = _syntax(encoding, compressed)
+        self._decoder = _decoder(self._syntax)
+        self._plugins = _plugins(self._decoder, layout)
         self._photometric = layout.photometric
         self._shared = items(header, "SharedFunctionalGroupsSequence")[:1]
         self._per_frame = items(header, "PerFrameFunctionalGroupsSequence")
-        if not self._decoder.is_native:
-            found = structure.fragments
-            if found is not None and found < layout.frames:
-                raise ImageRefused(
-                    RefusalReason.TRUNCATED,
-                    f"{layout.frames} frames are declared and the file holds {found} fragments",
-                )
-        elif compressed:
+        self._fragments = Fragments((), (), ())
+        self._first: list[int] = []
+        if compressed != (not self._decoder.is_native):
             raise ImageRefused(
                 RefusalReason.DAMAGED,
-                f"compressed pixel data under the transfer syntax {self._syntax.name}",
+                f"{'compressed' if compressed else 'uncompressed'} pixel data under the "
+                f"transfer syntax {self._syntax.name}",
             )
+        if compressed:
+            self._find_frames(structure)
         else:
             held = min(head.length, size - head.value)
             whole = layout.rows * layout.columns * layout.frames * 3
@@ -173,12 +188,33 @@ class PixelData:
             check_held(layout.bytes_declared(), held)
         self._options = self._decoding_options(PIXEL_KEYWORDS[head.tag], head)
 
+    def _find_frames(self, structure: Structure) -> None:
+        frames = self._layout.frames
+        self._fragments = structure.fragments or self._fragments
+        found = len(self._fragments)
+        if found < frames:
+            raise ImageRefused(
+                RefusalReason.TRUNCATED,
+                f"{frames} frames are declared and the file holds {found} fragments",
+            )
+        table = value(self._header, "ExtendedOffsetTable")
+        first = first_fragments(
+            self._fp, self._fragments, frames, table if isinstance(table, bytes) else None
+        )
+        if first is None:
+            raise ImageRefused(
+                RefusalReason.DAMAGED,
+                f"nothing tells which of {found} fragments belong to which of {frames} frames",
+            )
+        self._first = [*first, found]
+
     def _decoding_options(self, keyword: str, head: Head) -> dict[str, Any]:
         layout = self._layout
-        options: dict[str, Any] = {
+        return {
             "rows": layout.rows,
             "columns": layout.columns,
-            "number_of_frames": layout.frames,
+            # Compressed frames are handed over one by one.
+            "number_of_frames": layout.frames if self._decoder.is_native else 1,
             "samples_per_pixel": layout.samples,
             "bits_allocated": layout.bits_allocated,
             "bits_stored": layout.bits_stored + layout.shift,
@@ -188,13 +224,6 @@ class PixelData:
             "pixel_keyword": keyword,
             "pixel_vr": (head.vr or b"OW").decode("ascii"),
         }
-        tables = [
-            value(self._header, keyword)
-            for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-        ]
-        if all(isinstance(table, bytes) and table for table in tables):
-            options["extended_offsets"] = tuple(tables)
-        return options
 
     def render(self, number: int) -> NDArray[np.uint8]:
         """Frame ``number`` (from 0) as uint8 (H, W) or (H, W, 3) display pixels."""
@@ -228,30 +257,52 @@ class PixelData:
         )
 
     def _decode(self, number: int) -> NDArray[Any]:
-        if not self._decoder.is_native:
-            self._check_codestream(number)
-        self._fp.seek(self._start)
-        stored, _ = self._decoder.as_array(self._fp, index=number, **self._options)
+        if self._decoder.is_native:
+            self._fp.seek(self._start)
+            stored, _ = self._decoder.as_array(self._fp, index=number, **self._options)
+        else:
+            stored = self._decompress(self._compressed(number), number)
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         return stored >> self._layout.shift if self._layout.shift else stored
 
-    def _check_codestream(self, number: int) -> None:
-        """Refuse a compressed frame that would unfold to more than the header declares."""
-        self._fp.seek(self._start)
-        frame = get_frame(
-            self._fp,
-            number,
-            number_of_frames=self._layout.frames,
-            extended_offsets=self._options.get("extended_offsets"),
-        )
+    def _compressed(self, number: int) -> bytes:
+        parts = []
+        for index in range(self._first[number], self._first[number + 1]):
+            self._fp.seek(self._fragments.heads[index] + 8)
+            parts.append(self._fp.read(self._fragments.lengths[index]))
+        return b"".join(parts)
+
+    def _decompress(self, frame: bytes, number: int) -> NDArray[Any]:
+        """The stored values of a frame, by the first decoder that manages."""
         size = declared_size(frame)
         declared = (self._layout.rows, self._layout.columns, self._layout.samples)
         if size is not None and (size.rows, size.columns, size.samples) != declared:
+            # It would unfold to more than was allowed for.
             raise ImageRefused(
                 RefusalReason.DAMAGED,
                 f"frame {number} is compressed as {size.rows} × {size.columns} × {size.samples} "
                 "and the header declares {} × {} × {}".format(*declared),
             )
+        source = encapsulate([frame], has_bot=False)
+        failure: BaseException = ValueError("no decoder was tried")
+        for plugin in self._plugins:
+            try:
+                with silenced():
+                    return self._by(plugin, source, frame)
+            except (MemoryError, RecursionError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                # A panic in a decoder written in Rust arrives as something that is no Exception.
+                failure = error
+        raise _Undecodable(type(failure).__name__, str(failure))
+
+    def _by(self, plugin: str, source: bytes, frame: bytes) -> NDArray[Any]:
+        if plugin == _GDCM_12_BIT:
+            return twelve_bit.decode(frame, *self._layout.shape, self._layout.photometric)
+        stored, _ = self._decoder.as_array(
+            source, index=0, decoding_plugin=plugin, **self._options
+        )
+        return stored
 
     def _scopes(self, number: int) -> list[Dataset]:
         """Where display values of frame ``number`` are found, the most specific first."""
@@ -262,14 +313,15 @@ class PixelData:
         return [*scopes, self._header]
 
     def _padding(self, dtype: np.dtype[Any]) -> Padding | None:
-        if dtype.kind not in "iu":
-            return None
-        low = integer(self._header, "PixelPaddingValue")
+        form = {"f4": "Float", "f8": "DoubleFloat"}.get(dtype.str[1:], "")
+        low = real(self._header, f"{form}PixelPaddingValue")
         if low is None:
             return None
-        limit = integer(self._header, "PixelPaddingRangeLimit")
-        ends = sorted(_wrap(end, dtype) for end in (low, low if limit is None else limit))
-        return Padding(*ends)
+        limit = real(self._header, f"{form}PixelPaddingRangeLimit")
+        ends = [low, low if limit is None else limit]
+        if dtype.kind in "iu":
+            ends = [_wrap(int(end), dtype) for end in ends]
+        return Padding(min(ends), max(ends))
 
 
 def _wrap(number: int, dtype: np.dtype[Any]) -> int:
@@ -279,7 +331,7 @@ def _wrap(number: int, dtype: np.dtype[Any]) -> int:
     return number + 0x10000 if dtype.kind == "u" and number < 0 else number
 
 
-def _syntax(encoding: Encoding, implicit: bool, little_endian: bool, compressed: bool) -> UID:
+def _syntax(encoding: Encoding, compressed: bool) -> UID:
     if encoding.syntax is not None:
         return encoding.syntax
     if compressed:
@@ -288,24 +340,40 @@ def _syntax(encoding: Encoding, implicit: bool, little_endian: bool, compressed:
             "the pixel data is compressed and the file does not say how; "
             "write it with its Transfer Syntax UID (0002,0010)",
         )
-    if implicit:
+    if encoding.implicit:
         return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+    return ExplicitVRLittleEndian if encoding.little_endian else ExplicitVRBigEndian
 
 
-def _decoder(syntax: UID, layout: Layout) -> Decoder:
+def _decoder(syntax: UID) -> Decoder:
     try:
-        decoder = get_decoder(syntax)
-        usable = decoder.is_available
+        return get_decoder(syntax)
     except NotImplementedError:
-        usable = False
-    if usable and syntax == JPEGExtended12Bit and layout.bits_stored > 8:
-        # Pillow's library is built for 8 bits.
-        usable = bool(set(decoder.available_plugins) - {"pillow"})
+        # Not everything that stands in the place of a UID is one.
+        named = syntax.name if syntax.is_valid else "what is named as its transfer syntax"
+        raise _undecodable(named) from None
+
+
+def _plugins(decoder: Decoder, layout: Layout) -> tuple[str, ...]:
+    """The decoders to try, the best first; none for uncompressed pixels."""
+    if decoder.is_native:
+        return ()
+    syntax = decoder.UID
+    usable = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins]
+    if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
+        # Pillow's library is built for 8 bits, and pydicom asks GDCM for no more either.
+        usable = [plugin for plugin in usable if plugin not in ("pillow", "gdcm")]
+        if twelve_bit.gdcm_installed():
+            usable.append(_GDCM_12_BIT)
     if not usable:
-        raise ImageRefused(
-            RefusalReason.UNSUPPORTED_SYNTAX,
-            f"there is no decoder for {syntax.name}; convert the file to an uncompressed or "
-            "JPEG 2000 transfer syntax, or install python-gdcm",
-        )
-    return decoder
+        raise _undecodable(syntax.name, extra=syntax in _BY_GDCM)
+    return tuple(usable)
+
+
+def _undecodable(named: str, *, extra: bool = False) -> ImageRefused:
+    way_out = "convert the file to an uncompressed or JPEG 2000 transfer syntax"
+    if extra:
+        way_out = f"install one with `pip install precedent[gdcm]`, or {way_out}"
+    return ImageRefused(
+        RefusalReason.UNSUPPORTED_SYNTAX, f"there is no decoder for {named}; {way_out}"
+    )

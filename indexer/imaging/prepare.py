@@ -9,25 +9,31 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
 from engine.records import ImageRecord
-from engine.settings import ImageLimits
+from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.instance import Instance
-from indexer.imaging.read import read_image, read_image_bytes
+from indexer.imaging.read import open_file, read_image, read_image_bytes, read_zip_member
+from indexer.imaging.structure import has_preamble
 from indexer.imaging.thumbnails import thumbnail
+from indexer.sources.base import Image, ZipMember
+from indexer.sources.dicomdir import file_ids, is_dicomdir
+from indexer.sources.zip_archive import is_zip, read_directory
 
 __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTask:
-    """What to read, and how. image: a file, or the bytes of an upload.
+    """What to read, and how. image: a file, one in a zip archive, or the bytes of an upload.
 
     frames: at most so many frames of a multi-frame instance. thumbnail_side: in pixels.
     """
 
-    image: Path | bytes
+    image: Image
     limits: ImageLimits
+    zip_limits: ZipLimits
     frames: int
     thumbnail_side: int
     preprocess: Preprocess
@@ -69,10 +75,35 @@ def prepare(task: ReadTask) -> Prepared:
 
 
 def _read(task: ReadTask) -> Instance:
-    read = read_image_bytes if isinstance(task.image, bytes) else read_image
-    return read(
-        task.image,  # type: ignore[arg-type]  # chosen by its type just above
-        task.limits,
-        frames_per_instance=task.frames,
-        pseudonym_key=task.pseudonym_key,
-    )
+    limits, frames, key = task.limits, task.frames, task.pseudonym_key
+    image = task.image
+    if isinstance(image, bytes):
+        return read_image_bytes(image, limits, frames_per_instance=frames, pseudonym_key=key)
+    if isinstance(image, ZipMember):
+        return read_zip_member(
+            image, limits, task.zip_limits, frames_per_instance=frames, pseudonym_key=key
+        )
+    try:
+        return read_image(image, limits, frames_per_instance=frames, pseudonym_key=key)
+    except ImageRefused as refused:
+        raise _explained(refused, image, task) from None
+
+
+def _explained(refused: ImageRefused, path: Path, task: ReadTask) -> ImageRefused:
+    """Why the source did not open an archive or a DICOMDIR, where the file is one of these."""
+    try:
+        with open_file(path) as fp:
+            if is_zip(fp) and not has_preamble(fp):
+                read_directory(fp, fp.size, task.zip_limits)
+                return ImageRefused(
+                    RefusalReason.NOT_AN_IMAGE,
+                    "a zip archive; what is in it is indexed when the archive itself is named, or "
+                    "when its name ends in .zip",
+                )
+            if refused.reason is RefusalReason.NO_PIXELS and is_dicomdir(fp):
+                file_ids(fp, fp.size, task.limits)
+    except ImageRefused as better:
+        return better
+    except OSError:
+        pass
+    return refused

@@ -1,4 +1,4 @@
-"""A file, or the bytes of an upload, becomes an :class:`Instance` or is refused."""
+"""A file, one packed in a zip archive, or an upload becomes an :class:`Instance` or is refused."""
 
 import errno
 import hashlib
@@ -7,25 +7,39 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from engine.errors import ImageRefused, PrecedentError, RefusalReason
 from engine.records import ImageRecord
-from engine.settings import ImageLimits
+from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.deidentify import record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
 from indexer.imaging.instance import Frame, Instance
 from indexer.imaging.limits import check_file_size
 from indexer.imaging.raster import is_raster, read_raster
 from indexer.imaging.structure import has_preamble
+from indexer.sources.base import ZipMember
+from indexer.sources.zip_archive import Entry, is_zip, read_directory, unpacked
 
-__all__ = ["Frame", "Instance", "read_image", "read_image_bytes"]
+__all__ = [
+    "BoundedReader",
+    "Frame",
+    "Instance",
+    "open_file",
+    "read_image",
+    "read_image_bytes",
+    "read_zip_member",
+]
 
 _CHUNK = 1024**2
+_IN_MEMORY = 64 * 1024**2
+"""Members of zip archives above this are unpacked to a file that has no name."""
 
 
-class _BoundedReader(io.BufferedReader):
+class BoundedReader(io.BufferedReader):
     """A file that never sets more memory aside for a read than it has bytes left.
 
     A header may declare gigabytes in a file of a few bytes, and a plain file object asks for
@@ -50,7 +64,7 @@ def read_image(
         ImageRefused: with the reason, for whatever is wrong with the file.
         SettingsError: ``pseudonym_key`` is empty.
     """
-    with _refusing(), _open(path) as fp:
+    with _refusing(), open_file(path) as fp:
         check_file_size(fp.size, limits)
         return _read(fp, fp.size, limits, frames_per_instance, pseudonym_key)
 
@@ -67,6 +81,79 @@ def read_image_bytes(
     with _refusing():
         check_file_size(len(data), limits)
         return _read(io.BytesIO(data), len(data), limits, frames_per_instance, pseudonym_key)
+
+
+def read_zip_member(
+    member: ZipMember,
+    limits: ImageLimits,
+    zip_limits: ZipLimits,
+    *,
+    frames_per_instance: int,
+    pseudonym_key: bytes,
+) -> Instance:
+    """The same as :func:`read_image`, for a file that is packed in a zip archive.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the archive or the member.
+        SettingsError: ``pseudonym_key`` is empty.
+    """
+    with _refusing(), open_file(member.archive) as archive:
+        entry = _entry(archive, member, zip_limits)
+        with _room(entry.size) as fp:
+            for piece in unpacked(archive, entry, limits, zip_limits):
+                fp.write(piece)
+            check_file_size(entry.size, limits)
+            if is_zip(fp) and not has_preamble(fp):
+                raise ImageRefused(
+                    RefusalReason.NOT_AN_IMAGE,
+                    "an archive inside an archive is not opened; unpack the outer one",
+                )
+            fp.flush()
+            bounded = fp if isinstance(fp, io.BytesIO) else BoundedReader(_again(fp))
+            return _read(bounded, entry.size, limits, frames_per_instance, pseudonym_key)
+
+
+def _room(size: int) -> BinaryIO:
+    return io.BytesIO() if size <= _IN_MEMORY else TemporaryFile()
+
+
+def _again(fp: BinaryIO) -> io.FileIO:
+    return io.FileIO(fp.fileno(), closefd=False)
+
+
+def _entry(archive: BoundedReader, member: ZipMember, limits: ZipLimits) -> Entry:
+    members = _members(member.archive, _stamp(archive), limits)
+    if isinstance(members, ImageRefused):
+        # Another one each time: an exception that is raised again keeps every trace.
+        raise ImageRefused(members.reason, members.detail)
+    if member.name not in members:
+        raise ImageRefused(
+            RefusalReason.UNREADABLE,
+            "the archive no longer has it; index the archive again",
+        )
+    return members[member.name]
+
+
+# Members are read one by one, and each time all of a directory would take longer than the member.
+@lru_cache(maxsize=1)
+def _members(
+    path: Path, stamp: tuple[int, ...], limits: ZipLimits
+) -> dict[str, Entry] | ImageRefused:
+    """The directory of the archive, or why it has none, as long as the file does not change."""
+    with open_file(path) as fp:
+        if _stamp(fp) != stamp:
+            return ImageRefused(
+                RefusalReason.UNREADABLE, "the archive changed while it was read; index it again"
+            )
+        try:
+            return read_directory(fp, fp.size, limits)
+        except ImageRefused as refused:
+            return refused
+
+
+def _stamp(fp: BoundedReader) -> tuple[int, ...]:
+    status = os.fstat(fp.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextmanager
@@ -101,8 +188,12 @@ def _damaged(error: BaseException) -> ImageRefused:
     )
 
 
-def _open(path: Path) -> _BoundedReader:
-    """The regular file at ``path``; anything else is refused without waiting for it."""
+def open_file(path: Path) -> BoundedReader:
+    """The regular file at ``path``; anything else is refused without waiting for it.
+
+    Raises:
+        ImageRefused: it is no regular file. OSError: it cannot be opened.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
@@ -117,7 +208,7 @@ def _open(path: Path) -> _BoundedReader:
     if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
         raw.close()
         raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
-    return _BoundedReader(raw)
+    return BoundedReader(raw)
 
 
 def _read(

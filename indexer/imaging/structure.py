@@ -6,20 +6,26 @@ something it does not understand it stops, and leaves the verdict to the parser.
 """
 
 import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason
 
 __all__ = [
     "UNDEFINED",
     "Encoding",
+    "Fragments",
     "Head",
     "Structure",
     "find_dataset",
+    "first_fragments",
     "has_preamble",
     "read_head",
     "starts_like_dicom",
@@ -30,12 +36,14 @@ _PREAMBLE = 128
 _MAGIC = b"DICM"
 UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_TRANSFER_SYNTAX = 0x00020010
+_SOP_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR"} | {
     b"UT",
     b"UV",
 }
+_MAX_OFFSETS_BYTES = 4 * 1024**2
+_RLE = b"\x40\0\0\0"
 _VRS = _LONG_VRS | {
     *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"),
     *(b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
@@ -46,13 +54,32 @@ _VRS = _LONG_VRS | {
 class Encoding:
     """Where the dataset starts in the file and how its elements are written.
 
-    syntax: the transfer syntax named by the file, or None.
+    syntax: the transfer syntax named by the file, or None. implicit: as the first element is
+        written, also when the transfer syntax says otherwise. sop_class: named by the file
+        meta information, "" when there is none.
     """
 
     start: int
     syntax: UID | None
     implicit: bool
     little_endian: bool
+    sop_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """The pieces of compressed pixel data (PS3.5 A.4), past the basic offset table.
+
+    offsets: what the basic offset table says of where frames start; empty = nothing.
+    heads: where in the file the item of each fragment starts. lengths: of their values.
+    """
+
+    offsets: Sequence[int]
+    heads: Sequence[int]
+    lengths: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +88,11 @@ class Structure:
 
     missing: at least so many bytes are lacking at the end of the file; 0 = none known of.
         The length of uncompressed pixel data is not judged here.
-    fragments: pieces of compressed pixel data; None when the walk met none.
+    fragments: of compressed pixel data; None when the walk met none.
     """
 
     missing: int = 0
-    fragments: int | None = None
+    fragments: Fragments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +112,39 @@ def has_preamble(fp: BinaryIO) -> bool:
 
 
 def find_dataset(fp: BinaryIO) -> Encoding:
-    """Where the dataset starts, past preamble and file meta information (PS3.10, 7.1)."""
+    """Where the dataset starts, past preamble and file meta information (PS3.10, 7.1).
+
+    The group length of the file meta information is not trusted: writers get it wrong.
+    """
     position = _PREAMBLE + len(_MAGIC) if has_preamble(fp) else 0
-    syntax = None
+    uids = {_TRANSFER_SYNTAX: "", _SOP_CLASS: ""}
     while (head := read_head(fp, position, implicit=False, little_endian=True)) is not None:
         if head.tag >> 16 != 2:
             break
-        if head.tag == _TRANSFER_SYNTAX and head.length <= 64:
+        if head.tag in uids and head.length <= 64:
             fp.seek(head.value)
-            text = fp.read(head.length).decode("ascii", "replace").strip(" \0")
-            syntax = UID(text) if text else None
+            uids[head.tag] = fp.read(head.length).decode("ascii", "replace").strip(" \0")
         position = head.value + head.length
-    if syntax is None:
-        return Encoding(position, None, *_guess(fp, position))
+    named, sop_class = uids.values()
+    # The command of a network message, should someone have stored it with its dataset.
+    head = read_head(fp, position, implicit=True, little_endian=True)
+    if head is not None and head.tag == 0 and head.length == 4:
+        while head is not None and head.tag >> 16 == 0 and head.length != UNDEFINED:
+            position = head.value + head.length
+            head = read_head(fp, position, implicit=True, little_endian=True)
+    if not named:
+        return Encoding(position, None, *_guess(fp, position), sop_class)
+    # Unchecked: a warning about it would quote it.
+    syntax = UID(named, validation_mode=IGNORE)
     known = not syntax.is_private and syntax.is_transfer_syntax
-    return Encoding(
-        position,
-        syntax,
-        implicit=known and syntax.is_implicit_VR,
-        little_endian=not known or syntax.is_little_endian,
-    )
+    little_endian = not known or syntax.is_little_endian
+    implicit = known and syntax.is_implicit_VR
+    if syntax != DeflatedExplicitVRLittleEndian:
+        # Parsers believe the first element, and not the transfer syntax.
+        fp.seek(position + 4)
+        written = fp.read(2)
+        implicit = implicit if len(written) < 2 else not all(0x40 < c < 0x5B for c in written)
+    return Encoding(position, syntax, implicit, little_endian, sop_class)
 
 
 def _guess(fp: BinaryIO, position: int) -> tuple[bool, bool]:
@@ -164,8 +204,8 @@ def walk(fp: BinaryIO, size: int, encoding: Encoding, max_nesting: int) -> Struc
         elif head.tag in _PIXEL_DATA and not stack:
             if head.length != UNDEFINED:
                 return Structure()
-            count, position = _fragments(fp, head.value, encoding.little_endian)
-            return Structure(max(0, position - size), count)
+            found, position = _fragments(fp, head.value, encoding.little_endian)
+            return Structure(max(0, position - size), found)
         elif _is_sequence(fp, head, encoding):
             depth += 1
             if depth > max_nesting:
@@ -197,7 +237,7 @@ def read_head(fp: BinaryIO, position: int, implicit: bool, little_endian: bool) 
     tag = group << 16 | element
     vr = data[4:6]
     # Some writers switch to implicit VR inside a sequence; delimiters have no VR at all.
-    if implicit or group == 0xFFFE or vr not in _VRS:
+    if implicit or group == 0xFFFE or not b"AA" <= vr <= b"ZZ":
         return Head(tag, None, struct.unpack_from(order + "L", data, 4)[0], position + 8)
     if vr not in _LONG_VRS:
         return Head(tag, vr, struct.unpack_from(order + "H", data, 6)[0], position + 8)
@@ -221,13 +261,73 @@ def _is_sequence(fp: BinaryIO, head: Head, encoding: Encoding) -> bool:
     return inner is not None and inner.tag == _ITEM
 
 
-def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[int, int]:
-    """(pieces after the offset table, end) of encapsulated pixel data (PS3.5 A.4)."""
-    items = 0
+def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragments, int]:
+    """The pieces of encapsulated pixel data (PS3.5 A.4), and where it ends."""
+    offsets: Sequence[int] = ()
+    # Arrays: a file may be made of nothing but empty fragments.
+    heads, lengths = array("Q"), array("Q")
+    first = True
     while (head := read_head(fp, position, implicit=True, little_endian=little_endian)) is not None:
+        position = head.value
         if head.tag != _ITEM or head.length == UNDEFINED:
             # The end, or nothing that this walk understands.
-            return max(0, items - 1), head.value
-        items += 1
+            break
+        if first:
+            fp.seek(head.value)
+            table = fp.read(min(head.length, _MAX_OFFSETS_BYTES))
+            offsets = struct.unpack(f"<{len(table) // 4}L", table[: len(table) // 4 * 4])
+        else:
+            heads.append(head.value - 8)
+            lengths.append(head.length)
+        first = False
         position = head.value + head.length
-    return max(0, items - 1), position
+    return Fragments(offsets, heads, lengths), position
+
+
+def first_fragments(
+    fp: BinaryIO, fragments: Fragments, frames: int, extended_offsets: bytes | None
+) -> list[int] | None:
+    """Index of the fragment that each of ``frames`` frames starts with; None = no telling.
+
+    A frame reaches up to the start of the next, the last one to the end. Tables are believed
+    when they agree with the fragments; else a frame is known by how it begins.
+
+    Args:
+        frames: at most as many as there are fragments.
+        extended_offsets: value of the Extended Offset Table (PS3.3 C.7.6.3.1.8).
+    """
+    if frames == len(fragments) or frames == 1:
+        return list(range(frames))
+    extended: Sequence[int] = ()
+    if extended_offsets is not None and len(extended_offsets) >= 8 * frames:
+        extended = struct.unpack_from(f"<{frames}Q", extended_offsets)
+    for table in (extended, fragments.offsets):
+        pointed_at = _pointed_at(fragments.heads, table[:frames])
+        if len(pointed_at) == frames:
+            return pointed_at
+    starts = []
+    for index, head in enumerate(fragments.heads):
+        fp.seek(head + 8)
+        if _starts_frame(fp.read(min(8, fragments.lengths[index]))):
+            starts.append(index)
+    return starts[:frames] if len(starts) >= frames and starts[0] == 0 else None
+
+
+def _pointed_at(heads: Sequence[int], offsets: Sequence[int]) -> list[int]:
+    """Indices of the fragments at ``offsets`` from the first; none when any offset is wrong."""
+    found: list[int] = []
+    for offset in offsets:
+        position = heads[0] + offset
+        index = bisect_left(heads, position, found[-1] + 1 if found else 0)
+        if index == len(heads) or heads[index] != position:
+            return []
+        found.append(index)
+    return found if found[:1] == [0] else []
+
+
+def _starts_frame(data: bytes) -> bool:
+    """Whether a fragment that starts like this is the first one of a frame."""
+    if data.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")):
+        return True
+    # The header of RLE (PS3.5 G.5): the number of segments, and that the first is behind it.
+    return len(data) == 8 and 1 <= int.from_bytes(data[:4], "little") <= 15 and data[4:] == _RLE

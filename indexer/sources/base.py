@@ -9,7 +9,16 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 from engine.errors import ImageRefused
 
-__all__ = ["Discovered", "Image", "ImageSource", "ZipMember", "file_locator", "file_path"]
+__all__ = [
+    "Discovered",
+    "Image",
+    "ImageSource",
+    "ZipMember",
+    "file_locator",
+    "file_path",
+    "is_file",
+    "shown",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,21 @@ def file_locator(path: Path) -> str:
     return "file://" + quote_from_bytes(os.fsencode(path))
 
 
+def is_file(locator: str) -> bool:
+    """Whether :func:`file_locator` made it."""
+    return locator.startswith("file://")
+
+
 def file_path(locator: str) -> Path:
     """The path that :func:`file_locator` described."""
     return Path(os.fsdecode(unquote_to_bytes(urlsplit(locator).path)))
+
+
+def shown(locator: str) -> str:
+    """What a person is shown of an instance: its path, "archive.zip!member", or the URL itself."""
+    if locator.partition(":")[0] not in ("file", "zip+file"):
+        return locator
+    location, packed, name = locator.partition("#")
+    path = str(file_path(location))
+    inner = unquote_to_bytes(name).decode("utf-8", "surrogateescape")
+    return f"{path}!{inner}" if packed else path

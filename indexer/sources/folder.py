@@ -1,11 +1,24 @@
-"""Files in folders."""
+"""Files in folders, in zip archives and on media with a DICOMDIR."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
-from engine.errors import QueryError
-from indexer.sources.base import Discovered, file_locator
+from engine.errors import ImageRefused, QueryError, RefusalReason
+from engine.settings import ImageLimits, ZipLimits
+from indexer.imaging.read import open_file
+from indexer.imaging.structure import has_preamble
+from indexer.sources.base import Discovered, Image, file_locator, file_path
+from indexer.sources.dicomdir import FileSet, file_ids, is_dicomdir
+from indexer.sources.zip_archive import (
+    Entry,
+    is_zip,
+    member_label,
+    read_directory,
+    zip_locator,
+    zip_member,
+)
 
 __all__ = ["FolderSource"]
 
@@ -16,30 +29,45 @@ class FolderSource:
     Links to folders are followed, but no folder is entered twice. What cannot be looked at
     is reported like a file, so that the reader refuses it and it is accounted for.
 
+    In a zip archive each file is an instance of its own. In folders what is called .zip is
+    opened; of files named one by one, what is a zip archive. A DICOMDIR that is named stands
+    for the files it refers to; in a folder it is a file among these files. Archives and
+    DICOMDIRs that cannot be used are reported as one file, and the reader says why.
+
     Args:
         paths: folders and files.
+        name: what the index calls the source.
         leave_out: a folder that is passed over (the data folder may lie in the archive).
         label_from_folder: a file's label is the name of the folder it lies in.
+        limits: for a DICOMDIR.
+        zip_limits: for archives.
+        open_archives: False reports zip archives as the files they are.
 
     Raises:
         QueryError: a path does not exist.
     """
 
-    name = "folder"
-
     def __init__(
         self,
         paths: Sequence[Path],
         *,
+        name: str = "folder",
         leave_out: Path | None = None,
         label_from_folder: bool = False,
+        limits: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
+        zip_limits: ZipLimits = ZipLimits(),  # noqa: B008 - frozen
+        open_archives: bool = True,
     ) -> None:
         for path in paths:
             if not os.path.lexists(path):
                 raise QueryError(f"{path} does not exist; name folders or files to index")
+        self.name = name
         self._paths = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - keeps links
         self._leave_out = leave_out
         self._label = label_from_folder
+        self._limits = limits
+        self._zip_limits = zip_limits
+        self._open_archives = open_archives
 
     def instances(self) -> Iterator[Discovered]:
         """All files, folder by folder in the order of their names."""
@@ -52,9 +80,14 @@ class FolderSource:
             # os.path.isdir answers where Path.is_dir raises: a name too long, a closed folder.
             if os.path.isdir(path):  # noqa: PTH112
                 yield from self._walk(path, entered, given)
-            elif path not in given and _identity(path.parent) not in entered:
+            elif path not in given:
                 given.add(path)
-                yield self._discovered(path)
+                yield from self._named(path, entered, given)
+
+    def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
+        """Where the content of each instance lies, or why there is none, in order."""
+        for locator in locators:
+            yield _image(locator)
 
     def _walk(
         self, top: Path, entered: set[tuple[int, int]], given: set[Path]
@@ -78,8 +111,65 @@ class FolderSource:
                 if os.path.isdir(path):  # noqa: PTH112
                     inner.append(path)
                 elif path not in given:
-                    yield self._discovered(path)
+                    yield from self._file(path)
             folders.extend(reversed(inner))
+
+    def _named(
+        self, path: Path, entered: set[tuple[int, int]], given: set[Path]
+    ) -> Iterator[Discovered]:
+        """What a file that was named stands for, unless a walk had it."""
+        ids = self._file_ids(path)
+        if ids:
+            yield from self._referenced(path, ids, entered, given)
+        elif _identity(path.parent) not in entered:
+            yield from self._file(path, whatever_its_name=True)
+
+    def _file(self, path: Path, *, whatever_its_name: bool = False) -> Iterator[Discovered]:
+        members: dict[str, Entry] = {}
+        if self._open_archives and (whatever_its_name or path.suffix.lower() == ".zip"):
+            members = self._members(path)
+        for name in sorted(members):
+            label = member_label(path, name) if self._label else None
+            entry = members[name]
+            yield Discovered(zip_locator(path, name), entry.size, entry.stamp, label)
+        if not members:
+            yield self._discovered(path)
+
+    def _members(self, path: Path) -> dict[str, Entry]:
+        """What is in a zip archive; nothing when it is none, or cannot be used."""
+        try:
+            with open_file(path) as fp:
+                if is_zip(fp) and not has_preamble(fp):
+                    return read_directory(fp, fp.size, self._zip_limits)
+        except (ImageRefused, OSError):
+            pass
+        return {}
+
+    def _file_ids(self, path: Path) -> list[str]:
+        """What a DICOMDIR refers to; nothing when the file is none, or cannot be used."""
+        try:
+            with open_file(path) as fp:
+                if path.name.upper() == "DICOMDIR" or is_dicomdir(fp):
+                    return file_ids(fp, fp.size, self._limits)
+        except (ImageRefused, OSError):
+            pass
+        return []
+
+    def _referenced(
+        self, dicomdir: Path, ids: list[str], entered: set[tuple[int, int]], given: set[Path]
+    ) -> Iterator[Discovered]:
+        file_set = FileSet(dicomdir.parent)
+        for file_id in ids:
+            path = file_set.path(file_id)
+            if path is None:
+                # The record itself is the instance, so that it can be refused.
+                record = file_locator(dicomdir) + "#" + quote_from_bytes(os.fsencode(file_id))
+                yield Discovered(record, 0, 0)
+            elif path not in given:
+                given.add(path)
+                # A walk has seen what is there, and only that.
+                if not (_identity(path.parent) in entered and os.path.lexists(path)):
+                    yield self._discovered(path)
 
     def _discovered(self, path: Path) -> Discovered:
         label = _printable(path.parent.name) if self._label else None
@@ -88,6 +178,23 @@ class FolderSource:
         except OSError:
             return Discovered(file_locator(path), 0, 0, label)
         return Discovered(file_locator(path), status.st_size, status.st_mtime_ns, label)
+
+
+def _image(locator: str) -> Image | ImageRefused:
+    scheme = locator.partition(":")[0]
+    if scheme == "zip+file":
+        return zip_member(locator)
+    if scheme != "file":
+        return ImageRefused(
+            RefusalReason.UNREADABLE,
+            "it is no file and lies in no zip archive; index it from the source that it is of",
+        )
+    if "#" in locator:
+        return ImageRefused(
+            RefusalReason.UNREADABLE,
+            "the DICOMDIR refers to a file outside its folder; index the folder of that file",
+        )
+    return file_path(locator)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

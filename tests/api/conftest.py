@@ -27,7 +27,7 @@ from engine.records import Observations
 from engine.settings import IndexingSettings, ServerSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.pipeline import index_archive
+from indexer.run import index_archive
 from indexer.sources.folder import FolderSource
 
 HOSTILE_LABEL = "<script>alert(1)<script>"

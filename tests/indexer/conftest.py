@@ -17,9 +17,10 @@ from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.archive import Archive
+from indexer.database import Database, open_database
 from indexer.datadir import DataDir
 from indexer.ledger import Ledger, Refused
-from indexer.pipeline import IndexingReport, index_archive
+from indexer.run import IndexingReport, index_archive
 from indexer.sources.base import file_path
 from indexer.sources.folder import FolderSource
 
@@ -95,13 +96,17 @@ class Site:
 
     def ids_of(self, *paths: Path) -> list[str]:
         """The point ids of these files, by the ledger."""
-        with Ledger(DataDir(self.settings.data_dir).ledger) as ledger:
-            found = ledger.points_of([path.as_uri() for path in paths])
+        with self.database() as database:
+            found = Ledger(database).points_of([path.as_uri() for path in paths])
             return [point_id for path in paths for point_id in found.get(path.as_uri(), [])]
 
+    def database(self) -> Database:
+        return open_database(self.settings, DataDir(self.settings.data_dir).ledger)
+
     def refusals(self) -> dict[Path, Refused]:
-        with Ledger(DataDir(self.settings.data_dir).ledger) as ledger:
-            return {file_path(one.locator): one for one in ledger.refusals(10_000)}
+        with self.database() as database:
+            refused = Ledger(database).refusals(10_000)
+        return {file_path(one.locator): one for one in refused}
 
     def reasons(self) -> dict[Path, str]:
         return {path: one.reason.value for path, one in self.refusals().items()}

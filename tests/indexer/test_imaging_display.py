@@ -4,9 +4,15 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import SAMPLES, dataset, encode, read, shown
-from pydicom.dataset import Dataset
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing, pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 RAMP = np.tile(np.arange(0, 4000, 40, dtype=np.int16), (100, 1))
 NOISE = np.random.default_rng(0).integers(-1000, 3000, (300, 300)).astype(np.int16)
@@ -120,16 +126,21 @@ def test_values_of_functional_groups_belong_to_their_frame():
     assert second.pixels[0, 50] == 0
 
 
+def floats(pixels: np.ndarray) -> Dataset:
+    """A dataset of float32 or float64 ``pixels``, (H, W)."""
+    made = dataset(np.zeros(pixels.shape, np.uint16))
+    del made.PixelData, made.BitsStored, made.HighBit, made.PixelRepresentation
+    made.BitsAllocated = 8 * pixels.itemsize
+    keyword = "FloatPixelData" if pixels.itemsize == 4 else "DoubleFloatPixelData"
+    setattr(made, keyword, pixels.tobytes())
+    return made
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_float_pixels(dtype):
     pixels = np.linspace(0.0, 1.0, 400, dtype=dtype).reshape(20, 20)
     pixels[0, 0] = np.nan
-    made = dataset(RAMP[:20, :20])
-    del made.PixelData, made.BitsStored, made.HighBit, made.PixelRepresentation
-    made.BitsAllocated = 8 * pixels.itemsize
-    keyword = "FloatPixelData" if dtype == "f4" else "DoubleFloatPixelData"
-    setattr(made, keyword, pixels.tobytes())
-    found = read(encode(made)).frames[0].pixels
+    found = read(encode(floats(pixels))).frames[0].pixels
     assert found[0, 0] == 0
     assert found[-1, -1] == 255
     assert abs(int(found[10, 0]) - 128) <= 3
@@ -228,3 +239,169 @@ def test_single_bits():
     made = dataset(pixels, BitsAllocated=1, BitsStored=1, HighBit=0)
     made.PixelData = np.packbits(pixels.ravel(), bitorder="little").tobytes()
     assert np.array_equal(read(encode(made)).frames[0].pixels, pixels * 255)
+
+
+PLANE = (RAMP.astype(np.uint16) // 4).astype(np.uint16)  # 10 bits
+MARKS = np.zeros(PLANE.shape, bool)
+MARKS[10:30, 10:60] = True
+
+
+def overlaid(
+    made: Dataset, group: int = 0x6000, *, position: int = 0, data: bool = True
+) -> Dataset:
+    """``made`` with an overlay plane (PS3.3 C.9.2) of :data:`MARKS`."""
+    made.add_new((group, 0x0010), "US", MARKS.shape[0])
+    made.add_new((group, 0x0011), "US", MARKS.shape[1])
+    made.add_new((group, 0x0022), "LO", "SECRETNAME^JANE")
+    made.add_new((group, 0x0040), "CS", "G")
+    made.add_new((group, 0x0050), "SS", [1, 1])
+    made.add_new((group, 0x0100), "US", made.BitsAllocated if position else 1)
+    made.add_new((group, 0x0102), "US", position)
+    if data:
+        made.add_new((group, 0x3000), "OW", np.packbits(MARKS, bitorder="little").tobytes())
+    return made
+
+
+def test_overlay_planes_are_not_drawn():
+    plain = shown(PLANE, BitsStored=10, HighBit=9)
+    made = dataset(PLANE, BitsStored=10, HighBit=9)
+    for group in (0x6000, 0x6002, 0x601E):
+        overlaid(made, group)
+    assert np.array_equal(read(encode(made)).frames[0].pixels, plain)
+
+
+@pytest.mark.parametrize("position", [10, 12, 15])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+def test_overlay_bits_above_the_stored_ones_are_not_drawn(position, signed, syntax):
+    bits = {"BitsStored": 10, "HighBit": 9, "PixelRepresentation": int(signed)}
+    marked = PLANE | (MARKS.astype(np.uint16) << position)
+    made = overlaid(dataset(marked, **bits), position=position, data=False)
+    if syntax == ExplicitVRBigEndian:
+        made.PixelData = marked.astype(">u2").tobytes()
+    elif syntax == RLELossless:
+        made.file_meta = FileMetaDataset()
+        made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        made.compress(RLELossless, generate_instance_uid=False)
+    found = read(encode(made, syntax)).frames[0].pixels
+    assert np.array_equal(found, shown(PLANE, **bits))
+
+
+def test_overlay_bits_below_the_stored_ones_are_not_drawn():
+    plain = shown(PLANE << 6, BitsStored=10, HighBit=15)
+    marked = (PLANE << 6) | (MARKS.astype(np.uint16) << 2)
+    made = overlaid(dataset(marked, BitsStored=10, HighBit=15), position=2, data=False)
+    assert np.array_equal(read(encode(made)).frames[0].pixels, plain)
+
+
+@pytest.mark.parametrize(("value", "limit"), [(-2000, -1500), (-1500, -2000), (-2000, None)])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_with_a_limit(value, limit, photometric):
+    pixels = RAMP.copy()
+    pixels[:50] = -2000 if limit is None else np.linspace(-2000, -1500, 100)
+    elements = {"PixelPaddingValue": value, "PhotometricInterpretation": photometric}
+    if limit is not None:
+        elements["PixelPaddingRangeLimit"] = limit
+    found = shown(pixels, **elements)
+    assert found[:50].max() == 0
+    # The rest is shown over its own range, as if there were no padding.
+    alone = shown(RAMP, PhotometricInterpretation=photometric)
+    assert np.array_equal(found[50:], alone[50:])
+
+
+def test_padding_written_in_the_other_signedness():
+    pixels = RAMP.copy()
+    pixels[:50] = -2000
+    made = dataset(pixels)
+    made.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    found = read(encode(made)).frames[0].pixels
+    assert found[:50].max() == 0
+    assert found[60].max() == 255
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("limit", [None, -1.5])
+def test_padding_of_float_pixels(dtype, limit):
+    pixels = np.tile(np.linspace(0.0, 1.0, 100, dtype=dtype), (100, 1))
+    pixels[:50] = -1000.5 if limit is None else np.linspace(-1000.5, -1.5, 100, dtype=dtype)
+    made = floats(pixels)
+    form = "Float" if dtype == "f4" else "DoubleFloat"
+    setattr(made, f"{form}PixelPaddingValue", -1000.5)
+    if limit is not None:
+        setattr(made, f"{form}PixelPaddingRangeLimit", limit)
+    found = read(encode(made)).frames[0].pixels
+    assert found[:50].max() == 0
+    assert found[60, 0] == 0
+    assert found[60, -1] == 255
+    assert abs(int(found[60, 50]) - 128) <= 3
+
+
+ABSURD = (
+    ("0", "0"),
+    ("2000", "-100"),
+    ("2000", "0.0"),
+    ("NaN", "100"),
+    ("2000", "NaN"),
+    ("INF", "INF"),
+    ("2000", "1e308"),
+    ("1e308", "1e308"),
+    ("-1e300", "100"),
+    ("2000", "1e-300"),
+    ("DOE", "JANE"),
+    ("", "400"),
+    ("2000", ""),
+)
+
+
+@pytest.mark.parametrize("window", ABSURD)
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", "DOE^JANE"])
+def test_absurd_windows_are_passed_over(window, function):
+    made = dataset(RAMP)
+    for keyword, written in zip(("WindowCenter", "WindowWidth"), window, strict=True):
+        made[keyword] = DataElement(keyword, "LO", written, validation_mode=0)
+        made[keyword].VR = "LO"
+    made.add_new("VOILUTFunction", "LO", function)
+    found = read(encode(made)).frames[0].pixels
+    assert np.array_equal(found, shown(RAMP))
+    assert np.ptp(found) == 255
+
+
+def test_of_several_windows_the_first_is_shown():
+    one = shown(RAMP, WindowCenter=1000, WindowWidth=500)
+    several = shown(RAMP, WindowCenter=[1000, 3000, 0], WindowWidth=[500, 100, 0])
+    assert np.array_equal(one, several)
+    # A center for each of two windows, and one width for both.
+    uneven = shown(RAMP, WindowCenter=[1000, 3000], WindowWidth=500)
+    assert np.array_equal(one, uneven)
+
+
+def test_what_the_functions_of_a_window_do_to_values():
+    """The formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3, value by value."""
+    center, width = 2000.0, 1000.0
+    x = RAMP[0].astype(float)
+    expected = {
+        "LINEAR": (x - (center - 0.5)) / (width - 1) + 0.5,
+        "LINEAR_EXACT": (x - center) / width + 0.5,
+        "SIGMOID": 1 / (1 + np.exp(-4 * (x - center) / width)),
+    }
+    for function, share in expected.items():
+        found = shown(RAMP, WindowCenter=center, WindowWidth=width, VOILUTFunction=function)
+        assert np.abs(found[0] - np.clip(share, 0, 1) * 255).max() <= 0.501, function
+
+
+@pytest.mark.parametrize("slope", ["1e308", "-1e308", "1e-320", "NaN", "INF", "0", "DOE"])
+def test_absurd_rescaling_is_passed_over(slope):
+    made = dataset(RAMP, RescaleIntercept=0)
+    made["RescaleSlope"] = DataElement("RescaleSlope", "LO", slope, validation_mode=0)
+    made["RescaleSlope"].VR = "LO"
+    found = read(encode(made)).frames[0].pixels
+    assert np.array_equal(found, shown(RAMP))
+
+
+def test_floats_from_one_end_of_their_range_to_the_other():
+    top = float(np.finfo(np.float64).max)
+    pixels = np.tile(np.linspace(-1.0, 1.0, 100), (100, 1)) * top
+    found = read(encode(floats(pixels))).frames[0].pixels
+    assert found[0, 0] == 0
+    assert found[0, -1] == 255
+    assert abs(int(found[0, 50]) - 128) <= 3

@@ -1,19 +1,26 @@
 """The ledger remembers what became of each instance, and what has to be done again."""
 
 import os
-import sqlite3
+import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, strategies as st
+from sqlalchemy import select
 
 from engine.errors import LedgerError, RefusalReason
+from indexer.database import Database
 from indexer.ledger import Done, Ledger, Owner, Pending, Refused
+from indexer.ledger_schema import jobs, manifest, stale
 from indexer.sources.base import Discovered, file_locator, file_path
 
 AT = "2024-05-01T12:00:00+00:00"
+LATER = "2024-05-01T13:00:00+00:00"
 TRANSIENT = {
     RefusalReason.UNREADABLE,
     RefusalReason.TOO_SLOW,
@@ -23,9 +30,15 @@ TRANSIENT = {
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
+def database(ledger_url: str) -> Iterator[Database]:
+    """SQLite, then PostgreSQL."""
+    with Database(ledger_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
 
 
 def found(name: str, size: int = 10, modified: int = 1, label: str | None = None) -> Discovered:
@@ -44,10 +57,14 @@ def names(ledger: Ledger, run: int) -> list[str]:
     return [pending.locator.removeprefix("file:///") for pending in ledger.pending(run)]
 
 
-def a_run(ledger: Ledger, *items: Discovered, retry_refused: bool = False) -> int:
-    run = ledger.begin_run()
-    assert ledger.discover(run, items, retry_refused=retry_refused) == len(items)
+def a_run(ledger: Ledger, *items: Discovered, source: str = "folder", **options: bool) -> int:
+    run = ledger.begin_run(source, AT)
+    assert ledger.discover(run, source, items, **options) == len(items)
     return run
+
+
+def short(locators: list[str]) -> list[str]:
+    return [locator.removeprefix("file:///") for locator in locators]
 
 
 def test_what_is_new_is_pending_until_it_is_finished(ledger: Ledger) -> None:
@@ -192,8 +209,8 @@ def test_refusals_come_by_reason_and_only_as_many_as_asked(ledger: Ledger) -> No
 
 def test_nothing_is_lost_where_one_page_ends_and_the_next_begins(ledger: Ledger) -> None:
     items = [found(f"{number:04}") for number in range(1000)]
-    run = ledger.begin_run()
-    assert ledger.discover(run, reversed(items)) == 1000
+    run = ledger.begin_run("folder", AT)
+    assert ledger.discover(run, "folder", reversed(items)) == 1000
     pending = list(ledger.pending(run))
     assert [one.locator for one in pending] == [item.locator for item in items]
     assert ledger.pending_count(run) == 1000
@@ -204,8 +221,8 @@ def test_nothing_is_lost_where_one_page_ends_and_the_next_begins(ledger: Ledger)
     assert len(ledger.points_of(locators)) == 1000
     ids = [point_id for outcome in outcomes for point_id, _ in outcome.points]
     assert len(ledger.owners(ids)) == 2000
-    later = ledger.begin_run()
-    assert ledger.discover(later, items) == 1000
+    later = ledger.begin_run("folder", AT)
+    assert ledger.discover(later, "folder", items) == 1000
     assert ledger.run_counts(later) == (0, 1000, {})
     ledger.forget(locators[:999])
     assert ledger.counts() == {"done": 1}
@@ -268,49 +285,25 @@ def test_a_name_that_is_no_text_goes_through_the_database(ledger: Ledger) -> Non
     assert [file_path(one.locator) for one in ledger.refusals(1)] == [path]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"this is no database, but it is longer than a header of one " * 40, b"SQLite format 3\0junk"],
-    ids=["text", "cut"],
-)
-def test_a_damaged_file_is_one_line_with_a_way_out(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "ledger.sqlite"
-    path.write_bytes(content)
-    with pytest.raises(LedgerError) as caught:
-        Ledger(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    assert "check the disk" in message
-    # It was not "repaired" by making a new one over it.
-    assert path.read_bytes() == content
-
-
 def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    with Ledger(path) as ledger:
-        a_run(ledger, *(found(f"{number:04}") for number in range(1000)))
+    with Database(f"sqlite:///{path}") as database:
+        a_run(Ledger(database), *(found(f"{number:04}") for number in range(1000)))
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xa5" * (len(content) - 8192)
     path.write_bytes(content)
     # Opening may succeed, for the first pages are whole; using it must not.
-    with pytest.raises(LedgerError) as caught, Ledger(path) as ledger:
-        list(ledger.pending(1))
+    with pytest.raises(LedgerError) as caught, Database(f"sqlite:///{path}") as database:
+        list(Ledger(database).pending(1))
     assert "\n" not in str(caught.value)
 
 
-def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(LedgerError, match=r"--data-dir"):
-        Ledger(tmp_path / "file" / "ledger.sqlite")
-
-
-def test_a_reader_sees_whole_transactions_while_another_writes(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
+def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) -> None:
     batches, size = 40, 25
     items = [found(f"{number:04}") for number in range(batches * size)]
     errors: list[BaseException] = []
-    with Ledger(path) as writer, Ledger(path) as reader:
+    with Database(ledger_url) as one, Database(ledger_url) as other:
+        writer, reader = Ledger(one), Ledger(other)
         run = a_run(writer, *items)
 
         def write() -> None:
@@ -337,37 +330,355 @@ def test_a_reader_sees_whole_transactions_while_another_writes(tmp_path: Path) -
     assert {sum(counts.values()) for counts in seen} == {len(items)}
 
 
-def test_two_writers_wait_for_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
+def test_two_writers_wait_for_each_other(ledger_url: str, ledger: Ledger) -> None:
     errors: list[BaseException] = []
-    with Ledger(path):
 
-        def write(name: str) -> None:
-            try:
-                with Ledger(path) as mine:
-                    run = mine.begin_run()
-                    for number in range(20):
-                        mine.discover(run, [found(f"{name}{number}")])
-            except BaseException as error:
-                errors.append(error)
+    def write(name: str) -> None:
+        try:
+            with Database(ledger_url) as database:
+                mine = Ledger(database)
+                run = mine.begin_run("folder", AT)
+                for number in range(20):
+                    mine.discover(run, "folder", [found(f"{name}{number}")])
+        except BaseException as error:
+            errors.append(error)
 
-        threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert errors == []
-    with sqlite3.connect(path) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM instances").fetchone()
-    connection.close()
-    assert count == 40
+    assert ledger.counts() == {"pending": 40}
 
 
-def test_what_was_recorded_is_there_after_reopening(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "ledger.sqlite"
-    with Ledger(path) as ledger:
+WRITING = """
+import random, sys
+from indexer.database import Database
+from engine.settings import Settings
+from indexer.database import Database, open_database
+from indexer.ledger import Done, Ledger
+from indexer.sources.base import Discovered
+url, seed = sys.argv[1], int(sys.argv[2])
+order = random.Random(seed)
+with Database(url) as database:
+    ledger = Ledger(database)
+    for _ in range(8):
+        items = [Discovered(f"file:///{number:03}", 1, seed) for number in range(300)]
+        order.shuffle(items)
+        run = ledger.begin_run("folder", "")
+        ledger.discover(run, "folder", items)
+        outcomes = [Done(item.locator, "c", ((f"{item.locator} {seed}", 0),)) for item in items]
+        order.shuffle(outcomes)
+        ledger.finish(run, outcomes[:200], "")
+"""
+
+
+def test_processes_that_write_the_same_instances_do_not_collide(
+    ledger_url: str, ledger: Ledger
+) -> None:
+    """Each in another order: who locks rows as they come waits for ever, or is told to stop."""
+    writing = [
+        subprocess.Popen([sys.executable, "-c", WRITING, ledger_url, seed], stderr=subprocess.PIPE)
+        for seed in "12"
+    ]
+    assert [process.communicate(timeout=120)[1].decode() for process in writing] == ["", ""]
+    locators = [f"file:///{number:03}" for number in range(300)]
+    held = ledger.points_of(locators)
+    assert set(held) <= set(locators)
+    # Of each instance the points of one content, never of two.
+    assert {len(ids) for ids in held.values()} == {1}
+    dead = set(ledger.stale(1000))
+    assert dead.isdisjoint(ledger.owners(sorted(dead), settled=True))
+
+
+def test_what_was_recorded_is_there_after_reopening(ledger_url: str) -> None:
+    with Database(ledger_url) as database:
+        ledger = Ledger(database)
         run = a_run(ledger, found("a"), found("b"))
         ledger.finish(run, [done("a", "p1")], AT)
-    with Ledger(path) as ledger:
+    with Database(ledger_url) as database:
+        ledger = Ledger(database)
         assert ledger.counts() == {"done": 1, "pending": 1}
-        assert ledger.begin_run() > run
+        assert ledger.begin_run("folder", AT) > run
+
+
+def test_runs_are_kept_with_their_times(database: Database, ledger: Ledger) -> None:
+    first = ledger.begin_run("folder", AT)
+    second = ledger.begin_run("pacs", AT)
+    ledger.end_run(first, LATER)
+    c = jobs.c
+    columns = (c.id, c.kind, c.source, c.state, c.created_at, c.started_at, c.finished_at)
+    with database.begin(read=True) as connection:
+        rows = connection.execute(select(*columns).order_by(c.id)).all()
+    assert rows == [
+        (first, "run", "folder", "finished", AT, AT, LATER),
+        (second, "run", "pacs", "running", AT, AT, None),
+    ]
+
+
+def test_read_again_means_everything(ledger: Ledger) -> None:
+    items = [found(name) for name in "abc"]
+    outcomes = [done("a", "p1"), refused("b", RefusalReason.DAMAGED), done("c", "p2")]
+    ledger.finish(a_run(ledger, *items), outcomes, AT)
+    run = a_run(ledger, *items[:2], again=True)
+    assert names(ledger, run) == ["a", "b"]
+    assert ledger.counts() == {"pending": 2, "done": 1}
+
+
+def test_noting_tells_what_is_pending(database: Database, ledger: Ledger) -> None:
+    items = [found(f"{number:04}") for number in range(1000)]
+    first = a_run(ledger, *items)
+    ledger.finish(first, [Done(item.locator, "c0ffee", ()) for item in items[:900]], AT)
+    run = ledger.begin_run("folder", AT)
+    changed = [*items[:5], *(found(f"{number:04}", 11) for number in range(5, 8)), *items[8:]]
+    with database.begin() as connection:
+        pending = ledger.note(connection, run, "folder", [*changed, changed[-1]])
+    assert pending == [*changed[5:8], *items[900:]]
+    assert names(ledger, run) == [item.locator[-4:] for item in pending]
+
+
+def test_noting_is_part_of_the_caller_s_transaction(database: Database, ledger: Ledger) -> None:
+    run = ledger.begin_run("folder", AT)
+    with pytest.raises(ValueError, match="changed its mind"), database.begin() as connection:
+        assert ledger.note(connection, run, "folder", [found("a")]) == [found("a")]
+        raise ValueError("changed its mind")
+    assert ledger.counts() == {}
+
+
+def test_instances_know_their_source(ledger: Ledger) -> None:
+    run = a_run(ledger, found("a"), found("b"))
+    ledger.finish(run, [done("a", "p1", study="1.2"), done("b", "p2", study="1.2")], AT)
+    a_run(ledger, found("c"), source="pacs")
+    assert short(ledger.find(source="folder")) == ["a", "b"]
+    assert short(ledger.find(source="pacs")) == ["c"]
+    assert short(ledger.find(tenant="default")) == ["a", "b", "c"]
+    assert ledger.find(tenant="other") == []
+    # Of whichever source saw it last, also when it was not read again.
+    a_run(ledger, found("b"), source="pacs")
+    assert short(ledger.find(source="pacs")) == ["b", "c"]
+    assert short(ledger.find(source="pacs", study="1.2")) == ["b"]
+
+
+def test_the_uid_of_a_refused_instance_is_kept(ledger: Ledger) -> None:
+    run = a_run(ledger, found("a"), found("b"))
+    conflict = Refused("file:///b", RefusalReason.CONFLICTING_UID, "which is right?", "1.2.3")
+    ledger.finish(run, [done("a", "p1", sop="1.2.3"), conflict], AT)
+    assert short(ledger.find(sop="1.2.3")) == ["a", "b"]
+    assert ledger.refusals(10) == [conflict]
+    ledger.finish(a_run(ledger, found("b")), [refused("b", RefusalReason.DAMAGED)], AT)
+    assert short(ledger.find(sop="1.2.3")) == ["a"]
+
+
+def test_points_that_a_file_no_longer_has_are_stale(ledger: Ledger) -> None:
+    run = a_run(ledger, *(found(name) for name in "abc"))
+    ledger.finish(run, [done("a", "p1", "p2"), done("b", "p2"), done("c", "p3")], AT)
+    assert ledger.stale(10) == []
+    run = a_run(ledger, found("a", 11), found("b"), found("c", 11))
+    ledger.finish(run, [done("a", "p4"), refused("c", RefusalReason.DAMAGED)], AT)
+    # p2 is b's too.
+    assert ledger.stale(10) == ["p1", "p3"]
+    assert ledger.stale(1) == ["p1"]
+    ledger.forget_stale(["p1", "unknown"])
+    assert ledger.stale(10) == ["p3"]
+
+
+def test_what_is_the_same_as_before_is_not_stale(ledger: Ledger) -> None:
+    ledger.finish(a_run(ledger, found("a")), [done("a", "p1", "p2")], AT)
+    ledger.finish(a_run(ledger, found("a"), again=True), [done("a", "p2", "p1")], AT)
+    assert ledger.stale(10) == []
+
+
+def test_what_an_instance_has_again_is_stale_no_more(database: Database, ledger: Ledger) -> None:
+    ledger.finish(a_run(ledger, found("a")), [done("a", "p1")], AT)
+    ledger.finish(a_run(ledger, found("a", 11)), [done("a", "p2")], AT)
+    ledger.finish(a_run(ledger, found("b")), [done("b", "p1")], AT)
+    assert ledger.stale(10) == []
+    with database.begin(read=True) as connection:
+        assert connection.execute(select(stale)).all() == []
+    # Only an instance that is in the index has points: one that waits may get others.
+    ledger.finish(a_run(ledger, found("a", 12)), [done("a", "p3")], AT)
+    ledger.finish(a_run(ledger, found("c")), [done("c", "p2")], AT)
+    a_run(ledger, found("c", 11))
+    assert ledger.stale(10) == ["p2"]
+
+
+def test_many_stale_points_are_told_in_portions(ledger: Ledger) -> None:
+    ids = [f"p{number:04}" for number in range(1500)]
+    ledger.finish(a_run(ledger, found("a")), [done("a", *ids)], AT)
+    ledger.finish(a_run(ledger, found("b")), [done("b", *ids[:900])], AT)
+    ledger.finish(a_run(ledger, found("a", 11)), [done("a", *ids[1400:])], AT)
+    seen = []
+    while portion := ledger.stale(150):
+        assert len(portion) <= 150
+        seen += portion
+        ledger.forget_stale(portion)
+    assert seen == ids[900:1400]
+
+
+def test_outcomes_of_a_forgotten_instance_leave_nothing_behind(ledger: Ledger) -> None:
+    """It was deleted while it was read: its points are on their way, and have to go."""
+    run = a_run(ledger, found("a"), found("b"))
+    ledger.forget(["file:///a"])
+    ledger.finish(run, [done("a", "p1", "p2"), done("b", "p2", "p3")], AT)
+    assert ledger.counts() == {"done": 1}
+    assert ledger.points_of(["file:///a"]) == {}
+    assert ledger.stale(10) == ["p1"]
+
+
+def test_clearing_forgets_stale_points_too(ledger: Ledger) -> None:
+    ledger.finish(a_run(ledger, found("a")), [done("a", "p1")], AT)
+    ledger.finish(a_run(ledger, found("a", 11)), [done("a", "p2")], AT)
+    ledger.clear()
+    assert ledger.stale(10) == []
+
+
+def test_a_manifest_says_what_became_of_each(database: Database, ledger: Ledger) -> None:
+    run = a_run(ledger, *(found(name) for name in "abcd"))
+    rows = [{"job": run, "locator": f"file:///{name}", "chunk": 0} for name in "abcd"]
+    with database.begin() as connection:
+        connection.execute(manifest.insert(), rows)
+    duplicate = Done("file:///b", "c0ffee", (("p1", 0),), duplicate=True)
+    outcomes = [done("a", "p1"), duplicate, refused("c", RefusalReason.DAMAGED, "cut short")]
+    ledger.finish(run, outcomes, AT, manifest=True)
+    c = manifest.c
+    with database.begin(read=True) as connection:
+        query = select(c.locator, c.fate, c.reason, c.detail).order_by(c.locator)
+        assert connection.execute(query).all() == [
+            ("file:///a", "indexed", None, None),
+            ("file:///b", "duplicate", None, None),
+            ("file:///c", "refused", "damaged", "cut short"),
+            ("file:///d", None, None, None),
+        ]
+    # Without a manifest, the outcomes are the instances' alone.
+    ledger.finish(run, [done("d", "p4")], AT)
+    with database.begin(read=True) as connection:
+        query = select(c.fate).where(c.locator == "file:///d")
+        assert connection.execute(query).scalar_one() is None
+    assert ledger.counts() == {"done": 3, "refused": 1}
+
+
+ORDERED = ["a-b", "aB", "a_b", "ab", "b", "~", "\N{LATIN CAPITAL LETTER A WITH DIAERESIS}", "日"]
+
+
+def test_locators_are_ordered_by_their_bytes(database: Database, ledger: Ledger) -> None:
+    """As people sort them, "a_b" comes first, "aB" after "ab", and "Ä" beside "a"."""
+    assert sorted(ORDERED, key=str.encode) == ORDERED
+    run = a_run(ledger, *(found(name) for name in reversed(ORDERED)))
+    assert names(ledger, run) == ORDERED
+    rows = [{"job": run, "locator": f"file:///{name}", "chunk": 0} for name in ORDERED]
+    with database.begin() as connection:
+        connection.execute(manifest.insert(), rows)
+        query = select(manifest.c.locator).order_by(manifest.c.locator)
+        assert short(list(connection.execute(query).scalars())) == ORDERED
+    outcomes = [refused(name, RefusalReason.DAMAGED) for name in ORDERED[:4]]
+    ledger.finish(run, [*outcomes, *(done(name, "p") for name in ORDERED[4:])], AT)
+    assert short([one.locator for one in ledger.refusals(10)]) == ORDERED[:4]
+    assert short([one.locator for one in ledger.owners(["p"])["p"]]) == ORDERED[4:]
+    assert short(ledger.find(source="folder")) == ORDERED
+
+
+def test_no_page_leaves_out_a_name_or_repeats_one(ledger: Ledger) -> None:
+    letters = random.Random(5)
+    many = {"".join(letters.choices("aAbB_-./äÄé", k=letters.randint(1, 6))) for _ in range(1500)}
+    run = a_run(ledger, *(found(name) for name in many))
+    assert names(ledger, run) == sorted(many, key=str.encode)
+
+
+def test_what_a_database_cannot_hold_is_replaced(ledger: Ledger) -> None:
+    odd = found("a", label="cut\0here \ud800 Röntgen")
+    run = a_run(ledger, odd, found("b"))
+    assert [one.label for one in ledger.pending(run)] == ["cut\ufffdhere \ufffd Röntgen", None]
+    why = refused("b", RefusalReason.DAMAGED, "value '\0\udcff' of a tag")
+    ledger.finish(run, [done("a", "p1", study="1.2\0"), why], AT)
+    assert [one.detail for one in ledger.refusals(1)] == ["value '\ufffd\ufffd' of a tag"]
+    assert short(ledger.find(study="1.2\0")) == ["a"]
+    # And it is the same label the next time.
+    assert names(ledger, a_run(ledger, odd)) == []
+
+
+def gone(ledger: Ledger, run: int, *prefixes: str, source: str = "folder") -> list[str]:
+    starts = [f"file:///{prefix}" for prefix in prefixes]
+    pages = list(ledger.vanished(run, source, starts))
+    assert all(pages)
+    return sorted(short([locator for page in pages for locator in page]))
+
+
+def test_what_a_source_no_longer_has_is_found(ledger: Ledger) -> None:
+    first = a_run(ledger, *(found(name) for name in ("x/1", "x/2", "y/1", "y/2", "xx/1")))
+    ledger.finish(first, [done("x/1", "p1"), refused("x/2", RefusalReason.DAMAGED)], AT)
+    a_run(ledger, found("x/9"), source="pacs")
+    second = a_run(ledger, found("y/1"))
+    assert gone(ledger, second) == ["x/1", "x/2", "xx/1", "y/2"]
+    assert gone(ledger, second, "x/") == ["x/1", "x/2"]
+    assert gone(ledger, second, "x") == ["x/1", "x/2", "xx/1"]
+    assert gone(ledger, second, "y/", "x/2", "z") == ["x/2", "y/2"]
+    assert gone(ledger, second, "X/", "x/_") == []
+    assert gone(ledger, second, source="pacs") == ["x/9"]
+    assert gone(ledger, second, source="other") == []
+    assert gone(ledger, first) == []
+
+
+def test_pages_of_vanished_instances_may_be_deleted_one_by_one(ledger: Ledger) -> None:
+    for part in range(3):
+        a_run(ledger, *(found(f"{number:04}") for number in range(part * 700, part * 700 + 700)))
+    run = a_run(ledger, found("0000"), found("2099"))
+    seen = 0
+    for page in ledger.vanished(run, "folder", []):
+        ledger.forget(page)
+        seen += len(page)
+    assert seen == 2098
+    assert short(ledger.find(source="folder")) == ["0000", "2099"]
+
+
+def test_any_prefixes_find_what_starts_with_them(ledger: Ledger) -> None:
+    letters = random.Random(7)
+
+    def word(most: int) -> str:
+        return "".join(letters.choices("aAb_/ä", k=letters.randint(1, most)))
+
+    known = sorted({word(7) for _ in range(2500)})
+    for part in range(3):
+        a_run(ledger, *(found(name) for name in known[part::3]))
+    run = a_run(ledger, *(found(name) for name in known[::5]))
+    left = [name for number, name in enumerate(known) if number % 5]
+    for count in (1, 2, 5, 20, 100):
+        prefixes = [word(4) for _ in range(count)]
+        expected = [name for name in left if name.startswith(tuple(prefixes))]
+        assert gone(ledger, run, *prefixes) == expected
+
+
+@pytest.mark.slow
+def test_a_large_ledger_is_as_quick_as_a_small_one(ledger: Ledger) -> None:
+    half = 100_000
+    seconds: dict[str, list[float]] = {"discover": [], "finish": []}
+    for part in range(2):
+        # As files come: by folder, in order.
+        items = [
+            found(f"archive/{part}/{number // 500:03}/{number:06}", 500_000, 1_700_000_000 + number)
+            for number in range(half)
+        ]
+        run = ledger.begin_run("folder", AT)
+        started = time.perf_counter()
+        ledger.discover(run, "folder", items)
+        seconds["discover"].append(time.perf_counter() - started)
+        outcomes = [
+            Done(
+                item.locator,
+                f"{number:064x}",
+                ((f"{part}-{number:034}", 0),),
+                f"1.2.{number // 100}",
+                f"1.2.{number // 50}",
+                f"1.2.{part}.{number}",
+                f"{number // 200:032x}",
+            )
+            for number, item in enumerate(items)
+        ]
+        started = time.perf_counter()
+        for first in range(0, half, 1000):
+            ledger.finish(run, outcomes[first : first + 1000], AT)
+        seconds["finish"].append(time.perf_counter() - started)
+    for stage, (first_half, second_half) in seconds.items():
+        print(f"{stage}: {half / first_half:,.0f} rows/s, then {half / second_half:,.0f} rows/s")
+        assert second_half / first_half < 2
+    assert ledger.counts() == {"done": 2 * half}

@@ -1,0 +1,67 @@
+"""Jobs for people, as tables."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich.table import Table
+
+from api.terminal import printable
+from indexer.jobs.summary import JobSummary
+
+__all__ = ["job_table", "jobs_table"]
+
+
+def jobs_table(found: Sequence[JobSummary]) -> Table:
+    """One line a job."""
+    table = Table()
+    for name in ("job", "source", "state"):
+        table.add_column(name)
+    for name in ("done", "of", "refused", "per second", "left"):
+        table.add_column(name, justify="right")
+    table.add_column("made")
+    for one in found:
+        table.add_row(
+            str(one.id),
+            printable(one.source or "folder"),
+            one.state if one.kind != "run" else f"{one.state} (index)",
+            f"{one.done:,}",
+            f"{one.total:,}{'+' if one.discovering and one.kind != 'run' else ''}",
+            f"{sum(one.refused.values()):,}",
+            "" if one.per_second is None else f"{one.per_second:.1f}",
+            _span(one.seconds_left),
+            one.created_at or "",
+        )
+    return table
+
+
+def job_table(one: JobSummary) -> Table:
+    """All there is to say of a job."""
+    table = Table(title=f"Job {one.id}: {one.state}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("source", printable(one.source))
+    more = " so far" if one.discovering else ""
+    table.add_row("discovered", f"{one.discovered:,}{more}")
+    table.add_row("already there", f"{one.unchanged:,}")
+    table.add_row("to be read", f"{one.total:,}{more}")
+    table.add_section()
+    table.add_row("done", f"{one.done:,}")
+    table.add_row("indexed", f"{one.indexed:,}")
+    if one.duplicates:
+        table.add_row("  of these under a second name", f"{one.duplicates:,}", style="dim")
+    for reason, count in one.refused.items():
+        table.add_row(f"refused: {reason}", f"{count:,}", style="yellow")
+    table.add_section()
+    for state, count in one.tasks.items():
+        table.add_row(f"tasks {state}", f"{count:,}", style="red" if state == "failed" else "")
+    if one.per_second is not None:
+        table.add_row("instances per second", f"{one.per_second:.1f}")
+    if one.seconds_left is not None:
+        table.add_row("time left", _span(one.seconds_left))
+    for number, error in one.errors.items():
+        table.add_row(f"task {number}", printable(error), style="yellow")
+    return table
+
+
+def _span(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,263 @@
+"""``precedent jobs …`` and ``precedent worker``: bulk indexing shared by several workers."""
+
+import csv
+import io
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from api.options import (
+    AgainOption,
+    DataDirOption,
+    JsonOption,
+    LabelsOption,
+    ModalityOption,
+    ModelOption,
+    RetryRefusedOption,
+    SinceOption,
+    SourceOption,
+    StudyOption,
+    UntilOption,
+    VanishedOption,
+    write_json,
+)
+from engine.errors import JobError, QueryError
+from engine.settings import Settings, load_settings
+from indexer.database import Database, open_database
+from indexer.datadir import DataDir
+from indexer.jobs.ledger import JobLedger
+from indexer.jobs.records import JobOptions
+from indexer.sources.opening import SourceSpec
+
+__all__ = ["jobs", "worker"]
+
+jobs = typer.Typer(help="Index in bulk: jobs that workers share.", no_args_is_help=True)
+
+_PRIORITIES = {"interactive": 8, "bulk": 2}
+
+JobArgument = Annotated[int, typer.Argument(help="Number of the job.", metavar="JOB")]
+
+
+@jobs.command()
+def submit(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders and files, as workers see them.", metavar="[PATH...]"),
+    ] = None,
+    source: SourceOption = None,
+    labels: LabelsOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    modality: ModalityOption = None,
+    study: StudyOption = None,
+    retry_refused: RetryRefusedOption = False,
+    again: AgainOption = False,
+    delete_vanished: VanishedOption = False,
+    priority: Annotated[str, typer.Option(help="'interactive' goes before 'bulk'.")] = "bulk",
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a job; workers begin with it at once."""
+    if priority not in _PRIORITIES:
+        raise QueryError(f"--priority is {priority!r}; use one of {', '.join(_PRIORITIES)}")
+    settings = load_settings(data_dir=data_dir)
+    spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    # What is wrong with the source shows now, not tonight.
+    spec.open(settings)
+    options = JobOptions(retry_refused, again, delete_vanished)
+    with _database(settings) as database:
+        job = JobLedger(database).submit(spec, options, at=_now(), priority=_PRIORITIES[priority])
+        _wake(settings, database)
+    if as_json:
+        write_json({"job": job})
+    else:
+        _say(f"job {job}; `precedent jobs show {job}` says how far it is")
+
+
+@jobs.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(help="The latest so many.")] = 20,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The latest jobs and runs, the newest first."""
+    from api.job_tables import jobs_table
+
+    with _jobs(data_dir) as ledger:
+        found = ledger.summaries(time.time(), limit)
+    if as_json:
+        write_json({"jobs": [asdict(one) for one in found]})
+    else:
+        Console().print(jobs_table(found))
+
+
+@jobs.command()
+def show(
+    job: JobArgument,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a job is: pace, time left, refusals by reason."""
+    from api.job_tables import job_table
+
+    with _jobs(data_dir) as ledger:
+        found = ledger.summary(job, time.time())
+    if as_json:
+        write_json(asdict(found))
+    else:
+        Console().print(job_table(found))
+
+
+@jobs.command()
+def pause(job: JobArgument, data_dir: DataDirOption = None) -> None:
+    """Let workers stop after the instances they are at."""
+    with _jobs(data_dir) as ledger:
+        ledger.pause(job)
+    _say(f"job {job} is paused; `precedent jobs resume {job}` goes on with it")
+
+
+@jobs.command()
+def resume(job: JobArgument, data_dir: DataDirOption = None) -> None:
+    """Go on with a paused job, and at once with tasks that wait after a failure."""
+    settings = load_settings(data_dir=data_dir)
+    with _database(settings) as database:
+        JobLedger(database).resume(job)
+        _wake(settings, database)
+    _say(f"job {job} goes on")
+
+
+@jobs.command()
+def cancel(job: JobArgument, data_dir: DataDirOption = None) -> None:
+    """End a job. What is indexed stays."""
+    with _jobs(data_dir) as ledger:
+        ledger.cancel(job, _now())
+    _say(f"job {job} is cancelled; what it had indexed stays")
+
+
+@jobs.command()
+def retry(
+    job: JobArgument,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Read its refused instances again as well.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give tasks of a job that failed another chance."""
+    settings = load_settings(data_dir=data_dir)
+    with _database(settings) as database:
+        count = JobLedger(database).retry(job, refused=refused)
+        _wake(settings, database)
+    if as_json:
+        write_json({"tasks": count})
+    else:
+        _say(f"{count:,} tasks of job {job} are tried again")
+
+
+@jobs.command()
+def report(
+    job: JobArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file; left out: standard output.")
+    ] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Every instance of a job and what became of it, as CSV."""
+    with _jobs(data_dir) as ledger:
+        if output is None:
+            _write_report(ledger, job, sys.stdout)
+            return
+        from engine.files import writing_atomically
+
+        with writing_atomically(output) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as out:
+            count = _write_report(ledger, job, out)
+            out.flush()
+            out.detach()
+    _say(f"{count:,} instances: {output}")
+
+
+def worker(
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Tasks at once; each takes a model's memory.")
+    ] = 1,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End when no job has anything left to do.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+) -> int:
+    """Work on jobs until stopped: Ctrl-C or SIGTERM ends after the instances under way.
+
+    With a broker (PRECEDENT_JOBS__BROKER) tasks come through it; without, from the ledger.
+    """
+    import logging
+
+    logging.getLogger("indexer").setLevel(logging.INFO)
+    settings = load_settings(data_dir=data_dir, model=model)
+    if settings.jobs.broker is not None and not until_idle:
+        from indexer.jobs.dispatch import serve
+
+        return serve(settings, concurrency=concurrency)
+    from indexer.jobs.polling import serve as poll
+
+    if concurrency > 1:
+        raise JobError(
+            "without a broker a worker does one task at a time; start several workers, or name "
+            "a broker in PRECEDENT_JOBS__BROKER"
+        )
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: stopped.append(got))
+    poll(settings, until_idle=until_idle, stopping=lambda: bool(stopped))
+    return 0
+
+
+def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
+    from indexer.sources.base import shown
+
+    writer = csv.writer(out)
+    writer.writerow(("instance", "fate", "reason", "detail"))
+    count = 0
+    for one in ledger.fates(job):
+        writer.writerow((shown(one.locator), one.fate, one.reason or "", one.detail or ""))
+        count += 1
+    return count
+
+
+def _wake(settings: Settings, database: Database) -> None:
+    """Sends what is due to the broker; without one, or when it is away, workers look."""
+    if settings.jobs.broker is None:
+        return
+    from indexer.jobs.dispatch import Dispatcher, celery_app
+
+    try:
+        Dispatcher(settings, database, celery_app(settings)).dispatch()
+    except JobError as error:
+        print(f"precedent: {error}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _jobs(data_dir: Path | None) -> Iterator[JobLedger]:
+    with _database(load_settings(data_dir=data_dir)) as database:
+        yield JobLedger(database)
+
+
+def _database(settings: Settings) -> Database:
+    return open_database(settings, DataDir(settings.data_dir).ledger)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _say(words: str) -> None:
+    Console().print(words, highlight=False, soft_wrap=True)

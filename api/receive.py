@@ -1,0 +1,128 @@
+"""``precedent receive``: a PACS pushes, and what it pushes is indexed."""
+
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from queue import SimpleQueue
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from indexer.run import IndexingReport
+    from indexer.sources.base import ImageSource
+
+__all__ = ["receive"]
+
+_STOP_SECONDS = 30.0
+"""Associations may go on for so long after a signal."""
+
+
+def receive(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take what a PACS pushes (C-STORE), and index it as it comes.
+
+    PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='["PACS"]' says who may send. What is acknowledged is
+    on disk, in the folder `received` of the data folder. Ctrl-C or SIGTERM ends it when what
+    waits is indexed; a second one ends it at once, and the next start goes on.
+    """
+    from indexer.archive import Archive
+    from indexer.sources.received import Inbox, index_in_rounds
+    from indexer.sources.storescp import StoreScp
+
+    settings = load_settings(data_dir=data_dir, model=model)
+    given = {"host": host, "port": port}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    options = settings.receive.model_copy(update=wanted)
+    scp = StoreScp(options)
+    folder = settings.data_dir / "received"
+    with (
+        Archive(settings, create=True) as archive,
+        Inbox(folder, options, settings.limits.max_file_bytes) as inbox,
+    ):
+
+        def index(source: "ImageSource") -> None:
+            report = archive.index(source)
+            # Whether anybody reads it is no matter of the round.
+            with suppress(OSError):
+                _tell(report, as_json=as_json)
+
+        def indexed(locators: Sequence[str]) -> Collection[str]:
+            return archive.ledger.points_of(locators)
+
+        inbox.look_back(indexed)
+        with _until_signalled() as (wait, end), ThreadPoolExecutor(1, "rounds") as thread:
+            try:
+                taken = scp.start(inbox)
+                _listening(scp.ae_title, options.host, taken, as_json=as_json)
+                rounds = thread.submit(index_in_rounds, inbox, index, indexed, keep=options.keep)
+                rounds.add_done_callback(lambda _: end())
+                wait()
+                scp.stop(_STOP_SECONDS)
+            finally:
+                scp.stop(0.0)
+                inbox.close()
+        rounds.result()
+
+
+@contextmanager
+def _until_signalled() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """A function that returns at SIGINT or SIGTERM, and one that makes it return.
+
+    A second signal ends the process, as if it had not been for us.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Unlike an Event, it may be used in a signal handler.
+    ended: SimpleQueue[None] = SimpleQueue()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        ended.put(None)
+
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield lambda: ended.get(), lambda: ended.put(None)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _listening(ae_title: str, host: str, port: int, *, as_json: bool) -> None:
+    if as_json:
+        write_json({"ae_title": ae_title, "host": host, "port": port})
+    else:
+        Console().print(
+            f"{ae_title} listens on {host}:{port} (Ctrl-C stops it)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _tell(report: "IndexingReport", *, as_json: bool) -> None:
+    """One line of what became of a round's instances."""
+    if as_json:
+        write_json(asdict(report))
+        return
+    refused = ", ".join(f"{count:,} {reason}" for reason, count in report.refused.items())
+    Console().print(
+        f"{report.indexed:,} indexed, {report.unchanged:,} already there, "
+        f"refused: {refused or 'none'}; {report.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,238 @@
+"""The ledger's database, SQLite or PostgreSQL: opened, brought up to date, used in transactions."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from engine.errors import LedgerError
+from engine.settings import Settings
+from indexer.migrations import HEAD, migrate, revision_of
+
+__all__ = ["Database", "open_database"]
+
+_VARIABLE = "PRECEDENT_LEDGER__URL"
+_FORMS = '"postgresql+psycopg://user@host/database" or "sqlite:////folder/ledger.sqlite"'
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+_PATIENCE_S = 10.0
+"""Waiting for another SQLite connection to end its transaction."""
+_MIGRATION_PATIENCE_S = 3600.0
+"""… and for another process that migrates: new indices over millions of rows take minutes."""
+_MIGRATION_LOCK = 0x6C656467
+"""Key of the lock that PostgreSQL holds for who migrates."""
+_SERVER_OPTIONS = {
+    "connect_timeout": 10,
+    "application_name": "precedent",
+    "client_encoding": "utf8",
+    # A server that vanished without a word is noticed within about a minute.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+_READ = "precedent_read"
+
+
+class Database:
+    """An open database. Close it, or use it as a context manager.
+
+    Tables that an earlier version made are brought up to date; several processes may open one
+    at the same time. Connections that a restart of the server cut are replaced.
+
+    Args:
+        url: as in "sqlite:////folder/ledger.sqlite" or "postgresql+psycopg://user@host/name".
+
+    Raises:
+        LedgerError: it cannot be opened or used.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        self._url = _parsed(url)
+        self._place = _shown(self._url)
+        self.dialect = self._url.get_backend_name()
+        """sqlite or postgresql."""
+        self._engine = _engine(self._url)
+        self._reading = self._engine.execution_options(**{_READ: True})
+        try:
+            self._bring_up_to_date()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def begin(self, *, read: bool = False) -> Iterator[Connection]:
+        """A connection in a transaction: all that is done on it lasts, or nothing.
+
+        read: nothing is written in it. SQLite then does not let writers wait, nor for them.
+        """
+        with self._begin(self._reading if read else self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _begin(self, engine: Engine) -> Iterator[Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            # Not as its cause: that quotes rows, and tracebacks end in logs.
+            raise self._failure(error) from None
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that can say what to do on a conflict."""
+        return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
+
+    def _bring_up_to_date(self) -> None:
+        try:
+            with self.begin(read=True) as connection:
+                if revision_of(connection) == HEAD:
+                    return
+        except LedgerError as error:
+            if not _is_table_missing(error.__context__):
+                raise
+        if self.dialect == "sqlite":
+            patient = _engine(self._url, _MIGRATION_PATIENCE_S)
+            try:
+                # BEGIN IMMEDIATE: one at a time, and the last finds nothing to do.
+                with self._begin(patient) as connection:
+                    migrate(connection, self._place)
+            finally:
+                patient.dispose()
+        else:
+            with self.begin() as connection:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+                migrate(connection, self._place)
+
+    def _failure(self, error: SQLAlchemyError) -> LedgerError:
+        cause = getattr(error, "orig", None) or error
+        # The primary message alone: the details of PostgreSQL quote rows.
+        diagnostics = getattr(cause, "diag", None)
+        message = getattr(diagnostics, "message_primary", None) or str(cause)
+        way_out = self._way_out(cause)
+        return LedgerError(f"the ledger {self._place} failed: {_one_line(message)}; {way_out}")
+
+    def _way_out(self, cause: BaseException) -> str:
+        if self.dialect == "sqlite":
+            if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                return "another process has been writing to it for long; wait for it to end"
+            return "check the disk and its permissions"
+        state = getattr(cause, "sqlstate", None)
+        if state is None or state.startswith(("08", "28", "3D", "57P")):
+            return (
+                "check that the server runs, and the host, port, database, user and password "
+                f"in {_VARIABLE}"
+            )
+        if state == "42501":
+            return "make its user the owner of the database, or let it create tables there"
+        return "see the log of the database server"
+
+
+def open_database(settings: Settings, file: Path) -> Database:
+    """The database that the settings name, or else the SQLite file, made when there is none."""
+    if settings.ledger.url is not None:
+        return Database(settings.ledger.url.get_secret_value())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(
+            f"{file.parent} cannot be made ({error.strerror}); name another --data-dir"
+        ) from None
+    return Database(URL.create("sqlite", database=str(file)))
+
+
+def _parsed(url: str | URL) -> URL:
+    """The URL with its driver. Errors do not quote it: it may hold a password."""
+    if isinstance(url, str):
+        address = url.partition("?")[0]
+        if address.count("@") > 1 and not address.startswith("sqlite"):
+            raise LedgerError(
+                "the URL of the ledger's database has more than one @; in a user or password "
+                f"write it as %40 in {_VARIABLE}"
+            )
+        try:
+            url = make_url(url)
+        except (ArgumentError, ValueError):
+            raise LedgerError(
+                "the URL of the ledger's database cannot be read; write it in "
+                f"{_VARIABLE} as in {_FORMS}"
+            ) from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise LedgerError(
+            f"the ledger cannot be kept in a database of the kind {url.drivername!r}, only in "
+            f"SQLite or PostgreSQL; write {_VARIABLE} as in {_FORMS}"
+        )
+    if driver == "sqlite" and url.database in (None, "", ":memory:"):
+        raise LedgerError(
+            f"the URL of the ledger's database names no file; write {_VARIABLE} as in {_FORMS}"
+        )
+    return url.set(drivername=driver)
+
+
+def _shown(url: URL) -> str:
+    """The database as errors name it, without what is secret."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    shown = URL.create("postgresql", host=url.host, port=url.port, database=url.database)
+    return shown.render_as_string()
+
+
+def _engine(url: URL, patience_s: float = _PATIENCE_S) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": patience_s}, hide_parameters=True)
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin_transaction)
+        return engine
+    options = {name: v for name, v in _SERVER_OPTIONS.items() if name not in url.query}
+    try:
+        return create_engine(url, pool_pre_ping=True, connect_args=options, hide_parameters=True)
+    except ImportError:
+        raise LedgerError(
+            "a ledger in PostgreSQL needs the package psycopg, which is not installed; "
+            "pip install 'precedent[server]'"
+        ) from None
+
+
+def _configure(connection: Any, _: object) -> None:
+    # Python's own way of beginning transactions leaves out DDL, and BEGIN IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_transaction(connection: Connection) -> None:
+    # A transaction that read first and then wants to write fails when another has written
+    # meanwhile; so those that may write take the lock at once, and wait for it.
+    read = connection.get_execution_options().get(_READ, False)
+    connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+def _is_table_missing(error: BaseException | None) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlstate", None) == "42P01" or "no such table" in str(cause)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

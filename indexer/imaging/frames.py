@@ -1,0 +1,63 @@
+"""Which frames of a multi-frame instance are looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydicom.dataset import Dataset
+
+from indexer.imaging.header import value
+
+__all__ = ["FRAME_KEYWORDS", "FramePolicy", "frames_of_interest"]
+
+FRAME_KEYWORDS = ("RepresentativeFrameNumber", "FrameNumbersOfInterest")
+"""Keywords of the elements that :func:`frames_of_interest` looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class FramePolicy:
+    """Which frames of a multi-frame instance are looked at.
+
+    kind: "spread" = evenly spaced ones; "all" = every frame; "nth" = the first and every
+        ``every``-th after it; "middle" = the middle one; "key" = those that the instance
+        itself names, or the middle one when it names none.
+    limit: at most so many, whatever the kind; of more, evenly spaced ones are taken.
+    """
+
+    kind: Literal["spread", "all", "nth", "middle", "key"] = "spread"
+    limit: int = 8
+    every: int = 10
+
+    def choose(self, declared: int, named: Sequence[int] = ()) -> list[int]:
+        """Numbers (from 0, ascending) of the chosen ones of ``declared`` frames.
+
+        Args:
+            declared: how many frames there are.
+            named: numbers of the frames that the instance names; see
+                :func:`frames_of_interest`.
+        """
+        candidates: Sequence[int] = range(declared)
+        if self.kind == "nth":
+            candidates = range(0, declared, self.every)
+        elif self.kind == "key":
+            candidates = sorted({number for number in named if 0 <= number < declared})
+        if self.kind == "middle" or not candidates:
+            return [declared // 2]
+        count = min(len(candidates), self.limit)
+        # The middles of equal parts.
+        return [
+            candidates[(2 * part + 1) * len(candidates) // (2 * count)] for part in range(count)
+        ]
+
+
+def frames_of_interest(header: Dataset) -> list[int]:
+    """Numbers, from 0, of the frames that the instance names (PS3.3 C.7.6.9).
+
+    They are not checked against the number of frames.
+    """
+    numbers = []
+    for keyword in FRAME_KEYWORDS:
+        found = value(header, keyword)
+        several = hasattr(found, "__iter__") and not isinstance(found, (str, bytes))
+        numbers += [part - 1 for part in (found if several else [found]) if isinstance(part, int)]
+    return numbers

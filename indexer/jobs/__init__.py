@@ -1,0 +1,1 @@
+"""Bulk indexing, cut into tasks that several workers share."""

@@ -1,0 +1,212 @@
+"""Jobs on Celery: tasks travel through a broker to workers on several machines.
+
+The broker only carries wake-ups. What is to be done stands in the ledger, and every worker
+looks there from time to time, so that a message that was lost, with a broker or a worker,
+is sent again.
+"""
+
+import logging
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Any
+
+from celery import Celery, Task as CeleryTask, signals
+from kombu.entity import Queue
+from kombu.exceptions import OperationalError
+
+from engine.errors import JobError, LedgerError
+from engine.settings import Settings
+from indexer.database import Database, open_database
+from indexer.datadir import DataDir
+from indexer.jobs.leases import Leases
+from indexer.jobs.records import MOST_URGENT, Due
+from indexer.jobs.runner import JobRunner
+
+__all__ = ["Dispatcher", "celery_app", "serve"]
+
+_log = logging.getLogger(__name__)
+
+_QUEUE = "precedent"
+_TASK = "precedent.run"
+# Redis gives a message to another worker when it was not acknowledged for so long. Chunks are
+# minutes; what a dead worker had is found again by its lapsed lease, much sooner.
+_VISIBILITY_SECONDS = 6 * 3600
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application of these settings, without tasks.
+
+    Raises:
+        JobError: the settings name no broker.
+    """
+    if settings.jobs.broker is None:
+        raise JobError(
+            "no message broker is set; name one in PRECEDENT_JOBS__BROKER, or let workers take "
+            "tasks from the ledger"
+        )
+    url = settings.jobs.broker.get_secret_value()
+    app = Celery("precedent", broker=url, set_as_current=False)
+    app.conf.update(
+        task_queues=[Queue(_QUEUE, max_priority=MOST_URGENT)],  # type: ignore[no-untyped-call]
+        task_default_queue=_QUEUE,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=5,
+        broker_transport_options=(
+            {
+                "visibility_timeout": _VISIBILITY_SECONDS,
+                "priority_steps": list(range(MOST_URGENT + 1)),
+                "queue_order_strategy": "priority",
+                "socket_timeout": 30,
+                "socket_connect_timeout": 5,
+                "socket_keepalive": True,
+            }
+            if _is_redis(url)
+            else {}
+        ),
+    )
+    return app
+
+
+class Dispatcher:
+    """Tells the broker of tasks that wait in the ledger, a bounded number at a time."""
+
+    def __init__(self, settings: Settings, database: Database, app: Celery) -> None:
+        self._runner_sees = JobRunner(settings, database, "dispatcher").due
+        self._leases = Leases(database, settings.jobs)
+        self._most = settings.jobs.queued
+        self._app = app
+        self._redis = _is_redis(str(app.conf.broker_url))
+
+    def dispatch(self) -> int:
+        """Sends what is due; returns how many tasks that were.
+
+        Raises:
+            LedgerError: the ledger cannot be reached. JobError: the broker cannot.
+        """
+        free = self._most - self._leases.queued()
+        sent = 0
+        for due in self._runner_sees(self._most) if free > 0 else []:
+            if sent == free:
+                break
+            self._send(due)
+            self._leases.mark_queued(due.job, due.number, time.time())
+            sent += 1
+        return sent
+
+    def _send(self, due: Due) -> None:
+        # Brokers do not agree on which end of the scale is urgent.
+        priority = MOST_URGENT - due.priority if self._redis else due.priority
+        try:
+            self._app.send_task(
+                _TASK,
+                args=(due.job, due.number),
+                queue=_QUEUE,
+                priority=priority,
+                retry=False,
+            )
+        except OperationalError as error:
+            raise JobError(
+                f"the message broker does not answer ({type(error.__cause__ or error).__name__}); "
+                "the task stays in the ledger, and workers send it when the broker is back"
+            ) from error
+
+
+class _Stop:
+    """A flag that a worker's main process raises and its children see."""
+
+    def __init__(self) -> None:
+        self._event = multiprocessing.get_context("fork").Event()
+
+    def set(self, **_: Any) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+def serve(settings: Settings, *, concurrency: int, level: int = logging.INFO) -> int:
+    """Works for the broker until it is told to stop; returns the exit code.
+
+    Args:
+        concurrency: tasks done at once, each in a process with a model of its own.
+    """
+    app = celery_app(settings)
+    stop = _Stop()
+    _register(app, settings, stop)
+    ended = Event()
+    signals.worker_shutting_down.connect(stop.set, weak=False)
+    ticker = Thread(target=_tick, args=(settings, app, ended), name="dispatcher", daemon=True)
+    signals.worker_ready.connect(lambda **_: ticker.start(), weak=False)
+    worker = app.Worker(
+        pool="prefork",
+        concurrency=concurrency,
+        hostname=f"precedent-{os.getpid()}@{socket.gethostname()}",
+        loglevel=level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        optimization="fair",
+        quiet=True,
+    )
+    worker.start()
+    ended.set()
+    return int(worker.exitcode or 0)
+
+
+def _register(app: Celery, settings: Settings, stop: _Stop) -> None:
+    class Running(CeleryTask):  # type: ignore[misc]  # celery has no types
+        """Opens the ledger and the archive once for each process that does tasks."""
+
+        abstract = True
+        _opened: tuple[JobRunner, Dispatcher] | None = None
+
+        def opened(self) -> tuple[JobRunner, Dispatcher]:
+            if self._opened is None:
+                database = open_database(settings, DataDir(settings.data_dir).ledger)
+                name = f"{socket.gethostname()}:{os.getpid()}"
+                runner = JobRunner(settings, database, name, stopping=stop.is_set)
+                self._opened = runner, Dispatcher(settings, database, app)
+            return self._opened
+
+    @app.task(name=_TASK, bind=True, base=Running)  # type: ignore[untyped-decorator]
+    def run(self: Running, job: int, number: int) -> None:
+        if stop.is_set():
+            return
+        runner, dispatcher = self.opened()
+        runner.run(job, number)
+        if not stop.is_set():
+            _quietly(dispatcher.dispatch)
+
+
+def _tick(settings: Settings, app: Celery, ended: Event) -> None:
+    """Looks after what others left, as long as the worker runs."""
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        dispatcher = Dispatcher(settings, database, app)
+        while True:
+            _quietly(dispatcher.dispatch)
+            if ended.wait(settings.jobs.heartbeat_seconds):
+                return
+
+
+def _quietly(dispatch: Callable[[], int]) -> None:
+    try:
+        dispatch()
+    except (LedgerError, JobError) as error:
+        _log.warning("%s", error)
+
+
+def _is_redis(url: str) -> bool:
+    return url.startswith(("redis", "valkey", "sentinel"))

@@ -1,0 +1,287 @@
+"""The tasks of jobs, as workers take and end them.
+
+The ledger is the truth of every job: a broker only wakes workers up, and may lose all it
+knows. A task is worked on under a lease, which its worker renews; when the lease lapses,
+another worker may take the task. Tasks can be repeated at any time without harm.
+"""
+
+import json
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
+
+from engine.settings import JobSettings
+from indexer.database import Database
+from indexer.jobs.records import Due, Job, JobOptions, JobState, Task, TaskKind, TaskState
+from indexer.ledger_schema import jobs, manifest, points, tasks
+from indexer.sources.opening import SourceSpec
+
+__all__ = ["Leases"]
+
+_TAKING = 0x70726563
+"""Key of the lock under which tasks are taken, on PostgreSQL."""
+_OPEN = (TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING)
+
+
+class Leases:
+    """Tasks to take. Times are seconds since the epoch, by the worker's clock.
+
+    Raises:
+        LedgerError: the database cannot be read or written.
+    """
+
+    def __init__(self, database: Database, settings: JobSettings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        """Tasks that a worker could take now, the urgent first.
+
+        Waiting ones whose pause is over, and those whose worker or message was lost.
+        """
+        c = tasks.c
+        with self._database.begin(read=True) as connection:
+            rows = connection.execute(
+                select(c.job, c.number, jobs.c.priority, jobs.c.source)
+                .join(jobs)
+                .where(
+                    jobs.c.state == JobState.RUNNING,
+                    self._is_due(now, queued_is_due=False),
+                    self._is_ready(),
+                )
+                .order_by(jobs.c.priority.desc(), c.job, c.number)
+                .limit(limit)
+            ).all()
+        return [Due(row.job, row.number, row.priority, row.source) for row in rows]
+
+    def queued(self) -> int:
+        """Tasks that the broker was told of and that nobody has taken."""
+        with self._database.begin(read=True) as connection:
+            return int(
+                connection.execute(
+                    select(func.count()).select_from(tasks).where(tasks.c.state == TaskState.QUEUED)
+                ).scalar_one()
+            )
+
+    def mark_queued(self, job: int, number: int, now: float) -> None:
+        """The broker has been told of a task."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(tasks)
+                .where(_is(job, number), self._is_due(now, queued_is_due=False))
+                .values(state=TaskState.QUEUED, queued_at=now)
+            )
+
+    def unfinished(self) -> int:
+        """Tasks still to be done in jobs that are running."""
+        with self._database.begin(read=True) as connection:
+            return int(
+                connection.execute(
+                    select(func.count())
+                    .select_from(tasks.join(jobs))
+                    .where(jobs.c.state == JobState.RUNNING, tasks.c.state.in_(_OPEN))
+                ).scalar_one()
+            )
+
+    def source_of(self, job: int) -> str | None:
+        """The source's name of a job; None when there is no such job."""
+        with self._database.begin(read=True) as connection:
+            return connection.execute(
+                select(jobs.c.source).where(jobs.c.id == job)
+            ).scalar_one_or_none()
+
+    def take(
+        self, job: int, number: int, worker: str, now: float, at: str, most: int | None = None
+    ) -> Task | None:
+        """The lease on a task; None when it is not to be had now.
+
+        Args:
+            most: tasks of the same source that may be worked on at once.
+        """
+        c = tasks.c
+        with self._database.begin() as connection:
+            if self._database.dialect == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(_TAKING)))
+            row = connection.execute(
+                select(c.kind, c.attempts, jobs)
+                .join(jobs)
+                .where(
+                    _is(job, number),
+                    jobs.c.state == JobState.RUNNING,
+                    self._is_due(now, queued_is_due=True),
+                    self._is_ready(),
+                )
+            ).one_or_none()
+            if row is None or not self._may_start(connection, row, now, most):
+                return None
+            connection.execute(
+                update(tasks)
+                .where(_is(job, number))
+                .values(
+                    state=TaskState.RUNNING,
+                    worker=worker,
+                    beat_at=now,
+                    attempts=c.attempts + 1,
+                )
+            )
+            if row.started_at is None:
+                connection.execute(update(jobs).where(jobs.c.id == job).values(started_at=at))
+            return Task(_job(row), number, TaskKind(row.kind), row.attempts + 1, worker)
+
+    def _may_start(
+        self, connection: Connection, row: Row[Any], now: float, most: int | None
+    ) -> bool:
+        """Settling needs the archive for itself: it waits for all other tasks, and while it
+        waits none of these begins."""
+        alive = and_(
+            tasks.c.state == TaskState.RUNNING,
+            tasks.c.beat_at >= now - self._settings.lapse_seconds,
+        )
+        running = connection.execute(
+            select(tasks.c.kind, jobs.c.source).join(jobs).where(alive)
+        ).all()
+        if row.kind == TaskKind.SETTLE:
+            return not any(one.kind in (TaskKind.INDEX, TaskKind.SETTLE) for one in running)
+        if row.kind == TaskKind.DISCOVER:
+            return True
+        waiting = connection.execute(
+            select(func.count())
+            .select_from(tasks.join(jobs))
+            .where(
+                tasks.c.kind == TaskKind.SETTLE,
+                jobs.c.state == JobState.RUNNING,
+                or_(self._is_due(now, queued_is_due=True), alive),
+                self._is_ready(),
+            )
+        ).scalar_one()
+        busy = sum(one.kind == TaskKind.INDEX and one.source == row.source for one in running)
+        return not waiting and (most is None or busy < most)
+
+    def _is_due(self, now: float, *, queued_is_due: bool) -> ColumnElement[bool]:
+        c, lapse = tasks.c, self._settings.lapse_seconds
+        queued = c.state == TaskState.QUEUED
+        if not queued_is_due:
+            queued = and_(queued, c.queued_at < now - lapse)
+        return or_(
+            and_(c.state == TaskState.WAITING, c.not_before <= now),
+            queued,
+            and_(c.state == TaskState.RUNNING, c.beat_at < now - lapse),
+        )
+
+    def _is_ready(self) -> ColumnElement[bool]:
+        """Settling comes when all other tasks of its job have ended."""
+        other = tasks.alias()
+        open_ones = select(other.c.number).where(
+            other.c.job == tasks.c.job,
+            other.c.kind != TaskKind.SETTLE,
+            other.c.state.in_(_OPEN),
+        )
+        return or_(tasks.c.kind != TaskKind.SETTLE, ~open_ones.exists())
+
+    def beat(self, task: Task, now: float) -> bool:
+        """Renews a lease and brings the counts up to date; False when the work has to stop."""
+        with self._database.begin() as connection:
+            renewed = connection.execute(
+                update(tasks)
+                .where(_is_leased(task))
+                .values(beat_at=now, **self._counts(connection, task))
+            ).rowcount
+            state = _state(connection, task.job.id)
+        return bool(renewed) and state == JobState.RUNNING
+
+    def end(self, task: Task, *, seconds: float) -> None:
+        """The task is done."""
+        self._leave(task, {"state": TaskState.DONE, "error": None}, seconds)
+
+    def put_back(self, task: Task, *, seconds: float) -> None:
+        """The work was stopped on purpose; the task waits for another worker, or is over
+        where its job was cancelled."""
+        with self._database.begin() as connection:
+            cancelled = _state(connection, task.job.id) == JobState.CANCELLED
+        state = TaskState.CANCELLED if cancelled else TaskState.WAITING
+        self._leave(task, {"state": state, "attempts": task.attempts - 1}, seconds)
+
+    def fail(self, task: Task, error: str, *, not_before: float, seconds: float) -> bool:
+        """The try failed; whether there will be another one."""
+        again = task.attempts < self._settings.attempts
+        state = TaskState.WAITING if again else TaskState.FAILED
+        self._leave(task, {"state": state, "not_before": not_before, "error": error}, seconds)
+        return again
+
+    def _leave(self, task: Task, values: dict[str, Any], seconds: float) -> None:
+        with self._database.begin() as connection:
+            counts = self._counts(connection, task)
+            connection.execute(
+                update(tasks)
+                .where(_is_leased(task))
+                .values(seconds=tasks.c.seconds + seconds, **values, **counts)
+            )
+
+    def _counts(self, connection: Connection, task: Task) -> dict[str, Any]:
+        if task.kind is not TaskKind.INDEX:
+            return {}
+        c = manifest.c
+        mine = and_(c.job == task.job.id, c.chunk == task.number)
+        rows = connection.execute(
+            select(c.fate, c.reason, func.count())
+            .where(mine, c.fate.is_not(None))
+            .group_by(c.fate, c.reason)
+        ).all()
+        by_fate: dict[str, int] = {}
+        for fate, _, count in rows:
+            by_fate[fate] = by_fate.get(fate, 0) + count
+        written = connection.execute(
+            select(func.count())
+            .select_from(points.join(manifest, points.c.locator == c.locator))
+            .where(mine, c.fate == "indexed")
+        ).scalar_one()
+        return {
+            "done": sum(by_fate.values()),
+            "indexed": by_fate.get("indexed", 0) + by_fate.get("duplicate", 0),
+            "duplicates": by_fate.get("duplicate", 0),
+            "points": written,
+            "refused": json.dumps({reason: n for fate, reason, n in rows if fate == "refused"}),
+        }
+
+    def close(self, task: Task, at: str) -> JobState:
+        """Ends the job whose last task this was."""
+        job = task.job.id
+        with self._database.begin() as connection:
+            failed = connection.execute(
+                select(func.count())
+                .select_from(tasks)
+                .where(tasks.c.job == job, tasks.c.state == TaskState.FAILED)
+            ).scalar_one()
+            state = JobState.FAILED if failed else JobState.FINISHED
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job, jobs.c.state == JobState.RUNNING)
+                .values(state=state, finished_at=at)
+            )
+        return state
+
+
+def _is(job: int, number: int) -> ColumnElement[bool]:
+    return and_(tasks.c.job == job, tasks.c.number == number)
+
+
+def _is_leased(task: Task) -> ColumnElement[bool]:
+    return and_(
+        _is(task.job.id, task.number),
+        tasks.c.state == TaskState.RUNNING,
+        tasks.c.worker == task.worker,
+    )
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        row.id,
+        row.kind,
+        SourceSpec.parse(row.spec),
+        JobOptions(**json.loads(row.options)),
+        JobState(row.state),
+    )
+
+
+def _state(connection: Connection, job: int) -> str | None:
+    return connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none()

@@ -1,0 +1,221 @@
+"""Jobs as people make, watch and steer them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, select, update
+
+from engine.errors import JobError
+from indexer.database import Database
+from indexer.jobs.records import (
+    DISCOVERY,
+    SETTLING,
+    Fate,
+    JobOptions,
+    JobState,
+    TaskKind,
+    TaskState,
+)
+from indexer.jobs.summary import JobSummary, summary_of
+from indexer.ledger_schema import instances, jobs, manifest, tasks
+from indexer.sources.opening import SourceSpec
+
+__all__ = ["JobLedger"]
+
+_NOT_TAKEN = (TaskState.WAITING, TaskState.QUEUED)
+
+
+class JobLedger:
+    """The jobs in the ledger's database.
+
+    Raises:
+        LedgerError: the database cannot be read or written.
+        JobError: there is no such job, or it is past what is asked.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(self, spec: SourceSpec, options: JobOptions, *, at: str, priority: int = 0) -> int:
+        """Number of a new job. Nothing is looked at before a worker takes it."""
+        values = {
+            "kind": "index",
+            "source": spec.source,
+            "spec": spec.to_json(),
+            "options": json.dumps({name: getattr(options, name) for name in options.__slots__}),
+            "state": JobState.RUNNING,
+            "priority": priority,
+            "created_at": at,
+        }
+        with self._database.begin() as connection:
+            (job,) = connection.execute(jobs.insert().values(values)).inserted_primary_key or (0,)
+            connection.execute(
+                tasks.insert(),
+                [
+                    {
+                        "job": job,
+                        "number": DISCOVERY,
+                        "kind": TaskKind.DISCOVER,
+                        "state": "waiting",
+                    },
+                    {"job": job, "number": SETTLING, "kind": TaskKind.SETTLE, "state": "waiting"},
+                ],
+            )
+            return int(job)
+
+    def summaries(self, now: float, limit: int = 50) -> list[JobSummary]:
+        """The latest jobs and runs, the newest first."""
+        with self._database.begin(read=True) as connection:
+            rows = connection.execute(select(jobs).order_by(jobs.c.id.desc()).limit(limit)).all()
+            return [self._summary(connection, row, now) for row in rows]
+
+    def summary(self, job: int, now: float) -> JobSummary:
+        """How far a job is."""
+        with self._database.begin(read=True) as connection:
+            return self._summary(connection, _row(connection, job), now)
+
+    def _summary(self, connection: Connection, row: Row[Any], now: float) -> JobSummary:
+        found = connection.execute(
+            select(tasks).where(tasks.c.job == row.id).order_by(tasks.c.number)
+        ).all()
+        return summary_of(row, found, now)
+
+    def pause(self, job: int) -> None:
+        """Workers stop after the instances they are at; what is done is kept."""
+        self._change(job, JobState.PAUSED, (JobState.RUNNING,))
+
+    def resume(self, job: int) -> None:
+        """A paused job goes on; in a running one, tasks in a pause after a failure need not
+        wait for its end."""
+        self._change(job, JobState.RUNNING, (JobState.PAUSED, JobState.RUNNING))
+        with self._database.begin() as connection:
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.job == job, tasks.c.state.in_(_NOT_TAKEN))
+                .values(state=TaskState.WAITING, not_before=0.0)
+            )
+
+    def cancel(self, job: int, at: str) -> None:
+        """What is done stays in the index; what is not stays pending for another job."""
+        self._change(job, JobState.CANCELLED, (JobState.RUNNING, JobState.PAUSED), at)
+        with self._database.begin() as connection:
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.job == job, tasks.c.state.in_(_NOT_TAKEN))
+                .values(state=TaskState.CANCELLED)
+            )
+
+    def retry(self, job: int, *, refused: bool = False) -> int:
+        """Gives tasks that failed another chance; returns how many those are.
+
+        refused: chunks with refused instances as well; these are read again.
+        """
+        ended = (JobState.FINISHED, JobState.FAILED, JobState.RUNNING)
+        again = {"state": TaskState.WAITING, "attempts": 0, "not_before": 0.0, "error": None}
+        with self._database.begin() as connection:
+            _check(_row(connection, job), ended, "retried")
+            mine = tasks.c.job == job
+            count = connection.execute(
+                update(tasks).where(mine, tasks.c.state == TaskState.FAILED).values(again)
+            ).rowcount
+            if refused:
+                count += self._reopen_refused(connection, job, again)
+            if count:
+                connection.execute(
+                    update(tasks).where(mine, tasks.c.kind == TaskKind.SETTLE).values(again)
+                )
+                connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == job)
+                    .values(state=JobState.RUNNING, finished_at=None)
+                )
+            return int(count)
+
+    def _reopen_refused(self, connection: Connection, job: int, again: dict[str, Any]) -> int:
+        were = and_(manifest.c.job == job, manifest.c.fate == "refused")
+        locators = select(manifest.c.locator).where(were)
+        chunks = select(manifest.c.chunk).where(were)
+        connection.execute(
+            update(instances).where(instances.c.locator.in_(locators)).values(state="pending")
+        )
+        count = connection.execute(
+            update(tasks)
+            .where(
+                tasks.c.job == job,
+                tasks.c.number.in_(chunks),
+                tasks.c.state.in_((TaskState.DONE, TaskState.WAITING)),
+            )
+            .values(again)
+        ).rowcount
+        connection.execute(update(manifest).where(were).values(fate=None, reason=None, detail=None))
+        return int(count)
+
+    def _change(
+        self, job: int, to: JobState, among: tuple[JobState, ...], at: str | None = None
+    ) -> None:
+        with self._database.begin() as connection:
+            _check(_row(connection, job), among, f"made {to.value}")
+            connection.execute(
+                update(jobs).where(jobs.c.id == job).values(state=to, finished_at=at)
+            )
+
+    def fates(self, job: int) -> Iterator[Fate]:
+        """Every instance of a job with what became of it, ordered by locator.
+
+        Those that were unchanged are told from the others until a later job sees them.
+        """
+        with self._database.begin(read=True) as connection:
+            _row(connection, job)
+        c = manifest.c
+        for rows in self._paged(
+            lambda last: (
+                select(c.locator, c.fate, c.reason, c.detail)
+                .where(c.job == job, c.locator > last)
+                .order_by(c.locator)
+            )
+        ):
+            for row in rows:
+                yield Fate(row.locator, row.fate or "open", row.reason, row.detail)
+        seen = instances.c
+        listed = select(c.locator).where(c.job == job, c.locator == seen.locator).exists()
+        for rows in self._paged(
+            lambda last: (
+                select(seen.locator, seen.state, seen.reason, seen.detail)
+                .where(seen.seen_in == job, seen.locator > last, ~listed)
+                .order_by(seen.locator)
+            )
+        ):
+            for row in rows:
+                fate = "unchanged" if row.state == "done" else row.state
+                yield Fate(row.locator, fate, row.reason, row.detail)
+
+    def _paged(self, query: Any, size: int = 5000) -> Iterator[Sequence[Row[Any]]]:
+        last = ""
+        while True:
+            with self._database.begin(read=True) as connection:
+                rows = connection.execute(query(last).limit(size)).all()
+            if not rows:
+                return
+            yield rows
+            last = rows[-1].locator
+
+
+def _row(connection: Connection, job: int) -> Row[Any]:
+    row = connection.execute(select(jobs).where(jobs.c.id == job)).one_or_none()
+    if row is None:
+        raise JobError(f"there is no job {job}; `precedent jobs list` names those there are")
+    return row
+
+
+def _check(row: Row[Any], among: tuple[JobState, ...], what: str) -> None:
+    if row.kind == "run":
+        raise JobError(
+            f"{row.id} is a run of `precedent index`, which cannot be {what}; "
+            "the same command again goes on with it"
+        )
+    if row.state not in among:
+        raise JobError(
+            f"job {row.id} is {row.state} and cannot be {what}; that takes one that is "
+            + " or ".join(state.value for state in among)
+        )

@@ -1,0 +1,145 @@
+"""What each task of a job has to do, instance by instance."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import ColumnElement, and_, func, select, update
+
+from indexer.database import Database
+from indexer.jobs.records import DISCOVERY, Task, TaskKind, TaskState
+from indexer.ledger import Ledger, Pending
+from indexer.ledger_schema import instances, manifest, tasks
+from indexer.sources.base import Discovered
+
+__all__ = ["Manifest"]
+
+_LOCATORS_AT_ONCE = 400
+
+
+class Manifest:
+    """The instances of jobs, cut into chunks.
+
+    Raises:
+        LedgerError: the database cannot be read or written.
+    """
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._database = database
+        self._ledger = ledger
+
+    def begin(self, task: Task) -> None:
+        """Before discovery begins, or begins again: counts of an earlier try are void."""
+        with self._database.begin() as connection:
+            connection.execute(update(tasks).where(_discovery(task)).values(total=0, unchanged=0))
+
+    def add(self, task: Task, items: Sequence[Discovered]) -> list[Discovered]:
+        """Notes what a source has; returns those of it that are to be read and in no chunk
+        yet."""
+        job = task.job
+        with self._database.begin() as connection:
+            listed: set[str] = set()
+            for start in range(0, len(items), _LOCATORS_AT_ONCE):
+                some = [item.locator for item in items[start : start + _LOCATORS_AT_ONCE]]
+                listed |= set(
+                    connection.execute(
+                        select(manifest.c.locator).where(
+                            manifest.c.job == job.id, manifest.c.locator.in_(some)
+                        )
+                    ).scalars()
+                )
+            new = [item for item in items if item.locator not in listed]
+            pending = self._ledger.note(
+                connection,
+                job.id,
+                job.spec.source,
+                new,
+                retry_refused=job.options.retry_refused,
+                again=job.options.again,
+            )
+            connection.execute(
+                update(tasks)
+                .where(_discovery(task))
+                .values(
+                    total=tasks.c.total + len(items),
+                    unchanged=tasks.c.unchanged + len(new) - len(pending),
+                )
+            )
+        return pending
+
+    def add_chunk(self, task: Task, items: Sequence[Discovered]) -> None:
+        """Makes a task of these instances."""
+        job = task.job.id
+        with self._database.begin() as connection:
+            last = connection.execute(
+                select(func.max(tasks.c.number)).where(tasks.c.job == job)
+            ).scalar_one()
+            number = last + 1
+            connection.execute(
+                manifest.insert(),
+                [
+                    {"job": job, "locator": item.locator, "chunk": number, "label": item.label}
+                    for item in items
+                ],
+            )
+            connection.execute(
+                tasks.insert().values(
+                    job=job,
+                    number=number,
+                    kind=TaskKind.INDEX,
+                    state=TaskState.WAITING,
+                    total=len(items),
+                )
+            )
+
+    def pending(self, task: Task) -> list[Pending]:
+        """What of a chunk is still to be read, ordered by locator."""
+        c = manifest.c
+        with self._database.begin(read=True) as connection:
+            rows = connection.execute(
+                select(c.locator, c.label)
+                .where(c.job == task.job.id, c.chunk == task.number, c.fate.is_(None))
+                .order_by(c.locator)
+            ).all()
+        return [Pending(row.locator, row.label) for row in rows]
+
+    def left_open(self, task: Task) -> list[str]:
+        """Instances of finished chunks that have no fate: settling was cut short."""
+        c = manifest.c
+        ended = (tasks.c.job == c.job) & (tasks.c.number == c.chunk)
+        with self._database.begin(read=True) as connection:
+            return list(
+                connection.execute(
+                    select(c.locator)
+                    .join(tasks, ended)
+                    .where(
+                        c.job == task.job.id,
+                        c.fate.is_(None),
+                        tasks.c.state == TaskState.DONE,
+                    )
+                ).scalars()
+            )
+
+    def reopen(self, task: Task, locators: Iterable[str]) -> list[Pending]:
+        """Makes these instances of the job pending again, ordered by locator."""
+        wanted = sorted(set(locators))
+        with self._database.begin() as connection:
+            labels: dict[str, str | None] = {}
+            for start in range(0, len(wanted), _LOCATORS_AT_ONCE):
+                some = wanted[start : start + _LOCATORS_AT_ONCE]
+                where = and_(manifest.c.job == task.job.id, manifest.c.locator.in_(some))
+                rows = connection.execute(
+                    select(manifest.c.locator, manifest.c.label).where(where)
+                ).all()
+                labels.update({row.locator: row.label for row in rows})
+                connection.execute(
+                    update(instances)
+                    .where(instances.c.locator.in_(list(labels)))
+                    .values(state="pending")
+                )
+                connection.execute(
+                    update(manifest).where(where).values(fate=None, reason=None, detail=None)
+                )
+        return [Pending(locator, labels[locator]) for locator in wanted if locator in labels]
+
+
+def _discovery(task: Task) -> ColumnElement[bool]:
+    return and_(tasks.c.job == task.job.id, tasks.c.number == DISCOVERY)

@@ -1,0 +1,202 @@
+"""A worker's side of a job: takes a task, does it under a lease, and says how it ended."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Self
+
+from engine.errors import PrecedentError, StoreError
+from engine.settings import Settings
+from indexer.archive import Archive
+from indexer.database import Database
+from indexer.jobs.lease import Lease
+from indexer.jobs.leases import Leases
+from indexer.jobs.manifest import Manifest
+from indexer.jobs.records import Due, Task, TaskKind
+from indexer.jobs.settling import settle
+from indexer.jobs.windows import is_open
+from indexer.pipeline import Indexer
+from indexer.sources.base import Discovered
+
+__all__ = ["JobRunner"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_BACKOFF_SECONDS = 900.0
+_DISCOVERED_AT_ONCE = 1000
+
+
+class JobRunner:
+    """Does tasks of jobs, one at a time. Close it, or use it as a context manager.
+
+    The model is loaded and the store opened when the first task is taken, and both stay; after
+    a failure of the store they are opened anew.
+
+    Args:
+        database: of the ledger.
+        name: of this worker, as leases and `precedent jobs show` give it.
+        stopping: once True, the task under way is put back after the instances it is at.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        name: str,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._name = name
+        self._stopping = stopping
+        self._clock = clock
+        self.leases = Leases(database, settings.jobs)
+        self._archive: Archive | None = None
+        self._indexer: Indexer | None = None
+
+    def close(self) -> None:
+        if self._indexer is not None:
+            self._indexer.close()
+        if self._archive is not None:
+            self._archive.close()
+        self._indexer = self._archive = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def due(self, limit: int) -> list[Due]:
+        """Tasks to be done now, whose source may be read at this hour."""
+        found = self.leases.due(self._clock(), limit)
+        return [one for one in found if self._in_hours(one.source)]
+
+    def run(self, job: int, number: int) -> bool:
+        """Does a task, if it is to be had; whether it was.
+
+        A failure is noted with the task, which is tried again after a pause.
+
+        Raises:
+            LedgerError: the ledger cannot be reached. The lease lapses, and another worker
+                takes the task.
+        """
+        source = self.leases.source_of(job)
+        if source is None or not self._in_hours(source):
+            return False
+        named = self._settings.sources.get(source)
+        most = None if named is None else named.max_workers
+        task = self.leases.take(job, number, self._name, self._clock(), self._now(), most)
+        if task is None:
+            return False
+        lease = Lease(self.leases, task, self._settings.jobs, self._clock, self._stopping)
+        started = time.monotonic()
+        _log.info("job %s, task %s: begun, try %s", job, number, task.attempts)
+        try:
+            with lease:
+                self._do(task, lease)
+        except (PrecedentError, OSError) as error:
+            self._failed(task, error, time.monotonic() - started)
+        except Exception as error:
+            _log.exception("job %s, task %s: a fault of this program", job, number)
+            self._failed(task, error, time.monotonic() - started)
+        except BaseException:
+            self.leases.put_back(task, seconds=time.monotonic() - started)
+            raise
+        else:
+            seconds = time.monotonic() - started
+            if lease.is_over:
+                self.leases.put_back(task, seconds=seconds)
+            elif task.kind is TaskKind.SETTLE:
+                self.leases.end(task, seconds=seconds)
+                self.leases.close(task, self._now())
+            else:
+                self.leases.end(task, seconds=seconds)
+            _log.info("job %s, task %s: %.1f s", job, number, seconds)
+        return True
+
+    def _failed(self, task: Task, error: Exception, seconds: float) -> None:
+        if isinstance(error, (StoreError, OSError)):
+            # What is open may be in a state that no later call recovers from.
+            self.close()
+        pause = self._settings.jobs.backoff_seconds * 2 ** (task.attempts - 1)
+        not_before = self._clock() + min(pause, _MAX_BACKOFF_SECONDS)
+        again = self.leases.fail(task, _said(error), not_before=not_before, seconds=seconds)
+        _log.warning(
+            "job %s, task %s failed (try %s): %s; %s",
+            task.job.id,
+            task.number,
+            task.attempts,
+            _said(error),
+            f"again in {pause:.0f} s" if again else "given up, see `precedent jobs retry`",
+        )
+
+    def _do(self, task: Task, lease: Lease) -> None:
+        if task.kind is TaskKind.DISCOVER:
+            self._discover(task, lease)
+            return
+        archive, indexer = self._opened()
+        if task.kind is TaskKind.SETTLE:
+            settle(task, archive, indexer, self._database, self._settings)
+            return
+        manifest = Manifest(self._database, archive.ledger)
+        source = task.job.spec.open(self._settings)
+        pending = manifest.pending(task)
+
+        indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
+
+    def _discover(self, task: Task, lease: Lease) -> None:
+        archive, _ = self._opened()
+        manifest = Manifest(self._database, archive.ledger)
+        manifest.begin(task)
+        size = self._settings.jobs.chunk
+        page: list[Discovered] = []
+        chunk: list[Discovered] = []
+
+        def turn(page: list[Discovered]) -> None:
+            chunk.extend(manifest.add(task, page))
+            while len(chunk) >= size:
+                manifest.add_chunk(task, chunk[:size])
+                del chunk[:size]
+
+        for found in task.job.spec.open(self._settings).instances():
+            page.append(found)
+            if len(page) >= _DISCOVERED_AT_ONCE:
+                turn(page)
+                page = []
+                if lease.is_over:
+                    return
+        turn(page)
+        if chunk:
+            manifest.add_chunk(task, chunk)
+
+    def _opened(self) -> tuple[Archive, Indexer]:
+        if self._archive is None or self._indexer is None:
+            archive = Archive(self._settings, create=True, database=self._database)
+            try:
+                self._indexer = archive.indexer()
+            except BaseException:
+                archive.close()
+                raise
+            self._archive = archive
+        return self._archive, self._indexer
+
+    def _in_hours(self, source: str) -> bool:
+        named = self._settings.sources.get(source)
+        local = datetime.fromtimestamp(self._clock()).astimezone()
+        return named is None or is_open(named.window, local)
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
+
+
+def _said(error: Exception) -> str:
+    """What of an error may be kept: messages of others than ours may quote what they read."""
+    if isinstance(error, PrecedentError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
+    return type(error).__name__

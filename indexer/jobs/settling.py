@@ -1,0 +1,117 @@
+"""What is left to do once all chunks of a job have ended.
+
+Several workers at once see instances in no fixed order. Where it matters who came first, in
+several files of one SOP Instance UID, or of one content under several labels, those files are
+gone through once more in the order of their locators, as a single process would have done. So
+the index comes out the same however the work was shared.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import and_, func, select
+
+from engine.settings import Settings
+from indexer.archive import Archive
+from indexer.database import Database
+from indexer.jobs.manifest import Manifest
+from indexer.jobs.records import Task
+from indexer.ledger_schema import instances, points
+from indexer.pipeline import Indexer, sweep
+
+__all__ = ["settle"]
+
+_IDS_AT_ONCE = 400
+
+
+def settle(
+    task: Task, archive: Archive, indexer: Indexer, database: Database, settings: Settings
+) -> None:
+    """Ends a job: disputes, what vanished, points that nothing has any more, tidying up."""
+    job = task.job
+    chunks = Manifest(database, archive.ledger)
+    disputed = {
+        *chunks.left_open(task),
+        *_conflicting(database, job.id),
+        *_labelled_otherwise(database, archive, job.id),
+    }
+    if disputed:
+        pending = chunks.reopen(task, disputed)
+        indexer.index(job.id, job.spec.open(settings), pending, manifest=True)
+    if job.options.delete_vanished and job.spec.is_whole:
+        scope = job.spec.scope(settings)
+        for locators in archive.ledger.vanished(job.id, job.spec.source, scope):
+            archive.delete(locators)
+    sweep(archive.ledger, archive.store, archive.data_dir)
+    archive.store.optimise()
+
+
+def _conflicting(database: Database, job: int) -> set[str]:
+    """Instances of the job that have a SOP Instance UID in common, and not their content."""
+    c = instances.c
+    mine = and_(c.finished_in == job, c.state == "done")
+    with database.begin(read=True) as connection:
+        rows = connection.execute(
+            select(c.locator, c.sop).where(
+                c.finished_in == job, c.reason == "conflicting-uid", c.sop.is_not(None)
+            )
+        ).all()
+        refused = {(row.locator, row.sop) for row in rows}
+        uids = sorted({sop for _, sop in refused})
+        held: set[tuple[str, str]] = set()
+        for some in _pages(uids):
+            rows = connection.execute(select(c.locator, c.sop).where(mine, c.sop.in_(some))).all()
+            held |= {(row.locator, row.sop) for row in rows}
+        # Two workers may both have taken theirs for the first.
+        twice = (
+            select(points.c.id)
+            .join(instances)
+            .where(mine)
+            .group_by(points.c.id)
+            .having(func.count(c.content.distinct()) > 1)
+        )
+        both = set(
+            connection.execute(
+                select(points.c.locator).join(instances).where(mine, points.c.id.in_(twice))
+            ).scalars()
+        )
+    disputed = {sop for _, sop in held}
+    return (
+        both
+        | {locator for locator, _ in held}
+        | {locator for locator, sop in refused if sop in disputed}
+    )
+
+
+def _labelled_otherwise(database: Database, archive: Archive, job: int) -> set[str]:
+    """Instances of one content whose point has not the label of the first of them."""
+    c = instances.c
+    mine = and_(c.finished_in == job, c.state == "done")
+    shared = (
+        select(points.c.id)
+        .join(instances)
+        .where(mine)
+        .group_by(points.c.id)
+        .having(func.count(func.coalesce(c.label, "").distinct()) > 1)
+    )
+    with database.begin(read=True) as connection:
+        rows = connection.execute(
+            select(points.c.id, c.locator, c.label)
+            .join(instances)
+            .where(mine, points.c.id.in_(shared))
+            .order_by(points.c.id, c.locator)
+        ).all()
+    owners: dict[str, list[tuple[str, str | None]]] = {}
+    for row in rows:
+        owners.setdefault(row.id, []).append((row.locator, row.label))
+    found: set[str] = set()
+    for some in _pages(sorted(owners)):
+        for point in archive.store.get(some):
+            _, label = owners[point.id][0]
+            if point.record.labels != (() if label is None else (label,)):
+                found |= {locator for locator, _ in owners[point.id]}
+    return found
+
+
+def _pages(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), _IDS_AT_ONCE):
+        yield items[start : start + _IDS_AT_ONCE]

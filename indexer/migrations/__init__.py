@@ -1,0 +1,95 @@
+"""Brings the ledger's tables from what an earlier version made to what this one uses.
+
+To change the tables: change ``indexer/ledger_schema.py``, write the steps as the next file in
+``versions`` and name it as HEAD. What has been released is never edited.
+"""
+
+from threading import Lock
+
+from sqlalchemy import Connection, inspect, text
+
+from engine.errors import LedgerError
+from indexer.ledger_schema import metadata
+
+__all__ = ["HEAD", "migrate", "revision_of"]
+
+HEAD = "0002"
+"""The newest revision."""
+
+_FIRST = {
+    "instances": (
+        "locator size modified label state reason detail content study series sop patient "
+        "seen_in finished_in finished_at"
+    ),
+    "points": "locator id frame",
+    "runs": "run",
+}
+"""Tables of ledgers made before revisions were kept, with their columns."""
+
+_one_at_a_time = Lock()
+"""Alembic holds what it works on in module variables."""
+
+
+def revision_of(connection: Connection) -> str | None:
+    """What the database says it was brought to.
+
+    Raises:
+        DBAPIError: it has no such table.
+    """
+    revision: str | None = connection.execute(
+        text("SELECT version_num FROM alembic_version")
+    ).scalar()
+    return revision
+
+
+def migrate(connection: Connection, place: str) -> None:
+    """Brings the database to HEAD, in the transaction that is open on ``connection``.
+
+    Args:
+        place: what the database is called in errors.
+
+    Raises:
+        LedgerError: it was made by a later version, or holds something else.
+    """
+    # Imported only where needed: nearly every start finds nothing to do.
+    from alembic.command import upgrade
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", "indexer:migrations")
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    revision = _checked_revision(connection, place)
+    if revision is not None and revision not in known:
+        raise LedgerError(
+            f"the ledger {place} was made by a later version of Precedent (its revision is "
+            f"{revision}, this version knows up to {HEAD}); install that version or a later one"
+        )
+    with _one_at_a_time:
+        upgrade(config, HEAD)
+
+
+def _checked_revision(connection: Connection, place: str) -> str | None:
+    """The database's revision; None when it has none, and is empty or an early ledger."""
+    if connection.dialect.name == "postgresql":
+        encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise LedgerError(
+                f"the database {place} has the encoding {encoding}, in which not every label "
+                "can be written; create one with ENCODING 'UTF8'"
+            )
+    inspector = inspect(connection)
+    tables = set(inspector.get_table_names())
+    if "alembic_version" in tables:
+        return revision_of(connection)
+    foreign = tables & (set(metadata.tables) - set(_FIRST))
+    for name in tables & set(_FIRST):
+        if {column["name"] for column in inspector.get_columns(name)} != set(_FIRST[name].split()):
+            foreign.add(name)
+    if foreign:
+        raise LedgerError(
+            f"the database {place} has tables of that name that are no ledger's: "
+            f"{', '.join(sorted(foreign))}; name an empty database"
+        )
+    return None

@@ -1,0 +1,37 @@
+"""Taking instances out of index, thumbnails and ledger."""
+
+from collections.abc import Sequence
+
+from engine.store.base import Filter, Ids, VectorStore
+from indexer.datadir import DataDir
+from indexer.imaging.thumbnails import delete_thumbnail
+from indexer.ledger import Ledger
+
+__all__ = ["remove", "remove_points"]
+
+
+def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+    """Removes instances everywhere; returns how many points went.
+
+    A point that another file has too stays. The ledger comes last, so that a removal that was
+    cut short can be repeated.
+    """
+    ids = {i for found in ledger.points_of(locators).values() for i in found}
+    leaving = set(locators)
+    gone = [
+        point_id
+        for point_id, owners in ledger.owners(sorted(ids)).items()
+        if all(owner.locator in leaving for owner in owners)
+    ]
+    remove_points(gone, store, data_dir)
+    ledger.forget(locators)
+    return len(gone)
+
+
+def remove_points(ids: Sequence[str], store: VectorStore, data_dir: DataDir) -> None:
+    """Removes points and their thumbnails for good."""
+    if ids:
+        store.delete(Filter(must=(Ids(tuple(ids)),)))
+        store.flush()
+    for point_id in ids:
+        delete_thumbnail(data_dir.thumbnails, point_id)

@@ -1,0 +1,196 @@
+"""An instance while it is pushed to us: written as it comes, whole on disk before it is
+acknowledged. Its data set is not parsed here."""
+
+import logging
+import os
+import struct
+import tempfile
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from threading import Lock
+from typing import IO, Protocol
+
+__all__ = ["Answer", "Arrival", "Room", "file_head", "sync_folder"]
+
+_IMPLEMENTATION = "2.25.254318334066809804339014990472851343868"
+"""Of what writes the files: none but us (PS3.7, D.3.3.2)."""
+_CHECK_BYTES = 4 * 1024**2
+"""The disk's free space is looked at before each so many bytes of an instance."""
+_BUFFER_BYTES = 256 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Answer(Enum):
+    """What a sender is told: the status of a C-STORE (PS3.4, table B.2-1), and a comment.
+
+    A status of 0xA7xx says that the same instance may well be taken later; with 0xCxxx there is
+    no use in sending it again.
+    """
+
+    STORED = 0x0000, ""
+    NO_ROOM = 0xA700, "too much waits to be indexed; send it again later"
+    DISK_FULL = 0xA700, "too little free disk space; send it again later"
+    NOT_WRITTEN = 0xA700, "it could not be written; send it again later"
+    NO_UID = 0xC000, "SOP Class UID or SOP Instance UID is not valid"
+    NO_DATA_SET = 0xC000, "there is no data set"
+    TOO_LARGE = 0xC000, "it is larger than limits.max_file_bytes"
+
+    @property
+    def status(self) -> int:
+        return self.value[0]
+
+    @property
+    def comment(self) -> str:
+        """At most 64 characters: an ErrorComment (0000,0902) holds no more."""
+        return self.value[1]
+
+
+class Room(Protocol):
+    """Where arrivals go."""
+
+    @property
+    def incoming(self) -> Path:
+        """A folder for files that are not complete."""
+        ...
+
+    def reserve(self, before: int, more: int, *, check_disk: bool) -> Answer | None:
+        """Makes room for ``more`` bytes of an instance that has ``before``; else why there is
+        none."""
+        ...
+
+    def release(self, count: int) -> None:
+        """Gives back what was reserved."""
+        ...
+
+    def keep(self, temporary: Path, place: Path, size: int) -> None:
+        """Takes over a complete file, and the room for it. Raises OSError before it has."""
+        ...
+
+
+class Arrival:
+    """An instance while it is sent. Its bytes count as waiting from the first one on.
+
+    Of what is refused, nothing stays, and the bytes that still come are let go by. Methods may
+    be called from several threads.
+    """
+
+    def __init__(self, room: Room, place: Path, head: bytes, refused: Answer | None) -> None:
+        self._room = room
+        self._place = place
+        self._answer = refused
+        self._lock = Lock()
+        self._bytes = 0
+        self._unchecked = _CHECK_BYTES
+        self._temporary: Path | None = None
+        self._file: IO[bytes]
+        if refused is None:
+            self.write(head)
+
+    @property
+    def is_over(self) -> bool:
+        return self._answer is not None
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes of the data set."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._written(data)
+                if self._answer is not None:
+                    self._let_go()
+
+    def finish(self) -> Answer:
+        """After the last byte: what the sender is to be told."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._kept()
+                if self._answer is not Answer.STORED:
+                    self._let_go()
+            return self._answer
+
+    def discard(self) -> None:
+        """The sender is gone before the end."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = Answer.NOT_WRITTEN
+                self._let_go()
+
+    def _written(self, data: bytes) -> Answer | None:
+        self._unchecked += len(data)
+        check_disk = self._unchecked >= _CHECK_BYTES
+        if check_disk:
+            self._unchecked = 0
+        try:
+            refused = self._room.reserve(self._bytes, len(data), check_disk=check_disk)
+            if refused is not None:
+                return refused
+            self._bytes += len(data)
+            if self._temporary is None:
+                handle, name = tempfile.mkstemp(dir=self._room.incoming)
+                self._temporary = Path(name)
+                self._file = os.fdopen(handle, "wb", _BUFFER_BYTES)
+            self._file.write(data)
+        except OSError as error:
+            return _failed(error)
+        return None
+
+    def _kept(self) -> Answer:
+        if self._temporary is None:
+            return Answer.NOT_WRITTEN
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._room.keep(self._temporary, self._place, self._bytes)
+            self._bytes, self._temporary = 0, None
+            # Also for one that was there already: who stored it may not have come this far yet.
+            sync_folder(self._place.parent)
+        except OSError as error:
+            return _failed(error)
+        return Answer.STORED
+
+    def _let_go(self) -> None:
+        self._room.release(self._bytes)
+        self._bytes = 0
+        if self._temporary is not None:
+            # What cannot be flushed or removed now is removed at the next start.
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+
+
+def file_head(sop_class: str, sop_instance: str, syntax: str) -> bytes:
+    """Preamble and meta information of a DICOM file (PS3.10, 7.1), the same at every time."""
+    meta = b"".join(
+        [
+            struct.pack("<HH2sHL2s", 2, 0x01, b"OB", 0, 2, b"\0\1"),
+            _uid_element(0x02, sop_class),
+            _uid_element(0x03, sop_instance),
+            _uid_element(0x10, syntax),
+            _uid_element(0x12, _IMPLEMENTATION),
+        ]
+    )
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+
+
+def _uid_element(number: int, uid: str) -> bytes:
+    value = uid.encode("ascii")
+    value += bytes(len(value) % 2)
+    return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
+
+
+def sync_folder(folder: Path) -> None:
+    """What was made, renamed or removed in the folder outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _failed(error: OSError) -> Answer:
+    # The error's own text would name the file.
+    _log.error("an instance could not be written: %s", error.strerror)
+    return Answer.NOT_WRITTEN

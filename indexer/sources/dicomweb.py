@@ -1,0 +1,283 @@
+"""A DICOMweb server as a source: QIDO-RS finds the instances, WADO-RS hands them out.
+
+Studies are searched, then the series of each, then the instances of each series (PS3.18, section
+10.6), page by page. Memory does not grow with the archive, but for the UIDs of what one search
+lists: about 150 bytes for each study, and with dates it is a month of them.
+"""
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import partial
+from threading import Event
+from typing import Any
+
+from engine.errors import ImageRefused, QueryError, SourceError
+from engine.settings import DicomWebSettings, ImageLimits
+from indexer.sources.address import is_uid
+from indexer.sources.base import Discovered
+from indexer.sources.wado import Retrieval
+from indexer.sources.web import Wait, WebServer
+from indexer.sources.web_failure import Failed
+
+__all__ = ["DicomWebSource", "study_dates"]
+
+_log = logging.getLogger(__name__)
+
+_STUDY_DATE, _MODALITY = "00080020", "00080060"
+_GONE = {404, 410}
+_MONTHS_FROM = date(2000, 1, 1)
+"""Studies before it are few enough to be searched at once."""
+
+_Entry = Mapping[str, Any]
+_Fits = Callable[[_Entry], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A search. path: of what it lists, below the server's address. tag and keyword: of its UID."""
+
+    search: Callable[..., list[dict[str, Any]]]
+    path: str
+    tag: str
+    keyword: str
+
+
+class DicomWebSource:
+    """The instances of a DICOMweb server. Nothing is sent when it is made.
+
+    What the server lists without a valid UID cannot be asked for, and does not get into a URL.
+    It is discovered under a locator that ends in "invalid-" and a digest, so that it is refused
+    when its turn comes, and accounted for.
+
+    An instance does not change: another content has another SOP Instance UID. So all have the
+    same stamp; and no size, which is not known before they are fetched.
+
+    Args:
+        name: of the source in the settings.
+        since, until: first and last Study Date. With one of them, the search goes month by
+            month, and studies without a date are not found, as the standard has it.
+        modality: of the series, as in "CT".
+        study: a Study Instance UID; that study alone.
+        wait: makes the pauses. clock: a monotonic time in seconds. today: where ``until``
+            ends that is not given.
+
+    Raises:
+        QueryError: ``since`` is after ``until``, or modality or study are none.
+        SettingsError: the address, the credentials or the certificates cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: DicomWebSettings,
+        limits: ImageLimits,
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        modality: str | None = None,
+        study: str | None = None,
+        wait: Wait = Event.wait,
+        clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], date] = date.today,
+    ) -> None:
+        if since is not None and until is not None and since > until:
+            raise QueryError(f"since {since} is after until {until}; give the earlier date first")
+        if modality is not None and re.fullmatch(r"[A-Z0-9_]{1,16}", modality) is None:
+            raise QueryError(f"modality {modality!r} is none; give one as in CT")
+        if study is not None and not is_uid(study):
+            raise QueryError(f"study {study!r} is no UID; give its Study Instance UID")
+        self.name = name
+        self._server = WebServer(name, settings, wait=wait, clock=clock)
+        self._retrieval = Retrieval(self._server, settings, limits)
+        self._page = settings.page
+        self._since, self._until, self._today = since, until, today
+        self._modality, self._study = modality, study
+
+    def instances(self) -> Iterator[Discovered]:
+        """All instances that the server lists, series by series.
+
+        Raises:
+            SourceError: it cannot be reached, refuses, or its answers are none.
+        """
+        client, base = self._server.client, self._server.base
+        modality = {} if self._modality is None else {"Modality": self._modality}
+        invalid = 0
+        of_server = _Level(client.search_for_studies, "studies", "0020000D", "StudyInstanceUID")
+        for study in self._studies(of_server):
+            if not is_uid(study):
+                invalid += 1
+                yield Discovered(f"{base}/{of_server.path}/{study}", 0, 0)
+                continue
+            of_study = _Level(
+                partial(client.search_for_series, study),
+                f"studies/{study}/series",
+                "0020000E",
+                "SeriesInstanceUID",
+            )
+            for series in self._listed(
+                of_study, modality, self._is_of_modality, within=(of_server, study)
+            ):
+                if not is_uid(series):
+                    invalid += 1
+                    yield Discovered(f"{base}/{of_study.path}/{series}", 0, 0)
+                    continue
+                of_series = _Level(
+                    partial(client.search_for_instances, study, series),
+                    f"{of_study.path}/{series}/instances",
+                    "00080018",
+                    "SOPInstanceUID",
+                )
+                for sop in self._listed(of_series, {}, within=(of_study, series)):
+                    invalid += not is_uid(sop)
+                    yield Discovered(f"{base}/{of_series.path}/{sop}", 0, 0)
+        if invalid:
+            _log.warning("%s lists %d entries without a valid UID", self._server, invalid)
+
+    def images(self, locators: Iterable[str]) -> Generator[bytes | ImageRefused]:
+        """The content of each instance as the server stores it, or why there is none, in order.
+
+        Raises:
+            SourceError: the server cannot be reached, or refuses.
+        """
+        return self._retrieval.images(locators)
+
+    def _studies(self, level: _Level) -> Iterator[str]:
+        filters = {}
+        if self._modality is not None:
+            filters["ModalitiesInStudy"] = self._modality
+        if self._study is not None:
+            filters[level.keyword] = self._study
+        if self._since is None and self._until is None:
+            yield from self._listed(level, filters, self._is_study)
+            return
+        undated: set[str] = set()
+        for first, last in study_dates(self._since, self._until, self._today()):
+
+            def fits(entry: _Entry, first: str = first, last: str = last) -> bool:
+                """Not every server knows ranges. One without a date would come each month."""
+                day = _value(entry, _STUDY_DATE)
+                if re.fullmatch(r"[0-9]{8}", day):
+                    return first <= day <= last and self._is_study(entry)
+                name = _name(entry, level.tag)
+                if name in undated:
+                    return False
+                undated.add(name)
+                return self._is_study(entry)
+
+            yield from self._listed(level, {**filters, "StudyDate": f"{first}-{last}"}, fits)
+
+    def _listed(
+        self,
+        level: _Level,
+        filters: Mapping[str, str],
+        fits: _Fits = lambda _: True,
+        *,
+        within: tuple[_Level, str] | None = None,
+    ) -> Iterator[str]:
+        """The UIDs of a level, each once; in place of one that is none, "invalid-" and a digest.
+
+        Servers may cap pages below what is asked for, so only an empty page is the end.
+
+        Args:
+            within: the level above, and the UID there, of what is listed here.
+
+        Raises:
+            SourceError: there is no answer, or always the same.
+        """
+        offset, known = 0, set[str]()
+        while True:
+            try:
+                page = self._server.search(
+                    level.search, limit=self._page, offset=offset, search_filters=dict(filters)
+                )
+            except Failed as failed:
+                if failed.status in _GONE and (offset or self._removed(within)):
+                    return
+                raise self._server.error(failed) from None
+            if not page:
+                return
+            names = self._names(page, level)
+            fresh = {
+                name: entry for name, entry in zip(names, page, strict=True) if name not in known
+            }
+            if not fresh:
+                # The rest of a list that it did not cut, and all of it when it knows no limit.
+                if len(page) != self._page:
+                    return
+                raise SourceError(
+                    f"{self._server} answers with the same {self._page} entries again when asked "
+                    f"for the next ones; set {self._server.setting('page')} above the number of "
+                    "entries that it lists at once, or search fewer dates"
+                )
+            known.update(fresh)
+            yield from (name for name, entry in fresh.items() if fits(entry))
+            offset += len(page)
+
+    def _names(self, page: list[dict[str, Any]], level: _Level) -> list[str]:
+        if not all(level.tag in entry for entry in page):
+            raise SourceError(
+                f"{self._server} lists {level.path.rpartition('/')[2]} without "
+                f"{level.keyword}; check {self._server.setting('url')}, or look into its set-up"
+            )
+        return [_name(entry, level.tag) for entry in page]
+
+    def _removed(self, within: tuple[_Level, str] | None) -> bool:
+        """Whether what was listed a moment ago is there no longer."""
+        if within is None:
+            return False
+        level, uid = within
+        try:
+            found = self._server.search(
+                level.search, limit=self._page, search_filters={level.keyword: uid}
+            )
+        except Failed as failed:
+            raise self._server.error(failed) from None
+        return all(_name(entry, level.tag) != uid for entry in found)
+
+    def _is_study(self, entry: _Entry) -> bool:
+        return self._study is None or _value(entry, "0020000D") == self._study
+
+    def _is_of_modality(self, entry: _Entry) -> bool:
+        """Not every server knows the filter; what does not say its modality may well be of it."""
+        return self._modality is None or _value(entry, _MODALITY) in ("", self._modality)
+
+
+def study_dates(since: date | None, until: date | None, today: date) -> Iterator[tuple[str, str]]:
+    """First and last Study Date (YYYYMMDD) of each month from ``since`` to ``until``.
+
+    What is before 2000 is one window when ``since`` is None, beginning with "" (PS3.4, section
+    C.2.2.2.5: a range may be open).
+    """
+    last = today if until is None else until
+    if since is None:
+        yield "", _written(min(last, _MONTHS_FROM - timedelta(days=1)))
+    first = since or _MONTHS_FROM
+    while first <= last:
+        following = (first.replace(day=1) + timedelta(days=31)).replace(day=1)
+        yield _written(first), _written(min(last, following - timedelta(days=1)))
+        first = following
+
+
+def _written(day: date) -> str:
+    return day.isoformat().replace("-", "")
+
+
+def _value(entry: _Entry, tag: str) -> str:
+    """The first value of an element in DICOM JSON (PS3.18, annex F); "" when there is none."""
+    element = entry.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    value = values[0] if isinstance(values, list) and values else None
+    return value.rstrip("\0 ") if isinstance(value, str) else ""
+
+
+def _name(entry: _Entry, tag: str) -> str:
+    """The UID of an entry; where it is none, what stands for it, which says nothing of it."""
+    uid = _value(entry, tag)
+    if is_uid(uid):
+        return uid
+    return "invalid-" + hashlib.sha256(uid.encode("utf-8", "replace")).hexdigest()[:32]

@@ -1,0 +1,116 @@
+"""Splits a multipart answer into its parts as it comes, without holding a part in memory."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from indexer.sources.web_failure import Failed
+
+__all__ = ["Part", "boundary_of", "media_type", "split"]
+
+_MAX_HEAD = 16 * 1024
+_MAX_PREAMBLE = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The beginning of a part. media_type: in small letters, "" where it is not said."""
+
+    media_type: str
+
+
+def media_type(header: str) -> str:
+    """The type that a Content-Type header names, without parameters."""
+    return header.partition(";")[0].strip().lower()
+
+
+def boundary_of(header: str) -> bytes | None:
+    """The boundary that a Content-Type header gives; None where there is none, or a bad one."""
+    quoted = re.search(r';\s*boundary\s*=\s*(?:"([^"]*)"|([^\s;"]+))', header, re.IGNORECASE)
+    boundary = (quoted[1] or quoted[2] or "") if quoted else ""
+    # RFC 2046 has at most 70 characters.
+    return boundary.encode() if re.fullmatch(r"[ -~]{0,199}[!-~]", boundary) else None
+
+
+def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
+    """Of each part first a :class:`Part`, then its content in pieces (RFC 2046, section 5.1.1).
+
+    Pieces are not held back but for the length of a boundary. What follows the closing
+    boundary is left unread.
+
+    Raises:
+        Failed: the answer ends before its closing boundary, or is not built as it should be.
+    """
+    delimiter = b"\r\n--" + boundary
+    source = iter(chunks)
+    # The first boundary may stand at the very beginning.
+    held = bytearray(b"\r\n")
+    inside = False
+    skipped = 0
+    while True:
+        at = held.find(delimiter)
+        ready = max(0, len(held) - len(delimiter) + 1) if at < 0 else at
+        if inside and ready:
+            yield bytes(held[:ready])
+        if not inside:
+            skipped += ready
+            if skipped > _MAX_PREAMBLE:
+                raise Failed("the answer is not built as multipart")
+        del held[:ready]
+        if at < 0:
+            held += _more(source)
+            continue
+        # ``held`` begins with the delimiter. Its line ends with "--", or with nothing but spaces.
+        line = _line(held, source, len(delimiter))
+        if line is None:
+            # The same characters inside an image.
+            if inside:
+                yield bytes(held[:2])
+            del held[:2]
+            continue
+        if line == b"--":
+            return
+        del held[: len(delimiter) + len(line)]
+        yield Part(_head(held, source))
+        inside = True
+
+
+def _line(held: bytearray, source: Iterator[bytes], start: int) -> bytes | None:
+    """What ends the line of a boundary: "--", or spaces and no line end yet; None = no boundary."""
+    while True:
+        rest = bytes(held[start : start + 256])
+        if rest.startswith(b"--"):
+            return b"--"
+        spaces = re.match(rb"[ \t]*", rest)
+        end = rest[spaces.end() :] if spaces else rest
+        if end.startswith(b"\r\n"):
+            return rest[: len(rest) - len(end)]
+        if len(rest) >= 256 or end not in (b"", b"\r", b"-"):
+            return None
+        held += _more(source)
+
+
+def _head(held: bytearray, source: Iterator[bytes]) -> str:
+    """Takes the header lines of a part, and says its media type."""
+    # They may be none: then the empty line follows that of the boundary.
+    while (end := held.find(b"\r\n\r\n")) < 0:
+        if len(held) > _MAX_HEAD:
+            raise Failed("a part of the answer has too long a head")
+        held += _more(source)
+    if end > _MAX_HEAD:
+        raise Failed("a part of the answer has too long a head")
+    lines = bytes(held[:end]).decode("latin-1").split("\r\n")
+    del held[: end + 4]
+    found = ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "content-type":
+            found = media_type(value)
+    return found
+
+
+def _more(source: Iterator[bytes]) -> bytes:
+    data = next(source, None)
+    if data is None:
+        raise Failed("the answer broke off", passing=True)
+    return data

@@ -1,0 +1,156 @@
+"""What to index, as jobs remember it, and the source that it stands for."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from engine.errors import QueryError, SettingsError
+from engine.settings import FolderSettings, Settings, SourceSettings
+from indexer.sources.base import ImageSource, file_locator
+from indexer.sources.folder import FolderSource
+
+__all__ = ["SourceSpec"]
+
+_FOLDER = "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """Folders and files, or a source that the settings name.
+
+    paths: absolute; empty for a named source. name: of the source in the settings.
+    labels: "folder" where a folder's name is its files' label.
+    since, until: study dates, both included; modality, study: DICOM's terms. These narrow
+    down what a DICOMweb server is asked for.
+    """
+
+    paths: tuple[str, ...] = ()
+    name: str | None = None
+    labels: str | None = None
+    since: str | None = None
+    until: str | None = None
+    modality: str | None = None
+    study: str | None = None
+
+    @classmethod
+    def asked(
+        cls,
+        paths: Sequence[Path] | None,
+        name: str | None,
+        labels: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        modality: str | None = None,
+        study: str | None = None,
+    ) -> "SourceSpec":
+        """What people ask for on the command line.
+
+        Raises:
+            QueryError: neither paths nor a name, both, or an option that does not fit.
+        """
+        if bool(paths) == (name is not None):
+            raise QueryError("name folders and files, or one source of the settings with --source")
+        if labels not in (None, "folder"):
+            raise QueryError(f"--labels is {labels!r}; use 'folder' or leave it out")
+        whole = tuple(os.path.abspath(path) for path in paths or ())  # noqa: PTH100 - keeps links
+        return cls(whole, name, labels, since, until, modality, study)
+
+    @classmethod
+    def parse(cls, text: str) -> "SourceSpec":
+        """What :meth:`to_json` wrote."""
+        found = json.loads(text)
+        return cls(**{**found, "paths": tuple(found["paths"])})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def source(self) -> str:
+        """The name under which the ledger and the index keep it."""
+        return self.name or _FOLDER
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it stands for all that the source has, so that the rest has vanished."""
+        return not (self.since or self.until or self.modality or self.study)
+
+    def settings(self, settings: Settings) -> SourceSettings:
+        """When and how fast it may be read.
+
+        Raises:
+            SettingsError: the settings name no such source.
+        """
+        if self.name is None:
+            return SourceSettings()
+        try:
+            return settings.sources[self.name]
+        except KeyError:
+            known = ", ".join(sorted(settings.sources)) or "none"
+            raise SettingsError(
+                f"there is no source {self.name!r} in the settings (named are: {known}); "
+                f"add [sources.{self.name}] to precedent.toml"
+            ) from None
+
+    def open(self, settings: Settings) -> ImageSource:
+        """The source itself.
+
+        Raises:
+            SettingsError: the settings name no such source.
+            QueryError: a path does not exist, or a folder is asked what only a server knows.
+        """
+        named = self.settings(settings)
+        if self.name is None or isinstance(named, FolderSettings):
+            if not self.is_whole:
+                raise QueryError(
+                    "dates, modality and study choose among what a DICOMweb server has; "
+                    "leave them out for folders"
+                )
+            return FolderSource(
+                self._folders(named),
+                name=self.source,
+                leave_out=settings.data_dir,
+                label_from_folder="folder" in (self.labels, getattr(named, "labels", None)),
+                zip_limits=settings.zip,
+            )
+        from indexer.sources.dicomweb import DicomWebSource
+
+        return DicomWebSource(
+            self.name,
+            named,  # type: ignore[arg-type]  # of the two kinds, the other one
+            settings.limits,
+            since=_date(self.since, "--since"),
+            until=_date(self.until, "--until"),
+            modality=self.modality,
+            study=self.study,
+        )
+
+    def scope(self, settings: Settings) -> list[str]:
+        """What the locators of all its instances begin with; none = nothing in common."""
+        named = self.settings(settings)
+        if self.name is not None and not isinstance(named, FolderSettings):
+            return []
+        starts = []
+        for path in self._folders(named):
+            locator = file_locator(path)
+            # A folder's files, or the file itself; and what is packed in either.
+            starts += [locator + "/", "zip+" + locator + "/", "zip+" + locator + "#"]
+            if not path.is_dir():
+                starts.append(locator)
+        return starts
+
+    def _folders(self, named: SourceSettings) -> list[Path]:
+        if isinstance(named, FolderSettings):
+            return list(named.paths)
+        return [Path(path) for path in self.paths]
+
+
+def _date(written: str | None, option: str) -> date | None:
+    if written is None:
+        return None
+    try:
+        return date.fromisoformat(written)
+    except ValueError:
+        raise QueryError(f"{option} is {written!r}; write a date as in 2024-03-31") from None

@@ -1,0 +1,338 @@
+"""A C-STORE SCP (PS3.4, annex B): what a PACS pushes goes into the inbox, byte for byte.
+
+The network is pynetdicom's. Added is what keeps a peer within bounds: neither its PDUs nor its
+data sets are gathered in memory, and none of them takes longer than it may.
+"""
+
+import logging
+import re
+import select
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
+from typing import Any, Self, cast
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import (
+    AE,
+    ALL_TRANSFER_SYNTAXES,
+    AllStoragePresentationContexts,
+    evt,
+)
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
+
+from engine.errors import SettingsError
+from engine.settings import ReceiveSettings
+from indexer.sources.arrival import Answer, Arrival
+from indexer.sources.received import Inbox
+
+__all__ = ["StoreScp"]
+
+_VERIFICATION = "1.2.840.10008.1.1"
+_AE_TITLE = re.compile(r"(?=.*[^ ])[ -\[\]-~]{1,16}")
+"""PS3.5, 6.2: printable ASCII without backslash, and not spaces alone."""
+
+_PDU_BYTES = 128 * 1024
+"""What senders are told to keep to."""
+_LARGEST_PDU_BYTES = 1024**2
+"""An association request with all contexts there are may be larger than what comes after it."""
+_COMMAND_BYTES = 64 * 1024
+_RECEIVE_BYTES = 64 * 1024
+
+_ASSOCIATE_SECONDS = 15.0
+"""From a connection to its association request."""
+_SILENT_SECONDS = 120.0
+"""A sender may pause for so long, and take as long for one PDU."""
+_CLOSE_SECONDS = 20.0
+
+_log = logging.getLogger(__name__)
+
+
+class StoreScp:
+    """Takes associations of the allowed AE titles, between :meth:`start` and :meth:`stop`.
+
+    While it runs, pynetdicom and pydicom say nothing in this process: they would quote what
+    peers send.
+
+    Raises:
+        SettingsError: nobody is allowed to send, or an AE title is none.
+    """
+
+    def __init__(self, receive: ReceiveSettings) -> None:
+        if not receive.allowed_ae_titles:
+            raise SettingsError(
+                "receive.allowed_ae_titles is empty, so that nobody may send; name the AE titles "
+                "that may, as in PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='[\"PACS\"]'"
+            )
+        _check_title("ae_title", receive.ae_title)
+        for title in receive.allowed_ae_titles:
+            _check_title("allowed_ae_titles", title)
+        self.ae_title = receive.ae_title.strip()
+        self._allowed = [title.strip() for title in receive.allowed_ae_titles]
+        self._address = (receive.host, receive.port)
+        self._refusing = False
+        self._server: ThreadedAssociationServer | None = None
+        self._silence = ExitStack()
+        self._ae = AE(self.ae_title)
+        self._ae.require_called_aet = True
+        self._ae.require_calling_aet = self._allowed
+        self._ae.maximum_associations = receive.max_associations
+        self._ae.maximum_pdu_size = _PDU_BYTES
+        self._ae.acse_timeout = _ASSOCIATE_SECONDS
+        self._ae.dimse_timeout = _SILENT_SECONDS
+        self._ae.network_timeout = _SILENT_SECONDS
+        self._ae.add_supported_context(_VERIFICATION)
+        # Of several that a sender offers together, the first one here is taken.
+        syntaxes = [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
+        for context in AllStoragePresentationContexts:
+            self._ae.add_supported_context(cast(str, context.abstract_syntax), syntaxes)
+
+    def start(self, inbox: Inbox) -> int:
+        """Begins to listen; returns the port. What comes goes to ``inbox``.
+
+        Raises:
+            SettingsError: the address cannot be listened on.
+        """
+        self._silence.enter_context(_silence())
+        try:
+            server = self._ae.start_server(
+                self._address,
+                block=False,
+                contexts=_Contexts(self._ae.supported_contexts),
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, self._opened, [inbox]),
+                    (evt.EVT_CONN_CLOSE, self._closed),
+                    (evt.EVT_REJECTED, self._rejected),
+                    (evt.EVT_C_STORE, self._store),
+                ],
+            )
+        except OSError as error:
+            self._silence.close()
+            host, port = self._address
+            raise SettingsError(
+                f"cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another with --host and --port"
+            ) from None
+        self._server = cast(ThreadedAssociationServer, server)
+        return int(self._server.server_address[1])
+
+    def stop(self, seconds: float) -> None:
+        """Takes no more associations, and returns when those there are have ended.
+
+        seconds: after that they are cut off. An instance that was not complete is not kept; its
+        sender knows, having no answer.
+        """
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.shutdown()
+        _wait(lambda: not server.active_associations, seconds)
+        for association in server.active_associations:
+            connection = association.dul.socket
+            if connection is not None and connection.socket is not None:
+                with suppress(OSError):
+                    connection.socket.shutdown(socket.SHUT_RDWR)
+        _wait(lambda: not server.active_associations, _CLOSE_SECONDS)
+        self._silence.close()
+
+    def _opened(self, event: Event, inbox: Inbox) -> None:
+        """Before anything is read from a new connection."""
+        association = event.assoc
+        accepted = cast(AssociationSocket, association.dul.socket)
+        association.dul.socket = _Connection(accepted)
+        association.dimse = _Messages(association, inbox)
+
+    def _closed(self, event: Event) -> None:
+        messages = event.assoc.dimse
+        if isinstance(messages, _Messages):
+            messages.discard()
+
+    def _rejected(self, event: Event) -> None:
+        peer = event.assoc.requestor
+        request = peer.primitive
+        called = getattr(request, "called_ae_title", None)
+        if peer.ae_title not in self._allowed:
+            why = f"its AE title {peer.ae_title!r} is not among receive.allowed_ae_titles"
+        elif called != self.ae_title:
+            why = f"it called {called!r}, and this is {self.ae_title!r}"
+        else:
+            why = "receive.max_associations are open"
+        _log.warning("an association from %s was rejected: %s", peer.address, why)
+
+    def _store(self, event: Event) -> Dataset | int:
+        """In the association's thread, when all of a data set has come."""
+        received = cast(Any, event.request).DataSet
+        arrival = received.arrival if isinstance(received, _DataSet) else None
+        answer = Answer.NO_DATA_SET if arrival is None else arrival.finish()
+        self._note(answer, event.assoc.requestor.ae_title)
+        if answer is Answer.STORED:
+            return answer.status
+        told = Dataset()
+        told.Status = answer.status
+        told.ErrorComment = answer.comment
+        return told
+
+    def _note(self, answer: Answer, sender: str) -> None:
+        """Logs refusals; of those that a sender is to come back from only the first."""
+        if answer is Answer.STORED:
+            if self._refusing:
+                _log.warning("instances are taken again")
+            self._refusing = False
+        elif answer.status == Answer.NO_ROOM.status:
+            if not self._refusing:
+                _log.warning("instances are refused for now: %s", answer.comment)
+            self._refusing = True
+        else:
+            _log.warning("an instance from %r was refused: %s", sender, answer.comment)
+
+
+class _Contexts(list[PresentationContext]):
+    """What is supported, the same for all: copying it for each new connection takes longer than
+    all else that is done for one, and it is only read."""
+
+    def __deepcopy__(self, _: dict[int, object]) -> Self:
+        return self
+
+
+class _Connection(AssociationSocket):
+    """An accepted connection whose peer is held to sizes and times.
+
+    Without, a header of six bytes from anybody makes pynetdicom wait, however long, for up to
+    4 GiB and keep them in memory.
+    """
+
+    def __init__(self, accepted: AssociationSocket) -> None:
+        # All that it is so far; its own __init__ would announce the connection once more.
+        vars(self).update(vars(accepted))
+        cast(socket.socket, self.socket).settimeout(_SILENT_SECONDS)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read. Unlike select, poll takes any descriptor."""
+        if self.socket is None or not self._is_connected:
+            return False
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # the connection is closed
+            return False
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """So many bytes, or fewer at the end of the connection."""
+        if nr_bytes > _LARGEST_PDU_BYTES:
+            raise OSError("a PDU is too large")
+        connection = cast(socket.socket, self.socket)
+        deadline = time.monotonic() + _SILENT_SECONDS
+        received = bytearray()
+        while len(received) < nr_bytes:
+            data = connection.recv(min(nr_bytes - len(received), _RECEIVE_BYTES))
+            if not data:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError("a PDU takes too long")
+            received += data
+        return received
+
+
+class _DataSet(BytesIO):
+    """Stands where pynetdicom gathers a data set, and hands it on as it comes."""
+
+    def __init__(self, begin: Callable[[], Arrival]) -> None:
+        super().__init__()
+        self._begin = begin
+        self.arrival: Arrival | None = None
+
+    def write(self, data: Any, /) -> int:
+        if self.arrival is None:
+            self.arrival = self._begin()
+        self.arrival.write(data)
+        return len(data)
+
+
+class _Messages(DIMSEServiceProvider):
+    """The messages of an association; data sets go to the inbox. For the network's thread."""
+
+    def __init__(self, association: Association, inbox: Inbox) -> None:
+        super().__init__(association)
+        self._inbox = inbox
+        self._arrivals: list[Arrival] = []
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        if self.message is None:
+            self.message = DIMSEMessage()
+            self.message.data_set = _DataSet(self._begin)
+        try:
+            if self.message.encoded_command_set.tell() > _COMMAND_BYTES:
+                raise ValueError("a command set is too large")
+            super().receive_primitive(primitive)
+        except Exception:
+            # The association ends here, and does not tell.
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Lets go of what is not complete."""
+        for arrival in self._arrivals:
+            arrival.discard()
+        self._arrivals = []
+
+    def _begin(self) -> Arrival:
+        """For the data set of the current message, whose command set has been read."""
+        message = self.message
+        used = None if message is None else message.context_id
+        accepted = self.assoc.accepted_contexts
+        context = next((one for one in accepted if one.context_id == used), None)
+        if context is None or not isinstance(message, C_STORE_RQ):
+            # pynetdicom ends the association, or answers that there is no such service.
+            return self._inbox.turn_away(Answer.NO_DATA_SET)
+        command = message.command_set
+        arrival = self._inbox.arrive(
+            str(command.get("AffectedSOPClassUID", "")),
+            str(command.get("AffectedSOPInstanceUID", "")),
+            context.transfer_syntax[0],
+        )
+        self._arrivals = [one for one in self._arrivals if not one.is_over]
+        self._arrivals.append(arrival)
+        return arrival
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("pynetdicom", "pydicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"py(net)?dicom\b")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _check_title(setting: str, title: str) -> None:
+    if not _AE_TITLE.fullmatch(title):
+        variable = f"PRECEDENT_RECEIVE__{setting.upper()}"
+        raise SettingsError(
+            f"receive.{setting}: {title!r} is no AE title; it takes 1 to 16 printable ASCII "
+            f"characters without backslash; correct {variable}"
+        )
+
+
+def _wait(until: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.05)

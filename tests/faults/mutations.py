@@ -1,0 +1,297 @@
+"""Damaged images, reproducibly: whole files of every kind, and what may befall them."""
+
+import io
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image, PngImagePlugin
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate_extended
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+# The builders of the indexer's tests.
+sys.path.append(str(Path(__file__).parents[1] / "indexer"))
+from dicom_files import SAMPLES, dataset, encode  # noqa: E402
+
+__all__ = ["TOKEN", "mutants", "whole_files"]
+
+TOKEN = "SECRETNAME^"
+"""Stands in every whole file where patients are named, and in text beside pictures."""
+
+_PYDICOM = (
+    *("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"),
+    *("MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"),
+    *("MR_small_padded.dcm", "693_J2KI.dcm", "JPEG2000.dcm", "GDCMJ2K_TextGBR.dcm"),
+    *("JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm", "JPGExtended.dcm"),
+    *("SC_jpeg_no_color_transform.dcm", "SC_rgb_dcmtk_+eb+cy+s4.dcm", "SC_rgb_gdcm_KY.dcm"),
+    *("SC_rgb_jls_lossy_line.dcm", "SC_rgb_jls_lossy_sample.dcm", "SC_rgb_jpeg_dcmtk.dcm"),
+    *("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle_2frame.dcm", "SC_rgb_rle_32bit.dcm"),
+    *("SC_ybr_full_422_uncompressed.dcm", "badVR.dcm", "image_dfl.dcm", "liver_1frame.dcm"),
+    *("rtdose.dcm", "rtdose_rle.dcm", "rtplan.dcm", "rtstruct.dcm", "reportsi.dcm"),
+    *("test-SR.dcm", "UN_sequence.dcm", "nested_priv_SQ.dcm", "priv_SQ.dcm"),
+    *("dicomdirtests/DICOMDIR", "ExplVR_BigEnd.dcm", "no_meta_group_length.dcm"),
+    "meta_missing_tsyntax.dcm",
+)
+_NAMING = (
+    *("PatientName", "PatientID", "OtherPatientIDs", "AccessionNumber", "StudyDescription"),
+    *("InstitutionName", "ReferringPhysicianName", "PatientComments"),
+)
+_SIDE = 48
+# Lengths at the edges of what 16 and 32 bits can say.
+_EDGES = (0, 1, 2, 7, 8, 0x7F, 0xFF, 0x7FFF, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
+
+
+def whole_files() -> dict[str, bytes]:
+    """By name: DICOM of pydicom's own and of eight transfer syntaxes, PNG and JPEG."""
+    found = {name: _renamed((SAMPLES / name).read_bytes()) for name in _PYDICOM}
+    return {**found, **dict(_written()), **dict(_rasters())}
+
+
+def _renamed(content: bytes) -> bytes:
+    """``content`` with what names the patient replaced by as much of :data:`TOKEN`."""
+    header = pydicom.dcmread(io.BytesIO(content), force=True)
+    for keyword in _NAMING:
+        for said in str(header.get(keyword, "")).split("^"):
+            if len(said) >= 4:
+                token = (TOKEN * 9)[: len(said)].encode()
+                content = content.replace(said.encode("latin-1", "replace"), token)
+    return content
+
+
+def _waves(seed: int) -> np.ndarray:
+    """uint16 (48, 48), values below 4096."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(_SIDE), np.arange(_SIDE))
+    wave = np.sin(np.hypot(x - rng.uniform(0, 48), y) * rng.uniform(0.1, 0.5))
+    return (2048 + 1800 * wave + rng.normal(0, 40, x.shape)).clip(0, 4095).astype(np.uint16)
+
+
+def _item(**elements: object) -> Dataset:
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def _named(pixels: np.ndarray, **elements: object) -> Dataset:
+    """A dataset of ``pixels`` that names a patient in many places."""
+    made = dataset(pixels, **elements)
+    made.PatientName = f"{TOKEN}JANE"
+    made.PatientID = made.OtherPatientIDs = made.AccessionNumber = TOKEN
+    made.StudyDescription = made.Manufacturer = made.StationName = f"{TOKEN} was here"
+    made.PatientComments = TOKEN * 20
+    made.Modality, made.BodyPartExamined = "CT", "CHEST"
+    made.StudyInstanceUID, made.SeriesInstanceUID = "1.2.3", "1.2.3.1"
+    made.ReferencedStudySequence = [_item(ReferencedSOPInstanceUID="1.2.9", StudyID=TOKEN)]
+    made.RequestAttributesSequence = [_item(RequestedProcedureDescription=TOKEN)] * 2
+    made.private_block(0x0011, TOKEN, create=True).add_new(1, "LT", TOKEN * 3)
+    return made
+
+
+def _compressed(made: Dataset, syntax: str) -> bytes:
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.compress(syntax, generate_instance_uid=False)
+    return encode(made, syntax)
+
+
+def _jpeg_frames(count: int) -> list[bytes]:
+    frames = []
+    for seed in range(count):
+        out = io.BytesIO()
+        Image.fromarray((_waves(seed) >> 4).astype(np.uint8)).save(out, "JPEG")
+        frames.append(out.getvalue() + b"\0" * (len(out.getvalue()) % 2))
+    return frames
+
+
+def _written() -> Iterator[tuple[str, bytes]]:
+    """In eight transfer syntaxes, and with every part of a header that is looked at."""
+    slice_, movie = _waves(0), np.stack([_waves(seed) for seed in range(4)])
+    window = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2000, "WindowWidth": 3000}
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
+        yield syntax.keyword, encode(_named(slice_, **window), syntax)
+    swapped = _named(slice_, **window)
+    swapped.PixelData = slice_.astype(">u2").tobytes()
+    yield ExplicitVRBigEndian.keyword, encode(swapped, ExplicitVRBigEndian)
+    for syntax in (RLELossless, JPEG2000Lossless, JPEGLSLossless):
+        yield syntax.keyword, _compressed(_named(slice_, **window), syntax)
+        yield f"{syntax.keyword} movie", _compressed(_named(movie, **window), syntax)
+    baseline = _named((movie >> 4).astype(np.uint8))
+    baseline.PixelData, baseline.ExtendedOffsetTable, baseline.ExtendedOffsetTableLengths = (
+        encapsulate_extended(_jpeg_frames(4))
+    )
+    baseline["PixelData"].is_undefined_length = True
+    yield f"{JPEGBaseline8Bit.keyword} movie", encode(baseline, JPEGBaseline8Bit)
+    yield "palette", encode(_palette())
+    yield "tables", encode(_tables(slice_))
+    yield "enhanced", encode(_enhanced(movie))
+    floats = _named(slice_, BitsAllocated=32, BitsStored=None, HighBit=None)
+    del floats.PixelData, floats.PixelRepresentation
+    floats.FloatPixelData = slice_.astype("<f4").tobytes()
+    yield "floats", encode(floats)
+
+
+def _palette() -> Dataset:
+    made = _named((_waves(1) >> 8).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    words = [0, 3, 10, 20, 30, 1, 5, 80, 2, 1, 0, 0, 1, 5, 80]
+    for color in ("Red", "Green", "Blue"):
+        setattr(made, f"{color}PaletteColorLookupTableDescriptor", [16, 0, 16])
+        segments = np.array(words, "<u2").tobytes()
+        setattr(made, f"Segmented{color}PaletteColorLookupTableData", segments)
+    return made
+
+
+def _tables(pixels: np.ndarray) -> Dataset:
+    lut = {"LUTDescriptor": [64, 1000, 12], "LUTExplanation": TOKEN}
+    made = _named(pixels, PixelPaddingValue=0, PixelPaddingRangeLimit=900)
+    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+        item = _item(**lut)
+        item.add_new("LUTData", "US", list(range(0, 4096, 64)))
+        setattr(made, keyword, [item])
+    made.add_new((0x6000, 0x0022), "LO", TOKEN)
+    made.add_new((0x6000, 0x3000), "OW", b"\x55" * (_SIDE * _SIDE // 8))
+    return made
+
+
+def _enhanced(pixels: np.ndarray) -> Dataset:
+    groups = [
+        _item(FrameVOILUTSequence=[_item(WindowCenter=1000 + 300 * frame, WindowWidth=800)])
+        for frame in range(len(pixels))
+    ]
+    shared = _item(PixelValueTransformationSequence=[_item(RescaleSlope=2, RescaleIntercept=-9)])
+    return _named(
+        pixels,
+        PerFrameFunctionalGroupsSequence=groups,
+        SharedFunctionalGroupsSequence=[shared],
+        RepresentativeFrameNumber=2,
+    )
+
+
+def _rasters() -> Iterator[tuple[str, bytes]]:
+    grey = (_waves(2) >> 4).astype(np.uint8)
+    color = Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1))
+    said = PngImagePlugin.PngInfo()
+    said.add_text("Comment", TOKEN * 5)
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = TOKEN, 6  # description, orientation
+    pictures = {
+        "grey": Image.fromarray(grey),
+        "color": color,
+        "palette": color.quantize(16),
+        "deep": Image.fromarray(_waves(3)),
+        "bits": Image.fromarray(grey > 127),
+        "transparent": color.convert("RGBA"),
+    }
+    for name, picture in pictures.items():
+        out = io.BytesIO()
+        picture.save(out, "PNG", pnginfo=said)
+        yield f"{name}.png", out.getvalue()
+    for name, picture, options in (
+        ("grey", pictures["grey"], {}),
+        ("color", color, {"exif": exif}),
+        ("progressive", color, {"progressive": True}),
+        ("cmyk", color.convert("CMYK"), {}),
+    ):
+        out = io.BytesIO()
+        picture.save(out, "JPEG", comment=TOKEN, **options)
+        yield f"{name}.jpg", out.getvalue()
+
+
+def mutants(files: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """``count`` damaged ones of ``files``, each file in its turn, with the name of the whole."""
+    rng = np.random.default_rng(seed)
+    names = sorted(files)
+    for number in range(count):
+        name = names[number % len(names)]
+        content = bytearray(files[name])
+        for _ in range(int(rng.integers(1, 4))):
+            damage = _DAMAGES[int(rng.integers(len(_DAMAGES)))]
+            damage(content, rng)
+        yield name, bytes(content)
+
+
+def _place(content: bytearray, rng: np.random.Generator) -> int:
+    """A position: half of the time in the header, where lengths and sizes are."""
+    end = len(content) if rng.random() < 0.5 else min(len(content), 1500)
+    return int(rng.integers(max(1, end)))
+
+
+def _flip(content: bytearray, rng: np.random.Generator) -> None:
+    for _ in range(int(rng.integers(1, 9))):
+        position = _place(content, rng)
+        content[position : position + 1] = rng.bytes(1)
+
+
+def _cut(content: bytearray, rng: np.random.Generator) -> None:
+    del content[_place(content, rng) :]
+
+
+def _length(content: bytearray, rng: np.random.Generator) -> None:
+    """Another number in a field of 16 or 32 bits, of either byte order."""
+    position = _place(content, rng) // 2 * 2
+    number = _EDGES[int(rng.integers(len(_EDGES)))]
+    form = ("<H", ">H", "<L", ">L")[int(rng.integers(4))]
+    written = struct.pack(form, number & (0xFFFF if form[1] == "H" else 0xFFFFFFFF))
+    content[position : position + len(written)] = written
+
+
+def _element_length(content: bytearray, rng: np.random.Generator) -> None:
+    """Another length of an explicit element, found by its VR."""
+    start = _place(content, rng)
+    for position in range(start, min(start + 400, len(content) - 8)):
+        vr = bytes(content[position : position + 2])
+        if vr in (b"SQ", b"OB", b"OW", b"UN", b"UT"):
+            number = _EDGES[int(rng.integers(len(_EDGES)))]
+            content[position + 4 : position + 8] = struct.pack("<L", number)
+            return
+        if vr in (b"UI", b"US", b"LO", b"PN", b"CS", b"DS", b"IS", b"DA"):
+            number = _EDGES[int(rng.integers(len(_EDGES)))] & 0xFFFF
+            content[position + 2 : position + 4] = struct.pack("<H", number)
+            return
+
+
+def _swap(content: bytearray, rng: np.random.Generator) -> None:
+    """Two fields of the header change places."""
+    size = int(rng.choice((2, 4)))
+    first, second = sorted(_place(content, rng) // 2 * 2 for _ in range(2))
+    if first + size <= second and second + size <= len(content):
+        one, other = content[first : first + size], content[second : second + size]
+        content[first : first + size], content[second : second + size] = other, one
+
+
+def _duplicate(content: bytearray, rng: np.random.Generator) -> None:
+    start = _place(content, rng)
+    chunk = content[start : start + int(rng.integers(1, 2000))]
+    at = _place(content, rng)
+    content[at:at] = chunk
+
+
+def _zero(content: bytearray, rng: np.random.Generator) -> None:
+    start = _place(content, rng)
+    stop = min(len(content), start + int(rng.integers(1, 300)))
+    content[start:stop] = bytes(stop - start)
+
+
+_DAMAGES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
+    _flip,
+    _flip,
+    _cut,
+    _length,
+    _element_length,
+    _swap,
+    _duplicate,
+    _zero,
+)

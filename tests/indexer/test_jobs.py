@@ -1,0 +1,413 @@
+"""Jobs: submitted, cut up, worked on under leases, steered, ended and accounted for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from conftest import drawn
+from dicom_files import dataset, encode
+
+from engine.errors import JobError, SourceError, StoreError
+from engine.settings import FolderSettings, JobSettings
+from indexer.database import Database
+from indexer.jobs.leases import Leases
+from indexer.jobs.ledger import JobLedger
+from indexer.jobs.polling import serve
+from indexer.jobs.records import DISCOVERY, SETTLING, JobOptions
+from indexer.jobs.runner import JobRunner
+from indexer.jobs.windows import is_open
+from indexer.sources.folder import FolderSource
+from indexer.sources.opening import SourceSpec
+
+JOBS = JobSettings(
+    chunk=4, attempts=3, backoff_seconds=0.05, heartbeat_seconds=0.2, lapse_seconds=5.0
+)
+AT = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.fixture
+def site(new_site: Callable[..., Any], draw: Any) -> Any:
+    made = new_site()
+    made.settings = made.settings.model_copy(update={"jobs": JOBS})
+    for number in range(10):
+        made.write(f"a/{number:02}.png", draw(number))
+    made.write("b/notes.txt", b"no image")
+    return made
+
+
+@pytest.fixture
+def database(site: Any) -> Iterator[Database]:
+    with site.database() as opened:
+        yield opened
+
+
+@pytest.fixture
+def jobs(database: Database) -> JobLedger:
+    return JobLedger(database)
+
+
+def submit(jobs: JobLedger, site: Any, **options: Any) -> int:
+    spec = SourceSpec.asked([site.files], None)
+    return jobs.submit(spec, JobOptions(**options), at=AT)
+
+
+def work(site: Any) -> None:
+    serve(site.settings, until_idle=True, stopping=lambda: False)
+
+
+def fates(jobs: JobLedger, job: int) -> Counter[str]:
+    return Counter(one.fate for one in jobs.fates(job))
+
+
+def test_a_job_gives_the_same_index_as_a_run_in_one_process(site, jobs, new_site, draw):
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert told.state == "finished"
+    assert (told.discovered, told.total, told.done, told.indexed) == (11, 11, 11, 10)
+    assert told.refused == {"not-an-image": 1}
+    assert told.points == 10
+    # Discovery, three chunks of four, four and three, and settling.
+    assert told.tasks == {"done": 5}
+    assert fates(jobs, job) == {"indexed": 10, "refused": 1}
+    alone = new_site()
+    for number in range(10):
+        alone.write(f"a/{number:02}.png", draw(number))
+    alone.index()
+    assert without_time(site.contents()) == without_time(alone.contents())
+
+
+def without_time(contents: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    return {key: (value[0], *value[2:]) for key, value in contents.items()}
+
+
+def test_a_second_job_reads_only_what_is_new(site, jobs, draw):
+    submit(jobs, site)
+    work(site)
+    site.write("a/new.png", draw(77))
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.discovered, told.unchanged, told.total, told.indexed) == (12, 11, 1, 1)
+    assert fates(jobs, job) == {"indexed": 1, "unchanged": 10, "refused": 1}
+    again = submit(jobs, site, again=True)
+    work(site)
+    assert jobs.summary(again, time.time()).total == 12
+
+
+def test_what_vanished_goes_when_asked(site, jobs):
+    submit(jobs, site)
+    work(site)
+    (site.files / "a/03.png").unlink()
+    submit(jobs, site)
+    work(site)
+    assert len(site.points()) == 10
+    submit(jobs, site, delete_vanished=True)
+    work(site)
+    assert len(site.points()) == 9
+    assert len(site.thumbnails()) == 9
+
+
+def test_a_paused_job_waits_and_goes_on(site, jobs):
+    job = submit(jobs, site)
+    jobs.pause(job)
+    work(site)
+    assert jobs.summary(job, time.time()).discovered == 0
+    jobs.resume(job)
+    work(site)
+    assert jobs.summary(job, time.time()).state == "finished"
+
+
+def test_a_cancelled_job_leaves_the_rest_for_the_next(site, jobs, database):
+    job = submit(jobs, site)
+    with JobRunner(site.settings, database, "one") as runner:
+        assert runner.run(job, DISCOVERY)
+        assert runner.run(job, 1)
+    jobs.cancel(job, AT)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.state, told.done, told.tasks) == ("cancelled", 4, {"cancelled": 3, "done": 2})
+    assert fates(jobs, job) == {"indexed": 4, "open": 7}
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.unchanged, told.indexed) == (4, 6)
+    with pytest.raises(JobError, match=r"job \d+ is finished and cannot be made cancelled"):
+        jobs.cancel(job, AT)
+
+
+def test_a_job_that_does_not_exist_is_named(jobs):
+    with pytest.raises(JobError, match="no job 77"):
+        jobs.summary(77, time.time())
+    with pytest.raises(JobError, match="no job 77"):
+        jobs.pause(77)
+
+
+def test_a_run_of_precedent_index_is_listed_but_cannot_be_steered(site, jobs):
+    site.index()
+    (told,) = jobs.summaries(time.time())
+    assert (told.kind, told.state, told.source) == ("run", "finished", "folder")
+    with pytest.raises(JobError, match="run of `precedent index`"):
+        jobs.pause(told.id)
+
+
+def test_a_source_that_fails_is_tried_again_and_then_given_up(site, jobs, monkeypatch):
+    failing = True
+    images = FolderSource.images
+
+    def broken(self: FolderSource, locators: Any) -> Any:
+        for number, image in enumerate(images(self, locators)):
+            if failing and number == 2:
+                raise SourceError("the shelf is away; bring it back")
+            yield image
+
+    monkeypatch.setattr(FolderSource, "images", broken)
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert told.state == "failed"
+    assert told.tasks["failed"] == 3
+    assert set(told.errors.values()) == {"the shelf is away; bring it back"}
+    failing = False
+    assert jobs.retry(job) == 3
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.state, told.indexed, told.tasks) == ("finished", 10, {"done": 5})
+    assert not told.errors
+
+
+def test_refused_instances_can_be_read_again(site, jobs, draw):
+    job = submit(jobs, site)
+    work(site)
+    # The size stays, and the time too, so that no discovery would see it.
+    assert jobs.retry(job) == 0
+    site.write("b/notes.txt", draw(5))
+    assert jobs.retry(job, refused=True) == 1
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.state, told.indexed, told.refused) == ("finished", 11, {})
+
+
+def test_a_lapsed_lease_is_taken_over_and_a_live_one_is_not(site, jobs, database):
+    job = submit(jobs, site)
+    leases = Leases(database, JOBS)
+    now = time.time()
+    lost = leases.take(job, DISCOVERY, "dead", now, AT)
+    assert lost is not None
+    assert leases.take(job, DISCOVERY, "other", now + 4, AT) is None
+    assert leases.due(now + 4, 10) == []
+    assert [(one.job, one.number) for one in leases.due(now + 6, 10)] == [(job, DISCOVERY)]
+    taken = leases.take(job, DISCOVERY, "other", now + 6, AT)
+    assert taken is not None
+    assert taken.attempts == 2
+    # Whoever was thought dead learns that the task is no longer theirs, and changes nothing.
+    assert not leases.beat(lost, now + 7)
+    leases.end(lost, seconds=1.0)
+    assert leases.beat(taken, now + 7)
+
+
+def test_settling_waits_for_all_tasks_and_holds_others_off(site, jobs, database):
+    first, second = submit(jobs, site), submit(jobs, site)
+    leases = Leases(database, JOBS)
+    with JobRunner(site.settings, database, "one") as runner:
+        assert runner.run(first, DISCOVERY)
+        assert not runner.run(first, SETTLING)
+        assert runner.run(second, DISCOVERY)
+        for chunk in (1, 2, 3):
+            assert runner.run(first, chunk)
+        # Now the first could settle; until it has, no chunk of the second begins.
+        assert not runner.run(second, 1)
+        busy = time.time()
+        with database.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE tasks SET state = 'running', worker = 'x', "
+                f"beat_at = {busy} WHERE job = {second} AND number = 1"
+            )
+        assert leases.take(first, SETTLING, "one", busy, AT) is None
+        later = busy + JOBS.lapse_seconds + 1
+        assert leases.take(first, SETTLING, "one", later, AT) is not None
+
+
+def test_no_more_workers_than_a_source_allows(site, jobs, database):
+    job = submit(jobs, site)
+    leases = Leases(database, JOBS)
+    with JobRunner(site.settings, database, "one") as runner:
+        runner.run(job, DISCOVERY)
+    now = time.time()
+    assert leases.take(job, 1, "one", now, AT, most=1) is not None
+    assert leases.take(job, 2, "two", now, AT, most=1) is None
+    assert leases.take(job, 2, "two", now, AT, most=2) is not None
+
+
+def test_a_source_is_left_alone_outside_its_hours(site, jobs, database):
+    night = FolderSettings(kind="folder", paths=(site.files,), window="20:00-06:00")
+    settings = site.settings.model_copy(update={"sources": {"shelf": night}})
+    job = jobs.submit(SourceSpec(name="shelf"), JobOptions(), at=AT)
+    noon = datetime(2026, 3, 1, 12).astimezone().timestamp()
+    with JobRunner(settings, database, "one", clock=lambda: noon) as runner:
+        assert runner.due(10) == []
+        assert not runner.run(job, DISCOVERY)
+    with JobRunner(settings, database, "one", clock=lambda: noon + 12 * 3600) as runner:
+        assert [one.number for one in runner.due(10)] == [DISCOVERY]
+        assert runner.run(job, DISCOVERY)
+    assert jobs.summary(job, noon).source == "shelf"
+
+
+@pytest.mark.parametrize(
+    ("window", "hour", "is_it"),
+    [
+        (None, 3, True),
+        ("20:00-06:00", 19, False),
+        ("20:00-06:00", 20, True),
+        ("20:00-06:00", 5, True),
+        ("20:00-06:00", 6, False),
+        ("08:00-17:00", 12, True),
+        ("08:00-17:00", 17, False),
+        ("08:00-08:00", 3, True),
+    ],
+)
+def test_windows(window, hour, is_it):
+    assert is_open(window, datetime(2026, 1, 1, hour)) is is_it
+
+
+def test_the_urgent_go_first(site, jobs, database):
+    spec = SourceSpec.asked([site.files], None)
+    bulk = jobs.submit(spec, JobOptions(), at=AT, priority=2)
+    urgent = jobs.submit(spec, JobOptions(), at=AT, priority=8)
+    due = Leases(database, JOBS).due(time.time(), 10)
+    assert [one.job for one in due] == [urgent, bulk]
+
+
+def test_a_worker_that_is_stopped_puts_its_chunk_back(site, jobs, database):
+    job = submit(jobs, site)
+    asked = itertools.count()
+    with JobRunner(site.settings, database, "one") as runner:
+        runner.run(job, DISCOVERY)
+    # From the third question on, in the middle of the first chunk.
+    with JobRunner(site.settings, database, "one", stopping=lambda: next(asked) > 2) as runner:
+        assert runner.run(job, 1)
+    told = jobs.summary(job, time.time())
+    assert 0 < told.done < 4
+    assert told.tasks == {"done": 1, "waiting": 4}
+    work(site)
+    assert jobs.summary(job, time.time()).indexed == 10
+
+
+def test_discovery_that_was_cut_short_loses_and_doubles_nothing(site, jobs, monkeypatch):
+    instances = FolderSource.instances
+    tries = itertools.count()
+
+    def cut(self: FolderSource) -> Any:
+        first = next(tries) == 0
+        for number, found in enumerate(instances(self)):
+            if first and number == 9:
+                raise SourceError("the line is cut; try again")
+            yield found
+
+    monkeypatch.setattr("indexer.jobs.runner._DISCOVERED_AT_ONCE", 3)
+    monkeypatch.setattr(FolderSource, "instances", cut)
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.state, told.discovered, told.total, told.indexed) == ("finished", 11, 11, 10)
+    assert told.unchanged == 0
+    assert sum(fates(jobs, job).values()) == 11
+
+
+def test_files_of_one_uid_are_settled_as_one_process_would(new_site):
+    """The later chunk is done first, as another worker may; the first file by name wins."""
+    sites = []
+    for _ in ("alone", "shared"):
+        site = new_site()
+        site.settings = site.settings.model_copy(update={"jobs": replace_chunk(2)})
+        for number, uid in enumerate(("1.2.3", "1.2.4", "1.2.5", "1.2.3")):
+            site.write(f"{number}.dcm", encode(dataset(drawn(number), SOPInstanceUID=uid)))
+        sites.append(site)
+    alone, shared = sites
+    alone.index()
+    with shared.database() as database:
+        jobs = JobLedger(database)
+        job = submit(jobs, shared)
+        with JobRunner(shared.settings, database, "one") as runner:
+            for number in (DISCOVERY, 2, 1, SETTLING):
+                assert runner.run(job, number)
+        told = jobs.summary(job, time.time())
+        assert (told.state, told.indexed) == ("finished", 3)
+        assert told.refused == {"conflicting-uid": 1}
+        (refused,) = (one for one in jobs.fates(job) if one.fate == "refused")
+        assert refused.locator.endswith("3.dcm")
+    assert without_time(shared.contents()) == without_time(alone.contents())
+
+
+def test_one_picture_under_two_labels_has_the_label_of_the_first(new_site, draw):
+    site = new_site()
+    site.settings = site.settings.model_copy(update={"jobs": replace_chunk(1)})
+    for label in ("first", "second"):
+        site.write(f"{label}/x.png", draw(1))
+    with site.database() as database:
+        jobs = JobLedger(database)
+        spec = SourceSpec.asked([site.files], None, "folder")
+        job = jobs.submit(spec, JobOptions(), at=AT)
+        with JobRunner(site.settings, database, "one") as runner:
+            for number in (DISCOVERY, 2, 1, SETTLING):
+                assert runner.run(job, number)
+        assert Counter(one.fate for one in jobs.fates(job)) == {"indexed": 1, "duplicate": 1}
+    (point,) = site.points().values()
+    assert point.record.labels == ("first",)
+
+
+def replace_chunk(size: int) -> JobSettings:
+    return JOBS.model_copy(update={"chunk": size})
+
+
+def test_a_store_that_failed_is_opened_anew(site, jobs, monkeypatch):
+    from engine.store.edge import EdgeStore
+
+    upsert = EdgeStore.upsert
+    calls = itertools.count()
+
+    def sick(self: EdgeStore, points: Any) -> None:
+        if next(calls) == 1:
+            raise StoreError("no space left; make room")
+        upsert(self, points)
+
+    monkeypatch.setattr(EdgeStore, "upsert", sick)
+    job = submit(jobs, site)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert (told.state, told.indexed) == ("finished", 10)
+
+
+def test_a_long_instance_does_not_cost_the_lease(site, jobs, database, monkeypatch):
+    job = submit(jobs, site)
+    images = FolderSource.images
+
+    def slow(self: FolderSource, locators: Any) -> Any:
+        time.sleep(1.5)
+        yield from images(self, locators)
+
+    monkeypatch.setattr(FolderSource, "images", slow)
+    short = site.settings.jobs.model_copy(update={"lapse_seconds": 1.0})
+    settings = site.settings.model_copy(update={"jobs": short})
+    taken: list[bool] = []
+    with (
+        JobRunner(settings, database, "one") as one,
+        JobRunner(settings, database, "two") as two,
+    ):
+        assert one.run(job, DISCOVERY)
+        thread = threading.Thread(target=one.run, args=(job, 1))
+        thread.start()
+        ends = time.monotonic() + 1.3
+        while time.monotonic() < ends:
+            taken.append(two.leases.take(job, 1, "two", time.time(), AT) is not None)
+            time.sleep(0.1)
+        thread.join()
+    assert len(taken) > 3
+    assert not any(taken)
