@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test test-slow lint bench-encoder bench-indexing \
+.PHONY: demo install test test-slow lint bench-encoder bench-index \
 	bench-ood bench-quality bench-retrieval bench-search bench-shifts weights clean
 
 demo: $(VENV)/.installed
@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-dev
 bench-encoder: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.encoder $(DATA)
 
-bench-indexing: $(VENV)/.installed-dev
+bench-index: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)
 
 bench-retrieval: $(VENV)/.installed-dev
