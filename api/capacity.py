@@ -40,7 +40,7 @@ class Measured:
     p50_ms: of a search at ``count``. growth: exponent of that over the counts. graph: whether
     the profile has one.
     indexing_per_second: images that one worker reads, encodes and writes (``make
-    bench-indexing``).
+    bench-index``).
     """
 
     count: int

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from engine.errors import ImageRefused
 from engine.model.preprocess import Preprocess
 from engine.settings import Settings
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
 from indexer.reading import ReaderPool
 from indexer.sources.base import Image
@@ -23,7 +24,7 @@ class FileReader:
         settings: limits, time and memory for a file, size of thumbnails.
         preprocess: of the model that will see the canvases.
         pseudonym_key: of the patient HMAC.
-        frames: at most so many of a multi-frame instance.
+        frames: which of a multi-frame instance; a number: at most so many, evenly spaced.
         processes: how many files are read at once.
     """
 
@@ -33,7 +34,7 @@ class FileReader:
         preprocess: Preprocess,
         pseudonym_key: bytes,
         *,
-        frames: int,
+        frames: FramePolicy | int,
         processes: int,
     ) -> None:
         self._settings = settings

@@ -19,6 +19,7 @@ from indexer.ledger_schema import (
     instances,
     is_unchanged,
     jobs,
+    manifest as manifest_rows,
     manifest_row,
     manifest_statement,
     points,
@@ -403,10 +404,15 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def clear(self) -> None:
-        """Forgets every instance, for when the index is gone."""
+        """Forgets every instance, for when the index is gone; those that a job has still to
+        read stay, and are pending."""
+        c = manifest_rows.c
+        wanted = select(c.locator).where(c.locator == instances.c.locator, c.fate.is_(None))
         with self._database.begin() as connection:
-            for table in (points, instances, stale):
+            for table in (points, stale):
                 connection.execute(delete(table))
+            connection.execute(delete(instances).where(~wanted.exists()))
+            connection.execute(update(instances).values(state=State.PENDING))
 
     def forget(self, locators: Sequence[str]) -> None:
         """Removes the rows of these instances."""

@@ -27,6 +27,7 @@ from indexer.ahead import ahead
 from indexer.claims import Claims
 from indexer.datadir import DataDir
 from indexer.file_reader import FileReader
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger import Done, Ledger, Pending, Refused
@@ -96,7 +97,11 @@ class Indexer:
             settings,
             encoder.manifest.preprocess,
             data_dir.pseudonym_key(settings),
-            frames=settings.indexing.frames_per_instance,
+            frames=FramePolicy(
+                settings.indexing.frames,
+                settings.indexing.frames_per_instance,
+                settings.indexing.every_nth_frame,
+            ),
             processes=settings.indexing.readers,
         )
 

@@ -8,6 +8,7 @@ header says of the patient.
 import hashlib
 import hmac
 import re
+import warnings
 from datetime import date
 
 from pydicom.dataset import Dataset
@@ -89,6 +90,13 @@ def record_of(header: Dataset, key: bytes) -> ImageRecord:
     Raises:
         SettingsError: ``key`` is empty.
     """
+    # pydicom converts values when they are asked for, and warns with what it stumbles over.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _record_of(header, key)
+
+
+def _record_of(header: Dataset, key: bytes) -> ImageRecord:
     said = _Identity(header)
     groups = _functional_groups(header)
     study_date = _date(text(header, "StudyDate"))

@@ -105,7 +105,9 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
             f"the file ends at least {structure.missing} bytes before what it declares",
         )
     if head is None or head.length == 0:
-        raise ImageRefused(RefusalReason.NO_PIXELS, f"{_sop_class(header, encoding)} without pixel data")
+        raise ImageRefused(
+            RefusalReason.NO_PIXELS, f"{_sop_class(header, encoding)} without pixel data"
+        )
 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))

@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
+    JPEGLSTransferSyntaxes,
 )
 
 from engine.errors import ImageRefused, RefusalReason
@@ -45,6 +46,8 @@ PIXEL_KEYWORDS = {
 # Known by name, so that what is read does not depend on what else is installed.
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
 _GDCM_12_BIT = "gdcm, asked directly"
+_NOT_OF_THE_FRAME = (MemoryError, RecursionError, KeyboardInterrupt, SystemExit)
+_END_OF_IMAGE = b"\xff\xd9"
 _BY_GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -230,9 +233,10 @@ class PixelData:
         layout = self._layout
         try:
             stored = self._decode(number)
-        except (ImageRefused, MemoryError, RecursionError):
+        except (ImageRefused, *_NOT_OF_THE_FRAME):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # A panic in a decoder written in Rust arrives as something that is no Exception.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             # Decoders raise what they like and tell the two apart only in words.
@@ -283,25 +287,28 @@ class PixelData:
                 f"frame {number} is compressed as {size.rows} × {size.columns} × {size.samples} "
                 "and the header declares {} × {} × {}".format(*declared),
             )
+        if self._syntax in JPEGLSTransferSyntaxes:
+            # Where bits run out before a marker, CharLS looks for more for many seconds.
+            frame += _END_OF_IMAGE
         source = encapsulate([frame], has_bot=False)
-        failure: BaseException = ValueError("no decoder was tried")
-        for plugin in self._plugins:
+        for plugin in self._plugins[:-1]:
             try:
-                with silenced():
-                    return self._by(plugin, source, frame)
-            except (MemoryError, RecursionError, KeyboardInterrupt, SystemExit):
+                return self._by(plugin, source, frame)
+            except _NOT_OF_THE_FRAME:
                 raise
-            except BaseException as error:
-                # A panic in a decoder written in Rust arrives as something that is no Exception.
-                failure = error
-        raise _Undecodable(type(failure).__name__, str(failure))
+            except BaseException:  # noqa: S112 - what the last one says is told
+                continue
+        return self._by(self._plugins[-1], source, frame)
 
     def _by(self, plugin: str, source: bytes, frame: bytes) -> NDArray[Any]:
-        if plugin == _GDCM_12_BIT:
-            return twelve_bit.decode(frame, *self._layout.shape, self._layout.photometric)
-        stored, _ = self._decoder.as_array(
-            source, index=0, decoding_plugin=plugin, **self._options
-        )
+        layout = self._layout
+        with silenced():
+            if plugin == _GDCM_12_BIT:
+                size = (layout.rows, layout.columns, layout.samples)
+                return twelve_bit.decode(frame, *size, layout.photometric)
+            stored, _ = self._decoder.as_array(
+                source, index=0, decoding_plugin=plugin, **self._options
+            )
         return stored
 
     def _scopes(self, number: int) -> list[Dataset]:

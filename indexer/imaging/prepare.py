@@ -13,6 +13,7 @@ from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
 from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Instance
 from indexer.imaging.read import open_file, read_image, read_image_bytes, read_zip_member
 from indexer.imaging.structure import has_preamble
@@ -28,13 +29,13 @@ __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 class ReadTask:
     """What to read, and how. image: a file, one in a zip archive, or the bytes of an upload.
 
-    frames: at most so many frames of a multi-frame instance. thumbnail_side: in pixels.
+    frames: which of a multi-frame instance; a number: at most so many. thumbnail_side: in pixels.
     """
 
     image: Image
     limits: ImageLimits
     zip_limits: ZipLimits
-    frames: int
+    frames: FramePolicy | int
     thumbnail_side: int
     preprocess: Preprocess
     pseudonym_key: bytes

@@ -17,6 +17,7 @@ from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.deidentify import record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Frame, Instance
 from indexer.imaging.limits import check_file_size
 from indexer.imaging.raster import is_raster, read_raster
@@ -56,7 +57,7 @@ class BoundedReader(io.BufferedReader):
 
 
 def read_image(
-    path: Path, limits: ImageLimits, *, frames_per_instance: int, pseudonym_key: bytes
+    path: Path, limits: ImageLimits, *, frames_per_instance: FramePolicy | int, pseudonym_key: bytes
 ) -> Instance:
     """What the DICOM, PNG or JPEG file at ``path`` shows; its kind is told by its content.
 
@@ -70,7 +71,11 @@ def read_image(
 
 
 def read_image_bytes(
-    data: bytes, limits: ImageLimits, *, frames_per_instance: int, pseudonym_key: bytes
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    frames_per_instance: FramePolicy | int,
+    pseudonym_key: bytes,
 ) -> Instance:
     """The same as :func:`read_image`, for content that is in memory.
 
@@ -88,7 +93,7 @@ def read_zip_member(
     limits: ImageLimits,
     zip_limits: ZipLimits,
     *,
-    frames_per_instance: int,
+    frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
 ) -> Instance:
     """The same as :func:`read_image`, for a file that is packed in a zip archive.
@@ -212,7 +217,11 @@ def open_file(path: Path) -> BoundedReader:
 
 
 def _read(
-    fp: BinaryIO, size: int, limits: ImageLimits, frames_per_instance: int, pseudonym_key: bytes
+    fp: BinaryIO,
+    size: int,
+    limits: ImageLimits,
+    frames_per_instance: FramePolicy | int,
+    pseudonym_key: bytes,
 ) -> Instance:
     digest = _sha256(fp, size)
     fp.seek(0)

@@ -65,7 +65,7 @@ class Reply:
     ) -> None:
         """length: -1 = that of the body; None = the end of the connection is that of the body."""
         handler = self._handler
-        handler.send_response(status)
+        handler.send_response_only(status)
         handler.send_header("Content-Type", kind)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -93,8 +93,9 @@ class Reply:
 class LoopbackPacs:
     """The server; use it as a context manager.
 
-    seconds: that an answer takes. page_cap: entries of one page at most. ignores: parameters it does not know, of "limit",
-    "offset", "filters". chunked: bodies of images are sent in chunks.
+    seconds: that an answer takes. page_cap: entries of one page at most. ignores: parameters it
+    does not know, of "limit", "offset", "filters". user: the Authorization that it wants.
+    chunked: bodies of images are sent in chunks.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -239,6 +240,7 @@ def _matches(entry: dict[str, Any], query: dict[str, str]) -> bool:
 class _Face(BaseHTTPRequestHandler):
     pacs: LoopbackPacs
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     timeout = 20
 
     def log_message(self, *_: object) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import socket
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from engine.errors import QueryError
-from indexer.sources.base import Discovered, file_locator, file_path
+from engine.errors import ImageRefused, QueryError, RefusalReason
+from indexer.sources.base import Discovered, ZipMember, file_locator, file_path, shown
 from indexer.sources.folder import FolderSource
+from indexer.sources.zip_archive import zip_locator
 
 
 def make(root: Path, *names: str) -> None:
@@ -202,3 +204,89 @@ def test_a_folder_that_goes_while_the_walk_is_on_is_accounted_for(tmp_path: Path
     (tmp_path / "b" / "c").unlink()
     (tmp_path / "b").rmdir()
     assert list(instances) == [Discovered(file_locator(tmp_path / "b"), 0, 0, None)]
+
+
+def pack(path: Path, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as packed:
+        for name in names:
+            packed.writestr(name, name)
+
+
+def named(source: FolderSource, root: Path) -> list[str]:
+    """All instances as a person sees them, below ``root``."""
+    return [shown(found.locator).removeprefix(f"{root}/") for found in source.instances()]
+
+
+def test_archives_are_opened_in_their_place_among_the_files(tmp_path: Path) -> None:
+    make(tmp_path, "a.dcm", "c.dcm", "inner/d.dcm")
+    pack(tmp_path / "b.ZIP", "2.dcm", "1.dcm", "deep/0.dcm")
+    pack(tmp_path / "inner" / "b.zip", "x")
+    expected = ["a.dcm", "b.ZIP!1.dcm", "b.ZIP!2.dcm", "b.ZIP!deep/0.dcm", "c.dcm"]
+    expected += ["inner/b.zip!x", "inner/d.dcm"]
+    assert named(FolderSource([tmp_path]), tmp_path) == expected
+    assert list(FolderSource([tmp_path]).instances()) == list(FolderSource([tmp_path]).instances())
+
+
+def test_archives_are_known_by_name_in_a_folder_and_by_content_when_named(tmp_path: Path) -> None:
+    pack(tmp_path / "export", "1.dcm")
+    (tmp_path / "text.zip").write_text("no archive")
+    assert named(FolderSource([tmp_path]), tmp_path) == ["export", "text.zip"]
+    assert named(FolderSource([tmp_path / "export"]), tmp_path) == ["export!1.dcm"]
+    assert named(FolderSource([tmp_path / "text.zip"]), tmp_path) == ["text.zip"]
+
+
+def test_an_archive_named_twice_or_beside_its_folder_counts_once(tmp_path: Path) -> None:
+    pack(tmp_path / "a.zip", "1", "2")
+    path, expected = tmp_path / "a.zip", ["a.zip!1", "a.zip!2"]
+    for paths in ([path, path], [path, tmp_path], [tmp_path, path]):
+        assert named(FolderSource(paths), tmp_path) == expected
+
+
+def test_archives_can_be_left_closed(tmp_path: Path) -> None:
+    pack(tmp_path / "a.zip", "1", "2")
+    for path in (tmp_path, tmp_path / "a.zip"):
+        source = FolderSource([path], open_archives=False)
+        assert named(source, tmp_path) == ["a.zip"]
+
+
+def test_what_is_called_an_archive_and_cannot_be_opened_is_listed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    (tmp_path / "gone.zip").symlink_to("nowhere")
+    (tmp_path / "empty.zip").touch()
+    (tmp_path / "folder.zip").mkdir()
+    make(tmp_path, "folder.zip/1")
+    expected = ["empty.zip", "gone.zip", "pipe.zip", "folder.zip/1"]
+    assert named(FolderSource([tmp_path]), tmp_path) == expected
+    for name in expected:
+        assert named(FolderSource([tmp_path / name]), tmp_path) == [name]
+
+
+def test_the_images_of_instances(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    locators = [
+        file_locator(tmp_path / "a b.dcm"),
+        zip_locator(path, "series/1.dcm"),
+        "https://pacs.example/studies/1/series/2/instances/3",
+        "no locator at all",
+        file_locator(tmp_path / "c.dcm"),
+    ]
+    images = FolderSource([tmp_path]).images(iter(locators))
+    first, second, server, nonsense, last = images
+    assert (first, last) == (tmp_path / "a b.dcm", tmp_path / "c.dcm")
+    assert second == ZipMember(path, "series/1.dcm")
+    for refused in (server, nonsense):
+        assert isinstance(refused, ImageRefused)
+        assert refused.reason is RefusalReason.UNREADABLE
+
+
+def test_locators_are_taken_as_images_are_asked_for(tmp_path: Path) -> None:
+    def locators():
+        yield file_locator(tmp_path / "first")
+        raise AssertionError("the second was not asked for")
+
+    assert next(FolderSource([tmp_path]).images(locators())) == tmp_path / "first"
+
+
+def test_a_source_may_have_a_name(tmp_path: Path) -> None:
+    assert FolderSource([tmp_path], name="archive 2019").name == "archive 2019"

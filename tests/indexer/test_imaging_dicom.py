@@ -417,6 +417,15 @@ def test_compressed_nonsense(syntax):
     assert "no picture" not in refused.detail
 
 
+def test_a_jpeg_ls_frame_that_breaks_off_is_refused_at_once():
+    whole = codestreams(JPEGLSLossless)[0].rstrip(b"\0")
+    started = time.monotonic()
+    for size in range(60, len(whole) - 2, 101):
+        cut_off = packed(dataset(SLOPE), [whole[:size]])
+        assert refusal(encode(cut_off, JPEGLSLossless)).reason is RefusalReason.DAMAGED
+    assert time.monotonic() - started < 2
+
+
 @pytest.mark.parametrize(
     ("elements", "reason"),
     [

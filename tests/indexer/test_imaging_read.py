@@ -5,15 +5,17 @@ import hashlib
 import os
 import socket
 import time
+import zipfile
 
 import numpy as np
 import pytest
 from dicom_files import KEY, LIMITS, dataset, encode, png_of_zeros
 
 from engine.errors import ImageRefused, RefusalReason, SettingsError
-from engine.settings import ImageLimits
+from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging import read as reading
-from indexer.imaging.read import read_image, read_image_bytes
+from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
+from indexer.sources.base import ZipMember
 
 CONTENT = encode(dataset(np.arange(400, dtype=np.uint16).reshape(20, 20)))
 
@@ -175,3 +177,45 @@ def test_a_file_of_zeros_is_no_image_and_says_so_at_once(tmp_path):
     path.touch()
     os.truncate(path, 64 * 1024**2)
     assert refusal(path).reason is RefusalReason.NOT_AN_IMAGE
+
+
+def packed(path, name="a.dcm"):
+    return read_zip_member(
+        ZipMember(path, name), LIMITS, ZipLimits(), frames_per_instance=1, pseudonym_key=KEY
+    )
+
+
+@pytest.mark.parametrize("in_memory", [10**9, 0])
+def test_a_file_in_a_zip_archive_gives_the_same(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(reading, "_IN_MEMORY", in_memory)
+    (tmp_path / "a.dcm").write_bytes(CONTENT)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "a.dcm", "a.dcm")
+        archive.writestr("damaged.dcm", CONTENT[:-100])
+    file, member = read(tmp_path / "a.dcm"), packed(tmp_path / "a.zip")
+    assert member.record == file.record
+    assert member.content_sha256 == file.content_sha256
+    assert np.array_equal(member.frames[0].pixels, file.frames[0].pixels)
+    with pytest.raises(ImageRefused) as caught:
+        packed(tmp_path / "a.zip", "damaged.dcm")
+    assert caught.value.reason is RefusalReason.TRUNCATED
+
+
+def test_a_member_of_what_is_no_archive_any_more(tmp_path):
+    path = tmp_path / "a.zip"
+    for content in (b"", CONTENT, b"PK\3\4"):
+        path.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(ImageRefused) as caught:
+                packed(path)
+            assert caught.value.reason is RefusalReason.DAMAGED
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ImageRefused) as caught:
+        packed(path)
+    assert caught.value.detail == "not a regular file"
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("other.dcm", CONTENT)
+    with pytest.raises(ImageRefused) as caught:
+        packed(tmp_path / "b.zip")
+    assert caught.value.reason is RefusalReason.UNREADABLE

@@ -15,7 +15,7 @@ from conftest import drawn
 from dicom_files import dataset, encode
 
 from engine.errors import JobError, SourceError, StoreError
-from engine.settings import FolderSettings, JobSettings
+from engine.settings import FolderSettings, JobSettings, LedgerSettings
 from indexer.database import Database
 from indexer.jobs.leases import Leases
 from indexer.jobs.ledger import JobLedger
@@ -33,9 +33,11 @@ AT = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
-def site(new_site: Callable[..., Any], draw: Any) -> Any:
+def site(new_site: Callable[..., Any], draw: Any, ledger_url: str) -> Any:
+    """Its ledger is in SQLite, then in PostgreSQL."""
     made = new_site()
-    made.settings = made.settings.model_copy(update={"jobs": JOBS})
+    ledger = LedgerSettings(url=ledger_url)
+    made.settings = made.settings.model_copy(update={"jobs": JOBS, "ledger": ledger})
     for number in range(10):
         made.write(f"a/{number:02}.png", draw(number))
     made.write("b/notes.txt", b"no image")

@@ -1,0 +1,123 @@
+"""``precedent jobs`` and ``precedent worker`` as an administrator uses them, without a broker."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli import app
+from engine.errors import JobError, QueryError, SettingsError
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> list[str]:
+    return ["--data-dir", str(tmp_path / "data")]
+
+
+@pytest.fixture
+def images(indexed) -> Path:
+    """The folder of one label: fourteen images."""
+    return indexed.files["stripes"][0].parent
+
+
+@pytest.fixture
+def worker(indexed, place: list[str]) -> list[str]:
+    return ["worker", "--until-idle", *place, "--model", str(indexed.settings.model)]
+
+
+def test_a_job_from_submission_to_its_report(images, place, worker, tmp_path):
+    job = json.loads(run("jobs", "submit", images, "--json", *place))["job"]
+    waiting = json.loads(run("jobs", "show", job, "--json", *place))
+    assert (waiting["state"], waiting["discovering"], waiting["done"]) == ("running", True, 0)
+    run(*worker)
+    told = json.loads(run("jobs", "show", job, "--json", *place))
+    assert (told["state"], told["total"], told["indexed"]) == ("finished", 14, 14)
+    (listed,) = json.loads(run("jobs", "list", "--json", *place))["jobs"]
+    assert listed["id"] == job
+    assert "finished" in run("jobs", "list", *place)
+    assert "indexed" in run("jobs", "show", job, *place)
+    rows = list(csv.DictReader(io.StringIO(run("jobs", "report", job, *place))))
+    assert {row["fate"] for row in rows} == {"indexed"}
+    assert {row["instance"] for row in rows} == {str(path) for path in images.iterdir()}
+    out = tmp_path / "report.csv"
+    assert "14 instances" in run("jobs", "report", job, "-o", out, *place)
+    assert list(csv.DictReader(out.open(newline=""))) == rows
+
+
+def test_a_job_is_paused_resumed_cancelled_and_retried(images, place, worker):
+    job = json.loads(run("jobs", "submit", images, "--json", *place))["job"]
+    assert "paused" in run("jobs", "pause", job, *place)
+    run(*worker)
+    assert json.loads(run("jobs", "show", job, "--json", *place))["done"] == 0
+    assert "goes on" in run("jobs", "resume", job, *place)
+    run("jobs", "cancel", job, *place)
+    with pytest.raises(JobError, match="is cancelled"):
+        run("jobs", "resume", job, *place)
+    again = json.loads(run("jobs", "submit", images, "--json", *place))["job"]
+    run(*worker)
+    assert json.loads(run("jobs", "retry", again, "--json", *place)) == {"tasks": 0}
+
+
+def test_mistakes_show_when_a_job_is_made(images, place):
+    with pytest.raises(QueryError, match="does not exist"):
+        run("jobs", "submit", images / "nowhere", *place)
+    with pytest.raises(QueryError, match="folders and files, or one source"):
+        run("jobs", "submit", *place)
+    with pytest.raises(QueryError, match="DICOMweb"):
+        run("jobs", "submit", images, "--since", "2024-01-01", *place)
+    with pytest.raises(SettingsError, match=r"no source 'pacs'.*\[sources\.pacs\]"):
+        run("jobs", "submit", "--source", "pacs", *place)
+    with pytest.raises(QueryError, match=r"'soon'.*interactive, bulk"):
+        run("jobs", "submit", images, "--priority", "soon", *place)
+    assert json.loads(run("jobs", "list", "--json", *place))["jobs"] == []
+
+
+def test_a_worker_ends_when_it_is_told_to(images, place, indexed):
+    run("jobs", "submit", images, *place)
+    command = [sys.executable, "-m", "api", "worker", *place]
+    command += ["--model", str(indexed.settings.model)]
+    worker = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
+    try:
+        ends = time.monotonic() + 60
+        while "finished" not in run("jobs", "show", 1, *place):
+            assert time.monotonic() < ends
+            time.sleep(0.3)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_index_takes_named_sources_and_forgets_what_vanished(images, place, indexed, tmp_path):
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    for path in sorted(images.iterdir())[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = tmp_path / "precedent.toml"
+    config.write_text(f'[sources.shelf]\nkind = "folder"\npaths = ["{folder}"]\n')
+    model = ["--model", str(indexed.settings.model)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRECEDENT_CONFIG", str(config))
+        told = json.loads(run("index", "--source", "shelf", "--json", *place, *model))
+        assert told["indexed"] == 3
+        next(folder.iterdir()).unlink()
+        command = ["index", "--source", "shelf", "--delete-vanished", "--json", *place, *model]
+        assert json.loads(run(*command))["unchanged"] == 2
+        assert json.loads(run("info", "--json", *place, *model))["points"] == 2
