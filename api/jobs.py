@@ -178,7 +178,8 @@ def report(
             return
         from engine.files import writing_atomically
 
-        with writing_atomically(output) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as out:
+        with writing_atomically(output) as raw:
+            out = io.TextIOWrapper(raw, "utf-8", newline="")
             count = _write_report(ledger, job, out)
             out.flush()
             out.detach()

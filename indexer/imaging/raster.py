@@ -1,5 +1,7 @@
 """PNG and JPEG files become display pixels."""
 
+import logging
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -42,6 +44,13 @@ def read_raster(fp: BinaryIO, limits: ImageLimits) -> NDArray[np.uint8]:
     Raises:
         ImageRefused: TOO_SMALL, TOO_LARGE, TRUNCATED or DAMAGED.
     """
+    # Pillow logs what it reads beside the picture, and a description may name a patient.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings(action="ignore"):
+        return _read(fp, limits)
+
+
+def _read(fp: BinaryIO, limits: ImageLimits) -> NDArray[np.uint8]:
     image = _open(fp)
     samples, bits = (1, 32) if image.mode.startswith("I") else (4, 8)
     check_declared(image.height, image.width, 1, samples, bits, limits)

@@ -32,6 +32,7 @@ _STUDY_DATE, _MODALITY = "00080020", "00080060"
 _GONE = {404, 410}
 _MONTHS_FROM = date(2000, 1, 1)
 """Studies before it are few enough to be searched at once."""
+_EARLIEST = "18000101"
 
 _Entry = Mapping[str, Any]
 _Fits = Callable[[_Entry], bool]
@@ -155,19 +156,21 @@ class DicomWebSource:
         if self._since is None and self._until is None:
             yield from self._listed(level, filters, self._is_study)
             return
-        undated: set[str] = set()
+        unsaid: set[str] = set()
         for first, last in study_dates(self._since, self._until, self._today()):
 
             def fits(entry: _Entry, first: str = first, last: str = last) -> bool:
-                """Not every server knows ranges. One without a date would come each month."""
-                day = _value(entry, _STUDY_DATE)
-                if re.fullmatch(r"[0-9]{8}", day):
-                    return first <= day <= last and self._is_study(entry)
-                name = _name(entry, level.tag)
-                if name in undated:
+                """Not every server keeps to ranges, nor says the dates of studies."""
+                if not self._is_study(entry):
                     return False
-                undated.add(name)
-                return self._is_study(entry)
+                if _STUDY_DATE in entry:
+                    day = _value(entry, _STUDY_DATE)
+                    return re.fullmatch(r"[0-9]{8}", day) is not None and first <= day <= last
+                # It would come again each month.
+                name = _name(entry, level.tag)
+                known = name in unsaid
+                unsaid.add(name)
+                return not known
 
             yield from self._listed(level, {**filters, "StudyDate": f"{first}-{last}"}, fits)
 
@@ -250,12 +253,12 @@ class DicomWebSource:
 def study_dates(since: date | None, until: date | None, today: date) -> Iterator[tuple[str, str]]:
     """First and last Study Date (YYYYMMDD) of each month from ``since`` to ``until``.
 
-    What is before 2000 is one window when ``since`` is None, beginning with "" (PS3.4, section
-    C.2.2.2.5: a range may be open).
+    What is before 2000 is one window when ``since`` is None. It is not open, as it might be
+    (PS3.4, section C.2.2.2.5): to some servers no date at all is before any other.
     """
     last = today if until is None else until
     if since is None:
-        yield "", _written(min(last, _MONTHS_FROM - timedelta(days=1)))
+        yield _EARLIEST, _written(min(last, _MONTHS_FROM - timedelta(days=1)))
     first = since or _MONTHS_FROM
     while first <= last:
         following = (first.replace(day=1) + timedelta(days=31)).replace(day=1)

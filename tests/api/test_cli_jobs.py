@@ -57,7 +57,7 @@ def test_a_job_from_submission_to_its_report(images, place, worker, tmp_path):
     assert {row["instance"] for row in rows} == {str(path) for path in images.iterdir()}
     out = tmp_path / "report.csv"
     assert "14 instances" in run("jobs", "report", job, "-o", out, *place)
-    assert list(csv.DictReader(out.open(newline=""))) == rows
+    assert list(csv.DictReader(io.StringIO(out.read_text()))) == rows
 
 
 def test_a_job_is_paused_resumed_cancelled_and_retried(images, place, worker):

@@ -33,10 +33,12 @@ class Asked:
 
 
 class Instance:
-    def __init__(self, study: str, series: str, sop: str, content: bytes, **tags: str) -> None:
+    def __init__(
+        self, study: str, series: str, sop: str, content: bytes, **tags: str | None
+    ) -> None:
         self.study, self.series, self.sop, self.content = study, series, sop, content
         self.date = tags.get("date", "")
-        self.modality = tags.get("modality", "CT")
+        self.modality = tags.get("modality") or "CT"
 
 
 def multipart(*contents: bytes, end: bytes = b"--", kind: str = "application/dicom") -> bytes:
@@ -138,8 +140,8 @@ class LoopbackPacs:
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.port}/dicom-web"
 
-    def add(self, study: str, series: str, sop: str, content: bytes, **tags: str) -> str:
-        """Takes an instance in; its locator."""
+    def add(self, study: str, series: str, sop: str, content: bytes, **tags: str | None) -> str:
+        """Takes an instance in; its locator. With the date None, searches do not say the date."""
         self.instances.append(Instance(study, series, sop, content, **tags))
         return f"{self.url}/studies/{study}/series/{series}/instances/{sop}"
 
@@ -182,9 +184,10 @@ class LoopbackPacs:
                 modalities = {i.modality: None for i in self.instances if i.study == one.study}
                 entries[one.study] = {
                     "0020000D": _element(one.study),
-                    "00080020": _element(one.date),
                     "00080061": _element(*modalities),
                 }
+                if one.date is not None:
+                    entries[one.study]["00080020"] = _element(one.date)
             elif one.study == study and series is None:
                 entries[one.series] = {
                     "0020000E": _element(one.series),

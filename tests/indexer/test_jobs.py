@@ -406,7 +406,9 @@ def test_a_long_instance_does_not_cost_the_lease(site, jobs, database, monkeypat
         assert one.run(job, DISCOVERY)
         thread = threading.Thread(target=one.run, args=(job, 1))
         thread.start()
-        ends = time.monotonic() + 1.3
+        while jobs.summary(job, time.time()).tasks.get("running") != 1:
+            time.sleep(0.01)
+        ends = time.monotonic() + 1.4
         while time.monotonic() < ends:
             taken.append(two.leases.take(job, 1, "two", time.time(), AT) is not None)
             time.sleep(0.1)

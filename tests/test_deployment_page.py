@@ -1,0 +1,33 @@
+"""What docs/deployment.md says is complete, and exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli import app
+from engine.errors import RefusalReason
+from engine.settings import Settings
+
+PAGE = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+
+
+@pytest.mark.parametrize("reason", list(RefusalReason))
+def test_every_refusal_is_explained(reason: RefusalReason) -> None:
+    (row,) = re.findall(rf"^\| `{reason.value}` \|(.+)\|(.+)\|$", PAGE, re.MULTILINE)
+    assert all(len(cell.strip()) > 5 for cell in row)
+
+
+def test_settings_that_it_names_exist() -> None:
+    named = set(re.findall(r"`(jobs|indexing|receive|zip|limits)\.([a-z_]+)`", PAGE))
+    assert len(named) > 10
+    for group, name in named:
+        assert name in type(getattr(Settings(), group)).model_fields, f"{group}.{name}"
+
+
+def test_commands_that_it_shows_exist() -> None:
+    shown = set(re.findall(r"precedent (jobs [a-z]+|[a-z]+)(?= |$|`)", PAGE, re.MULTILINE))
+    assert {"jobs submit", "jobs report", "worker", "receive"} <= shown
+    for words in shown:
+        assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
