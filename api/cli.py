@@ -137,6 +137,10 @@ def index(
     from indexer.archive import Archive
     from indexer.sources.opening import SourceSpec
 
+    if not paths and source is None:
+        raise typer.BadParameter(
+            "name folders and files, or a source with --source", param_hint="PATH"
+        )
     settings = _settings(data_dir, model)
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
     opened = spec.open(settings)

@@ -52,7 +52,10 @@ class Known:
 
 def files_of(folder: Path) -> list[Path]:
     """All files below ``folder``. Raises QueryError: it does not exist."""
-    return [file_path(found.locator) for found in FolderSource([folder]).instances()]
+    return [
+        file_path(found.locator)
+        for found in FolderSource([folder], open_archives=False).instances()
+    ]
 
 
 def drawn(paths: Sequence[Path], count: int, seed: int) -> list[Path]:

@@ -132,7 +132,7 @@ def _files(root: Path, leave_out: Path | None) -> Iterator[Path]:
     if not root.is_dir():
         raise TrainingDataError(f"{root} is not a folder; name the one that holds the images")
     top = Path(os.path.abspath(root))  # noqa: PTH100 - keeps links, as the walk does
-    for found in FolderSource([top], leave_out=leave_out).instances():
+    for found in FolderSource([top], leave_out=leave_out, open_archives=False).instances():
         path = file_path(found.locator)
         if not any(part.startswith(".") for part in path.relative_to(top).parts):
             yield path

@@ -128,9 +128,11 @@ def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
     try:
         while not inflater.eof:
             chunk = inflater.unconsumed_tail or fp.read(_CHUNK)
-            if not chunk:
+            piece = inflater.decompress(chunk, _CHUNK)
+            # Without more input it may still have something to give.
+            if not chunk and not piece:
                 raise ImageRefused(RefusalReason.TRUNCATED, "the deflated dataset has no end")
-            out.write(inflater.decompress(chunk, _CHUNK))
+            out.write(piece)
             if out.tell() > limits.max_decoded_bytes:
                 raise ImageRefused(
                     RefusalReason.TOO_LARGE,

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from engine.errors import QueryError, SettingsError
-from engine.settings import FolderSettings, Settings, SourceSettings
+from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
 from indexer.sources.base import ImageSource, file_locator
 from indexer.sources.folder import FolderSource
 
@@ -113,6 +113,7 @@ class SourceSpec:
                 name=self.source,
                 leave_out=settings.data_dir,
                 label_from_folder="folder" in (self.labels, getattr(named, "labels", None)),
+                limits=settings.limits,
                 zip_limits=settings.zip,
             )
         from indexer.sources.dicomweb import DicomWebSource
@@ -130,8 +131,8 @@ class SourceSpec:
     def scope(self, settings: Settings) -> list[str]:
         """What the locators of all its instances begin with; none = nothing in common."""
         named = self.settings(settings)
-        if self.name is not None and not isinstance(named, FolderSettings):
-            return []
+        if isinstance(named, DicomWebSettings):
+            return [str(named.url).rstrip("/") + "/studies/"]
         starts = []
         for path in self._folders(named):
             locator = file_locator(path)
@@ -143,7 +144,7 @@ class SourceSpec:
 
     def _folders(self, named: SourceSettings) -> list[Path]:
         if isinstance(named, FolderSettings):
-            return list(named.paths)
+            return [Path(os.path.abspath(path)) for path in named.paths]  # noqa: PTH100 - keeps links
         return [Path(path) for path in self.paths]
 
 
