@@ -14,7 +14,13 @@ BROKERS: dict[str, Callable[[], Broker]] = {
 }
 
 
-@pytest.fixture(scope="module", params=BROKERS)
+# RabbitMQ takes some seconds for each start.
+PARAMETERS = [
+    pytest.param(name, marks=pytest.mark.slow if name == "rabbitmq" else ()) for name in BROKERS
+]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with BROKERS[request.param]() as running:
         yield running

@@ -44,7 +44,7 @@ PIXEL_KEYWORDS = {
     0x7FE00010: "PixelData",
 }
 # Known by name, so that what is read does not depend on what else is installed.
-_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom")
 _GDCM_12_BIT = "gdcm, asked directly"
 _NOT_OF_THE_FRAME = (MemoryError, RecursionError, KeyboardInterrupt, SystemExit)
 _END_OF_IMAGE = b"\xff\xd9"
@@ -369,9 +369,12 @@ def _plugins(decoder: Decoder, layout: Layout) -> tuple[str, ...]:
     usable = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins]
     if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
         # Pillow's library is built for 8 bits, and pydicom asks GDCM for no more either.
-        usable = [plugin for plugin in usable if plugin not in ("pillow", "gdcm")]
+        usable = [plugin for plugin in usable if plugin != "pillow"]
         if twelve_bit.gdcm_installed():
             usable.append(_GDCM_12_BIT)
+    elif not usable and "gdcm" in decoder.available_plugins:
+        # Only where no other can: over a damaged frame it may end the process.
+        usable = ["gdcm"]
     if not usable:
         raise _undecodable(syntax.name, extra=syntax in _BY_GDCM)
     return tuple(usable)

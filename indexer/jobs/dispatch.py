@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from threading import Event, Thread
 from typing import Any
 
@@ -49,6 +50,11 @@ def celery_app(settings: Settings) -> Celery:
             "tasks from the ledger"
         )
     url = settings.jobs.broker.get_secret_value()
+    if _is_redis(url) and find_spec("redis") is None:
+        raise JobError(
+            "a broker on Redis or Valkey needs the package redis, which is not installed; "
+            "pip install 'precedent[server]'"
+        )
     app = Celery("precedent", broker=url, set_as_current=False)
     app.conf.update(
         task_queues=[Queue(_QUEUE, max_priority=MOST_URGENT)],  # type: ignore[no-untyped-call]
@@ -74,7 +80,7 @@ def celery_app(settings: Settings) -> Celery:
                 "socket_keepalive": True,
             }
             if _is_redis(url)
-            else {}
+            else {"confirm_publish": True}
         ),
     )
     return app

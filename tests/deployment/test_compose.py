@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_it_follows_the_compose_specification(name):
+    if find_spec("check_jsonschema") is None:
+        pytest.fail("the schema comes with check-jsonschema; pip install check-jsonschema")
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec",
          DOCKER / name],

@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import kombu
-import kombu.exceptions
 import pytest
+from kombu.connection import Connection
+from kombu.exceptions import KombuError
 
 __all__ = ["Broker", "RabbitMQ", "Redis"]
 
@@ -119,10 +119,10 @@ class Broker(ABC):
         return {}
 
     def _answers(self) -> bool:
-        with suppress(OSError, kombu.exceptions.KombuError, *_connection_errors(self.url)):
+        with suppress(OSError, KombuError, *_connection_errors(self.url)):
             # The clients are patient with a closed port; we know better when to look again.
             socket.create_connection(("127.0.0.1", self.port), 2).close()
-            with kombu.Connection(self.url, connect_timeout=2) as connection:
+            with _connection(self.url) as connection:
                 connection.connect()
             return True
         return False
@@ -227,8 +227,8 @@ class RabbitMQ(Broker):
     def start(self) -> None:
         if self._names is None:
             # The node would start it as a daemon, which stays behind after the test.
-            command = [self._mapper, "-port", str(self._mapper_port), "-address", "127.0.0.1"]
-            self._names = self._run(command, {})
+            address = ["-port", str(self._mapper_port), "-address", "127.0.0.1"]
+            self._names = self._run([self._mapper, *address], {})
         super().start()
 
     def close(self) -> None:
@@ -277,7 +277,11 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def _connection(url: str) -> Connection:
+    return Connection(url, connect_timeout=2)  # type: ignore[no-untyped-call]
+
+
 def _connection_errors(url: str) -> tuple[type[BaseException], ...]:
     """What the client of this kind of broker raises while there is no server."""
-    connection = kombu.Connection(url)
+    connection = _connection(url)
     return (*connection.connection_errors, *connection.channel_errors)
