@@ -346,7 +346,7 @@ def test_several_associations_at_once(station: Any, tmp_path: Path) -> None:
 
 def test_the_same_again_changes_nothing(station: Any, send: Any, tmp_path: Path) -> None:
     running = station()
-    path = instance(tmp_path / "one", "1.2.3", b"before")
+    path = instance(tmp_path / "one", "1.2.3", b"original..")
     send(running.port, path)
     running.inbox.take()
     running.inbox.settle()
@@ -360,12 +360,12 @@ def test_the_same_again_changes_nothing(station: Any, send: Any, tmp_path: Path)
     assert running.inbox.take() == []
 
 
-@pytest.mark.parametrize("corrected", [b"others", b"longer than before"])
+@pytest.mark.parametrize("corrected", [b"corrected.", b"longer than before"])
 def test_a_corrected_instance_replaces_the_earlier_one(
     station: Any, send: Any, tmp_path: Path, corrected: bytes
 ) -> None:
     running = station()
-    send(running.port, instance(tmp_path / "one", "1.2.3", b"before"))
+    send(running.port, instance(tmp_path / "one", "1.2.3", b"original.."))
     assert len(running.inbox.take()) == 1
     running.inbox.settle()
     stored = running.files()["1.2.3"]
