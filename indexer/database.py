@@ -1,6 +1,7 @@
 """The ledger's database, SQLite or PostgreSQL: opened, brought up to date, used in transactions."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,7 @@ class Database:
 
     def _way_out(self, cause: BaseException) -> str:
         if self.dialect == "sqlite":
-            if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            if _is_busy(cause):
                 return "another process has been writing to it for long; wait for it to end"
             return "check the disk and its permissions"
         state = getattr(cause, "sqlstate", None)
@@ -216,10 +217,23 @@ def _configure(connection: Any, _: object) -> None:
     # Python's own way of beginning transactions leaves out DDL, and BEGIN IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _log_ahead(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _log_ahead(cursor: sqlite3.Cursor) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # Where several open a new file, SQLite gives up at once instead of waiting.
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_transaction(connection: Connection) -> None:
@@ -232,6 +246,11 @@ def _begin_transaction(connection: Connection) -> None:
 def _is_table_missing(error: BaseException | None) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else None
     return getattr(cause, "sqlstate", None) == "42P01" or "no such table" in str(cause)
+
+
+def _is_busy(error: BaseException) -> bool:
+    # The lowest byte: the others tell kinds of it apart.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _one_line(message: str) -> str:

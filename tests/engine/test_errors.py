@@ -20,6 +20,8 @@ TREE = {
     "StoreLocked": "StoreError",
     "FingerprintMismatch": "StoreError",
     "LedgerError": "PrecedentError",
+    "SourceError": "PrecedentError",
+    "JobError": "PrecedentError",
     "ImageRefused": "PrecedentError",
 }
 
@@ -35,6 +37,8 @@ CODES = {
     "StoreLocked": "store-locked",
     "FingerprintMismatch": "model-mismatch",
     "LedgerError": "ledger",
+    "SourceError": "source",
+    "JobError": "job",
 }
 
 REASONS = {
