@@ -153,6 +153,11 @@ class StoreScp:
         association.dimse = _Messages(association, inbox)
 
     def _closed(self, event: Event) -> None:
+        network = event.assoc.dul
+        if network.state_machine.current_state == "Sta2":
+            # It waits for an association request, and would do so for as long as it may: so long
+            # one association fewer would be let in.
+            network.to_user_queue.put(None)
         messages = event.assoc.dimse
         if isinstance(messages, _Messages):
             messages.discard()
@@ -245,6 +250,13 @@ class _Connection(AssociationSocket):
             received += data
         return received
 
+    def _shutdown_socket(self) -> None:
+        """Closes it, also when there is nobody on the other side any more."""
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
 
 class _DataSet(BytesIO):
     """Stands where pynetdicom gathers a data set, and hands it on as it comes."""
@@ -277,10 +289,13 @@ class _Messages(DIMSEServiceProvider):
             if self.message.encoded_command_set.tell() > _COMMAND_BYTES:
                 raise ValueError("a command set is too large")
             super().receive_primitive(primitive)
-        except Exception:
-            # The association ends here, and does not tell.
+        except Exception as error:
+            # Beyond here it would end the thread with a traceback, which may quote the peer.
+            kind, peer = type(error).__name__, self.assoc.requestor.ae_title
+            _log.warning("an association with %r is ended: its message is invalid (%s)", peer, kind)
             self.discard()
-            raise
+            self.message = None
+            self.dul.event_queue.put("Evt19")  # an invalid PDU: abort
 
     def discard(self) -> None:
         """Lets go of what is not complete."""
