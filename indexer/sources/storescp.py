@@ -150,6 +150,8 @@ class StoreScp:
         association = event.assoc
         accepted = cast(AssociationSocket, association.dul.socket)
         association.dul.socket = _Connection(accepted)
+        # Whatever a peer does, it does not keep this process from ending.
+        association.dul.daemon = True
         association.dimse = _Messages(association, inbox)
 
     def _closed(self, event: Event) -> None:

@@ -1,7 +1,7 @@
 """Two workers on one job, while what they need fails: nothing is lost, nothing is different.
 
-The parts are real: Celery workers in processes of their own, Redis, PostgreSQL. The store is
-the loopback stand-in of the contract tests.
+The parts are real: Celery workers in processes of their own, Redis or RabbitMQ, PostgreSQL. The
+store is the loopback stand-in of the contract tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pytest
 import torch
 from contract.loopback import Loopback
 from PIL import Image
-from services.brokers import Redis
+from services.brokers import Broker, RabbitMQ, Redis
 from services.postgres import Postgres
 
 from engine.model.checkpoint import save_checkpoint
@@ -52,10 +52,10 @@ AT = "2026-01-01T00:00:00+00:00"
 class Scene:
     """A deployment with an archive of small pictures."""
 
-    def __init__(self, root: Path, store: Loopback, port: int, redis: Redis, ledger: str) -> None:
+    def __init__(self, root: Path, store: Loopback, port: int, broker: Broker, ledger: str) -> None:
         self.root = root
         self.store = store
-        self.redis = redis
+        self.broker = broker
         self.workers: list[subprocess.Popen[bytes]] = []
         self.settings = Settings(
             data_dir=root / "data",
@@ -66,7 +66,7 @@ class Scene:
                 url=f"http://127.0.0.1:{port}", collection=root.name, prefer_grpc=False, attempts=2
             ),
             jobs=JobSettings(
-                broker=redis.url,
+                broker=broker.url,
                 chunk=100,
                 attempts=50,
                 backoff_seconds=0.5,
@@ -167,9 +167,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def new_broker() -> Iterator[Callable[[type[Broker]], Broker]]:
+    """Of each kind one, for all scenes."""
+    with ExitStack() as running:
+        made: dict[type[Broker], Broker] = {}
+
+        def make(kind: type[Broker]) -> Broker:
+            if kind not in made:
+                made[kind] = running.enter_context(kind())
+            return made[kind]
+
+        yield make
+
+
+@pytest.fixture(scope="module")
 def new_scene(
-    tmp_path_factory: pytest.TempPathFactory, postgres: Postgres
-) -> Iterator[Callable[[], Scene]]:
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres: Postgres,
+    new_broker: Callable[[type[Broker]], Broker],
+) -> Iterator[Callable[..., Scene]]:
     base = tmp_path_factory.mktemp("scenes")
     torch.manual_seed(0)
     config, preprocess = small_network(0, tower="timm:test_resnet"), Preprocess(size=64)
@@ -177,12 +193,12 @@ def new_scene(
     save_checkpoint(base / "model", network, config, preprocess, (), {})
     store = Loopback()
     made: list[Scene] = []
-    with store.rest() as port, Redis() as redis:
+    with store.rest() as port:
 
-        def make() -> Scene:
+        def make(kind: type[Broker] = Redis) -> Scene:
             root = base / f"scene{len(made)}"
             root.mkdir()
-            made.append(Scene(root, store, port, redis, postgres.create_database()))
+            made.append(Scene(root, store, port, new_broker(kind), postgres.create_database()))
             return made[-1]
 
         try:
@@ -217,7 +233,7 @@ def ended(told: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(new_scene: Callable[[], Scene], files: Path) -> dict[str, Point]:
+def undisturbed(new_scene: Callable[..., Scene], files: Path) -> dict[str, Point]:
     scene = new_scene()
     job = scene.submit(files)
     for _ in range(WORKERS):
@@ -240,11 +256,21 @@ def kill_a_worker(scene: Scene, chance: random.Random) -> None:
     worker.wait()
 
 
-def restart_redis(scene: Scene, chance: random.Random) -> None:
-    """Nothing it knew is left."""
-    scene.redis.kill()
+def kill_the_broker(scene: Scene, chance: random.Random) -> None:
+    scene.broker.kill()
     time.sleep(chance.uniform(1, 4))
-    scene.redis.start()
+    scene.broker.start()
+
+
+def stop_the_broker(scene: Scene, chance: random.Random) -> None:
+    """In order, and for longer than a lease lasts."""
+    scene.broker.stop()
+    time.sleep(chance.uniform(6, 9))
+    scene.broker.start()
+
+
+def nothing(scene: Scene, chance: random.Random) -> None:
+    """All goes well."""
 
 
 def stop_the_store(scene: Scene, chance: random.Random) -> None:
@@ -266,14 +292,26 @@ def same(points: dict[str, Point], others: dict[str, Point]) -> None:
         assert float(point.z @ other.z) > 0.9999
 
 
-@pytest.mark.parametrize("fault", [kill_a_worker, restart_redis, stop_the_store])
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Redis, kill_a_worker),
+        (Redis, kill_the_broker),
+        (Redis, stop_the_store),
+        (RabbitMQ, nothing),
+        (RabbitMQ, kill_a_worker),
+        (RabbitMQ, kill_the_broker),
+        (RabbitMQ, stop_the_broker),
+    ],
+)
 def test_a_job_ends_by_itself_and_the_same_after(
+    kind: type[Broker],
     fault: Callable[[Scene, random.Random], None],
-    new_scene: Callable[[], Scene],
+    new_scene: Callable[..., Scene],
     files: Path,
     undisturbed: dict[str, Point],
 ) -> None:
-    scene = new_scene()
+    scene = new_scene(kind)
     chance = random.Random(fault.__name__)
     job = scene.submit(files)
     for _ in range(WORKERS):
