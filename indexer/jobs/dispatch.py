@@ -36,6 +36,8 @@ _TASK = "precedent.run"
 # Redis gives a message to another worker when it was not acknowledged for so long. Chunks are
 # minutes; what a dead worker had is found again by its lapsed lease, much sooner.
 _VISIBILITY_SECONDS = 6 * 3600
+# Of a broker that was restarted one learns when a message cannot be sent over the old connection.
+_ONCE_MORE = {"max_retries": 1, "interval_start": 0.0}
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -121,7 +123,8 @@ class Dispatcher:
                 args=(due.job, due.number),
                 queue=_QUEUE,
                 priority=priority,
-                retry=False,
+                retry=True,
+                retry_policy=_ONCE_MORE,
             )
         except OperationalError as error:
             raise JobError(
