@@ -44,6 +44,7 @@ from api.training import train
 from engine import __version__
 from engine.errors import ImageRefused, PrecedentError, QueryError
 from engine.settings import Settings, load_settings
+from indexer.room import is_full
 
 __all__ = ["app", "main"]
 
@@ -83,6 +84,11 @@ def main() -> None:
         # The reader of our output has gone, as in `precedent search … | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        place = "" if error.filename is None else f" ({error.filename})"
+        _fail(f"a disk is full{place}; make room, and the same command again goes on", 1)
     except typer.Abort:
         _fail("aborted; nothing was changed", 1)
     except Exception as error:  # click's own usage errors show themselves
@@ -135,6 +141,7 @@ def index(
     """Bring images into the index. Stop it at any time; the same command goes on."""
     from api.terminal import indexing_progress, report_table
     from indexer.archive import Archive
+    from indexer.room import check_room
     from indexer.sources.opening import SourceSpec
 
     if not paths and source is None:
@@ -145,6 +152,7 @@ def index(
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
     opened = spec.open(settings)
     errors = Console(stderr=True)
+    check_room(settings.data_dir, settings.indexing.min_free_bytes)
     with Archive(settings, create=True) as archive:
         shown = errors.is_terminal and not as_json
         with indexing_progress(errors, shown=shown) as progress:

@@ -41,6 +41,7 @@ def receive(
     waits is indexed; a second one ends it at once, and the next start goes on.
     """
     from indexer.archive import Archive
+    from indexer.room import check_room
     from indexer.sources.received import Inbox, index_in_rounds
     from indexer.sources.storescp import StoreScp
 
@@ -50,6 +51,7 @@ def receive(
     options = settings.receive.model_copy(update=wanted)
     scp = StoreScp(options)
     folder = settings.data_dir / "received"
+    check_room(settings.data_dir, settings.indexing.min_free_bytes)
     with (
         Archive(settings, create=True) as archive,
         Inbox(folder, options, settings.limits.max_file_bytes) as inbox,

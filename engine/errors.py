@@ -13,6 +13,7 @@ PrecedentError
  │    ├── StoreLocked       another process holds the index
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
+ ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  ├── JobError               a job cannot be made, found, or changed as asked
  └── ImageRefused           one image cannot be used; carries a RefusalReason
@@ -21,6 +22,7 @@ PrecedentError
 from enum import StrEnum
 
 __all__ = [
+    "DiskFull",
     "FingerprintMismatch",
     "ImageNotFound",
     "ImageRefused",
@@ -86,6 +88,10 @@ class FingerprintMismatch(StoreError):
 
 class LedgerError(PrecedentError):
     code = "ledger"
+
+
+class DiskFull(PrecedentError):
+    code = "disk-full"
 
 
 class SourceError(PrecedentError):

@@ -102,6 +102,8 @@ class IndexingSettings(_Group):
     """Images encoded at once."""
     commit_every: Annotated[int, Field(ge=1)] = 1000
     """Files after which the store is flushed and the ledger committed."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 512 * 1024**2
+    """Of the disk of the data folder; indexing ends before there is less."""
     frames: Literal["spread", "all", "nth", "middle", "key"] = "spread"
     """Which frames of a multi-frame instance are indexed: evenly spaced ones, all, every n-th,
     the middle one, or those that key object selections of the instance itself name."""

@@ -135,6 +135,8 @@ class Database:
         if self.dialect == "sqlite":
             if _is_busy(cause):
                 return "another process has been writing to it for long; wait for it to end"
+            if getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                return "make room on its disk, and the same command goes on"
             return "check the disk and its permissions"
         state = getattr(cause, "sqlstate", None)
         if state is None or state.startswith(("08", "28", "3D", "57P")):

@@ -32,6 +32,7 @@ from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger import Done, Ledger, Pending, Refused
 from indexer.removal import remove_points
+from indexer.room import check_room, naming_a_full_disk
 from indexer.sources.base import ImageSource
 
 __all__ = ["Indexer", "Tally", "sweep"]
@@ -134,8 +135,8 @@ class Indexer:
             progress: called often, from the calling thread.
 
         Raises:
-            SourceError, StoreError, LedgerError, OSError: reading or writing failed; what was
-                recorded as done is done.
+            SourceError, StoreError, LedgerError, DiskFull, OSError: reading or writing failed;
+                what was recorded as done is done.
             KeyboardInterrupt: after what was under way has been written.
         """
         one = _Pass(self, run, source, manifest, progress)
@@ -310,7 +311,8 @@ class _Pass:
         if self._broken:
             return
         self._broken = True
-        with self._timed("write"):
+        with self._timed("write"), naming_a_full_disk(self._data_dir.root):
+            check_room(self._data_dir.root, self._settings.indexing.min_free_bytes)
             at = self._now().isoformat(timespec="seconds")
             points = []
             rows = zip(encoded.z, encoded.codes, strict=True)

@@ -71,8 +71,8 @@ def index_archive(
         progress: called often, from the calling thread.
 
     Raises:
-        SourceError, StoreError, LedgerError: reading or writing failed; what was recorded as
-            done is done.
+        SourceError, StoreError, LedgerError, DiskFull: reading or writing failed; what was
+            recorded as done is done.
         KeyboardInterrupt: after what was under way has been written.
     """
     started = time.monotonic()

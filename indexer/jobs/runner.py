@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
-from engine.errors import PrecedentError, StoreError
+from engine.errors import DiskFull, PrecedentError, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.database import Database
@@ -17,6 +17,7 @@ from indexer.jobs.records import Due, Task, TaskKind
 from indexer.jobs.settling import settle
 from indexer.jobs.windows import is_open
 from indexer.pipeline import Indexer
+from indexer.room import check_room
 from indexer.sources.base import Discovered
 
 __all__ = ["JobRunner"]
@@ -119,7 +120,7 @@ class JobRunner:
         return True
 
     def _failed(self, task: Task, error: Exception, seconds: float) -> None:
-        if isinstance(error, (StoreError, OSError)):
+        if isinstance(error, (StoreError, DiskFull, OSError)):
             # What is open may be in a state that no later call recovers from.
             self.close()
         pause = self._settings.jobs.backoff_seconds * 2 ** (task.attempts - 1)
@@ -175,6 +176,7 @@ class JobRunner:
 
     def _opened(self) -> tuple[Archive, Indexer]:
         if self._archive is None or self._indexer is None:
+            check_room(self._settings.data_dir, self._settings.indexing.min_free_bytes)
             archive = Archive(self._settings, create=True, database=self._database)
             try:
                 self._indexer = archive.indexer()

@@ -3,13 +3,20 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote_from_bytes
 
 from engine.errors import ImageRefused, QueryError, RefusalReason
 from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.read import open_file
 from indexer.imaging.structure import has_preamble
-from indexer.sources.base import Discovered, Image, file_locator, file_path
+from indexer.sources.base import (
+    LONGEST_LOCATOR,
+    Discovered,
+    Image,
+    file_locator,
+    file_path,
+    is_too_long,
+    locator_of,
+)
 from indexer.sources.dicomdir import FileSet, file_ids, is_dicomdir
 from indexer.sources.zip_archive import (
     Entry,
@@ -163,7 +170,7 @@ class FolderSource:
             path = file_set.path(file_id)
             if path is None:
                 # The record itself is the instance, so that it can be refused.
-                record = file_locator(dicomdir) + "#" + quote_from_bytes(os.fsencode(file_id))
+                record = locator_of("file", os.fsencode(dicomdir), os.fsencode(file_id))
                 yield Discovered(record, 0, 0)
             elif path not in given:
                 given.add(path)
@@ -181,6 +188,12 @@ class FolderSource:
 
 
 def _image(locator: str) -> Image | ImageRefused:
+    if is_too_long(locator):
+        return ImageRefused(
+            RefusalReason.UNREADABLE,
+            f"its path is longer than the {LONGEST_LOCATOR:,} bytes that the ledger keeps of one; "
+            "give its folders shorter names",
+        )
     scheme = locator.partition(":")[0]
     if scheme == "zip+file":
         return zip_member(locator)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.errors import QueryError, SettingsError
 from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
-from indexer.sources.base import ImageSource, file_locator
+from indexer.sources.base import ImageSource, beginnings
 from indexer.sources.folder import FolderSource
 
 __all__ = ["SourceSpec"]
@@ -135,11 +135,12 @@ class SourceSpec:
             return [str(named.url).rstrip("/") + "/studies/"]
         starts = []
         for path in self._folders(named):
-            locator = file_locator(path)
+            name = os.fsencode(path)
             # A folder's files, or the file itself; and what is packed in either.
-            starts += [locator + "/", "zip+" + locator + "/", "zip+" + locator + "#"]
+            starts += [start + "/" for start in beginnings("file", name)]
+            starts += [start + end for start in beginnings("zip+file", name) for end in "/#"]
             if not path.is_dir():
-                starts.append(locator)
+                starts += beginnings("file", name)
         return starts
 
     def _folders(self, named: SourceSettings) -> list[Path]:

@@ -9,6 +9,7 @@ The standard library's reader is not used: one undecodable name makes it refuse 
 it cuts names at a NUL, and it lists all members before their number can be checked.
 """
 
+import os
 import re
 import struct
 import zlib
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits, ZipLimits
-from indexer.sources.base import ZipMember, file_locator, file_path
+from indexer.sources.base import ZipMember, file_path, locator_of
 
 __all__ = [
     "Entry",
@@ -90,7 +91,7 @@ class _Directory:
 
 def zip_locator(archive: Path, name: str) -> str:
     """The URI of the member ``name`` of the archive at an absolute path."""
-    return _SCHEME + file_locator(archive) + "#" + quote_from_bytes(_bytes(name))
+    return locator_of(_SCHEME + "file", os.fsencode(archive), _bytes(name))
 
 
 def zip_member(locator: str) -> ZipMember:

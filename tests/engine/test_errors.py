@@ -20,6 +20,7 @@ TREE = {
     "StoreLocked": "StoreError",
     "FingerprintMismatch": "StoreError",
     "LedgerError": "PrecedentError",
+    "DiskFull": "PrecedentError",
     "SourceError": "PrecedentError",
     "JobError": "PrecedentError",
     "ImageRefused": "PrecedentError",
@@ -37,6 +38,7 @@ CODES = {
     "StoreLocked": "store-locked",
     "FingerprintMismatch": "model-mismatch",
     "LedgerError": "ledger",
+    "DiskFull": "disk-full",
     "SourceError": "source",
     "JobError": "job",
 }

@@ -27,7 +27,7 @@ from pydicom.uid import (
 sys.path.append(str(Path(__file__).parents[1] / "indexer"))
 from dicom_files import SAMPLES, dataset, encode
 
-__all__ = ["TOKEN", "mutants", "whole_files"]
+__all__ = ["SAMPLES", "TOKEN", "mutants", "whole_files"]
 
 TOKEN = "SECRETNAME^"
 """Stands in every whole file where patients are named, and in text beside pictures."""
@@ -97,6 +97,7 @@ def _named(pixels: np.ndarray, **elements: object) -> Dataset:
     made.PatientComments = TOKEN * 20
     made.Modality, made.BodyPartExamined = "CT", "CHEST"
     made.StudyInstanceUID, made.SeriesInstanceUID = "1.2.3", "1.2.3.1"
+    made.SOPInstanceUID = "1.2.826.0.1.3680043.10.977.1.1000000"
     made.ReferencedStudySequence = [_item(ReferencedSOPInstanceUID="1.2.9", StudyID=TOKEN)]
     made.RequestAttributesSequence = [_item(RequestedProcedureDescription=TOKEN)] * 2
     made.private_block(0x0011, TOKEN, create=True).add_new(1, "LT", TOKEN * 3)
@@ -213,16 +214,33 @@ def _rasters() -> Iterator[tuple[str, bytes]]:
 
 
 def mutants(files: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """``count`` damaged ones of ``files``, each file in its turn, with the name of the whole."""
+    """``count`` damaged ones of ``files``, each file in its turn, with the name of the whole.
+
+    Each is an instance of its own, where the UID can be changed without changing lengths: two
+    contents under one UID would be refused for that.
+    """
     rng = np.random.default_rng(seed)
     names = sorted(files)
+    uids = {name: _instance_uid(content) for name, content in files.items()}
     for number in range(count):
         name = names[number % len(names)]
-        content = bytearray(files[name])
+        content = bytearray(_numbered(files[name], uids[name], number))
         for _ in range(int(rng.integers(1, 4))):
             damage = _DAMAGES[int(rng.integers(len(_DAMAGES)))]
             damage(content, rng)
         yield name, bytes(content)
+
+
+def _instance_uid(content: bytes) -> bytes:
+    with warnings.catch_warnings(action="ignore"):
+        header = pydicom.dcmread(io.BytesIO(content), force=True, stop_before_pixels=True)
+        return str(header.get("SOPInstanceUID", "")).encode()
+
+
+def _numbered(content: bytes, uid: bytes, number: int) -> bytes:
+    """``content`` with another end of its SOP Instance UID for each ``number``."""
+    end = b".%d" % (1_000_000 + number)
+    return content.replace(uid, uid[: -len(end)] + end) if len(uid) > len(end) else content
 
 
 def _place(content: bytearray, rng: np.random.Generator) -> int:

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ImageRefused, QueryError, RefusalReason
-from indexer.sources.base import Discovered, ZipMember, file_locator, file_path, shown
+from indexer.sources.base import (
+    Discovered,
+    ZipMember,
+    beginnings,
+    file_locator,
+    file_path,
+    is_too_long,
+    shown,
+)
 from indexer.sources.folder import FolderSource
-from indexer.sources.zip_archive import zip_locator
+from indexer.sources.zip_archive import zip_locator, zip_member
 
 
 def make(root: Path, *names: str) -> None:
@@ -290,3 +298,26 @@ def test_locators_are_taken_as_images_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_source_may_have_a_name(tmp_path: Path) -> None:
     assert FolderSource([tmp_path], name="archive 2019").name == "archive 2019"
+
+
+@pytest.mark.parametrize("name", ["日本 #?%41;~&", "a b", os.fsdecode(b"\xe3\xff\xc3\xa9 \xff")])
+@pytest.mark.parametrize("length", [20, 300, 1100])
+def test_a_locator_leads_back_to_its_path_however_long(name, length):
+    path = Path("/archive", *[(name * 200)[:20]] * (length // 20))
+    locator, packed = file_locator(path), zip_locator(path, name)
+    assert max(len(locator.encode()), len(packed.encode())) <= 2400
+    if is_too_long(locator):
+        assert len(os.fsencode(path)) > 800
+        return
+    assert file_path(locator) == path
+    assert shown(locator) == str(path)
+    assert zip_member(packed) == ZipMember(path, name)
+
+
+def test_paths_that_are_too_long_keep_apart():
+    folders = Path("/archive", *["x" * 250] * 12)
+    first, second = (file_locator(folders / name) for name in ("a.dcm", "b.dcm"))
+    assert first != second
+    assert is_too_long(first)
+    assert len(first) < 2400
+    assert first.startswith(tuple(beginnings("file", b"/archive")))

@@ -5,6 +5,7 @@ import logging
 import struct
 import time
 import tracemalloc
+import warnings
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -765,3 +766,31 @@ def test_nothing_of_the_patient_is_logged_or_quoted(caplog, capfd):
     assert "DOE" not in str(refusal(content))
     assert "DOE" not in caplog.text
     assert "DOE" not in "".join(capfd.readouterr())
+
+
+def test_nothing_of_the_patient_is_in_a_warning(caplog):
+    caplog.set_level(logging.DEBUG)
+    names = [
+        element(tag, vr, b"DOE^JANE" * 4)
+        for tag, vr in (
+            (0x0008_0018, b"UI"),
+            (0x0008_0020, b"DA"),
+            (0x0008_0060, b"CS"),
+            (0x0010_0010, b"PN"),
+            (0x0010_0030, b"DA"),
+            (0x0010_1010, b"AS"),
+            (0x0020_000D, b"UI"),
+        )
+    ]
+    kind, *image = image_elements(20, 20)
+    elements = [kind, *names, *image, element(0x7FE00010, b"OW", b"\0\1" * 400)]
+    named = part10(*elements, syntax=b"DOE^JANE")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read(part10(*elements)).record.study is None
+        # Without preamble too, when it is first to be told what the file is.
+        assert read(b"".join(elements)).record.study is None
+        for content in (named, named[132:]):
+            assert refusal(content).reason is RefusalReason.UNSUPPORTED_SYNTAX
+    assert caught == []
+    assert "DOE" not in caplog.text

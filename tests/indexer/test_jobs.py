@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,8 @@ from indexer.jobs.polling import serve
 from indexer.jobs.records import DISCOVERY, SETTLING, JobOptions
 from indexer.jobs.runner import JobRunner
 from indexer.jobs.windows import is_open
+from indexer.ledger import Ledger
+from indexer.sources.base import shown
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
 
@@ -415,3 +420,51 @@ def test_a_long_instance_does_not_cost_the_lease(site, jobs, database, monkeypat
         thread.join()
     assert len(taken) > 3
     assert not any(taken)
+
+
+def deep(site: Any, name: str, count: int) -> Path:
+    """A folder whose path goes through ``count`` folders of this name."""
+    folder = site.files.joinpath(*[name] * count)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
+    """PostgreSQL's indices hold 2,704 bytes; Linux has paths of 4,096."""
+    chance = random.Random(5)
+    # Nothing that a database could make shorter.
+    name = "".join(chr(chance.randrange(0x4E00, 0x9F00)) for _ in range(80))
+    readable = deep(site, name, 7) / "picture.png"
+    assert len(readable.as_uri()) > 5000
+    readable.write_bytes(draw(100))
+    hexadecimal = "".join(chance.choices("0123456789abcdef", k=240))
+    longest = deep(site, hexadecimal, 14) / "picture.png"
+    longest.write_bytes(draw(101))
+    with zipfile.ZipFile(readable.parent / "packed.zip", "w") as packed:
+        packed.writestr("inside/picture.png", draw(102))
+
+    job = submit(jobs, site, delete_vanished=True)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert told.state == "finished"
+    assert (told.discovered, told.done, told.indexed) == (14, 14, 12)
+    assert told.refused == {"not-an-image": 1, "unreadable": 1}
+    (refused,) = [one for one in jobs.fates(job) if one.reason == "unreadable"]
+    assert refused.detail == (
+        "its path is longer than the 2,400 bytes that the ledger keeps of one; give its folders "
+        "shorter names"
+    )
+    assert hexadecimal in shown(refused.locator)
+    assert str(readable) in {shown(one.locator) for one in jobs.fates(job)}
+
+    # Nothing of it is new the next time; and what goes is noticed.
+    again = submit(jobs, site, delete_vanished=True)
+    work(site)
+    assert jobs.summary(again, time.time()).unchanged == 13
+    readable.unlink()
+    longest.unlink()
+    last = submit(jobs, site, delete_vanished=True)
+    work(site)
+    assert jobs.summary(last, time.time()).discovered == 12
+    with site.database() as database:
+        assert Ledger(database).counts() == {"done": 11, "refused": 1}
