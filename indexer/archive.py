@@ -37,8 +37,11 @@ _QUERY_BATCH = 4
 
 
 def model_directory(settings: Settings) -> Path:
-    """The checkpoint folder in force: the one named, or the shipped one."""
-    return SHIPPED if settings.model is None else settings.model
+    """The checkpoint folder in force: the one named, else the one that came into force with the
+    index, else the shipped one."""
+    if settings.model is not None:
+        return settings.model
+    return DataDir(settings.data_dir).model(settings) or SHIPPED
 
 
 class Archive:
