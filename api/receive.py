@@ -41,6 +41,7 @@ def receive(
     waits is indexed; a second one ends it at once, and the next start goes on.
     """
     from indexer.archive import Archive
+    from indexer.datadir import DataDir
     from indexer.sources.received import Inbox, index_in_rounds
     from indexer.sources.storescp import StoreScp
 
@@ -49,7 +50,7 @@ def receive(
     wanted = {name: value for name, value in given.items() if value is not None}
     options = settings.receive.model_copy(update=wanted)
     scp = StoreScp(options)
-    folder = settings.data_dir / "received"
+    folder = DataDir(settings.data_dir).received
     with (
         Archive(settings, create=True) as archive,
         Inbox(folder, options, settings.limits.max_file_bytes) as inbox,

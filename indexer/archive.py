@@ -16,17 +16,18 @@ from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
-from engine.store.base import Collection, Filter
+from engine.store.base import Collection, Filter, Match
 from engine.store.opening import open_store
 from indexer.database import Database, open_database
 from indexer.datadir import DataDir
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
+from indexer.jobs.ledger import JobLedger
 from indexer.ledger import Ledger, State
 from indexer.pipeline import Indexer
 from indexer.removal import remove, remove_points
 from indexer.run import IndexingReport, Progress, index_archive
-from indexer.sources.base import ImageSource, file_path, is_file
+from indexer.sources.base import ImageSource, file_locator, file_path, is_file
 
 __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 
@@ -34,6 +35,7 @@ __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 # Smaller is faster for one query; below four, bfloat16 kernels round in another order, and an
 # indexed image would not find itself with exactly its own code.
 _QUERY_BATCH = 4
+_DELETED_AT_ONCE = 5000
 
 
 def model_directory(settings: Settings) -> Path:
@@ -79,6 +81,7 @@ class Archive:
             )
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
+            self._database = database
             self.ledger = Ledger(database)
             # In this order: another worker writes points first, and then says that they are done.
             if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
@@ -146,8 +149,33 @@ class Archive:
         }
 
     def delete(self, locators: Sequence[str]) -> int:
-        """Removes instances from index, thumbnails and ledger; returns the points removed."""
-        return remove(locators, self.ledger, self.store, self.data_dir)
+        """Removes instances from index, thumbnails and ledger, and received ones from the data
+        folder; returns the points removed."""
+        removed = remove(locators, self.ledger, self.store, self.data_dir)
+        received = file_locator(self.data_dir.received.absolute()) + "/"
+        for locator in locators:
+            # Nobody else has a use for it, and `precedent receive` would index it again.
+            if locator.startswith(received):
+                file_path(locator).unlink(missing_ok=True)
+        return removed
+
+    def delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
+        """Removes everything with these identifiers; returns how many instances and points.
+
+        Args:
+            wanted: values by field: study, patient, sop, source, tenant.
+
+        Raises:
+            JobError: a job is still indexing what is to be removed.
+        """
+        if "source" in wanted:
+            JobLedger(self._database).forget_source(wanted["source"])
+        instances = points = 0
+        while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
+            points += self.delete(locators)
+            instances += len(locators)
+        where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
+        return instances, points + self.delete_unowned(where)
 
     def delete_unowned(self, where: Filter) -> int:
         """Removes those points, of the ones ``where`` lets pass, that are of no file in the

@@ -50,6 +50,7 @@ class DataDir:
         self.ledger = root / "ledger.sqlite"
         self.thumbnails = root / "thumbnails"
         self.models = root / "models"
+        self.received = root / "received"
         self._key = root / "pseudonym.key"
 
     @property

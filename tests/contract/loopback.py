@@ -346,7 +346,6 @@ class _Collections(_Face, grpc.CollectionsServicer):
             done = engine.update(request.collection_name, wanted)
             return grpc.CollectionOperationResponse(result=done)
 
-
     def Delete(self, request, context):  # noqa: N802
         with self._working("drop", context) as engine:
             done = engine.drop(request.collection_name)
