@@ -40,6 +40,7 @@ from api.options import (
 )
 from api.receive import receive
 from api.recommendation import recommend
+from api.reencoding import reencode
 from api.storage import profile, restore, snapshot
 from api.training import train
 from engine import __version__
@@ -66,6 +67,7 @@ app.command()(profile)
 app.command()(snapshot)
 app.command()(restore)
 app.command()(delete)
+app.command()(reencode)
 app.command()(plan)
 app.command()(worker)
 app.command()(receive)

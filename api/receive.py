@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from queue import SimpleQueue
 from types import FrameType
@@ -52,11 +52,16 @@ def receive(
     scp = StoreScp(options)
     folder = DataDir(settings.data_dir).received
     with (
-        Archive(settings, create=True) as archive,
+        ExitStack() as opened,
         Inbox(folder, options, settings.limits.max_file_bytes) as inbox,
     ):
+        archive = opened.enter_context(Archive(settings, create=True))
 
         def index(source: "ImageSource") -> None:
+            nonlocal archive
+            if archive.is_replaced:
+                opened.close()
+                archive = opened.enter_context(Archive(settings, create=True))
             report = archive.index(source)
             # Whether anybody reads it is no matter of the round.
             with suppress(OSError):

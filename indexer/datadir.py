@@ -11,10 +11,11 @@ from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
 from engine.settings import Settings
 
-__all__ = ["DataDir", "InForce"]
+__all__ = ["FIRST_INDEX", "DataDir", "InForce"]
 
 _KEY_BYTES = 32
-_FIRST = "index"
+FIRST_INDEX = "index"
+"""Name of the folder of the embedded index that none has replaced yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,16 @@ class InForce:
     index: name of its folder in the data folder, or of its collection on a server.
     model: folder below the data folder with the model that made it; None = the settings say
         which one that is.
-    since: when it came into force, UTC, ISO 8601; None = when it was made.
+    since: when it came into force, or got another calibration, UTC, ISO 8601; None = when it
+        was made.
+    until: of one that is not in force: when it was replaced; None = not known.
     previous: the one that was in force before it, while that is kept.
     """
 
     index: str
     model: str | None = None
     since: str | None = None
+    until: str | None = None
     previous: "InForce | None" = None
 
 
@@ -61,7 +65,7 @@ class DataDir:
             StoreError: which one that is cannot be read.
         """
         found = self.in_force()
-        return self.root / (_FIRST if found is None else found.index)
+        return self.root / (FIRST_INDEX if found is None else found.index)
 
     def model(self, settings: Settings) -> Path | None:
         """The folder of the model in force, where it is kept here; None = it is not.

@@ -187,15 +187,16 @@ class Ledger:
         owners: dict[str, list[Owner]] = {}
         for chunk in _chunks(ids):
             with self._database.begin(read=True) as connection:
-                query = select(points.c.id, points.c.locator, instances.c.content).join(instances)
-                query = query.where(points.c.id.in_(chunk)).order_by(
-                    instances.c.seen_in.desc(), points.c.locator
-                )
+                c = instances.c
+                query = select(points.c.id, points.c.locator, c.content, c.finished_at)
+                query = query.join(instances).where(points.c.id.in_(chunk))
+                query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if settled:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
-                    owners.setdefault(row.id, []).append(Owner(row.locator, row.content))
+                    owner = Owner(row.locator, row.content, row.finished_at or "")
+                    owners.setdefault(row.id, []).append(owner)
         return owners
 
     def points_of(self, locators: Sequence[str]) -> dict[str, list[str]]:

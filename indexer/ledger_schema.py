@@ -103,10 +103,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The instance that a point came from."""
+    """The instance that a point came from. at: when that was recorded, UTC, ISO 8601."""
 
     locator: str
     content: str
+    at: str = ""
 
 
 class Prefixes:

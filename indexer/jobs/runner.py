@@ -139,14 +139,14 @@ class JobRunner:
             self._discover(task, lease)
             return
         archive, indexer = self._opened()
-        if task.kind is TaskKind.SETTLE:
-            settle(task, archive, indexer, self._database, self._settings)
-            return
-        manifest = Manifest(self._database, archive.ledger)
-        source = task.job.spec.open(self._settings)
-        pending = manifest.pending(task)
-
-        indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
+        with archive.writing():
+            if task.kind is TaskKind.SETTLE:
+                settle(task, archive, indexer, self._database, self._settings)
+                return
+            manifest = Manifest(self._database, archive.ledger)
+            source = task.job.spec.open(self._settings)
+            pending = manifest.pending(task)
+            indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
 
     def _discover(self, task: Task, lease: Lease) -> None:
         archive, _ = self._opened()
@@ -174,6 +174,8 @@ class JobRunner:
             manifest.add_chunk(task, chunk)
 
     def _opened(self) -> tuple[Archive, Indexer]:
+        if self._archive is not None and self._archive.is_replaced:
+            self.close()
         if self._archive is None or self._indexer is None:
             archive = Archive(self._settings, create=True, database=self._database)
             try:
