@@ -61,7 +61,9 @@ def receive(
             nonlocal archive
             if archive.is_replaced:
                 opened.close()
-                archive = opened.enter_context(Archive(settings, create=True))
+                # The model came into force with its index.
+                now = settings.model_copy(update={"model": None})
+                archive = opened.enter_context(Archive(now, create=True))
             report = archive.index(source)
             # Whether anybody reads it is no matter of the round.
             with suppress(OSError):

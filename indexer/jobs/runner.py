@@ -176,6 +176,8 @@ class JobRunner:
     def _opened(self) -> tuple[Archive, Indexer]:
         if self._archive is not None and self._archive.is_replaced:
             self.close()
+            # The model came into force with its index.
+            self._settings = self._settings.model_copy(update={"model": None})
         if self._archive is None or self._indexer is None:
             archive = Archive(self._settings, create=True, database=self._database)
             try:

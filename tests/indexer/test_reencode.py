@@ -27,8 +27,12 @@ from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.archive import Archive
 from indexer.datadir import DataDir
+from indexer.jobs.ledger import JobLedger
+from indexer.jobs.records import JobOptions
+from indexer.jobs.runner import JobRunner
 from indexer.reencode import drop_previous, go_back, reencode
 from indexer.sources.folder import FolderSource
+from indexer.sources.opening import SourceSpec
 from indexer.writing import exchanging, writing
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +216,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from engine.settings import load_settings
+from indexer.jobs.ledger import JobLedger
+from indexer.jobs.records import JobOptions
+from indexer.jobs.runner import JobRunner
 from indexer.reencode import reencode
 def progress(now):
     if now.points >= int(sys.argv[3]):
@@ -352,6 +359,30 @@ def test_one_at_a_time(archive: Any, new: Path) -> None:
 
     reencode(archive.with_old, new, progress=second)
     assert refused
+
+
+def test_a_worker_goes_on_with_the_new_index(archive: Any, new: Path, draw: Draw) -> None:
+    """Also one that was started with the model before."""
+    settings = archive.with_old
+
+    def work(runner: JobRunner, ledger: JobLedger) -> str:
+        spec = SourceSpec.asked([archive.files], None, labels="folder")
+        job = ledger.submit(spec, JobOptions(False, False, False), at="2024")
+        while due := runner.due(10):
+            for one in due:
+                runner.run(one.job, one.number)
+        return ledger.summary(job, 0.0).state
+
+    with archive.database() as database, JobRunner(settings, database, "worker") as runner:
+        ledger = JobLedger(database)
+        archive.write("rings/3.png", draw(3))
+        assert work(runner, ledger) == "finished"
+        reencode(settings, new)
+        archive.write("rings/4.png", draw(4))
+        assert work(runner, ledger) == "finished"
+    found = contents(archive)
+    assert len(found) == 11
+    assert found == fresh(archive, new)
 
 
 # Who writes, and who exchanges
