@@ -6,7 +6,7 @@ A change here needs a migration; see ``indexer/migrations``.
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -107,7 +107,7 @@ class Owner:
 
     locator: str
     content: str
-    at: str = ""
+    at: str = field(default="", compare=False)
 
 
 class Prefixes:
