@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 from dicom_files import dataset, encode
+from loopback_pacs import LoopbackPacs
 
-from engine.errors import QueryError, SourceError, StoreError, StoreLocked
+from engine.errors import QueryError, SettingsError, SourceError, StoreError, StoreLocked
 from engine.model.checkpoint import read_manifest, save_checkpoint
 from engine.model.config import small_network
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.search.query import Query
+from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.archive import Archive
@@ -33,6 +35,7 @@ from indexer.jobs.runner import JobRunner
 from indexer.reencode import drop_previous, go_back, reencode
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
+from indexer.sources.received import ReceivedSource
 from indexer.writing import exchanging, writing
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +362,36 @@ def test_one_at_a_time(archive: Any, new: Path) -> None:
 
     reencode(archive.with_old, new, progress=second)
     assert refused
+
+
+def test_servers_and_received_instances_are_read_again(site: Any, old: Path, new: Path) -> None:
+    with LoopbackPacs() as pacs:
+        contents_of = [slice_of(number, study=3) for number in range(3)]
+        for number, content in enumerate(contents_of):
+            pacs.add("1.2.3", "1.2.3.4", f"1.2.3.{number}", content)
+        named = {"pacs": DicomWebSettings(kind="dicomweb", url=pacs.url)}
+        with_old = site.settings.model_copy(update={"model": old, "sources": named})
+        received = DataDir(with_old.data_dir).received / "ab" / "cd" / "1.2.4.1.dcm"
+        received.parent.mkdir(parents=True)
+        received.write_bytes(slice_of(1, study=4))
+
+        def filled(settings: Settings) -> dict[str, tuple[object, ...]]:
+            with Archive(settings, create=True) as archive:
+                archive.index(SourceSpec(name="pacs").open(settings))
+                archive.index(ReceivedSource([received]))
+                return told(archive)
+
+        filled(with_old)
+        with pytest.raises(SettingsError, match=r"no source 'pacs'.*\[sources\.pacs\]"):
+            reencode(with_old.model_copy(update={"sources": {}}), new)
+        assert reencode(with_old, new).encoded == 4
+        site.settings = with_old.model_copy(update={"model": None})
+        elsewhere = site.root / "fresh"
+        elsewhere.mkdir()
+        key = (with_old.data_dir / "pseudonym.key").read_bytes()
+        (elsewhere / "pseudonym.key").write_bytes(key)
+        fresh = with_old.model_copy(update={"data_dir": elsewhere, "model": new})
+        assert contents(site) == filled(fresh)
 
 
 def test_a_worker_goes_on_with_the_new_index(archive: Any, new: Path, draw: Draw) -> None:
