@@ -1,7 +1,7 @@
 """The HTTP service: the application with its routes, limits and security headers."""
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
-from api.deps import Readers
 from api.limits import FRAME_ALLOWANCE, BodyLimit
 from api.portal.pages import Pages
 from api.problems import Problem, UnexpectedErrors, install_problems
 from api.routes import health, images, page, recommend, search
+from api.serving import Serving
 from engine.settings import Settings, load_settings
 from indexer.archive import Archive
 
@@ -99,11 +99,8 @@ class SecurityHeaders:
 def _lifespan(settings: Settings, given: Archive | None) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with ExitStack() as opened:
-            archive = opened.enter_context(Archive(settings)) if given is None else given
-            readers = Readers(archive, settings.indexing.readers, settings.server.max_upload_bytes)
-            opened.enter_context(readers)
-            yield {"archive": archive, "readers": readers, "pages": Pages()}
+        with Serving(settings, given) as serving:
+            yield {"serving": serving, "pages": Pages()}
 
     return lifespan
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from api.calibration import calibrate
 from api.capacity import plan
+from api.deletion import delete
 from api.duplicates import duplicates
 from api.evaluation import evaluate
 from api.jobs import jobs, worker
@@ -39,10 +40,11 @@ from api.options import (
 )
 from api.receive import receive
 from api.recommendation import recommend
+from api.reencoding import reencode
 from api.storage import profile, restore, snapshot
 from api.training import train
 from engine import __version__
-from engine.errors import ImageRefused, PrecedentError, QueryError
+from engine.errors import ImageRefused, PrecedentError
 from engine.settings import Settings, load_settings
 from indexer.room import is_full
 
@@ -65,6 +67,8 @@ app.command()(duplicates)
 app.command()(profile)
 app.command()(snapshot)
 app.command()(restore)
+app.command()(delete)
+app.command()(reencode)
 app.command()(plan)
 app.command()(worker)
 app.command()(receive)
@@ -279,44 +283,6 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {count:,}" for name, count in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@app.command()
-def delete(
-    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Patient ID, as in the files.")] = None,
-    issuer: Annotated[str, typer.Option(help="Issuer of the Patient ID, if any.")] = "",
-    sop: Annotated[str | None, typer.Option(help="SOP Instance UID.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    data_dir: DataDirOption = None,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove a study, patient or instance from index, thumbnails and ledger.
-
-    The files themselves stay; indexing their folder again brings them back.
-    """
-    from engine.store.base import Filter, Match
-    from indexer.archive import Archive
-    from indexer.imaging.deidentify import pseudonym
-
-    if study is None and patient is None and sop is None:
-        raise QueryError("say what to delete: --study UID, --patient ID or --sop UID")
-    settings = _settings(data_dir, model)
-    with Archive(settings) as archive:
-        key = archive.data_dir.pseudonym_key(settings)
-        keyed = None if patient is None else pseudonym(issuer, patient, key)
-        locators = archive.ledger.find(study=study, patient=keyed, sop=sop)
-        named = {"study": study, "patient": keyed, "sop": sop}
-        where = Filter(tuple(Match(name, (v,)) for name, v in named.items() if v is not None))
-        if not yes and not as_json and (locators or archive.store.count(where)):
-            typer.confirm(f"Remove {len(locators):,} instances from the index?", abort=True)
-        points = archive.delete(locators) + archive.delete_unowned(where)
-    document = {"instances": len(locators), "points": points}
-    if as_json:
-        write_json(document)
-    else:
-        Console().print(f"removed {len(locators):,} instances, {points:,} points")
 
 
 @app.command()

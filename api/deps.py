@@ -118,12 +118,21 @@ def point_id(text: str) -> str:
         ) from None
 
 
-def _archive(request: Request) -> Archive:
-    return cast(Archive, request.state.archive)
+def _serving(request: Request) -> Iterator[tuple[Archive, Readers]]:
+    """The same archive for all of a request."""
+    with request.state.serving.request() as (archive, readers):
+        yield archive, readers
 
 
-def _readers(request: Request) -> Readers:
-    return cast(Readers, request.state.readers)
+_Serving = Annotated[tuple[Archive, Readers], Depends(_serving)]
+
+
+def _archive(serving: _Serving) -> Archive:
+    return serving[0]
+
+
+def _readers(serving: _Serving) -> Readers:
+    return serving[1]
 
 
 def _pages(request: Request) -> Pages:

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from queue import SimpleQueue
 from types import FrameType
@@ -41,6 +41,7 @@ def receive(
     waits is indexed; a second one ends it at once, and the next start goes on.
     """
     from indexer.archive import Archive
+    from indexer.datadir import DataDir
     from indexer.room import check_room
     from indexer.sources.received import Inbox, index_in_rounds
     from indexer.sources.storescp import StoreScp
@@ -50,14 +51,21 @@ def receive(
     wanted = {name: value for name, value in given.items() if value is not None}
     options = settings.receive.model_copy(update=wanted)
     scp = StoreScp(options)
-    folder = settings.data_dir / "received"
+    folder = DataDir(settings.data_dir).received
     check_room(settings.data_dir, settings.indexing.min_free_bytes)
     with (
-        Archive(settings, create=True) as archive,
+        ExitStack() as opened,
         Inbox(folder, options, settings.limits.max_file_bytes) as inbox,
     ):
+        archive = opened.enter_context(Archive(settings, create=True))
 
         def index(source: "ImageSource") -> None:
+            nonlocal archive
+            if archive.is_replaced:
+                opened.close()
+                # The model came into force with its index.
+                now = settings.model_copy(update={"model": None})
+                archive = opened.enter_context(Archive(now, create=True))
             report = archive.index(source)
             # Whether anybody reads it is no matter of the round.
             with suppress(OSError):

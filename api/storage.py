@@ -1,7 +1,7 @@
 """``precedent profile``, ``snapshot`` and ``restore``: how and where the index is kept."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +89,7 @@ def _store(data_dir: Path | None, model: Path | None, *, create: bool) -> Iterat
     from engine.store.opening import open_store
     from indexer.archive import model_directory
     from indexer.datadir import DataDir
+    from indexer.writing import writing
 
     settings = load_settings(data_dir=data_dir, model=model)
     manifest = read_manifest(model_directory(settings))
@@ -96,8 +97,10 @@ def _store(data_dir: Path | None, model: Path | None, *, create: bool) -> Iterat
     place = DataDir(settings.data_dir)
     if create:
         place.make()
-    with open_store(settings, place.index, collection, create=create) as store:
-        yield store
+    with ExitStack() as held:
+        if create:
+            held.enter_context(writing(place.root))
+        yield held.enter_context(open_store(settings, place.index, collection, create=create))
 
 
 @contextmanager

@@ -1,32 +1,36 @@
 """An archive, opened: its model, its index, its ledger, and the engine that searches them."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageRefused
+from engine.errors import ImageRefused, StoreError, StoreLocked, StoreNotFound
 from engine.model.checkpoint import SHIPPED, Manifest
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
-from engine.store.base import Collection, Filter
+from engine.store.base import Collection, Filter, Ids, Match
 from engine.store.opening import open_store
 from indexer.database import Database, open_database
-from indexer.datadir import DataDir
+from indexer.datadir import FIRST_INDEX, DataDir, InForce
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
+from indexer.indexes import indexes_of
+from indexer.jobs.ledger import JobLedger
 from indexer.ledger import Ledger, State
 from indexer.pipeline import Indexer
-from indexer.removal import remove, remove_points
+from indexer.removal import points_only_of, remove, remove_points
 from indexer.run import IndexingReport, Progress, index_archive
-from indexer.sources.base import ImageSource, file_path, is_file
+from indexer.sources.base import ImageSource, file_locator, file_path, is_file
+from indexer.writing import writing
 
 __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 
@@ -34,11 +38,15 @@ __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 # Smaller is faster for one query; below four, bfloat16 kernels round in another order, and an
 # indexed image would not find itself with exactly its own code.
 _QUERY_BATCH = 4
+_DELETED_AT_ONCE = 5000
 
 
 def model_directory(settings: Settings) -> Path:
-    """The checkpoint folder in force: the one named, or the shipped one."""
-    return SHIPPED if settings.model is None else settings.model
+    """The checkpoint folder in force: the one named, else the one that came into force with the
+    index, else the shipped one."""
+    if settings.model is not None:
+        return settings.model
+    return DataDir(settings.data_dir).model(settings) or SHIPPED
 
 
 class Archive:
@@ -59,6 +67,11 @@ class Archive:
     ) -> None:
         self.settings = settings
         self.data_dir = DataDir(settings.data_dir)
+        # Before anything is opened: what comes into force meanwhile shows later.
+        self._in_force = self._noted()
+        self._writers = 0
+        self._writing = Lock()
+        self._floor = ExitStack()
         directory = model_directory(settings)
         with ExitStack() as opened:
             if create:
@@ -76,6 +89,7 @@ class Archive:
             )
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
+            self._database = database
             self.ledger = Ledger(database)
             # In this order: another worker writes points first, and then says that they are done.
             if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
@@ -88,6 +102,44 @@ class Archive:
                 self.encoder.with_batch_size(_QUERY_BATCH), self.store, settings.search, gate
             )
             self._opened = opened.pop_all()
+
+    def _noted(self) -> InForce | None:
+        return self.data_dir.in_force(served=self.settings.store.url is not None)
+
+    def _index(self, noted: InForce | None) -> str | None:
+        """The name of an index; None = the one on a server that was never replaced."""
+        if noted is not None:
+            return noted.index
+        return FIRST_INDEX if self.settings.store.url is None else None
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another index, or another calibration, has come into force since."""
+        return self._noted() != self._in_force
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For all that writes: nothing takes the place of the index meanwhile. May be nested.
+
+        Raises:
+            StoreError: another one has taken its place already.
+        """
+        with self._writing:
+            if self._writers == 0:
+                self._floor.enter_context(writing(self.data_dir.root))
+            self._writers += 1
+        try:
+            if self._index(self._noted()) != self._index(self._in_force):
+                raise StoreError(
+                    f"another index has come into force in {self.data_dir.root}; nothing was "
+                    "lost, and the same command again uses that"
+                )
+            yield
+        finally:
+            with self._writing:
+                self._writers -= 1
+                if self._writers == 0:
+                    self._floor.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -112,18 +164,19 @@ class Archive:
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
-        return index_archive(
-            source,
-            encoder=self.encoder,
-            store=self.store,
-            ledger=self.ledger,
-            data_dir=self.data_dir,
-            settings=self.settings,
-            retry_refused=retry_refused,
-            again=again,
-            vanished_from=vanished_from,
-            progress=progress,
-        )
+        with self.writing():
+            return index_archive(
+                source,
+                encoder=self.encoder,
+                store=self.store,
+                ledger=self.ledger,
+                data_dir=self.data_dir,
+                settings=self.settings,
+                retry_refused=retry_refused,
+                again=again,
+                vanished_from=vanished_from,
+                progress=progress,
+            )
 
     def indexer(self) -> Indexer:
         """What indexes chunks into this archive; see ``indexer.jobs``."""
@@ -143,8 +196,46 @@ class Archive:
         }
 
     def delete(self, locators: Sequence[str]) -> int:
-        """Removes instances from index, thumbnails and ledger; returns the points removed."""
-        return remove(locators, self.ledger, self.store, self.data_dir)
+        """Removes instances from index, thumbnails and ledger, and received ones from the data
+        folder; returns the points removed."""
+        with self.writing():
+            self._remove_beside(points_only_of(locators, self.ledger))
+            removed = remove(locators, self.ledger, self.store, self.data_dir)
+        received = file_locator(self.data_dir.received.absolute()) + "/"
+        for locator in locators:
+            # Nobody else has a use for it, and `precedent receive` would index it again.
+            if locator.startswith(received):
+                file_path(locator).unlink(missing_ok=True)
+        return removed
+
+    def _remove_beside(self, ids: Sequence[str]) -> None:
+        """Removes points from the indexes that are kept. One that is being filled has someone
+        who will see what was deleted."""
+        if not ids:
+            return
+        indexes = indexes_of(self.settings, self.data_dir)
+        for name in indexes.beside():
+            with suppress(StoreLocked, StoreNotFound), indexes.open(name) as store:
+                store.delete(Filter(must=(Ids(tuple(ids)),)))
+                store.flush()
+
+    def delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
+        """Removes everything with these identifiers; returns how many instances and points.
+
+        Args:
+            wanted: values by field: study, patient, sop, source, tenant.
+
+        Raises:
+            JobError: a job is still indexing what is to be removed.
+        """
+        if "source" in wanted:
+            JobLedger(self._database).forget_source(wanted["source"])
+        instances = points = 0
+        while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
+            points += self.delete(locators)
+            instances += len(locators)
+        where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
+        return instances, points + self.delete_unowned(where)
 
     def delete_unowned(self, where: Filter) -> int:
         """Removes those points, of the ones ``where`` lets pass, that are of no file in the
@@ -152,10 +243,11 @@ class Archive:
 
         There are such after the ledger was lost, or a snapshot restored without it.
         """
-        ids = [point.id for point in self.store.scroll(where)]
-        owned = self.ledger.owners(ids)
-        gone = [point_id for point_id in ids if point_id not in owned]
-        remove_points(gone, self.store, self.data_dir)
+        with self.writing():
+            ids = [point.id for point in self.store.scroll(where)]
+            owned = self.ledger.owners(ids)
+            gone = [point_id for point_id in ids if point_id not in owned]
+            remove_points(gone, self.store, self.data_dir)
         return len(gone)
 
 

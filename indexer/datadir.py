@@ -1,19 +1,49 @@
 """The data folder: where index, ledger, thumbnails and the pseudonym key lie."""
 
+import json
 import os
 import secrets
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from engine.errors import SettingsError
+from engine.errors import SettingsError, StoreError
+from engine.files import write_atomically
 from engine.settings import Settings
 
-__all__ = ["DataDir"]
+__all__ = ["FIRST_INDEX", "DataDir", "InForce"]
 
 _KEY_BYTES = 32
+FIRST_INDEX = "index"
+"""Name of the folder of the embedded index that none has replaced yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """An index that is in force, or was before.
+
+    index: name of its folder in the data folder, or of its collection on a server.
+    model: folder below the data folder with the model that made it; None = the settings say
+        which one that is.
+    since: when it came into force, or got another calibration, UTC, ISO 8601; None = when it
+        was made.
+    until: of one that is not in force: when it was replaced; None = not known.
+    previous: the one that was in force before it, while that is kept.
+    """
+
+    index: str
+    model: str | None = None
+    since: str | None = None
+    until: str | None = None
+    previous: "InForce | None" = None
 
 
 class DataDir:
     """Paths below one folder.
+
+    The file ``current.json`` says which index and which model are in force. Without one, it is
+    the index in the folder ``index``. For an index on a server ``served.json`` names the model;
+    which collection is in force, the server says.
 
     Args:
         root: the folder; made when something is first written to it.
@@ -21,10 +51,56 @@ class DataDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.index = root / "index"
         self.ledger = root / "ledger.sqlite"
         self.thumbnails = root / "thumbnails"
+        self.models = root / "models"
+        self.received = root / "received"
         self._key = root / "pseudonym.key"
+
+    @property
+    def index(self) -> Path:
+        """The folder of the embedded index in force.
+
+        Raises:
+            StoreError: which one that is cannot be read.
+        """
+        found = self.in_force()
+        return self.root / (FIRST_INDEX if found is None else found.index)
+
+    def model(self, settings: Settings) -> Path | None:
+        """The folder of the model in force, where it is kept here; None = it is not.
+
+        Raises:
+            StoreError: which one that is cannot be read.
+        """
+        found = self.in_force(served=settings.store.url is not None)
+        return None if found is None or found.model is None else self.root / found.model
+
+    def in_force(self, *, served: bool = False) -> InForce | None:
+        """What is in force; None = nothing was ever put in force in place of another.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        path = self._pointer(served)
+        try:
+            return _parsed(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}); restore it, or write the name of the index "
+                'in force there, as in {"index": "index"}'
+            ) from None
+
+    def put_in_force(self, found: InForce, *, served: bool = False) -> None:
+        """Notes what is in force, in one step that survives a power cut."""
+        self.make()
+        write_atomically(self._pointer(served), json.dumps(asdict(found)).encode())
+        _sync(self.root)
+
+    def _pointer(self, served: bool) -> Path:
+        return self.root / ("served.json" if served else "current.json")
 
     def make(self) -> None:
         """Makes the folder. Raises SettingsError when it cannot be made."""
@@ -75,3 +151,21 @@ class DataDir:
                 "key, patients indexed before are no longer the same"
             )
         return key
+
+
+def _parsed(noted: dict[str, Any]) -> InForce:
+    before = noted.get("previous")
+    found = InForce(**{**noted, "previous": None if before is None else _parsed(before)})
+    if not isinstance(found.index, str) or not isinstance(found.model, str | None):
+        raise TypeError("index and model are names")
+    return found
+
+
+def _sync(folder: Path) -> None:
+    """Sees to it that the new name of a file survives a power cut: what was in force before may
+    be removed next."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from engine.errors import RefusalReason
 from indexer.database import Database
@@ -187,15 +187,16 @@ class Ledger:
         owners: dict[str, list[Owner]] = {}
         for chunk in _chunks(ids):
             with self._database.begin(read=True) as connection:
-                query = select(points.c.id, points.c.locator, instances.c.content).join(instances)
-                query = query.where(points.c.id.in_(chunk)).order_by(
-                    instances.c.seen_in.desc(), points.c.locator
-                )
+                c = instances.c
+                query = select(points.c.id, points.c.locator, c.content, c.finished_at)
+                query = query.join(instances).where(points.c.id.in_(chunk))
+                query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if settled:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
-                    owners.setdefault(row.id, []).append(Owner(row.locator, row.content))
+                    owner = Owner(row.locator, row.content, row.finished_at or "")
+                    owners.setdefault(row.id, []).append(owner)
         return owners
 
     def points_of(self, locators: Sequence[str]) -> dict[str, list[str]]:
@@ -384,22 +385,25 @@ class Ledger:
             Refused(row.locator, RefusalReason(row.reason), row.detail, row.sop) for row in rows
         ]
 
-    def find(
-        self,
-        *,
-        study: str | None = None,
-        patient: str | None = None,
-        sop: str | None = None,
-        source: str | None = None,
-        tenant: str | None = None,
-    ) -> list[str]:
-        """Locators of the instances with these identifiers, ordered."""
-        wanted = {"study": study, "patient": patient, "sop": sop}
-        wanted |= {"source": source, "tenant": tenant}
-        query = select(instances.c.locator).order_by(instances.c.locator)
-        for name, value in wanted.items():
-            if value is not None:
-                query = query.where(instances.c[name] == value)
+    def find(self, *, limit: int | None = None, **wanted: str | None) -> list[str]:
+        """Locators of the instances with these identifiers (see :meth:`count`), ordered.
+
+        limit: the first so many; None = all.
+        """
+        query = select(instances.c.locator).where(*_named(wanted)).order_by(instances.c.locator)
+        with self._database.begin(read=True) as connection:
+            return list(connection.execute(query.limit(limit)).scalars())
+
+    def count(self, **wanted: str | None) -> int:
+        """How many instances have these: study, patient, sop, source, tenant; None = any."""
+        query = select(func.count()).select_from(instances).where(*_named(wanted))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def names(self, field: str) -> list[str]:
+        """The sources or tenants that instances have, ordered. field: "source" or "tenant"."""
+        column = instances.c[field]
+        query = select(column).where(column.is_not(None)).distinct().order_by(column)
         with self._database.begin(read=True) as connection:
             return list(connection.execute(query).scalars())
 
@@ -420,6 +424,10 @@ class Ledger:
             for chunk in _chunks(sorted(locators)):
                 connection.execute(delete(points).where(points.c.locator.in_(chunk)))
                 connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
+
+
+def _named(wanted: dict[str, str | None]) -> list[ColumnElement[bool]]:
+    return [instances.c[name] == value for name, value in wanted.items() if value is not None]
 
 
 def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:

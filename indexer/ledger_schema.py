@@ -6,7 +6,7 @@ A change here needs a migration; see ``indexer/migrations``.
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -103,10 +103,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The instance that a point came from."""
+    """The instance that a point came from. at: when that was recorded, UTC, ISO 8601."""
 
     locator: str
     content: str
+    at: str = field(default="", compare=False)
 
 
 class Prefixes:

@@ -35,7 +35,7 @@ from indexer.removal import remove_points
 from indexer.room import check_room, naming_a_full_disk
 from indexer.sources.base import ImageSource
 
-__all__ = ["Indexer", "Tally", "sweep"]
+__all__ = ["Batch", "Indexer", "Pass", "Reading", "Tally", "labelled", "sweep"]
 
 _WRITES_WAITING = 4
 _GROUP = 256
@@ -63,14 +63,14 @@ class Tally:
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """Instances whose fate is known, in the order of the archive, until they are written."""
 
     outcomes: list[Done | Refused] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
 
 
-_Reading = tuple[Pending, Prepared | ImageRefused]
+Reading = tuple[Pending, Prepared | ImageRefused]
 
 
 class Indexer:
@@ -139,7 +139,7 @@ class Indexer:
                 what was recorded as done is done.
             KeyboardInterrupt: after what was under way has been written.
         """
-        one = _Pass(self, run, source, manifest, progress)
+        one = Pass(self, run, source, manifest, progress)
         one.over(pending, stop)
         return one.tally
 
@@ -155,8 +155,8 @@ def sweep(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
     return swept
 
 
-class _Pass:
-    """One pass over pending instances."""
+class Pass:
+    """One pass over pending instances. What becomes of them, a subclass may decide otherwise."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Pass:
             indexing.encoders, "encoder", initializer=torch.set_num_threads, initargs=(1,)
         )
         writer = ThreadPoolExecutor(1, "writer")
-        encoding: deque[tuple[_Batch, Future[EncodedImages]]] = deque()
+        encoding: deque[tuple[Batch, Future[EncodedImages]]] = deque()
         writing: deque[Future[None]] = deque()
 
         def hand_on() -> None:
@@ -224,7 +224,7 @@ class _Pass:
 
     def _reading(
         self, instances: Iterable[Pending], stop: Callable[[], bool]
-    ) -> Generator[_Reading]:
+    ) -> Generator[Reading]:
         """What the readers make of the pending instances, in order, some batches ahead."""
         waiting: deque[Pending] = deque()
 
@@ -235,7 +235,7 @@ class _Pass:
                 waiting.append(pending)
                 yield pending.locator
 
-        def readings() -> Iterator[_Reading]:
+        def readings() -> Iterator[Reading]:
             for result in self._files.read(self._source.images(locators())):
                 yield waiting.popleft(), result
 
@@ -249,9 +249,9 @@ class _Pass:
                     return
                 yield reading
 
-    def _groups(self, readings: Iterable[_Reading]) -> Iterator[list[_Reading]]:
+    def _groups(self, readings: Iterable[Reading]) -> Iterator[list[Reading]]:
         """Readings in groups that hold about a batch of pictures."""
-        group: list[_Reading] = []
+        group: list[Reading] = []
         pictures = 0
         for reading in readings:
             group.append(reading)
@@ -263,11 +263,11 @@ class _Pass:
         if group:
             yield group
 
-    def _decided(self, readings: list[_Reading]) -> _Batch:
+    def _decided(self, readings: list[Reading]) -> Batch:
         """What becomes of each instance: encoded, already there under another name, refused."""
-        batch = _Batch()
+        batch = Batch()
         readable = [
-            _labelled(pending, result, self._source.name)
+            labelled(pending, result, self._source.name)
             for pending, result in readings
             if isinstance(result, Prepared)
         ]
@@ -296,13 +296,13 @@ class _Pass:
         self.tally.seen += len(readings)
         return batch
 
-    def _encoded(self, batch: _Batch) -> EncodedImages:
+    def _encoded(self, batch: Batch) -> EncodedImages:
         """In an encoder's thread."""
         canvases = [picture.canvas for one in batch.prepared for picture in one.pictures]
         with self._timed("encode"):
             return self._encoder.encode(canvases)
 
-    def _write(self, batch: _Batch, encoded: EncodedImages) -> None:
+    def _write(self, batch: Batch, encoded: EncodedImages) -> None:
         """In the writer's thread: points and thumbnails, then, from time to time, the ledger.
 
         After a failure nothing more is written: a later batch may hold duplicates of
@@ -358,7 +358,8 @@ class _Pass:
                 self.tally.seconds[stage] = self.tally.seconds.get(stage, 0.0) + elapsed
 
 
-def _labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
+def labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
+    """An instance as the ledger records it and as the index shows it."""
     labels = () if pending.label is None else (pending.label,)
     record = replace(prepared.record, labels=labels, source=source)
     done = Done(

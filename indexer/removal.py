@@ -7,7 +7,7 @@ from indexer.datadir import DataDir
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger import Ledger
 
-__all__ = ["remove", "remove_points"]
+__all__ = ["points_only_of", "remove", "remove_points"]
 
 
 def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
@@ -16,16 +16,21 @@ def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir
     A point that another file has too stays. The ledger comes last, so that a removal that was
     cut short can be repeated.
     """
+    gone = points_only_of(locators, ledger)
+    remove_points(gone, store, data_dir)
+    ledger.forget(locators)
+    return len(gone)
+
+
+def points_only_of(locators: Sequence[str], ledger: Ledger) -> list[str]:
+    """The points that none but these instances has."""
     ids = {i for found in ledger.points_of(locators).values() for i in found}
     leaving = set(locators)
-    gone = [
+    return [
         point_id
         for point_id, owners in ledger.owners(sorted(ids)).items()
         if all(owner.locator in leaving for owner in owners)
     ]
-    remove_points(gone, store, data_dir)
-    ledger.forget(locators)
-    return len(gone)
 
 
 def remove_points(ids: Sequence[str], store: VectorStore, data_dir: DataDir) -> None:

@@ -137,8 +137,8 @@ def _told(request: Request, problem: Problem) -> HTMLResponse:
     # Neither a file nor an image that is not there can be asked for again.
     asked = replace(asked, upload=None, image_id=None if lost else asked.image_id)
     try:
-        values = _view(request.state.archive, asked, problem=problem)
-        html = pages.render("search.html", values)
+        with request.state.serving.request() as (archive, _):
+            html = pages.render("search.html", _view(archive, asked, problem=problem))
     except PrecedentError:
         html = pages.render("unavailable.html", {"problem": problem})
     return HTMLResponse(html, problem.status)

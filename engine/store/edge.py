@@ -39,7 +39,7 @@ from engine.store.base import (
 from engine.store.payload import BAND_PREFIX, FieldKind, schema, to_payload
 from engine.store.points import checked_vector, not_storable, to_hit, to_point
 
-__all__ = ["EdgeStore"]
+__all__ = ["EdgeStore", "described"]
 
 _COLLECTION = "collection.json"
 _UPSERT_AT_ONCE = 256
@@ -93,11 +93,7 @@ class EdgeStore:
             StoreNotFound: there is none.
             StoreLocked, FingerprintMismatch: as for :meth:`create`.
         """
-        if not (directory / _COLLECTION).is_file():
-            raise StoreNotFound(
-                f"no index in {directory}; make one with `precedent index PATH…`, or name "
-                "another place with --data-dir"
-            )
+        described(directory)
         lock = _locked(directory)
         try:
             return cls._load(directory, collection, lock)
@@ -107,20 +103,13 @@ class EdgeStore:
 
     @classmethod
     def _load(cls, directory: Path, wanted: Collection | None, lock: FileLock) -> "EdgeStore":
-        try:
-            noted = json.loads((directory / _COLLECTION).read_bytes())
-            profile = Profile(**noted.pop("profile", {}))
-            found = Collection(**noted)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{directory / _COLLECTION} cannot be read ({error}); restore it, or delete "
-                f"{directory} and index again"
-            ) from None
+        found, profile = described(directory)
         if wanted is not None and found != wanted:
             raise FingerprintMismatch(
                 f"the index in {directory} was made by model {found.model} ({found.bits} bits, "
                 f"{found.dim} values), not by {wanted.model} ({wanted.bits} bits, {wanted.dim} "
-                "values); use that model with --model, or index into another --data-dir"
+                "values); use that model with --model, bring the index to this one with "
+                "`precedent reencode --model`, or index into another --data-dir"
             )
         return cls(directory, found, profile, lock)
 
@@ -238,6 +227,28 @@ class EdgeStore:
             return qdrant.Point(uuid.UUID(point.id), {VECTOR: z.tolist()}, payload)
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None
+
+
+def described(directory: Path) -> tuple[Collection, Profile]:
+    """What the store in ``directory`` was made for, also while another process has it.
+
+    Raises:
+        StoreError: it does not say.
+    """
+    try:
+        noted = json.loads((directory / _COLLECTION).read_bytes())
+        profile = Profile(**noted.pop("profile", {}))
+        return Collection(**noted), profile
+    except FileNotFoundError:
+        raise StoreNotFound(
+            f"no index in {directory}; make one with `precedent index PATH…`, or name "
+            "another place with --data-dir"
+        ) from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{directory / _COLLECTION} cannot be read ({error}); restore it, or delete "
+            f"{directory} and index again"
+        ) from None
 
 
 def _locked(directory: Path) -> FileLock:

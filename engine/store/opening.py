@@ -1,12 +1,19 @@
 """The store that the settings ask for: embedded in the data folder, or on a server."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import StoreError
-from engine.settings import Settings
+from engine.settings import Settings, StoreSettings
 from engine.store.base import Collection, Profile, VectorStore
 
-__all__ = ["open_store"]
+if TYPE_CHECKING:
+    from engine.store.connection import Connection
+    from engine.store.server import ServerStore
+
+__all__ = ["connected", "open_served", "open_store"]
 
 
 def open_store(
@@ -36,15 +43,42 @@ def open_store(
         if new is not None:
             return EdgeStore.create(directory, new, profile)
         return EdgeStore.open(directory, collection)
-    from engine.store.connection import Connection, connect
     from engine.store.server import ServerStore
 
-    client = connect(wanted)
+    if new is not None:
+        return open_served(wanted, lambda connection: ServerStore.create(connection, new, profile))
+    return open_served(wanted, lambda connection: ServerStore.open(connection, collection))
+
+
+def open_served(
+    settings: StoreSettings, opened: "Callable[[Connection], ServerStore]"
+) -> "ServerStore":
+    """What ``opened`` makes of a connection to the server, which the store closes.
+
+    Raises:
+        SettingsError: the settings name no usable server.
+    """
+    from engine.store.connection import Connection, connect
+
+    client = connect(settings)
     try:
-        connection = Connection(client, wanted)
-        if new is not None:
-            return ServerStore.create(connection, new, profile)
-        return ServerStore.open(connection, collection)
+        return opened(Connection(client, settings))
     except BaseException:
         client.close()
         raise
+
+
+@contextmanager
+def connected(settings: StoreSettings) -> "Iterator[Connection]":
+    """A connection to the server, closed at the end.
+
+    Raises:
+        SettingsError: the settings name no usable server.
+    """
+    from engine.store.connection import Connection, connect
+
+    client = connect(settings)
+    try:
+        yield Connection(client, settings)
+    finally:
+        client.close()

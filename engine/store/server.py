@@ -16,7 +16,7 @@ from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.connection import Connection
 from engine.store.payload import to_payload
 from engine.store.points import checked_vector, not_storable, to_hit, to_point
-from engine.store.server_collection import existing, made
+from engine.store.server_collection import Found, existing, made, made_beside, put_in_force
 from engine.store.server_filter import translated
 from engine.store.server_layout import Noted, note, rearranged
 
@@ -34,15 +34,18 @@ rebuild the whole index."""
 class ServerStore:
     """Points in a collection. Open one with :meth:`open` or :meth:`create`; close it after use.
 
-    Closing it closes the connection.
+    It stays with the collection that was in force when it was opened: when another takes its
+    place, the answers of an open store are still all of one model. Closing it closes the
+    connection.
     """
 
-    def __init__(self, connection: Connection, found: Noted) -> None:
+    def __init__(self, connection: Connection, found: Found) -> None:
         self._connection = connection
         self._client = connection.client
-        self._name = connection.settings.collection
-        self._collection = found.collection
-        self._profile = found.profile
+        self._name = found.name
+        self._shown = connection.settings.collection
+        self._collection = found.noted.collection
+        self._profile = found.noted.profile
 
     @classmethod
     def create(
@@ -63,14 +66,43 @@ class ServerStore:
         return cls(connection, made(connection, collection, profile or Profile()))
 
     @classmethod
-    def open(cls, connection: Connection, collection: Collection | None = None) -> "ServerStore":
+    def create_beside(
+        cls, connection: Connection, collection: Collection, profile: Profile
+    ) -> "ServerStore":
+        """Opens the store of another model than the one in force, made anew if there is none.
+
+        Raises:
+            StoreError: as for :meth:`create`, or nothing can take the place of what is in force.
+        """
+        return cls(connection, made_beside(connection, collection, profile))
+
+    @classmethod
+    def open(
+        cls,
+        connection: Connection,
+        collection: Collection | None = None,
+        *,
+        name: str | None = None,
+    ) -> "ServerStore":
         """Opens an existing store; with ``collection``, only if it was made for that.
+
+        Args:
+            name: the collection's own; None = the one in force.
 
         Raises:
             StoreNotFound: there is none.
             FingerprintMismatch, StoreError: as for :meth:`create`.
         """
-        return cls(connection, existing(connection, collection))
+        return cls(connection, existing(connection, collection, name=name))
+
+    def put_in_force(self) -> None:
+        """Takes the place of the store in force, in one step. Stores that are open stay open."""
+        put_in_force(self._connection, self._name)
+
+    @property
+    def name(self) -> str:
+        """The collection's own name."""
+        return self._name
 
     @property
     def collection(self) -> Collection:
@@ -91,7 +123,7 @@ class ServerStore:
         self._profile = profile
         if not self._green_within(_ARRANGE_SECONDS):
             raise StoreError(
-                f"{self._connection.server} is still rearranging collection {self._name!r} "
+                f"{self._connection.server} is still rearranging collection {self._shown!r} "
                 f"after {_ARRANGE_SECONDS / 3600:g} hours; it goes on by itself, and answers "
                 "are right meanwhile"
             )
@@ -225,7 +257,7 @@ class ServerStore:
                 return True
             if info.status == models.CollectionStatus.RED:
                 raise StoreError(
-                    f"collection {self._name!r} on {self._connection.server} is damaged "
+                    f"collection {self._shown!r} on {self._connection.server} is damaged "
                     f"({info.optimizer_status}); look into the server's log, and restore a "
                     "snapshot if need be"
                 )

@@ -11,7 +11,7 @@ from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE
 from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
-__all__ = ["Noted", "field_index", "note", "noted", "rearranged", "vectors"]
+__all__ = ["Noted", "field_index", "note", "noted", "own_name", "rearranged", "vectors"]
 
 _KEY = "precedent"
 _OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
@@ -26,6 +26,11 @@ class Noted:
     collection: Collection
     profile: Profile
     complete: bool
+
+
+def own_name(alias: str, collection: Collection) -> str:
+    """What a collection is called that may come into force under the name ``alias``."""
+    return f"{alias}-{collection.model}"
 
 
 def note(found: Noted) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
 from engine.errors import JobError
 from indexer.database import Database
@@ -150,6 +150,24 @@ class JobLedger:
         ).rowcount
         connection.execute(update(manifest).where(were).values(fate=None, reason=None, detail=None))
         return int(count)
+
+    def forget_source(self, source: str) -> None:
+        """Removes what jobs of this source noted of each instance.
+
+        Raises:
+            JobError: one of them is not over, and would bring instances back.
+        """
+        mine = and_(jobs.c.source == source, jobs.c.kind == "index")
+        going_on = jobs.c.state.in_((JobState.RUNNING, JobState.PAUSED))
+        with self._database.begin() as connection:
+            job = connection.execute(select(func.min(jobs.c.id)).where(mine, going_on)).scalar()
+            if job is not None:
+                raise JobError(
+                    f"job {job} still indexes what source {source!r} has; wait for its end, or "
+                    f"end it with `precedent jobs cancel {job}`"
+                )
+            theirs = select(jobs.c.id).where(mine)
+            connection.execute(delete(manifest).where(manifest.c.job.in_(theirs)))
 
     def _change(
         self, job: int, to: JobState, among: tuple[JobState, ...], at: str | None = None

@@ -140,14 +140,14 @@ class JobRunner:
             self._discover(task, lease)
             return
         archive, indexer = self._opened()
-        if task.kind is TaskKind.SETTLE:
-            settle(task, archive, indexer, self._database, self._settings)
-            return
-        manifest = Manifest(self._database, archive.ledger)
-        source = task.job.spec.open(self._settings)
-        pending = manifest.pending(task)
-
-        indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
+        with archive.writing():
+            if task.kind is TaskKind.SETTLE:
+                settle(task, archive, indexer, self._database, self._settings)
+                return
+            manifest = Manifest(self._database, archive.ledger)
+            source = task.job.spec.open(self._settings)
+            pending = manifest.pending(task)
+            indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
 
     def _discover(self, task: Task, lease: Lease) -> None:
         archive, _ = self._opened()
@@ -175,6 +175,10 @@ class JobRunner:
             manifest.add_chunk(task, chunk)
 
     def _opened(self) -> tuple[Archive, Indexer]:
+        if self._archive is not None and self._archive.is_replaced:
+            self.close()
+            # The model came into force with its index.
+            self._settings = self._settings.model_copy(update={"model": None})
         if self._archive is None or self._indexer is None:
             check_room(self._settings.data_dir, self._settings.indexing.min_free_bytes)
             archive = Archive(self._settings, create=True, database=self._database)

@@ -25,6 +25,19 @@ Fault = tuple[int, dict[str, str]] | None
 connection is dropped; over gRPC, UNAVAILABLE. None = the request is worked on."""
 
 
+class _ByName(dict[str, Any]):
+    """Values of collections, which aliases find too."""
+
+    def __init__(self, local: QdrantClient) -> None:
+        self._local = local
+
+    def __missing__(self, name: str) -> Any:
+        for alias in self._local.get_aliases().aliases:
+            if alias.alias_name == name:
+                return self[alias.collection_name]
+        raise KeyError(name)
+
+
 class Loopback:
     """The collections of one server, and what it was asked.
 
@@ -40,11 +53,11 @@ class Loopback:
         self.version = "1.16.3"
         self.status: list[models.CollectionStatus] = []
         self.key: str | None = None
-        self.made: dict[str, models.CreateCollection] = {}
         self.updates: list[models.UpdateCollection] = []
-        self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = {}
         self.searches: list[models.QueryRequest] = []
         self._local = QdrantClient(":memory:")
+        self.made: dict[str, models.CreateCollection] = _ByName(self._local)
+        self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = _ByName(self._local)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -79,6 +92,18 @@ class Loopback:
         return self._local.update_collection(
             name, vectors_config=wanted.vectors, metadata=wanted.metadata
         )
+
+    def drop(self, name: str) -> bool:
+        return self._local.delete_collection(name)
+
+    def names(self) -> models.CollectionsResponse:
+        return self._local.get_collections()
+
+    def aliases(self) -> models.CollectionsAliasesResponse:
+        return self._local.get_aliases()
+
+    def change_aliases(self, actions: list[models.AliasOperations]) -> bool:
+        return self._local.update_collection_aliases(actions)
 
     def index(self, name: str, wanted: models.CreateFieldIndex) -> models.UpdateResult:
         assert self._local.get_collection(name).points_count == 0
@@ -178,6 +203,15 @@ _C = "/collections/([^/]+)"
 _M = models
 _ROUTES: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("GET", "/?", "info", lambda e, b: None),
+    ("GET", "/collections", "names", lambda e, b: e.names()),
+    ("GET", "/aliases", "aliases", lambda e, b: e.aliases()),
+    (
+        "POST",
+        "/collections/aliases",
+        "change aliases",
+        lambda e, b: e.change_aliases(_M.ChangeAliasesOperation(**b).actions),
+    ),
+    ("DELETE", _C, "drop", lambda e, b, n: e.drop(n)),
     ("GET", f"{_C}/exists", "exists", lambda e, b, n: {"exists": e.exists(n)}),
     ("PUT", _C, "create", lambda e, b, n: e.create(n, _M.CreateCollection(**b))),
     ("GET", _C, "get", lambda e, b, n: e.info(n)),
@@ -215,7 +249,7 @@ class _Rest(BaseHTTPRequestHandler):
                 return
         self._send(404, {"status": {"error": f"no route {self.command} {path}"}})
 
-    do_PUT = do_POST = do_PATCH = do_GET  # noqa: N815
+    do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
     def _answer(self, operation: str, work: Callable[[], Any]) -> None:
         engine = self.engine
@@ -310,6 +344,28 @@ class _Collections(_Face, grpc.CollectionsServicer):
                 metadata = GrpcToRest.convert_payload(request.metadata)
             wanted = models.UpdateCollection(vectors=vectors, metadata=metadata)
             done = engine.update(request.collection_name, wanted)
+            return grpc.CollectionOperationResponse(result=done)
+
+    def Delete(self, request, context):  # noqa: N802
+        with self._working("drop", context) as engine:
+            done = engine.drop(request.collection_name)
+            return grpc.CollectionOperationResponse(result=done)
+
+    def List(self, request, context):  # noqa: N802
+        with self._working("names", context) as engine:
+            found = [grpc.CollectionDescription(name=c.name) for c in engine.names().collections]
+            return grpc.ListCollectionsResponse(collections=found)
+
+    def ListAliases(self, request, context):  # noqa: N802
+        with self._working("aliases", context) as engine:
+            found = map(RestToGrpc.convert_alias_description, engine.aliases().aliases)
+            return grpc.ListAliasesResponse(aliases=found)
+
+    def UpdateAliases(self, request, context):  # noqa: N802
+        with self._working("change aliases", context) as engine:
+            done = engine.change_aliases(
+                [GrpcToRest.convert_alias_operations(action) for action in request.actions]
+            )
             return grpc.CollectionOperationResponse(result=done)
 
 

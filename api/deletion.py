@@ -1,0 +1,83 @@
+"""``precedent delete``: taking studies, patients, instances, whole sources and tenants out."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from engine.errors import QueryError
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from indexer.archive import Archive
+
+__all__ = ["delete"]
+
+_MOST_NAMED = 20
+
+
+def delete(
+    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID, as in the files.")] = None,
+    issuer: Annotated[str, typer.Option(help="Issuer of the Patient ID, if any.")] = "",
+    sop: Annotated[str | None, typer.Option(help="SOP Instance UID.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="All that came from it: its name, or 'folder', or 'storescp'."),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="All that belongs to this tenant.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a study, patient, instance, source or tenant from index, thumbnails and ledger.
+
+    Of several, what fits all of them. The files themselves stay, and indexing them again brings
+    them back; only what `precedent receive` keeps in the data folder is removed too.
+    """
+    from engine.store.base import Filter, Match
+    from indexer.archive import Archive
+    from indexer.imaging.deidentify import pseudonym
+
+    asked = {"study": study, "patient": patient, "sop": sop, "source": source, "tenant": tenant}
+    if all(value is None for value in asked.values()):
+        raise QueryError(
+            "say what to delete: --study UID, --patient ID, --sop UID, --source NAME or "
+            "--tenant NAME"
+        )
+    settings = load_settings(data_dir=data_dir, model=model)
+    with Archive(settings) as archive:
+        for field in ("source", "tenant"):
+            _check_known(archive, field, asked[field])
+        if patient is not None:
+            key = archive.data_dir.pseudonym_key(settings)
+            asked["patient"] = pseudonym(issuer, patient, key)
+        wanted = {name: value for name, value in asked.items() if value is not None}
+        where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
+        count = archive.ledger.count(**wanted)
+        if not yes and not as_json and (count or archive.store.count(where)):
+            typer.confirm(f"Remove {count:,} instances from the index?", abort=True)
+        instances, points = archive.delete_all(wanted)
+    if as_json:
+        write_json({"instances": instances, "points": points})
+    else:
+        Console().print(f"removed {instances:,} instances, {points:,} points")
+
+
+def _check_known(archive: "Archive", field: str, name: str | None) -> None:
+    """Raises QueryError: nothing has this source or tenant."""
+    from engine.store.base import Filter, Match
+
+    if name is None or archive.ledger.count(**{field: name}):
+        return
+    if archive.store.count(Filter((Match(field, (name,)),))):
+        return
+    found = archive.store.facet(field, Filter(), _MOST_NAMED)
+    known = sorted({*archive.ledger.names(field), *found})
+    shown = ", ".join(known[:_MOST_NAMED]) or "none"
+    raise QueryError(
+        f"nothing in the index is of {field} {name!r}; there are: {shown}"
+        + (" and others" if len(known) > _MOST_NAMED else "")
+    )

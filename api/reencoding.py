@@ -1,0 +1,84 @@
+"""``precedent reencode``: another model for an archive that stays in use."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from api.options import DataDirOption, JsonOption, write_json
+from engine.errors import QueryError
+from engine.settings import load_settings
+
+__all__ = ["reencode"]
+
+_SHIPPED = "shipped"
+
+
+def reencode(
+    model: Annotated[
+        str | None, typer.Option(help=f"Folder of a checkpoint, or {_SHIPPED!r}.", metavar="DIR")
+    ] = None,
+    back: Annotated[
+        bool, typer.Option("--back", help="Return to the index that was in force before.")
+    ] = False,
+    drop_previous: Annotated[
+        bool, typer.Option("--drop-previous", help="Remove what is kept beside the index.")
+    ] = False,
+    leave_out: Annotated[
+        bool,
+        typer.Option("--leave-out", help="Do without instances that cannot be read any more."),
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode the archive with another model, and exchange the index when that is done.
+
+    Searches and indexing go on meanwhile. Stop it at any time; the same command goes on. The
+    index before is kept, for --back, until --drop-previous. With a model whose calibration
+    alone is another, nothing is read again.
+    """
+    from engine.model.checkpoint import SHIPPED
+    from indexer.reencode import drop_previous as drop, go_back, reencode as encode_anew
+
+    if [model is not None, back, drop_previous].count(True) != 1:
+        raise QueryError("say what to do: --model DIR, --back or --drop-previous")
+    settings = load_settings(data_dir=data_dir)
+    if drop_previous:
+        names = drop(settings)
+        if as_json:
+            write_json({"removed": names})
+        else:
+            _say(f"removed: {', '.join(names) or 'nothing, none was kept'}")
+        return
+    from api.terminal import indexing_progress
+
+    errors = Console(stderr=True)
+    with indexing_progress(errors, shown=errors.is_terminal and not as_json) as progress:
+        if model is None:
+            report = go_back(settings, leave_out=leave_out, progress=progress)
+        else:
+            folder = SHIPPED if model == _SHIPPED else Path(model)
+            report = encode_anew(settings, folder, leave_out=leave_out, progress=progress)
+    if as_json:
+        write_json(asdict(report))
+        return
+    if report.previous is None:
+        _say(f"the index is of model {report.model} already; nothing was read again")
+        return
+    left = f", {report.left_out:,} instances left out" if report.left_out else ""
+    _say(
+        f"model {report.model} is in force ({report.index}): {report.encoded:,} images encoded"
+        f"{left}; {report.seconds:.1f} s"
+    )
+    _say(f"{report.previous} is kept: --back returns to it, --drop-previous removes it")
+    if settings.model is not None:
+        _say(
+            "The settings name a model (PRECEDENT_MODEL, or `model` in precedent.toml); take that "
+            "out, for the data folder names it from now on."
+        )
+
+
+def _say(words: str) -> None:
+    Console().print(words, highlight=False, markup=False, soft_wrap=True)

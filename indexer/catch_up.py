@@ -1,0 +1,304 @@
+"""An index brought to what the ledger says, with images read where it lacks them.
+
+The ledger says which instances there are, and the index itself how far it is: a point in it
+says when its instance was indexed, and is right as long as the ledger says the same. So nothing
+is noted anywhere else, and the work may be cut short at any moment.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine.errors import ImageRefused, SourceError
+from engine.model.encoder import Encoder
+from engine.records import EncodedImages, Point
+from engine.settings import DicomWebSettings, Settings
+from engine.store.base import Filter, Ids, VectorStore
+from indexer.database import open_database
+from indexer.datadir import DataDir
+from indexer.known import Known, KnownInstances
+from indexer.ledger import Done, Ledger
+from indexer.pipeline import Batch, Indexer, Pass, Reading, Tally, labelled
+from indexer.run import Progress
+from indexer.sources.base import ImageSource
+from indexer.sources.folder import FolderSource
+from indexer.sources.opening import SourceSpec
+
+__all__ = ["CatchUp"]
+
+_AT_ONCE = 1000
+_CHANGED = "changed"
+"""Why an instance was not encoded: its content, or the choice of frames, is another now."""
+
+
+@dataclass(slots=True)
+class _Currency:
+    """Which points of the new index are right.
+
+    until: the index was in force and complete up to this time. What was indexed earlier is in
+    it as it was indexed then.
+    """
+
+    store: VectorStore
+    ledger: Ledger
+    until: str | None
+
+    def lacking(self, page: list[Known]) -> dict[str, str]:
+        """Points of these instances that are missing or out of date, with the first instance
+        that has each."""
+        ids = sorted({point_id for known in page for point_id in known.ids})
+        there = {point.id: point.indexed_at for point in self.store.get(ids)}
+        owners = self.ledger.owners(ids)
+        return {
+            point_id: min(owner.locator for owner in owners[point_id])
+            for point_id in ids
+            if point_id in owners
+            and not (
+                point_id in there
+                and any(self._is_current(there[point_id], one.at) for one in owners[point_id])
+            )
+        }
+
+    def _is_current(self, encoded: str | None, at: str) -> bool:
+        return (encoded or "") == at or (self.until is not None and at < self.until)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An instance that could not be encoded. at: when it was indexed. reason: why."""
+
+    at: str
+    reason: str
+
+
+class CatchUp:
+    """Brings one index to what the ledger says. Use it as a context manager.
+
+    encoded: pictures read and encoded so far. removed: points that were deleted from the archive
+    since they were encoded. left_out: instances that the index lacked at the last check.
+
+    Args:
+        model: folder of the model that the index is of.
+        until: the index was in force until this time, UTC, ISO 8601, and complete; None = never.
+        progress: called often, from the calling thread.
+
+    Raises:
+        SettingsError: the settings lack a server that instances came from.
+        ModelError, LedgerError: no usable model or ledger.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        data_dir: DataDir,
+        model: Path,
+        store: VectorStore,
+        until: str | None,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._progress = progress
+        self._opened = ExitStack()
+        with ExitStack() as opened:
+            database = opened.enter_context(open_database(settings, data_dir.ledger))
+            self._known = KnownInstances(database)
+            self._ledger = Ledger(database)
+            self._sources = {name: self._source(name) for name in self._known.sources()}
+            encoder = Encoder.load(
+                model,
+                device=settings.device,
+                precision=settings.precision,
+                batch_size=settings.indexing.batch_size,
+            )
+            self._indexer = opened.enter_context(
+                Indexer(encoder, store, self._ledger, data_dir, settings)
+            )
+            self._opened = opened.pop_all()
+        self._currency = _Currency(store, self._ledger, until)
+        self.encoded = self.removed = self.left_out = 0
+        self._walked = 0
+        self._failed: dict[str, _Failed] = {}
+
+    def __enter__(self) -> "CatchUp":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def _source(self, name: str | None) -> ImageSource:
+        """Where instances of this source are read; files, wherever they came from, as files."""
+        if name is not None and isinstance(self._settings.sources.get(name), DicomWebSettings):
+            return SourceSpec(name=name).open(self._settings)
+        if self._known.has_addresses(name):
+            # Says that the settings lack it, and how it is added.
+            SourceSpec(name=name).settings(self._settings)
+        return FolderSource([], name=name or "folder")
+
+    def encode(self) -> None:
+        """Reads and encodes what the index lacks."""
+        self._walked, total = 0, self._known.count()
+
+        def shown(tally: Tally) -> None:
+            points = self.encoded + tally.points
+            self._progress(Progress("index", total, self._walked, points, len(self._failed)))
+
+        # Of several files with one content the first says what it is; another one is read
+        # only when that cannot be.
+        for firsts in (True, False):
+            for name in self._known.sources():
+                if name not in self._sources:  # it has come meanwhile
+                    self._sources[name] = self._source(name)
+                one = _Pass(self._indexer, self._sources[name], self._failed, shown)
+                try:
+                    one.over(self._lacking(name, firsts=firsts), lambda: False)
+                finally:
+                    self.encoded += one.tally.points
+
+    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[Known]:
+        for page in self._known.pages(source):
+            lacking = self._currency.lacking(page)
+            for known in page:
+                heads = {lacking[point_id] for point_id in known.ids if point_id in lacking}
+                wanted = heads and (known.locator in heads) == firsts
+                if wanted and not self._has_failed(known):
+                    yield known
+            if firsts:
+                self._walked += len(page)
+
+    def _has_failed(self, known: Known) -> bool:
+        failed = self._failed.get(known.locator)
+        return failed is not None and failed.at == known.at
+
+    def check(self, *, leave_out: bool, of_tried: bool = False) -> None:
+        """Whether all that can be encoded is.
+
+        Args:
+            of_tried: pass over what was indexed since the last :meth:`encode`.
+
+        Raises:
+            SourceError: instances would have to be left out, and may not.
+        """
+        self.left_out = sum(
+            not of_tried or self._has_failed(known) for out, _ in self._parted() for known in out
+        )
+        if self.left_out and not leave_out:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.reasons().items())
+            raise SourceError(
+                f"{self.left_out:,} instances cannot be read as they were indexed ({reasons}), "
+                "and so the index in force stays; make them readable or index their source "
+                "again, and repeat the command, which goes on; or exchange without them: "
+                "--leave-out"
+            )
+
+    def settle(self) -> None:
+        """Makes ledger and index agree. Nobody may write meanwhile."""
+        for gone in self._unowned():
+            self.removed += self._store.delete(Filter(must=(Ids(gone),)))
+        self._store.flush()
+        for out, back in self._parted():
+            self._known.leave_out([known.locator for known in out])
+            self._known.take_back([known.locator for known in back])
+
+    def _parted(self) -> Iterator[tuple[list[Known], list[Known]]]:
+        """Page by page the instances that the index lacks, and those that it has although they
+        had been left out."""
+        for name in self._known.sources():
+            for page in self._known.pages(name):
+                lacking = self._currency.lacking(page)
+                out = [known for known in page if not lacking.keys().isdisjoint(known.ids)]
+                missing = {known.locator for known in out}
+                back = [
+                    known
+                    for known in page
+                    if known.state == "refused" and known.locator not in missing
+                ]
+                yield out, back
+
+    def _unowned(self) -> Iterator[tuple[str, ...]]:
+        """Points that no instance has any more, some at a time."""
+        found: list[str] = []
+        page: list[str] = []
+        for point in self._store.scroll(Filter(), page=_AT_ONCE):
+            page.append(point.id)
+            if len(page) == _AT_ONCE:
+                found += self._without_owner(page)
+                page = []
+        found += self._without_owner(page)
+        for start in range(0, len(found), _AT_ONCE):
+            yield tuple(found[start : start + _AT_ONCE])
+
+    def _without_owner(self, ids: list[str]) -> list[str]:
+        owners = self._ledger.owners(ids)
+        return [point_id for point_id in ids if point_id not in owners]
+
+    def reasons(self) -> dict[str, int]:
+        """Why instances could not be encoded, counted."""
+        return dict(sorted(Counter(one.reason for one in self._failed.values()).items()))
+
+
+@dataclass(slots=True)
+class _Batch(Batch):
+    """at: when each of the prepared was indexed."""
+
+    at: list[str] = field(default_factory=list)
+
+
+class _Pass(Pass):
+    """One pass over known instances: their points go into another index, and the ledger and the
+    thumbnails stay as they are."""
+
+    def __init__(
+        self,
+        indexer: Indexer,
+        source: ImageSource,
+        failed: dict[str, _Failed],
+        progress: Callable[[Tally], None],
+    ) -> None:
+        super().__init__(indexer, 0, source, False, progress)
+        self._failed = failed
+
+    def _decided(self, readings: list[Reading]) -> Batch:
+        batch = _Batch()
+        for known, result in readings:
+            if not isinstance(known, Known):
+                raise TypeError("only what is known can be encoded anew")
+            if isinstance(result, ImageRefused):
+                self._failed[known.locator] = _Failed(known.at, result.reason.value)
+                continue
+            done, prepared = labelled(known, result, self._source.name)
+            if not _is_as_indexed(known, done):
+                self._failed[known.locator] = _Failed(known.at, _CHANGED)
+                continue
+            pictures = tuple(one for one in prepared.pictures if one.point_id in known.ids)
+            batch.outcomes.append(done)
+            batch.prepared.append(replace(prepared, pictures=pictures))
+            batch.at.append(known.at)
+        self.tally.seen += len(readings)
+        return batch
+
+    def _write(self, batch: Batch, encoded: EncodedImages) -> None:
+        if not isinstance(batch, _Batch):
+            raise TypeError("a batch of known instances says when they were indexed")
+        points = []
+        rows = zip(encoded.z, encoded.codes, strict=True)
+        for instance, at in zip(batch.prepared, batch.at, strict=True):
+            for picture in instance.pictures:
+                z, code = next(rows)
+                record = replace(instance.record, frame=picture.frame)
+                points.append(Point(picture.point_id, record, code, z, indexed_at=at))
+        with self._timed("write"):
+            self._store.upsert(points)
+        self.tally.points += len(points)
+
+    def _record(self) -> None:
+        self._store.flush()
+
+
+def _is_as_indexed(known: Known, done: Done) -> bool:
+    """Servers may write the same instance anew each time they are asked for it; which one it
+    is, its UID says."""
+    same = done.content == known.content or known.locator.startswith("http")
+    return same and {*known.ids} <= {one for one, _ in done.points}

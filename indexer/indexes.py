@@ -1,0 +1,242 @@
+"""The indexes of one archive: the one in force, those kept beside it, and which takes its place."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from engine.errors import StoreError, StoreLocked, StoreNotFound
+from engine.files import write_atomically
+from engine.model.checkpoint import MANIFEST, read_manifest
+from engine.settings import Settings
+from engine.store.base import Collection, Profile, VectorStore
+from engine.store.opening import connected, open_served
+from indexer.datadir import DataDir, InForce
+
+__all__ = ["Indexes", "indexes_of", "keep_model", "remove_models"]
+
+_PARTS = {".safetensors", ".json", ".md"}
+"""Files of a checkpoint: weights and decoder, manifest, calibration, model card."""
+
+
+class Indexes(Protocol):
+    """Where the indexes of one archive are. All errors are StoreError."""
+
+    def in_force(self) -> InForce:
+        """What is in force. Raises StoreNotFound when there is no index."""
+        ...
+
+    def described(self, name: str) -> tuple[Collection, Profile]:
+        """What the index of this name was made for, also while it is in use. Raises
+        StoreNotFound."""
+        ...
+
+    def open(self, name: str) -> VectorStore:
+        """The index of this name, whatever model it is of. Raises StoreNotFound, and StoreLocked
+        where only one process can have it."""
+        ...
+
+    def make(self, collection: Collection, profile: Profile) -> tuple[str, VectorStore]:
+        """Name and store of the index for another model than the one in force, made anew if
+        there is none."""
+        ...
+
+    def put_in_force(self, found: InForce) -> None:
+        """Lets an index, all of which has been flushed, take the place of the one in force. Cut
+        short at any moment, it leaves one of the two in force."""
+        ...
+
+    def note(self, found: InForce) -> None:
+        """Notes model and way back of the index that is in force already."""
+        ...
+
+    def beside(self) -> list[str]:
+        """Names of the indexes that are not in force."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Removes an index that is not in force. Raises StoreLocked when it is in use."""
+        ...
+
+
+def indexes_of(settings: Settings, data_dir: DataDir) -> Indexes:
+    """Those that the settings ask for: embedded in the data folder, or on a server."""
+    if settings.store.url is None:
+        return _Embedded(data_dir)
+    return _Served(settings, data_dir)
+
+
+def keep_model(data_dir: DataDir, directory: Path) -> str:
+    """Copies a model into the data folder, so that it is there as long as its index; returns
+    where, from the data folder on. What the copy has of another calibration is replaced.
+
+    Raises:
+        ModelError: there is no model. StoreError: it cannot be copied.
+    """
+    fingerprint = read_manifest(directory).fingerprint
+    target = data_dir.models / fingerprint
+    if target.resolve() != directory.resolve():
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            files = [path for path in directory.iterdir() if path.suffix in _PARTS]
+            for path in target.iterdir():
+                if path.name not in {one.name for one in files}:
+                    path.unlink()
+            # The manifest last: a folder that has one is whole.
+            for path in sorted(files, key=lambda path: (path.name == MANIFEST, path.name)):
+                write_atomically(target / path.name, path.read_bytes())
+        except OSError as error:
+            raise StoreError(
+                f"the model cannot be copied to {target} ({error.strerror}); see to room and "
+                "permissions of the data folder"
+            ) from None
+    return str(target.relative_to(data_dir.root))
+
+
+def remove_models(data_dir: DataDir) -> list[str]:
+    """Removes the copies of models that neither an index in force nor the way back needs;
+    returns their fingerprints."""
+    noted = [data_dir.in_force(served=served) for served in (False, True)]
+    needed = {one.model for found in noted if found for one in (found, found.previous) if one}
+    there = sorted(data_dir.models.iterdir()) if data_dir.models.is_dir() else []
+    gone = [path for path in there if str(path.relative_to(data_dir.root)) not in needed]
+    for path in gone:
+        _remove(path)
+    return [path.name for path in gone]
+
+
+class _Embedded:
+    """Folders of the data folder."""
+
+    def __init__(self, data_dir: DataDir) -> None:
+        self._data_dir = data_dir
+
+    def in_force(self) -> InForce:
+        return self._data_dir.in_force() or InForce(self._data_dir.index.name)
+
+    def described(self, name: str) -> tuple[Collection, Profile]:
+        from engine.store.edge import described
+
+        return described(self._data_dir.root / name)
+
+    def open(self, name: str) -> VectorStore:
+        from engine.store.edge import EdgeStore
+
+        return EdgeStore.open(self._data_dir.root / name)
+
+    def make(self, collection: Collection, profile: Profile) -> tuple[str, VectorStore]:
+        from engine.store.edge import EdgeStore
+
+        name = f"index-{collection.model}"
+        previous = self.in_force().previous
+        if previous is not None and previous.model == f"models/{collection.model}":
+            name = previous.index
+        return name, EdgeStore.create(self._data_dir.root / name, collection, profile)
+
+    def put_in_force(self, found: InForce) -> None:
+        self._data_dir.put_in_force(found)
+
+    def note(self, found: InForce) -> None:
+        self._data_dir.put_in_force(found)
+
+    def beside(self) -> list[str]:
+        used = self.in_force().index
+        ours = re.compile(r"index(-[0-9a-f]{16})?")
+        names = (path.name for path in self._data_dir.root.glob("index*") if path.is_dir())
+        return sorted(name for name in names if ours.fullmatch(name) and name != used)
+
+    def drop(self, name: str) -> None:
+        if name not in self.beside():
+            raise StoreError(
+                f"index {name} in {self._data_dir.root} is in force; only what is kept beside it "
+                "can be removed"
+            )
+        try:
+            self.open(name).close()
+        except StoreLocked:
+            raise
+        except StoreError:
+            pass  # half made, or half removed
+        _remove(self._data_dir.root / name)
+        for suffix in (".lock", ".pid"):
+            (self._data_dir.root / name).with_name(name + suffix).unlink(missing_ok=True)
+
+
+class _Served:
+    """Collections on a server. The data folder notes the model, and what was in force before."""
+
+    def __init__(self, settings: Settings, data_dir: DataDir) -> None:
+        self._settings = settings.store
+        self._data_dir = data_dir
+
+    def in_force(self) -> InForce:
+        from engine.store.server_collection import in_force
+
+        with connected(self._settings) as connection:
+            name = in_force(connection)
+        if name is None:
+            raise StoreNotFound(
+                f"no index in collection {self._settings.collection!r}; make one with `precedent "
+                "index PATH…`, or name another collection with PRECEDENT_STORE__COLLECTION"
+            )
+        noted = self._data_dir.in_force(served=True)
+        if noted is not None and noted.index != name:
+            # It took the other's place, and then this could not be noted any more.
+            return InForce(name, previous=replace(noted, previous=None))
+        return noted or InForce(name)
+
+    def described(self, name: str) -> tuple[Collection, Profile]:
+        with self.open(name) as store:
+            return store.collection, store.profile
+
+    def open(self, name: str) -> VectorStore:
+        from engine.store.server import ServerStore
+
+        return open_served(
+            self._settings, lambda connection: ServerStore.open(connection, name=name)
+        )
+
+    def make(self, collection: Collection, profile: Profile) -> tuple[str, VectorStore]:
+        from engine.store.server import ServerStore
+
+        store = open_served(
+            self._settings,
+            lambda connection: ServerStore.create_beside(connection, collection, profile),
+        )
+        return store.name, store
+
+    def put_in_force(self, found: InForce) -> None:
+        from engine.store.server_collection import put_in_force
+
+        if found.previous is not None:
+            # Cut short after the next step, the way back is known from this one.
+            self._data_dir.put_in_force(found.previous, served=True)
+        with connected(self._settings) as connection:
+            put_in_force(connection, found.index)
+        self.note(found)
+
+    def note(self, found: InForce) -> None:
+        self._data_dir.put_in_force(found, served=True)
+
+    def beside(self) -> list[str]:
+        from engine.store.server_collection import beside
+
+        with connected(self._settings) as connection:
+            return beside(connection)
+
+    def drop(self, name: str) -> None:
+        from engine.store.server_collection import drop
+
+        with connected(self._settings) as connection:
+            drop(connection, name)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be removed ({error.strerror}); see to its permissions, and run the "
+            "command again"
+        ) from None

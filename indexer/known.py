@@ -1,0 +1,113 @@
+"""Instances that the ledger knows with their points: what an index has to have."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+
+from engine.errors import RefusalReason
+from indexer.database import Database
+from indexer.ledger import Ledger, Pending, State
+from indexer.ledger_schema import instances, points
+
+__all__ = ["Known", "KnownInstances"]
+
+_AT_ONCE = 400
+_LEFT_OUT = "it could not be read as it was indexed when the index was encoded anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Pending):
+    """An instance that was indexed. content: sha256 hex. at: when it was indexed, UTC, ISO 8601.
+    ids: of its points."""
+
+    state: str
+    content: str
+    at: str
+    ids: tuple[str, ...]
+
+
+class KnownInstances:
+    """The instances in a ledger that have points.
+
+    Raises:
+        LedgerError: the database cannot be read or written.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ledger = Ledger(database)
+        self._have_points = (
+            select(points.c.locator).where(points.c.locator == instances.c.locator).exists()
+        )
+
+    def count(self) -> int:
+        query = select(func.count()).select_from(instances).where(self._have_points)
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def sources(self) -> list[str | None]:
+        """The names of their sources; None = from before sources had names."""
+        query = select(instances.c.source).where(self._have_points).distinct()
+        with self._database.begin(read=True) as connection:
+            found = set(connection.execute(query).scalars())
+        return sorted(found, key=lambda name: name or "")
+
+    def has_addresses(self, source: str | None) -> bool:
+        """Whether some of a source's lie on a server."""
+        query = select(instances.c.locator).where(
+            instances.c.source == source, instances.c.locator.like("http%"), self._have_points
+        )
+        with self._database.begin(read=True) as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def pages(self, source: str | None) -> Iterator[list[Known]]:
+        """Those of a source, ordered by locator, page by page."""
+        c = instances.c
+        last = ""
+        while True:
+            with self._database.begin(read=True) as connection:
+                rows = connection.execute(
+                    select(c.locator, c.label, c.state, c.content, c.finished_at)
+                    .where(c.source == source, c.locator > last, self._have_points)
+                    .order_by(c.locator)
+                    .limit(_AT_ONCE)
+                ).all()
+            if not rows:
+                return
+            ids = self._ledger.points_of([row.locator for row in rows])
+            yield [
+                Known(
+                    row.locator,
+                    row.label,
+                    row.state,
+                    row.content or "",
+                    row.finished_at or "",
+                    tuple(ids.get(row.locator, ())),
+                )
+                for row in rows
+            ]
+            last = rows[-1].locator
+
+    def leave_out(self, locators: Sequence[str]) -> None:
+        """Notes that instances are not in the index any more, but come back when a run can read
+        them. Their points stay noted: an index that is kept may have them."""
+        reason = RefusalReason.UNREADABLE.value
+        self._note(locators, State.DONE, State.REFUSED, reason, _LEFT_OUT)
+
+    def take_back(self, locators: Sequence[str]) -> None:
+        """Notes that instances which were left out are in the index again."""
+        self._note(locators, State.REFUSED, State.DONE, None, None)
+
+    def _note(
+        self, locators: Sequence[str], of: State, to: State, reason: str | None, why: str | None
+    ) -> None:
+        if not locators:
+            return
+        c = instances.c
+        with self._database.begin() as connection:
+            connection.execute(
+                update(instances)
+                .where(c.locator.in_(sorted(locators)), c.state == of)
+                .values(state=to, reason=reason, detail=why)
+            )

@@ -1,0 +1,131 @@
+"""``precedent delete --source`` and ``--tenant``: everything goes, and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from api.app import create_app
+from api.cli import app
+from engine.errors import JobError, QueryError
+from engine.settings import Settings
+from engine.store.base import Filter, Match
+from indexer.archive import Archive
+from indexer.database import open_database
+from indexer.datadir import DataDir
+from indexer.jobs.ledger import JobLedger
+from indexer.jobs.records import JobOptions
+from indexer.sources.folder import FolderSource
+from indexer.sources.opening import SourceSpec
+from indexer.sources.received import ReceivedSource
+
+
+def run(settings: Settings, *arguments: str) -> Any:
+    place = ["--data-dir", str(settings.data_dir), "--model", str(settings.model)]
+    result = CliRunner().invoke(app, ["delete", *arguments, *place], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def settings(indexed, tmp_path: Path) -> Settings:
+    """Of an archive with four images of a source "clinic" besides those of "folder", one of
+    them a copy."""
+    settings = indexed.copy(tmp_path / "data")
+    files = tmp_path / "clinic"
+    files.mkdir()
+    for number, path in enumerate((*indexed.files["ct"][:1], *indexed.files["mr"][:3])):
+        content = path.read_bytes()
+        # Other bytes of a file without one are another image.
+        changed = content if number == 0 else content.replace(b"1.2.3.", b"1.2.9.")
+        (files / f"{number}.dcm").write_bytes(changed)
+    with Archive(settings) as archive:
+        report = archive.index(FolderSource([files], name="clinic"))
+    assert (report.indexed, report.duplicates) == (4, 1)
+    return settings
+
+
+def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
+    of_it = Filter((Match("source", ("clinic",)),))
+    with Archive(settings) as archive:
+        gone = [point.id for point in archive.store.scroll(of_it)]
+        locators = archive.ledger.find(source="clinic")
+    assert (len(gone), len(locators)) == (3, 4)
+    unasked = run(settings, "--source", "clinic")
+    assert unasked.exit_code == 1
+    told = run(settings, "--source", "clinic", "--yes", "--json")
+    assert json.loads(told.stdout) == {"instances": 4, "points": 3}
+    with Archive(settings) as archive, TestClient(create_app(archive=archive)) as client:
+        assert archive.store.count(of_it) == 0
+        assert archive.store.count(Filter()) == 35  # the copy's image is that of a file that stays
+        assert "clinic" not in archive.store.facet("source", Filter(), 100)
+        assert archive.ledger.find(source="clinic") == []
+        assert archive.ledger.points_of(locators) == {}
+        assert archive.ledger.names("source") == ["folder"]
+        for one in gone:
+            assert client.get(f"/v1/images/{one}").status_code == 404
+            assert client.get(f"/v1/images/{one}/thumbnail").status_code == 404
+    thumbnails = {path.stem for path in DataDir(settings.data_dir).thumbnails.rglob("*.jpg")}
+    assert len(thumbnails) == 35
+    assert not thumbnails & set(gone)
+    ledger = (settings.data_dir / "ledger.sqlite").read_bytes()
+    assert b"clinic/" not in ledger
+
+
+def test_of_several_choices_what_fits_all_goes(settings: Settings) -> None:
+    told = run(settings, "--source", "clinic", "--sop", "1.2.9.11", "--yes", "--json")
+    assert json.loads(told.stdout) == {"instances": 1, "points": 1}
+    told = run(settings, "--source", "folder", "--sop", "1.2.9.12", "--yes", "--json")
+    assert json.loads(told.stdout) == {"instances": 0, "points": 0}
+
+
+def test_a_tenant_is_gone_from_everywhere(settings: Settings) -> None:
+    told = run(settings, "--tenant", "default", "--yes", "--json")
+    assert json.loads(told.stdout) == {"instances": 39, "points": 38}
+    with Archive(settings) as archive:
+        assert archive.store.count(Filter()) == 0
+        assert archive.ledger.counts() == {}
+        assert archive.engine.facets(Filter()).get("modality", {}) == {}
+    assert list(DataDir(settings.data_dir).thumbnails.rglob("*.jpg")) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "known"), [("--source", "clinic, folder"), ("--tenant", "default")]
+)
+def test_an_unknown_name_says_which_there_are(settings: Settings, option: str, known: str) -> None:
+    with pytest.raises(QueryError, match=f"'clinik'; there are: {known}$"):
+        run(settings, option, "clinik", "--yes")
+    with Archive(settings) as archive:
+        assert archive.ledger.counts() == {"done": 39}
+
+
+def test_a_source_that_a_job_still_reads_is_not_deleted(settings: Settings) -> None:
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        job = JobLedger(database).submit(
+            SourceSpec(name="clinic"), JobOptions(False, False, False), at="2024"
+        )
+        with pytest.raises(JobError, match=f"jobs cancel {job}`"):
+            run(settings, "--source", "clinic", "--yes")
+        JobLedger(database).cancel(job, "2024")
+    told = run(settings, "--source", "clinic", "--yes", "--json")
+    assert json.loads(told.stdout)["instances"] == 4
+
+
+def test_what_was_received_does_not_come_back(settings: Settings, indexed) -> None:
+    received = DataDir(settings.data_dir).received / "3f" / "a0" / "1.2.dcm"
+    received.parent.mkdir(parents=True)
+    content = indexed.files["ct"][1].read_bytes().replace(b"1.2.3.", b"1.2.7.")
+    received.write_bytes(content)
+    with Archive(settings) as archive:
+        archive.index(ReceivedSource([received]))
+    told = run(settings, "--source", "storescp", "--yes", "--json")
+    assert json.loads(told.stdout) == {"instances": 1, "points": 1}
+    assert not received.exists()
+    # Files of others stay.
+    told = run(settings, "--source", "clinic", "--yes", "--json")
+    assert json.loads(told.stdout)["instances"] == 4
+    assert len(list((settings.data_dir.parent / "clinic").iterdir())) == 4
