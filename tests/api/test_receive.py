@@ -17,6 +17,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
+from services.dcmtk import dcmtk
 from typer.testing import CliRunner
 
 from api.cli import app
@@ -140,10 +141,7 @@ def slice_like(source: Dataset, number: int) -> Dataset:
 
 
 def push(tool: str, port: int, *arguments: object, title: str = "PACS") -> list[str]:
-    found = shutil.which(tool)
-    if found is None:
-        pytest.fail(f"{tool} is missing; install the Debian package dcmtk")
-    command = [found, "-v", "-aet", title, "-aec", "PRECEDENT", LOCAL, str(port)]
+    command = [dcmtk(tool), "-v", "-aet", title, "-aec", "PRECEDENT", LOCAL, str(port)]
     return [*command, *map(str, arguments)]
 
 

@@ -2,7 +2,6 @@
 pushed by C-STORE with dcmtk, and pushed by a PACS."""
 
 import io
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from conftest import Site
 from dicom_files import CT, SECONDARY_CAPTURE, dataset, encode
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from services.dcmtk import dcmtk
 from services.orthanc import Orthanc
 
 from engine.records import Point
@@ -192,10 +192,8 @@ def pushed_by_dcmtk(made: list[Made], sent: dict[str, Path], site: Site) -> Inde
         plain = [sent[one.sop] for one in made if one.syntax == ExplicitVRLittleEndian]
         packed = [sent[one.sop] for one in made if one.syntax != ExplicitVRLittleEndian]
         for tool, options, files in (("storescu", ["-R"], plain), ("dcmsend", ["-dn"], packed)):
-            found = shutil.which(tool)
-            if found is None:
-                pytest.fail(f"{tool} is missing; install the Debian package dcmtk")
-            command = [found, "-v", *options, "-aet", "PACS", "-aec", "PRECEDENT", LOCAL, str(port)]
+            names = ["-aet", "PACS", "-aec", "PRECEDENT"]
+            command = [dcmtk(tool), "-v", *options, *names, LOCAL, str(port)]
             done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, done.stderr
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -30,6 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from services.dcmtk import dcmtk
 
 from engine.errors import SettingsError, StoreLocked
 from engine.settings import ReceiveSettings
@@ -87,15 +87,8 @@ def station(tmp_path: Path) -> Iterator[Callable[..., Station]]:
         one.close()
 
 
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"{name} is missing; install the Debian package dcmtk")
-    return found
-
-
 def storescu(port: int, *arguments: object, title: str = "PACS") -> list[str]:
-    command = [tool("storescu"), "-v", "-aet", title, "-aec", "PRECEDENT"]
+    command = [dcmtk("storescu"), "-v", "-aet", title, "-aec", "PRECEDENT"]
     return [*command, LOCAL, str(port), *map(str, arguments)]
 
 
@@ -111,7 +104,7 @@ def store(port: int, *arguments: object, **options: Any) -> subprocess.Completed
 
 def echo(port: int, *, title: str = "PACS", called: str = "PRECEDENT") -> str:
     """What echoscu says; nothing when it was answered."""
-    command = [tool("echoscu"), "-aet", title, "-aec", called, LOCAL, str(port)]
+    command = [dcmtk("echoscu"), "-aet", title, "-aec", called, LOCAL, str(port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode == 0) == (done.stderr == ""), done
     return done.stderr
