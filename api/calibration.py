@@ -42,11 +42,9 @@ def calibrate(
         typer.Option(help="Folder for a copy of the model; left out, the model itself changes."),
     ] = None,
     detectors: Annotated[
-        str | None,
-        typer.Option(
-            help="As in 'knn,reconstruction,fingerprint', what a model with a decoder gets."
-        ),
-    ] = None,
+        str,
+        typer.Option(help="One or more, judged together, as in 'knn,appearance'."),
+    ] = "knn,appearance",
     references: Annotated[int, typer.Option(min=1, help="Reference images to keep.")] = 4096,
     alpha: Annotated[
         float, typer.Option(help="Share of known images that may be called foreign.")
@@ -69,7 +67,7 @@ def calibrate(
     settings = load_settings(model=model)
     directory = model_directory(settings)
     target = _target(directory, out)
-    names = [name.strip() for name in detectors.split(",")] if detectors else []
+    names = [name.strip() for name in detectors.split(",")]
     kinds = [detector_kind(name) for name in names]
     for name in names:
         if names.count(name) > 1:
@@ -80,30 +78,27 @@ def calibrate(
         precision=settings.precision,
         batch_size=settings.indexing.batch_size,
     )
-    decoded = encoder.decoder_fingerprint is not None
-    if not decoded and any("reconstruction" in kind.needs for kind in kinds):
+    if encoder.decoder_fingerprint is None and any("reconstruction" in k.needs for k in kinds):
         raise ModelError(
             "detector 'reconstruction' looks at what a decoder makes of the image, and "
             f"{directory} has none; train a decoder for this model, or leave this detector out"
         )
-    if not names:
-        names = ["knn", *(["reconstruction"] if decoded else []), "fingerprint"]
     refused: Counter[str] = Counter()
     left_out = 0
     if calibration is None:
         files = files_of(known)
-        _check_enough(known, len(files) // 2, names, alpha)
+        _check_enough(known, len(files) // 2, alpha)
         archive = observe(encoder, settings, drawn(files, 2 * references, seed), refused)
         reference, held_out = archive.split(seed)
     else:
         files = files_of(calibration)
-        _check_enough(calibration, len(files), names, alpha)
+        _check_enough(calibration, len(files), alpha)
         chosen = drawn(files_of(known), references, seed)
         reference = observe(encoder, settings, chosen, refused)
         given = observe(encoder, settings, files, refused)
         held_out = given.without_owners_of(reference)
         left_out = len(given) - len(held_out)
-    _check_enough(calibration or known, len(held_out), names, alpha, left_out)
+    _check_enough(calibration or known, len(held_out), alpha, left_out)
     fitted = [detector_kind(name)().fit(reference.observations) for name in names]
     gate = OodGate.calibrated(fitted, held_out.observations, alpha)
     _write(gate, encoder, directory, target)
@@ -152,19 +147,17 @@ def _target(directory: Path, out: Path | None) -> Path:
     return out
 
 
-def _check_enough(
-    folder: Path, images: int, detectors: list[str], alpha: float, left_out: int = 0
-) -> None:
+def _check_enough(folder: Path, images: int, alpha: float, left_out: int = 0) -> None:
     """Raises TrainingDataError: so few calibration images can call nothing foreign."""
     from engine.ood.calibration import fewest_calibration_images
 
-    least = fewest_calibration_images(len(detectors), alpha)
+    least = fewest_calibration_images(alpha)
     if images < least:
         shared = f" ({left_out} of patients in the reference are left out)" if left_out else ""
         raise TrainingDataError(
-            f"{folder} gives {images} images for calibration{shared}, and "
-            f"{', '.join(detectors)} at alpha {alpha:g} take at least {least} (twice as many, of "
-            "several patients, when one folder is split); name a larger folder or --alpha"
+            f"{folder} gives {images} images for calibration{shared}, and alpha {alpha:g} takes at "
+            f"least {least} (twice as many, of several patients, when one folder is split); name a "
+            "larger folder or --alpha"
         )
 
 

@@ -5,7 +5,7 @@
 No image of a collection is shown: the queries are drawn (``bench.phantoms``, with another
 seed than training's, and ``bench.foreign``), changed as ``bench.shifts`` changes them, and
 asked against the real database. A picture's caption is what it shows, how it was changed,
-and the class of its first hit or what the OOD gate missed.
+and the class of its first hit or how the OOD gate was wrong.
 """
 
 import argparse
@@ -43,11 +43,12 @@ def main() -> None:
     database = Collection(arguments.folder, encoder.manifest.preprocess)["database"]
     held = encoder.encode(list(database.canvases))
     wrong: dict[str, tuple[NDArray[np.uint8], str]] = {}
+    refused: dict[str, tuple[NDArray[np.uint8], str]] = {}
     drawn = [(name, canvas(image)) for name, image in phantom_images(12, SEED, KNOWN)]
     for change, shift in SHIFTS.items():
         canvases = [np.asarray(shift(Image.fromarray(image))) for _, image in drawn]
-        asked = encoder.encode(canvases)
-        found = rankings(EncodedImages(asked.z, asked.codes), held, 1, orders=("content",))
+        seen = encoder.observe(canvases)
+        found = rankings(EncodedImages(seen.z, seen.codes), held, 1, orders=("content",))
         first = database.classes[found["content"][:, 0]]
         missed = [i for i, (name, _) in enumerate(drawn) if first[i] != name]
         print(f"{change}: {len(missed)} of {len(drawn)} drawn images find another class")
@@ -55,6 +56,14 @@ def main() -> None:
             name = drawn[i][0]
             wrong.setdefault(
                 f"{name} {first[i]} {change}", (canvases[i], f"{name}, {change}\nfinds {first[i]}")
+            )
+        verdicts = gate.verdicts(seen)
+        flagged = [i for i, verdict in enumerate(verdicts) if verdict.foreign]
+        print(f"{change}: {len(flagged)} of {len(drawn)} called foreign")
+        for i in set(flagged) - set(missed):
+            name = drawn[i][0]
+            refused.setdefault(
+                f"{name} {change}", (canvases[i], f"{name}, {change}\ncalled foreign")
             )
     foreign = [
         *[(name, image) for name, image in phantom_images(20, SEED, OTHER)],
@@ -71,7 +80,8 @@ def main() -> None:
             passed.setdefault(kind, []).append((image, f"{kind}\nnot called foreign"))
     print("foreign but passed:", {name: len(found) for name, found in passed.items()})
     # As many kinds of failure as there is room for, rather than many of one kind.
-    shown = _spread(list(wrong.values()), 3 * COLUMNS)
+    shown = _spread(list(wrong.values()), 2 * COLUMNS)
+    shown += _spread(list(refused.values()), COLUMNS)
     shown += _spread([pair for found in passed.values() for pair in found[:3]], COLUMNS)
     if not shown:
         raise SystemExit("nothing failed; ask harder questions")

@@ -5,7 +5,8 @@
 FOLDER as in ``bench.collection``, with photographs in the split ``ood``. Far: photographs,
 documents and noise (``bench.foreign``). Adversarial: FGSM and PGD on the hash logits of the
 queries. Near: with ``--folds``, models that never saw two of the classes are trained, and
-asked with those.
+asked with those. Known, but not as here: the queries as other archives change images
+(``bench.shifts``), and drawn ones.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 from bench.collection import Collection, Part
 from bench.foreign import document_images, noise_images
 from bench.machine import machine, write_results
-from bench.phantoms import OTHER
+from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.quality import show
 from bench.runs import RESULTS, SCRATCH
+from bench.shifts import SHIFTS
 from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
 from engine.files import write_atomically
@@ -74,13 +78,24 @@ def gate_rows(gate: OodGate, sets: dict[str, Observations]) -> list[dict[str, An
     ]
 
 
+def mean_row(rows: Sequence[dict[str, Any]], of: str) -> dict[str, Any]:
+    """The plain mean of the rows whose name has ``of`` in it."""
+    chosen = [row for row in rows if of in row["images"]]
+    shares = [name for name in chosen[0] if name not in ("images", "count")]
+    return {
+        "images": f"mean of {len(chosen)}, {of}",
+        "count": sum(row["count"] for row in chosen),
+        **{name: round(float(np.mean([row[name] for row in chosen])), 4) for name in shares},
+    }
+
+
 def flagged(gate: OodGate, observed: Observations) -> float:
     return float(np.mean([verdict.foreign for verdict in gate.verdicts(observed)]))
 
 
 def threshold(gate: OodGate, name: str) -> float:
     """The score above which a detector alone would call foreign, at the gate's alpha."""
-    scores = gate.calibration[name]
+    scores = np.sort(gate.calibration[name])
     allowed = int(gate.alpha * (len(scores) + 1)) - 1
     return float(scores[-1 - max(allowed, 0)])
 
@@ -115,6 +130,19 @@ def far_sets(encoder: Encoder, photographs: Part) -> dict[str, Observations]:
         "documents": encoder.observe([canvas(image) for image in document_images(COUNT, 0)]),
         "noise": encoder.observe([canvas(image) for image in noise_images(COUNT, 0)]),
     }
+
+
+def changed_sets(encoder: Encoder, queries: Part) -> dict[str, Observations]:
+    """Known kinds of images as other archives show them, and drawn."""
+    sets = {
+        name: encoder.observe(
+            [np.asarray(shift(Image.fromarray(canvas))) for canvas in queries.canvases]
+        )
+        for name, shift in SHIFTS.items()
+    }
+    canvas = encoder.manifest.preprocess.canvas
+    drawn = [canvas(image) for _, image in phantom_images(25, 999, KNOWN)]
+    return {**sets, "drawn": encoder.observe(drawn)}
 
 
 def adversarial_rows(model: Path, encoder: Encoder, gate: OodGate, queries: Part) -> Any:
@@ -238,6 +266,10 @@ def main() -> None:
     show(console, "detectors", results["detectors"], list(results["detectors"][0]))
     results["adversarial"] = adversarial_rows(arguments.model, encoder, gate, collection["query"])
     show(console, "attacked queries", results["adversarial"], list(results["adversarial"][0]))
+    results["changed"] = gate_rows(
+        gate, changed_sets(encoder, collection["query"].balanced(100, by="class"))
+    )
+    show(console, "known, as elsewhere", results["changed"], list(results["changed"][0]))
     if arguments.folds:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.jobs, context) as pool:
@@ -248,6 +280,7 @@ def main() -> None:
             folds = [future.result() for future in futures]
         results["folds"] = folds
         near = [row for one in folds for row in one["gate"]]
+        near += [mean_row(near, "known"), mean_row(near, "never seen")]
         show(console, "anatomy held out of training", near, list(near[0]))
         rows = [row for one in folds for row in one["detectors"]]
         show(console, "detectors on held-out anatomy", rows, list(rows[0]))

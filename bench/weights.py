@@ -28,7 +28,7 @@ from engine.training.decoder import DecoderConfig, train_decoder
 from engine.training.trainer import TrainConfig, train
 
 REFERENCES = 4096
-SHIPPED_DETECTORS = ("knn", "reconstruction", "fingerprint")
+SHIPPED_DETECTORS = ("knn", "appearance")
 
 
 def with_phantoms(

@@ -90,15 +90,15 @@ class Observations:
     logits: float32 (N, C), of the classifier; None for a model without one.
     reconstruction: float32 (N,) in [0, 40], how badly the decoder rebuilds the image from
         its deep map, for an image as hard as it is; None for a model without a decoder.
-    fingerprint: float32 (N, 64) in [0, 1], grey means of the canvas in 8 × 8 fields; None
-        where the image itself was not seen.
+    appearance: float32 (N, 384), layout and spectrum of the canvas, see
+        :func:`engine.model.appearance.appearance`; None where the image itself was not seen.
     """
 
     z: NDArray[np.float32]
     codes: NDArray[np.uint8]
     logits: NDArray[np.float32] | None = None
     reconstruction: NDArray[np.float32] | None = None
-    fingerprint: NDArray[np.float32] | None = None
+    appearance: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -119,7 +119,7 @@ class Observations:
             self.codes[rows],
             None if self.logits is None else self.logits[rows],
             None if self.reconstruction is None else self.reconstruction[rows],
-            None if self.fingerprint is None else self.fingerprint[rows],
+            None if self.appearance is None else self.appearance[rows],
         )
 
 
@@ -154,10 +154,10 @@ class OodVerdict:
     """Whether the query lies outside what the model knows.
 
     foreign: p is at or below the operating point alpha.
-    p: min(1, m · the least of m p-values), in (0, 1].
+    p: of all detectors together, conformal, in (0, 1].
     scores: by detector, raw, higher = more foreign.
     p_values: by detector, conformal, in (0, 1]; of those detectors that could look at the
-        query. An image that is known by its vector alone has no ``reconstruction``.
+        query. An image that is known by its vector alone has no ``appearance``.
     """
 
     foreign: bool

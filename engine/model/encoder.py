@@ -13,11 +13,11 @@ from torch import Tensor
 
 from engine.codes import pack_signs
 from engine.errors import ModelError
+from engine.model.appearance import appearance
 from engine.model.checkpoint import Manifest, load_checkpoint
 from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
-from engine.training.fingerprint import image_fingerprint
 
 __all__ = ["Encoder", "Precision", "autocast", "canvas_tensor"]
 
@@ -129,11 +129,7 @@ class Encoder:
             ModelError: a canvas is not of the model's size.
         """
         seen = self._run(canvases, self._decoder)
-        parts = [
-            image_fingerprint(canvas_tensor(np.stack(canvases[start : start + self.batch_size])), 8)
-            for start in range(0, len(canvases), self.batch_size)
-        ]
-        return replace(seen, fingerprint=torch.cat(parts).numpy()) if parts else seen
+        return replace(seen, appearance=appearance(canvases))
 
     def _run(self, canvases: Sequence[NDArray[np.uint8]], decoder: Decoder | None) -> Observations:
         preprocess = self.manifest.preprocess

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from engine.errors import ModelError
 from engine.records import Observations
 
-__all__ = ["Detector", "State", "distance_to_kth", "fitted", "log_sum_exp", "logits_of", "some"]
+__all__ = [
+    "Detector",
+    "State",
+    "fitted",
+    "log_sum_exp",
+    "logits_of",
+    "nearest",
+    "some",
+]
 
 State = dict[str, NDArray[Any]]
 _T = TypeVar("_T")
@@ -76,21 +84,33 @@ def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
     return observations.logits
 
 
-def distance_to_kth(
+def nearest(
     asked: NDArray[np.float32], reference: NDArray[np.float32], k: int
-) -> NDArray[np.float32]:
-    """1 − the dot product with the k-th most alike reference, float32 (N,) in [0, 2].
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Euclidean distances to the k nearest references, and which they are, nearest first.
 
     Args:
-        asked, reference: float32 (N, F) and (R, F), rows of unit length.
-        k: which neighbour; the farthest where there are fewer.
+        asked, reference: float32 (N, F) and (R, F).
+        k: how many; all R where there are fewer.
+
+    Returns:
+        float32 and int64, each (N, min(k, R)).
     """
     k = min(k, len(reference))
-    distances = np.empty(len(asked), dtype=np.float32)
+    distances = np.empty((len(asked), k), dtype=np.float32)
+    rows = np.empty((len(asked), k), dtype=np.int64)
+    squares = np.square(reference).sum(axis=1)
     for start in range(0, len(asked), _ROWS):
-        similarity = asked[start : start + _ROWS] @ reference.T
-        distances[start : start + _ROWS] = 1 - np.partition(similarity, -k, axis=1)[:, -k]
-    return distances
+        part = asked[start : start + _ROWS]
+        # |a − b|² = |a|² + |b|² − 2 a·b
+        all_squares = np.square(part).sum(axis=1)[:, None] + squares - 2 * (part @ reference.T)
+        found = np.argpartition(all_squares, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(all_squares, found, axis=1)
+        order = near.argsort(axis=1, kind="stable")
+        rows[start : start + _ROWS] = np.take_along_axis(found, order, axis=1)
+        least = np.maximum(np.take_along_axis(near, order, axis=1), 0)
+        distances[start : start + _ROWS] = np.sqrt(least)
+    return distances, rows
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:

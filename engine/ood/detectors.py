@@ -1,9 +1,9 @@
 """All detectors of foreign images, and the one of a name."""
 
 from engine.errors import ModelError
+from engine.ood.appearance import AppearanceDetector
 from engine.ood.base import Detector
 from engine.ood.energy import EnergyDetector
-from engine.ood.fingerprint import FingerprintDetector
 from engine.ood.hamming import HammingDetector
 from engine.ood.knn import KnnDetector
 from engine.ood.mahalanobis import MahalanobisDetector
@@ -13,9 +13,9 @@ from engine.ood.vim import VimDetector
 
 __all__ = [
     "DETECTORS",
+    "AppearanceDetector",
     "Detector",
     "EnergyDetector",
-    "FingerprintDetector",
     "HammingDetector",
     "KnnDetector",
     "MahalanobisDetector",
@@ -27,8 +27,8 @@ __all__ = [
 
 _KINDS: tuple[type[Detector], ...] = (
     KnnDetector,
+    AppearanceDetector,
     ReconstructionDetector,
-    FingerprintDetector,
     MaxSoftmaxDetector,
     EnergyDetector,
     MahalanobisDetector,

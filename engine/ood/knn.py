@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ood.base import State, distance_to_kth, fitted, some
+from engine.ood.base import State, fitted, nearest, some
 from engine.records import Observations
 
 __all__ = ["KnnDetector"]
@@ -40,7 +40,9 @@ class KnnDetector:
 
     def score(self, observations: Observations) -> NDArray[np.float32]:
         """float32 (N,) in [0, 2]."""
-        return distance_to_kth(observations.z, self.reference, self.k)
+        distances, _ = nearest(observations.z, self.reference, self.k)
+        # |a − b|² = 2 − 2 a·b, of unit vectors.
+        return (np.square(distances[:, -1]) / 2).astype(np.float32)
 
     def state(self) -> State:
         """reference: float16 (R, D). k: int64 (1,)."""

@@ -15,6 +15,7 @@ from engine.ood.calibration import (
     OodGate,
     conformal_p,
     fewest_calibration_images,
+    joint_p,
 )
 from engine.ood.detectors import DETECTORS, KnnDetector, ReconstructionDetector
 from engine.records import Observations
@@ -30,13 +31,13 @@ def images(rng: np.random.Generator, count: int, centre: int = 0, dim: int = 8) 
     unit = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     # Depends on z in part, as two detectors of one image do.
     badly = np.abs(z[:, 1] + rng.normal(0, 0.1, count)) + (centre != 0)
-    layout = np.abs(z) @ np.abs(np.random.default_rng(9).normal(size=(dim, 64)))
+    looks = z @ np.random.default_rng(9).normal(size=(dim, 384)) / 20
     return Observations(
         unit,
         np.packbits(z >= 0.1, axis=1),
         9 * unit[:, :3],
         badly.astype(np.float32),
-        layout.astype(np.float32),
+        looks.astype(np.float32),
     )
 
 
@@ -93,7 +94,7 @@ def test_one_detector_uses_up_what_it_is_allowed():
 def test_foreign_images_are_flagged_and_say_why(gate):
     verdicts = gate.verdicts(images(np.random.default_rng(1), 50, centre=3))
     assert all(verdict.foreign for verdict in verdicts)
-    assert {verdict.p for verdict in verdicts} == {2 / 200}
+    assert {verdict.p for verdict in verdicts} == {1 / 200}
     assert {verdict.alpha for verdict in verdicts} == {ALPHA}
     for verdict in verdicts:
         assert verdict.p_values == {"knn": 1 / 200, "reconstruction": 1 / 200}
@@ -101,22 +102,77 @@ def test_foreign_images_are_flagged_and_say_why(gate):
         assert verdict.scores["reconstruction"] > gate.calibration["reconstruction"].max()
 
 
-def test_p_is_twice_the_least_of_two(gate):
+def naive_joint_p(query: np.ndarray, calibration: np.ndarray) -> float:
+    """As its formula is written: everything ranked among all n + 1 images."""
+    together = np.vstack([calibration, query])
+    sums = [
+        sum(
+            np.log(1 + sum(other[j] >= one[j] for k, other in enumerate(together) if k != i))
+            for j in range(len(query))
+        )
+        for i, one in enumerate(together)
+    ]
+    as_odd = sum(total <= sums[-1] + 1e-9 for total in sums[:-1])
+    return (1 + as_odd) / (len(calibration) + 1)
+
+
+@given(st.integers(1, 3), st.integers(1, 15), st.integers(0, 1000))
+def test_p_of_several_detectors_is_its_formula(detectors, n, seed):
+    rng = np.random.default_rng(seed)
+    calibration = rng.integers(0, 6, (n, detectors)).astype(float)  # few values: ties
+    queries = rng.integers(-1, 7, (4, detectors)).astype(float)
+    found = joint_p(queries, calibration)
+    assert found == pytest.approx([naive_joint_p(query, calibration) for query in queries])
+    if detectors == 1:
+        assert found == pytest.approx(conformal_p(queries[:, 0], np.sort(calibration[:, 0])))
+
+
+def test_p_of_many_queries_is_that_of_each():
     rng = np.random.default_rng(2)
-    queries = images(rng, 200)
+    calibration, queries = rng.normal(size=(80, 2)), rng.normal(size=(2500, 2))
+    found = joint_p(queries, calibration)
+    for i in (0, 1023, 1024, 2499):
+        assert found[i] == joint_p(queries[i : i + 1], calibration)[0]
+
+
+def test_a_verdict_shows_all_detectors_together_and_each_alone(gate):
+    queries = images(np.random.default_rng(2), 200)
     verdicts = gate.verdicts(queries)
-    for detector in gate.detectors:
-        found = conformal_p(detector.score(queries), gate.calibration[detector.name])
-        assert [v.p_values[detector.name] for v in verdicts] == pytest.approx(found.tolist())
-    for verdict in verdicts:
-        assert verdict.p == pytest.approx(min(1, 2 * min(verdict.p_values.values())))
-        assert verdict.foreign is (verdict.p <= ALPHA)
-    assert any(verdict.p == 1 for verdict in verdicts)
+    scores = {detector.name: detector.score(queries) for detector in gate.detectors}
+    for name, found in scores.items():
+        alone = conformal_p(found, np.sort(gate.calibration[name]))
+        assert [v.p_values[name] for v in verdicts] == pytest.approx(alone.tolist())
+    together = joint_p(
+        np.stack(list(scores.values()), axis=1),
+        np.stack([gate.calibration[name] for name in scores], axis=1),
+    )
+    assert [verdict.p for verdict in verdicts] == pytest.approx(together.tolist())
+    assert all(verdict.foreign is (verdict.p <= ALPHA) for verdict in verdicts)
 
 
-def test_one_detector_is_enough_to_call_an_image_foreign(gate):
+def test_what_two_detectors_find_a_little_odd_is_foreign():
+    """Which neither would call foreign alone, nor both with Bonferroni's half of alpha each."""
+    one = Observations(np.eye(2, dtype=np.float32)[:1], np.zeros((1, 1), np.uint8))
+    query = replace(one, reconstruction=np.zeros(1, np.float32))
+    detectors = [KnnDetector(1).fit(one), ReconstructionDetector().fit(query)]
+    rng = np.random.default_rng(3)
+    own = [float(detector.score(query)[0]) for detector in detectors]
+    higher = np.arange(199) < 9  # p = 10 / 200 by each, of different calibration images
+    calibration = {
+        detector.name: (score + np.where(rng.permutation(higher), 1, -1)).astype(np.float32)
+        for detector, score in zip(detectors, own, strict=True)
+    }
+    (verdict,) = OodGate(detectors, calibration).verdicts(query)
+    assert verdict.p_values == {"knn": 0.05, "reconstruction": 0.05}
+    assert verdict.p <= ALPHA < 2 * 0.05
+    assert verdict.foreign
+
+
+def test_one_detector_is_enough_to_call_an_image_foreign():
     """A picture that lies where known ones do, but is rebuilt badly, and the other way round."""
     rng = np.random.default_rng(3)
+    # Of a few images the oddest is not odd enough to say so alone.
+    gate = made(rng, ("knn", "reconstruction"), calibration=999)
     known, odd = images(rng, 20), images(rng, 20, centre=3)
     badly = replace(known, reconstruction=odd.reconstruction)
     elsewhere = replace(odd, reconstruction=np.zeros(20, np.float32))
@@ -227,7 +283,7 @@ def test_a_damaged_file_is_refused(gate, tmp_path):
 def test_a_calibration_of_an_earlier_version_is_refused(tmp_path):
     tensors = {"reference": np.eye(8, dtype=np.float16), "knn": np.zeros(99, np.float32)}
     old = {"model": MODEL, "alpha": "0.03", "k": "10"}
-    for metadata in (old, None, old | {"format": "1"}, old | {"format": "3"}):
+    for metadata in (old, None, old | {"format": "2"}, old | {"format": "4"}):
         save_file(tensors, tmp_path / CALIBRATION, metadata)
         with pytest.raises(ModelError, match=rf"{CALIBRATION}.*version.*calibrate again"):
             OodGate.load(tmp_path, MODEL)
@@ -260,15 +316,13 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(gate, tmp_path, change):
         OodGate.load(tmp_path, MODEL)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "detectors", "least"),
-    [(0.03, 1, 33), (0.05, 1, 19), (0.5, 1, 1), (0.03, 2, 66), (0.05, 2, 39)],
-)
-def test_too_few_calibration_images_are_refused_with_the_number_needed(alpha, detectors, least):
+@pytest.mark.parametrize(("alpha", "least"), [(0.03, 33), (0.05, 19), (0.5, 1)])
+@pytest.mark.parametrize("names", [("knn",), ("knn", "reconstruction")])
+def test_too_few_calibration_images_are_refused_with_the_number_needed(alpha, least, names):
     rng = np.random.default_rng(10)
     known = images(rng, 20)
-    fitted = [KnnDetector(1).fit(known), ReconstructionDetector().fit(known)][:detectors]
-    assert fewest_calibration_images(detectors, alpha) == least
+    fitted = [DETECTORS[name]().fit(known) for name in names]
+    assert fewest_calibration_images(alpha) == least
     with pytest.raises(ModelError, match=rf"at least {least}\b"):
         OodGate.calibrated(fitted, images(rng, least - 1), alpha)
     gate = OodGate.calibrated(fitted, images(rng, least), alpha)

@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from engine.errors import ModelError
 from engine.ood.detectors import (
     DETECTORS,
+    AppearanceDetector,
     EnergyDetector,
-    FingerprintDetector,
     HammingDetector,
     KnnDetector,
     MahalanobisDetector,
@@ -48,13 +48,13 @@ def observed(rng, z, logits, reconstruction) -> Observations:
     """Codes: the signs of 64 fixed projections of z."""
     bits = z @ np.random.default_rng(99).normal(size=(DIM, 64)) >= 0
     badly = np.abs(rng.normal(reconstruction, 0.05, len(z)))
-    layout = np.abs(z) @ np.abs(np.random.default_rng(98).normal(size=(DIM, 64)))
+    looks = z @ np.random.default_rng(98).normal(size=(DIM, 384)) / 20
     return Observations(
         unit(z),
         np.packbits(bits, axis=1),
         logits.astype(np.float32),
         badly.astype(np.float32),
-        (layout / layout.max()).astype(np.float32),
+        looks.astype(np.float32),
     )
 
 
@@ -113,7 +113,7 @@ def test_a_detector_that_was_not_fitted_says_so(name):
         ("energy", "logits"),
         ("vim", "logits"),
         ("reconstruction", "decoder"),
-        ("fingerprint", "observe the image"),
+        ("appearance", "observe the image"),
     ],
 )
 def test_what_is_not_there_cannot_be_looked_at(name, missing):
@@ -171,27 +171,43 @@ def test_knn_of_many_images_is_that_of_each():
         assert found[i] == pytest.approx(detector.score(images[i : i + 1])[0], abs=1e-6)
 
 
-def test_fingerprint_is_the_distance_to_the_most_alike_thumbnail():
+def test_appearance_is_its_formula():
     rng = np.random.default_rng(8)
-    reference, images = known(rng, 40)[0], known(rng, 1100)[0]
-    for k in (1, 3):
-        found = FingerprintDetector(k).fit(reference).score(images)
-        for i in (0, 7, 1024, 1099):
-            r = [np.corrcoef(images.fingerprint[i], other)[0, 1] for other in reference.fingerprint]
-            assert found[i] == pytest.approx(1 - sorted(r)[-k], abs=2e-3)
-    # Brightness and contrast of the whole image do not matter.
-    darker = replace(images, fingerprint=images.fingerprint * 0.4 + 0.1)
-    assert np.allclose(
-        FingerprintDetector().fit(reference).score(darker)[:50],
-        FingerprintDetector().fit(reference).score(images)[:50],
-        atol=1e-4,
-    )
+    reference, images = known(rng, 40)[0], known(rng, 5)[0]
+    rows = reference.appearance.astype(float)
+    for k in (1, 3, 60):
+        found = AppearanceDetector(k).fit(reference).score(images)
+
+        def kth(row: np.ndarray, among: np.ndarray, k: int = k) -> float:
+            return sorted(np.linalg.norm(among - row, axis=1))[min(k, len(among)) - 1]
+
+        spacing = [kth(row, np.delete(rows, i, axis=0)) for i, row in enumerate(rows)]
+        for look, score in zip(images.appearance.astype(float), found, strict=True):
+            neighbours = np.linalg.norm(rows - look, axis=1).argsort()[:k]
+            naive = kth(look, rows) / np.sqrt(np.mean([spacing[i] for i in neighbours]))
+            assert score == pytest.approx(naive, rel=2e-3)  # the reference is kept as float16
 
 
-def test_an_image_without_contrast_is_like_no_known_one():
-    reference = known(np.random.default_rng(8), 40)[0]
-    flat = replace(reference[:2], fingerprint=np.full((2, 64), 0.5, np.float32))
-    assert FingerprintDetector().fit(reference).score(flat).tolist() == [1, 1]
+def test_appearance_forgives_distance_where_known_images_are_sparse():
+    """Between a dense kind and a sparse one, as far from either."""
+    rng = np.random.default_rng(9)
+    looks = np.zeros((200, 384), np.float32)
+    looks[:, :8] = rng.normal(size=(200, 8))
+    looks[:100, :8] *= 0.02
+    looks[100:, :8] = looks[100:, :8] * 0.2 + 5
+    whole, _ = known(rng, 200)
+    detector = AppearanceDetector().fit(replace(whole, appearance=looks))
+    beside = np.zeros((2, 384), np.float32)
+    beside[1, :8] = 5
+    beside[:, 9] = 0.3
+    near_dense, near_sparse = detector.score(replace(whole[:2], appearance=beside))
+    assert near_dense > 2 * near_sparse
+
+
+def test_copies_of_one_image_are_no_place_without_width():
+    whole, _ = known(np.random.default_rng(10), 30)
+    same = replace(whole, appearance=np.repeat(whole.appearance[:1], 30, axis=0))
+    assert np.isfinite(AppearanceDetector().fit(same).score(whole)).all()
 
 
 def test_reconstruction_is_judged_among_images_of_the_same_kind():

@@ -1,0 +1,58 @@
+"""What an image looks like, whatever a network makes of it: coarse layout and spectrum."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+__all__ = ["DIM", "appearance"]
+
+_LAYOUT = (16, 16)
+_SPECTRUM = (16, 8)
+DIM = _LAYOUT[0] * _LAYOUT[1] + _SPECTRUM[0] * _SPECTRUM[1]
+_BATCH = 256
+_LEAST_SPREAD = 1e-3
+# Keeps what JPEG and resampling leave of empty frequencies from counting.
+_LEAST_POWER = 1e-4
+# Natural logarithms of amplitude count a tenth, so that both parts weigh about the same.
+_LOGARITHM = 0.1
+
+
+@torch.inference_mode()
+def appearance(canvases: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Layout and spectrum of N canvases side by side, float32 (N, 384).
+
+    Of grey values standardised to zero mean and unit variance, so that brightness and contrast
+    do not count. Layout: 256 means of 16 × 16 fields, over 16: at most of unit length. Spectrum:
+    a tenth of the logarithm of the root mean square amplitude in 16 × 8 fields of the half
+    plane of frequencies, less its mean.
+
+    Args:
+        canvases: each uint8 (S, S), or (S, S, 3) in colour, S ≥ 16.
+    """
+    parts = [
+        _of_batch(np.stack(canvases[start : start + _BATCH]))
+        for start in range(0, len(canvases), _BATCH)
+    ]
+    return np.concatenate([np.empty((0, DIM), np.float32), *parts])
+
+
+def _of_batch(canvases: NDArray[np.uint8]) -> NDArray[np.float32]:
+    grey = torch.from_numpy(canvases).float() / 255
+    if grey.ndim == 4:
+        grey = grey.mean(dim=3)
+    spread = grey.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(_LEAST_SPREAD)
+    standard = ((grey - grey.mean(dim=(1, 2), keepdim=True)) / spread)[:, None]
+    layout = interpolate(standard, _LAYOUT, mode="area").flatten(1) / _LAYOUT[0]
+    found: NDArray[np.float32] = torch.cat([layout, _spectrum(standard)], dim=1).numpy()
+    return found
+
+
+def _spectrum(standard: Tensor) -> Tensor:
+    waves = torch.fft.fftshift(torch.fft.rfft2(standard, norm="ortho"), dim=2)
+    power = adaptive_avg_pool2d(waves.abs().square(), _SPECTRUM).flatten(1)
+    amplitude = (power + _LEAST_POWER).log() / 2
+    return _LOGARITHM * (amplitude - amplitude.mean(dim=1, keepdim=True))
