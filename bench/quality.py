@@ -1,6 +1,6 @@
 """SCH with DaRF beside its peers and its own ablations, on one network, data and schedule.
 
-    python -m bench.quality FOLDER [--table main|structure|knee] [--jobs 2]
+    python -m bench.quality FOLDER [--table main|structure|knee|long] [--jobs 2]
 
 FOLDER has the images and ``manifest.csv`` (see ``bench.collection``). Runs that were made
 before are not made again: a stopped table goes on. ``--only-known`` prints what there is.
@@ -79,7 +79,7 @@ def _ablations(base: Run) -> list[Run]:
     return [replace(base, row=row, **change) for row, change in ABLATIONS.items()]
 
 
-def knee_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
+def best_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
     """The full method, the same without its shallow tap and transformer, and the peers that
     do best in the main table.
     """
@@ -184,10 +184,20 @@ def show(
     console.print(table)
 
 
-# Fine labels of one class at the resolution of its images: where shallow detail should tell.
-KNEE = Scale(
-    size=128, train=600, database=1000, queries=1000, epochs=6, warm_epochs=10, classes=("KneeXR",)
-)
+BEST: dict[str, Scale] = {
+    # Fine labels of one class at the resolution of its images: where shallow detail should tell.
+    "knee": Scale(
+        size=128,
+        train=600,
+        database=1000,
+        queries=1000,
+        epochs=6,
+        warm_epochs=10,
+        classes=("KneeXR",),
+    ),
+    # Three times as long as the main table: time for the layers that start from nothing.
+    "long": Scale(epochs=12),
+}
 
 COLUMNS = (
     "bits", "method", "seeds", "hamming_random map_found", "content map_found",
@@ -199,7 +209,7 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--table", choices=("main", "structure", "knee"), default="main")
+    parser.add_argument("--table", choices=("main", "structure", *BEST), default="main")
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--extended", action="store_true", help="all images, larger, longer")
@@ -211,9 +221,9 @@ def main() -> None:
         if arguments.extended
         else Scale()
     )
-    if arguments.table == "knee":
-        scale = KNEE
-        runs = knee_table(scale, arguments.seeds)
+    if arguments.table in BEST:
+        scale = BEST[arguments.table]
+        runs = best_table(scale, arguments.seeds)
     elif arguments.table == "main":
         runs = main_table(scale, arguments.bits, arguments.seeds)
     else:
