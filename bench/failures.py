@@ -60,7 +60,7 @@ def main() -> None:
         verdicts = gate.verdicts(seen)
         flagged = [i for i, verdict in enumerate(verdicts) if verdict.foreign]
         print(f"{change}: {len(flagged)} of {len(drawn)} called foreign")
-        for i in set(flagged) - set(missed):
+        for i in sorted(set(flagged) - set(missed)):
             name = drawn[i][0]
             refused.setdefault(
                 f"{name} {change}", (canvases[i], f"{name}, {change}\ncalled foreign")
