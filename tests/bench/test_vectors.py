@@ -73,9 +73,12 @@ def test_codes_tell_the_near_from_the_far_and_are_spread(archive):
 
 def test_nearest_is_what_sorting_all_similarities_gives(archive, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 700)
-    slow = np.argsort(-(archive.query_z @ archive.z.T), axis=1, kind="stable")
-    assert np.array_equal(nearest(archive.z, archive.query_z, 100), slow[:, :100])
-    assert nearest(archive.z[:7], archive.query_z, 100).shape == (40, 7)
+    # Whole numbers: their products are exact, and equal ones equal, in chunks of any size.
+    z, asked = np.round(64 * archive.z), np.round(64 * archive.query_z)
+    slow = np.argsort(-(asked @ z.T), axis=1, kind="stable")
+    assert np.array_equal(nearest(z, asked, 100), slow[:, :100])
+    assert nearest(z[:7], asked, 100).shape == (40, 7)
+
 
 
 def test_recall_is_the_share_of_the_first_k_that_was_found():
