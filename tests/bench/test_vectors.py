@@ -80,7 +80,6 @@ def test_nearest_is_what_sorting_all_similarities_gives(archive, monkeypatch):
     assert nearest(z[:7], asked, 100).shape == (40, 7)
 
 
-
 def test_recall_is_the_share_of_the_first_k_that_was_found():
     exact = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     found = [np.array([2, 1, 9, 3]), np.array([5])]
