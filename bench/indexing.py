@@ -131,7 +131,7 @@ def measure(
     for number, name in enumerate(arguments.formats):
         say(f"writing {most:,} files: {name}")
         archives[name] = write_archive(scratch / str(number), name, pictures, most)
-    bench = Formats(settings, archives, arguments.rival)
+    bench = Formats(settings, archives, scratch, arguments.rival)
     rounds: dict[tuple[str, int], list[Round]] = {}
     for repeat in range(-1, arguments.repeats):
         counts = arguments.counts if repeat >= 0 else [min(_WARM, most)]
@@ -149,12 +149,12 @@ def measure(
         ]
     }
     plain = archives[_PLAIN if _PLAIN in archives else arguments.formats[-1]]
-    figures["scaling"] = scaling(plain, arguments.repeats)
+    figures["scaling"] = scaling(plain, arguments.repeats, scratch)
     if arguments.server:
         figures["workers"] = shared(plain, arguments.server, arguments.repeats)
     say(f"writing {max(arguments.memory):,} small files")
     small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
-    figures["memory"] = memory(small, arguments.memory, arguments.repeats)
+    figures["memory"] = memory(small, arguments.memory, arguments.repeats, scratch)
     if arguments.rival:
         pairs = [(one.run.instances_per_second, one.rival) for one in rounds[_RASTER, most]]
         figures["rival"] = rival(pairs, bench.rival_versions)
@@ -165,9 +165,14 @@ class Formats:
     """One round after another over the same archives."""
 
     def __init__(
-        self, settings: Settings, archives: dict[str, list[Path]], python: Path | None
+        self,
+        settings: Settings,
+        archives: dict[str, list[Path]],
+        scratch: Path,
+        python: Path | None,
     ) -> None:
         self._settings = settings
+        self._scratch = scratch
         self._archives = archives
         self._python = python
         self._alone = Alone(settings)
@@ -179,7 +184,7 @@ class Formats:
     def round(self, name: str, count: int) -> Round:
         files = self._archives[name][:count]
         return Round(
-            index(files),
+            index(files, self._scratch),
             self._alone.decode(files),
             self._alone.encode(self._canvases[name], count),
             self._rival(self._python, files) if self._python and name == _RASTER else None,
@@ -221,7 +226,7 @@ def row(name: str, files: Sequence[Path], rounds: Sequence[Round]) -> dict[str, 
     }
 
 
-def scaling(files: Sequence[Path], repeats: int) -> list[dict[str, Any]]:
+def scaling(files: Sequence[Path], repeats: int, place: Path) -> list[dict[str, Any]]:
     """One reader and one encoder on one core, the same on all cores, and two of each."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     ways: list[tuple[int, list[int] | None]] = [(1, None), (2, None)]
@@ -232,7 +237,7 @@ def scaling(files: Sequence[Path], repeats: int) -> list[dict[str, Any]]:
         for (many, allowed), found in zip(ways, speeds, strict=True):
             say(f"scaling, round {repeat + 1}: {many} of each, cores: {allowed or 'all'}")
             both = {"INDEXING__READERS": many, "INDEXING__ENCODERS": many}
-            found.append(index(files, both, allowed).instances_per_second)
+            found.append(index(files, place, both, allowed).instances_per_second)
     return [
         {
             "readers_and_encoders": many,
@@ -261,13 +266,15 @@ def shared(files: Sequence[Path], server: str, repeats: int) -> list[dict[str, A
     ]
 
 
-def memory(files: Sequence[Path], counts: Sequence[int], repeats: int) -> dict[str, Any]:
+def memory(
+    files: Sequence[Path], counts: Sequence[int], repeats: int, place: Path
+) -> dict[str, Any]:
     """Peaks by count, of files so small that there can be many."""
     runs: dict[int, list[Run]] = {count: [] for count in sorted(counts)}
     for repeat in range(repeats):
         for count, found in runs.items():
             say(f"memory, round {repeat + 1}: {count:,}")
-            found.append(index(files[:count]))
+            found.append(index(files[:count], place))
     rows = [
         {
             "images": count,
