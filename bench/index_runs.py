@@ -83,14 +83,14 @@ def index(
     command = [*_PRECEDENT, "index", str(folder), "--json"]
     command += ["--data-dir", str(scratch / "data")]
     os.sync()
-    process = psutil.Popen(command, stdout=subprocess.PIPE, env=_environment(settings or {}))
-    if cores is not None:
-        process.cpu_affinity(list(cores))
-    peaks = _Peaks(process)
-    while process.poll() is None:
-        peaks.sample()
-        time.sleep(_SAMPLE_SECONDS)
-    written = process.stdout.read()
+    with psutil.Popen(command, stdout=subprocess.PIPE, env=_environment(settings or {})) as process:
+        if cores is not None:
+            process.cpu_affinity(list(cores))
+        peaks = _Peaks(process)
+        while process.poll() is None:
+            peaks.sample()
+            time.sleep(_SAMPLE_SECONDS)
+        written = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"`precedent index` ended with exit status {process.returncode}")
     report = json.loads(written)

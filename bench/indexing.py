@@ -1,7 +1,7 @@
 """Indexing: instances per second by format, scaling, memory, and clip-retrieval on the same files.
 
     python -m bench.indexing FOLDER [--counts 1000] [--memory 1000 20000] [--repeats 3]
-        [--rival PYTHON] [--server URL]
+        [--parts formats scaling memory] [--rival PYTHON] [--server URL]
 
 FOLDER has grey pictures (PNG, JPEG), of which archives are made in a temporary folder (see
 ``bench.index_formats``; 1,000 files of each format take 1.5 GB). Rounds are interleaved, and what
@@ -55,6 +55,7 @@ from indexer.archive import model_directory
 _WARM = 64  # files of the round that is not counted
 _CANVASES = 256
 _PLAIN = "DICOM, uncompressed"
+_PARTS = ("formats", "scaling", "memory")
 _RASTER = "JPEG"
 _TARGET_SHARE, _TARGET_GROWTH = 0.8, 0.1
 _SERVER = "PRECEDENT_TEST_QDRANT_URL"
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
+    parser.add_argument("--parts", choices=_PARTS, nargs="+", default=list(_PARTS))
     parser.add_argument("--rival", type=Path, help="a Python that has clip-retrieval")
     parser.add_argument("--server", default=os.environ.get(_SERVER), help="a Qdrant server")
     parser.add_argument("--results", default="indexing", help="name of the file of figures")
@@ -131,6 +133,29 @@ def measure(
     for number, name in enumerate(arguments.formats):
         say(f"writing {most:,} files: {name}")
         archives[name] = write_archive(scratch / str(number), name, pictures, most)
+    figures: dict[str, Any] = {}
+    if "formats" in arguments.parts:
+        figures |= formats(arguments, settings, archives, scratch)
+    plain = archives[_PLAIN if _PLAIN in archives else arguments.formats[-1]]
+    if "scaling" in arguments.parts:
+        figures["scaling"] = scaling(plain, arguments.repeats, scratch)
+    if arguments.server:
+        figures["workers"] = shared(plain, arguments.server, arguments.repeats)
+    if "memory" in arguments.parts:
+        say(f"writing {max(arguments.memory):,} small files")
+        small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
+        figures["memory"] = memory(small, arguments.memory, arguments.repeats, scratch)
+    return figures
+
+
+def formats(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    archives: dict[str, list[Path]],
+    scratch: Path,
+) -> dict[str, Any]:
+    """Rows by format and count, and what the rival did in the same rounds."""
+    most = max(arguments.counts)
     bench = Formats(settings, archives, scratch, arguments.rival)
     rounds: dict[tuple[str, int], list[Round]] = {}
     for repeat in range(-1, arguments.repeats):
@@ -148,13 +173,6 @@ def measure(
             for name in archives
         ]
     }
-    plain = archives[_PLAIN if _PLAIN in archives else arguments.formats[-1]]
-    figures["scaling"] = scaling(plain, arguments.repeats, scratch)
-    if arguments.server:
-        figures["workers"] = shared(plain, arguments.server, arguments.repeats)
-    say(f"writing {max(arguments.memory):,} small files")
-    small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
-    figures["memory"] = memory(small, arguments.memory, arguments.repeats, scratch)
     if arguments.rival:
         pairs = [(one.run.instances_per_second, one.rival) for one in rounds[_RASTER, most]]
         figures["rival"] = rival(pairs, bench.rival_versions)
@@ -319,13 +337,17 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     libraries = ", ".join(f"{name} {version}" for name, version in how["libraries"].items())
     console.print(libraries, highlight=False)
     title = f"precedent index, {how['pixels']} pixels; target share of the slower: {_TARGET_SHARE}"
-    console.print(table(title, figures["rows"]))
-    console.print(table("scaling", figures["scaling"]))
+    if "rows" in figures:
+        console.print(table(title, figures["rows"]))
+    if "scaling" in figures:
+        console.print(table("scaling", figures["scaling"]))
     if "workers" in figures:
         console.print(table("workers on one job", figures["workers"]))
-    found = figures["memory"]
-    grown = ", ".join(f"{name[:-4]} {of:+.1%}" for name, of in found["growth"].items())
-    console.print(table(f"memory ({grown}; target within {found['target']:.0%})", found["rows"]))
+    if "memory" in figures:
+        found = figures["memory"]
+        grown = ", ".join(f"{name[:-4]} {of:+.1%}" for name, of in found["growth"].items())
+        title = f"memory ({grown}; target within {found['target']:.0%})"
+        console.print(table(title, found["rows"]))
     if "rival" in figures:
         console.print(table(figures["rival"]["what"], [figures["rival"]]))
 
