@@ -19,8 +19,8 @@ rows: for each format and count, in instances per second: ``instances_per_second
     their results thrown away; ``encode_alone_per_second``, the network on pictures in memory.
     ``share_of_slower``: end to end over the slower of the two. ``share_of_both_in_turn``: over
     reading everything first and encoding it then, each with all cores, which on a machine without
-    a GPU is the most that can be had. ``stage_seconds`` are of the median round. The last row
-    is what `precedent plan` reckons with.
+    a GPU is the most that can be had. ``stage_seconds`` are of the median round. When all formats
+    were measured, `precedent plan` reckons with the last row of each (``api/measured.json``).
 scaling: readers and encoders, one of each and two, and one of each on a single core.
 workers: with --server, workers (`precedent worker`) on one job, one reader and one encoder each:
     an embedded index belongs to one process, so that they need a Qdrant server in common.
@@ -45,16 +45,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.index_formats import DISTINCT, FORMATS, SIDE, write_archive
+from bench.index_formats import DISTINCT, FORMATS, SIDE, SPOKEN, write_archive
 from bench.index_rival import run_rival
 from bench.index_runs import Alone, Run, index, workers
-from bench.machine import machine, write_results
+from bench.machine import machine, remember, write_results
 from engine.settings import Settings, load_settings
 from indexer.archive import model_directory
 
 _WARM = 64  # files of the round that is not counted
 _CANVASES = 256
 _PLAIN = "DICOM, uncompressed"
+_RESULTS = "indexing"
 _PARTS = ("formats", "scaling", "memory")
 _RASTER = "JPEG"
 _TARGET_SHARE, _TARGET_GROWTH = 0.8, 0.1
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--parts", choices=_PARTS, nargs="+", default=list(_PARTS))
     parser.add_argument("--rival", type=Path, help="a Python that has clip-retrieval")
     parser.add_argument("--server", default=os.environ.get(_SERVER), help="a Qdrant server")
-    parser.add_argument("--results", default="indexing", help="name of the file of figures")
+    parser.add_argument("--results", default=_RESULTS, help="name of the file of figures")
     arguments = parser.parse_args()
     if arguments.rival and _RASTER not in arguments.formats:
         parser.error(f"clip-retrieval reads no DICOM; add {_RASTER!r} to --formats")
@@ -108,6 +109,25 @@ def main() -> None:
         }
     show(Console(width=170), figures)
     print(write_results(arguments.results, figures))
+    whole = {one["format"] for one in figures.get("rows", ())} == set(FORMATS)
+    if whole and arguments.results == _RESULTS:
+        print(remember(indexing=planned(figures["rows"])))
+
+
+def planned(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``precedent plan`` reckons with: of each format the last row."""
+    on = machine()
+    return {
+        "machine": f"{on['cores']} cores, {on['cpu']}",
+        "pixels": f"{SIDE} × {SIDE}",
+        "formats": {
+            SPOKEN[one["format"]]: {
+                "per_second": one["instances_per_second"],
+                "kib_a_file": one["kib_a_file"],
+            }
+            for one in rows
+        },
+    }
 
 
 def measured_with(settings: Settings, repeats: int) -> dict[str, Any]:

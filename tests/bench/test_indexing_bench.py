@@ -29,6 +29,7 @@ def bench(
     def run(*arguments: str) -> tuple[dict[str, Any], str]:
         monkeypatch.setattr("sys.argv", ["bench.indexing", str(pictures), *arguments])
         monkeypatch.setattr(machine, "_RESULTS", tmp_path / "results")
+        monkeypatch.setattr(machine, "_MEASURED", tmp_path / "measured.json")
         monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
         indexing.main()
         return json.loads((tmp_path / "results" / "indexing.json").read_text()), (
@@ -56,7 +57,7 @@ def test_a_format_is_measured_beside_its_stages(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_all_parts_are_measured(bench: Bench) -> None:
+def test_all_parts_are_measured(bench: Bench, tmp_path: Path) -> None:
     figures, printed = bench("--counts", "4", "--memory", "3", "6", "--repeats", "1")
     assert [row["format"] for row in figures["rows"]] == list(indexing.FORMATS)
     assert [row["readers_and_encoders"] for row in figures["scaling"]][-2:] == [1, 2]
@@ -67,6 +68,10 @@ def test_all_parts_are_measured(bench: Bench) -> None:
         "readers_mib",
     }
     assert "memory" in printed
+    planned = json.loads((tmp_path / "measured.json").read_text())["indexing"]["formats"]
+    last = figures["rows"][-1]["instances_per_second"]
+    assert planned["uncompressed"]["per_second"] == last
+    assert planned.keys() == {"uncompressed", "rle", "jpeg-ls", "jpeg-2000", "jpeg"}
 
 
 def test_the_pace_of_workers_counts_from_when_each_has_ended_its_first_chunk() -> None:
