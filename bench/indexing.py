@@ -23,7 +23,8 @@ rows: for each format and count, in instances per second: ``instances_per_second
     were measured, `precedent plan` reckons with the last row of each (``api/measured.json``).
 scaling: readers and encoders, one of each and two, and one of each on a single core.
 workers: with --server, workers (`precedent worker`) on one job, one reader and one encoder each:
-    an embedded index belongs to one process, so that they need a Qdrant server in common.
+    an embedded index belongs to one process, so that they need a Qdrant server in common. Where
+    none is to be had, tests/contract/stand_in.py stands in, and ``store`` has to say so.
     What was done before each of them had ended its first chunk does not count: they load the
     model in it.
 memory: peaks in MiB of the main process (``anonymous``: what no file backs) and of all readers
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--parts", choices=_PARTS, nargs="+", default=list(_PARTS))
     parser.add_argument("--rival", type=Path, help="a Python that has clip-retrieval")
     parser.add_argument("--server", default=os.environ.get(_SERVER), help="a Qdrant server")
+    parser.add_argument("--server-name", default="Qdrant", help="what to call the server")
     parser.add_argument("--results", default=_RESULTS, help="name of the file of figures")
     arguments = parser.parse_args()
     if arguments.rival and _RASTER not in arguments.formats:
@@ -160,7 +162,8 @@ def measure(
     if "scaling" in arguments.parts:
         figures["scaling"] = scaling(plain, arguments.repeats, scratch)
     if arguments.server:
-        figures["workers"] = shared(plain, arguments.server, arguments.repeats)
+        found = shared(plain, arguments.server, arguments.repeats)
+        figures["workers"] = {"store": arguments.server_name, "rows": found}
     if "memory" in arguments.parts:
         say(f"writing {max(arguments.memory):,} small files")
         small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
@@ -362,7 +365,8 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     if "scaling" in figures:
         console.print(table("scaling", figures["scaling"]))
     if "workers" in figures:
-        console.print(table("workers on one job", figures["workers"]))
+        shown = figures["workers"]
+        console.print(table(f"workers on one job; store: {shown['store']}", shown["rows"]))
     if "memory" in figures:
         found = figures["memory"]
         grown = ", ".join(f"{name[:-4]} {of:+.1%}" for name, of in found["growth"].items())
