@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
-    parser.add_argument("--parts", choices=_PARTS, nargs="+", default=list(_PARTS))
+    parser.add_argument("--parts", choices=_PARTS, nargs="*", default=list(_PARTS))
     parser.add_argument("--rival", type=Path, help="a Python that has clip-retrieval")
     parser.add_argument("--server", default=os.environ.get(_SERVER), help="a Qdrant server")
     parser.add_argument("--server-name", default="Qdrant", help="what to call the server")
