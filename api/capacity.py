@@ -16,6 +16,13 @@ __all__ = ["Measured", "Needs", "needs", "plan"]
 
 _GB = 1e9
 _PROFILES = ("hash", "precise", "hash-quantised")
+_FORMATS = {
+    "uncompressed": "uncompressed DICOM",
+    "rle": "RLE DICOM",
+    "jpeg-ls": "JPEG-LS DICOM",
+    "jpeg-2000": "JPEG 2000 DICOM",
+    "jpeg": "JPEG",
+}
 
 # Assumed, not measured; the command prints them.
 _HEADROOM_DISK = 2.0
@@ -30,7 +37,7 @@ _GRAPH_GROWTH = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What ``make bench-search`` found of a profile, on ``machine``.
+    """What ``make bench-search`` found of a profile and ``make bench-index`` of a format.
 
     Bytes are for each image more: the slope over the counts that were measured.
 
@@ -39,8 +46,8 @@ class Measured:
     upsert_per_second, optimise_per_second: images, at ``count``; None = nothing to do.
     p50_ms: of a search at ``count``. growth: exponent of that over the counts. graph: whether
     the profile has one.
-    indexing_per_second: images that one worker reads, encodes and writes (``make
-    bench-index``).
+    indexing_per_second: images that one worker reads, encodes and writes.
+    machine, files: that the profile was measured on, and that were indexed.
     """
 
     count: int
@@ -53,6 +60,7 @@ class Measured:
     growth: float
     indexing_per_second: float
     machine: str
+    files: str = ""
     graph: bool = False
     dim: int = 256
     bits: int = 64
@@ -129,8 +137,11 @@ def plan(
     dim: Annotated[int, typer.Option(help="Length of the blended feature.")] = 256,
     replicas: Annotated[int, typer.Option(help="Copies of each image's point.")] = 1,
     workers: Annotated[int, typer.Option(help="That read and encode, two cores each.")] = 1,
+    form: Annotated[
+        str, typer.Option("--format", help=f"Of the files: {', '.join(_FORMATS)}.")
+    ] = "uncompressed",
     images_per_second: Annotated[
-        float | None, typer.Option(help="Of one worker; as measured if left out.")
+        float | None, typer.Option(help="Of one worker; as measured of the format if left out.")
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Workers with a GPU; needs --images-per-second.")
@@ -142,6 +153,8 @@ def plan(
     """Say what disk, memory, nodes and time an archive will need, with the sums shown."""
     if profile not in _PROFILES:
         raise QueryError(f"profile is {profile!r}; use one of {', '.join(_PROFILES)}")
+    if form not in _FORMATS:
+        raise QueryError(f"--format is {form!r}; use one of {', '.join(_FORMATS)}")
     if gpu and images_per_second is None:
         raise QueryError(
             "no GPU has been measured yet; index a thousand images with it, and give what it "
@@ -156,7 +169,7 @@ def plan(
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise QueryError(f"{name} is {value}; give a number above zero")
-    count, measured = _count(images), _measured(profile)
+    count, measured = _count(images), _measured(profile, form)
     found = needs(
         measured,
         count,
@@ -223,6 +236,13 @@ def plan(
         highlight=False,
         soft_wrap=True,
     )
+    if images_per_second is None:
+        console.print(
+            f"Indexing: measured with {measured.files}; --format names others, --images-per-second "
+            "takes a rate of your own. docs/evaluation.md has the tables.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _count(text: str) -> int:
@@ -239,7 +259,15 @@ def _count(text: str) -> int:
     return count
 
 
-def _measured(profile: str) -> Measured:
+def _measured(profile: str, form: str) -> Measured:
     figures: dict[str, Any] = json.loads(files("api").joinpath("measured.json").read_text())
-    found = figures["profiles"][profile]
-    return Measured(**found, machine=figures["machine"], graph=profile == "precise")
+    indexing = figures["indexing"]
+    found = indexing["formats"][form]
+    return Measured(
+        **figures["profiles"][profile],
+        indexing_per_second=found["per_second"],
+        machine=figures["machine"],
+        files=f"{_FORMATS[form]} files of {indexing['pixels']} pixels, "
+        f"{found['kib_a_file']:.0f} KiB each, on {indexing['machine']}",
+        graph=profile == "precise",
+    )

@@ -24,6 +24,7 @@ from engine.errors import (
     RefusalReason,
     StoreError,
     StoreLocked,
+    StoreNotFound,
 )
 
 __all__ = [
@@ -113,6 +114,12 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         "image-refused", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be used"
     ),
     StoreError: _NO_INDEX,
+    StoreNotFound: _Kind(
+        "store",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "There is no index yet",
+        "nothing has been indexed yet; the service answers soon after something is",
+    ),
     StoreLocked: _Kind(
         "store-locked",
         HTTPStatus.SERVICE_UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""The archive that the service answers from, exchanged for another one while it runs."""
+"""The archive that the service answers from: waited for, and exchanged while it runs."""
 
 import logging
 import threading
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from api.deps import Readers
-from engine.errors import PrecedentError
+from engine.errors import PrecedentError, StoreNotFound
 from engine.settings import Settings
+from engine.store.opening import open_store
 from indexer.archive import Archive
+from indexer.datadir import DataDir
 
 __all__ = ["Serving"]
 
@@ -34,8 +36,9 @@ class _Open:
 class Serving:
     """What requests are answered from. Close it, or use it as a context manager.
 
-    When another index comes into force, requests that begin are answered from that; those under
-    way end with the one they began with.
+    Where nothing was indexed yet, requests are refused until there is an index. When another one
+    comes into force, requests that begin are answered from that; those under way end with the one
+    they began with.
 
     Args:
         settings: of the archive.
@@ -46,7 +49,14 @@ class Serving:
         self._settings = settings
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._now = self._opened(settings) if given is None else self._with_readers(given)
+        self._now: _Open | None = None
+        if given is not None:
+            self._now = self._with_readers(given)
+        else:
+            try:
+                self._now = self._opened(settings)
+            except StoreNotFound as error:
+                _log.warning("nothing can be searched yet: %s", error)
         self._watcher: threading.Thread | None = None
         if given is None:
             self._watcher = threading.Thread(target=self._watch, name="serving", daemon=True)
@@ -62,13 +72,16 @@ class Serving:
         self._stopped.set()
         if self._watcher is not None:
             self._watcher.join()
-        self._now.opened.close()
+        if self._now is not None:
+            self._now.opened.close()
 
     @contextmanager
     def request(self) -> Iterator[tuple[Archive, Readers]]:
-        """What to answer one request from."""
+        """What to answer one request from. Raises StoreNotFound while there is no index."""
         with self._lock:
             mine = self._now
+            if mine is None:
+                raise StoreNotFound("there is no index yet; make one with `precedent index PATH…`")
             mine.requests += 1
         try:
             yield mine.archive, mine.readers
@@ -97,23 +110,35 @@ class Serving:
         said = ""
         while not self._stopped.wait(_LOOK_SECONDS):
             try:
-                if self._now.archive.is_replaced:
+                if self._now is None:
+                    self._await()
+                elif self._now.archive.is_replaced:
                     # Its model came into force with it.
                     self._exchange(self._settings.model_copy(update={"model": None}))
-                    said = ""
+                said = ""
+            except StoreNotFound:
+                continue
             except PrecedentError as error:
                 if str(error) != said:
-                    _log.error(
-                        "the index in force cannot be opened, the one before goes on: %s", error
-                    )
+                    _log.error("the index in force cannot be opened: %s", error)
                 said = str(error)
+
+    def _await(self) -> None:
+        """Opens the index that was made since. Raises StoreNotFound where there is none."""
+        # To open an archive loads its model first.
+        open_store(
+            self._settings, DataDir(self._settings.data_dir).index, None, create=False
+        ).close()
+        self._exchange(self._settings)
 
     def _exchange(self, settings: Settings) -> None:
         new = self._opened(settings)
+        over = False
         with self._lock:
             old, self._now = self._now, new
-            old.retired = True
-            over = old.requests == 0
-        if over:
+            if old is not None:
+                old.retired = True
+                over = old.requests == 0
+        if old is not None and over:
             old.opened.close()
         _log.warning("another index is in force: model %s", new.archive.manifest.fingerprint)

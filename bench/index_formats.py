@@ -27,7 +27,7 @@ from pydicom.uid import (
 from indexer.sample import headers
 from indexer.sample.encoding import set_pixels
 
-__all__ = ["DISTINCT", "FORMATS", "SIDE", "spread", "values", "write_archive"]
+__all__ = ["DISTINCT", "FORMATS", "SIDE", "SPOKEN", "spread", "values", "write_archive"]
 
 FORMATS: dict[str, UID | None] = {
     "DICOM, JPEG 2000 lossless": JPEG2000Lossless,
@@ -36,9 +36,10 @@ FORMATS: dict[str, UID | None] = {
     "JPEG": None,
     "DICOM, uncompressed": ExplicitVRLittleEndian,
 }
-"""Transfer syntaxes by name; None = files of eight bits without any header.
+"""Transfer syntaxes by name; None = files of eight bits without any header."""
 
-What most of an archive is comes last: `precedent plan` reckons with the last row."""
+SPOKEN = dict(zip(FORMATS, ("jpeg-2000", "jpeg-ls", "rle", "jpeg", "uncompressed"), strict=True))
+"""What `precedent plan --format` calls them."""
 
 SIDE = 512
 DISTINCT = 256

@@ -1,7 +1,7 @@
 """Indexing: instances per second by format, scaling, memory, and clip-retrieval on the same files.
 
     python -m bench.indexing FOLDER [--counts 1000] [--memory 1000 20000] [--repeats 3]
-        [--rival PYTHON] [--server URL]
+        [--parts formats scaling memory] [--rival PYTHON] [--server URL]
 
 FOLDER has grey pictures (PNG, JPEG), of which archives are made in a temporary folder (see
 ``bench.index_formats``; 1,000 files of each format take 1.5 GB). Rounds are interleaved, and what
@@ -19,11 +19,12 @@ rows: for each format and count, in instances per second: ``instances_per_second
     their results thrown away; ``encode_alone_per_second``, the network on pictures in memory.
     ``share_of_slower``: end to end over the slower of the two. ``share_of_both_in_turn``: over
     reading everything first and encoding it then, each with all cores, which on a machine without
-    a GPU is the most that can be had. ``stage_seconds`` are of the median round. The last row
-    is what `precedent plan` reckons with.
+    a GPU is the most that can be had. ``stage_seconds`` are of the median round. When all formats
+    were measured, `precedent plan` reckons with the last row of each (``api/measured.json``).
 scaling: readers and encoders, one of each and two, and one of each on a single core.
 workers: with --server, workers (`precedent worker`) on one job, one reader and one encoder each:
-    an embedded index belongs to one process, so that they need a Qdrant server in common.
+    an embedded index belongs to one process, so that they need a Qdrant server in common. Where
+    none is to be had, tests/contract/stand_in.py stands in, and ``store`` has to say so.
     What was done before each of them had ended its first chunk does not count: they load the
     model in it.
 memory: peaks in MiB of the main process (``anonymous``: what no file backs) and of all readers
@@ -45,16 +46,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.index_formats import DISTINCT, FORMATS, SIDE, write_archive
+from bench.index_formats import DISTINCT, FORMATS, SIDE, SPOKEN, write_archive
 from bench.index_rival import run_rival
 from bench.index_runs import Alone, Run, index, workers
-from bench.machine import machine, write_results
+from bench.machine import machine, remember, write_results
 from engine.settings import Settings, load_settings
 from indexer.archive import model_directory
 
 _WARM = 64  # files of the round that is not counted
 _CANVASES = 256
 _PLAIN = "DICOM, uncompressed"
+_RESULTS = "indexing"
+_PARTS = ("formats", "scaling", "memory")
 _RASTER = "JPEG"
 _TARGET_SHARE, _TARGET_GROWTH = 0.8, 0.1
 _SERVER = "PRECEDENT_TEST_QDRANT_URL"
@@ -89,9 +92,11 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
+    parser.add_argument("--parts", choices=_PARTS, nargs="*", default=list(_PARTS))
     parser.add_argument("--rival", type=Path, help="a Python that has clip-retrieval")
     parser.add_argument("--server", default=os.environ.get(_SERVER), help="a Qdrant server")
-    parser.add_argument("--results", default="indexing", help="name of the file of figures")
+    parser.add_argument("--server-name", default="Qdrant", help="what to call the server")
+    parser.add_argument("--results", default=_RESULTS, help="name of the file of figures")
     arguments = parser.parse_args()
     if arguments.rival and _RASTER not in arguments.formats:
         parser.error(f"clip-retrieval reads no DICOM; add {_RASTER!r} to --formats")
@@ -106,6 +111,25 @@ def main() -> None:
         }
     show(Console(width=170), figures)
     print(write_results(arguments.results, figures))
+    whole = {one["format"] for one in figures.get("rows", ())} == set(FORMATS)
+    if whole and arguments.results == _RESULTS:
+        print(remember(indexing=planned(figures["rows"])))
+
+
+def planned(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``precedent plan`` reckons with: of each format the last row."""
+    on = machine()
+    return {
+        "machine": f"{on['cores']} cores, {on['cpu']}",
+        "pixels": f"{SIDE} × {SIDE}",
+        "formats": {
+            SPOKEN[one["format"]]: {
+                "per_second": one["instances_per_second"],
+                "kib_a_file": one["kib_a_file"],
+            }
+            for one in rows
+        },
+    }
 
 
 def measured_with(settings: Settings, repeats: int) -> dict[str, Any]:
@@ -131,7 +155,31 @@ def measure(
     for number, name in enumerate(arguments.formats):
         say(f"writing {most:,} files: {name}")
         archives[name] = write_archive(scratch / str(number), name, pictures, most)
-    bench = Formats(settings, archives, arguments.rival)
+    figures: dict[str, Any] = {}
+    if "formats" in arguments.parts:
+        figures |= formats(arguments, settings, archives, scratch)
+    plain = archives[_PLAIN if _PLAIN in archives else arguments.formats[-1]]
+    if "scaling" in arguments.parts:
+        figures["scaling"] = scaling(plain, arguments.repeats, scratch)
+    if arguments.server:
+        found = shared(plain, arguments.server, arguments.repeats)
+        figures["workers"] = {"store": arguments.server_name, "rows": found}
+    if "memory" in arguments.parts:
+        say(f"writing {max(arguments.memory):,} small files")
+        small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
+        figures["memory"] = memory(small, arguments.memory, arguments.repeats, scratch)
+    return figures
+
+
+def formats(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    archives: dict[str, list[Path]],
+    scratch: Path,
+) -> dict[str, Any]:
+    """Rows by format and count, and what the rival did in the same rounds."""
+    most = max(arguments.counts)
+    bench = Formats(settings, archives, scratch, arguments.rival)
     rounds: dict[tuple[str, int], list[Round]] = {}
     for repeat in range(-1, arguments.repeats):
         counts = arguments.counts if repeat >= 0 else [min(_WARM, most)]
@@ -148,13 +196,6 @@ def measure(
             for name in archives
         ]
     }
-    plain = archives[_PLAIN if _PLAIN in archives else arguments.formats[-1]]
-    figures["scaling"] = scaling(plain, arguments.repeats)
-    if arguments.server:
-        figures["workers"] = shared(plain, arguments.server, arguments.repeats)
-    say(f"writing {max(arguments.memory):,} small files")
-    small = write_archive(scratch / "small", _PLAIN, pictures, max(arguments.memory), side=None)
-    figures["memory"] = memory(small, arguments.memory, arguments.repeats)
     if arguments.rival:
         pairs = [(one.run.instances_per_second, one.rival) for one in rounds[_RASTER, most]]
         figures["rival"] = rival(pairs, bench.rival_versions)
@@ -165,9 +206,14 @@ class Formats:
     """One round after another over the same archives."""
 
     def __init__(
-        self, settings: Settings, archives: dict[str, list[Path]], python: Path | None
+        self,
+        settings: Settings,
+        archives: dict[str, list[Path]],
+        scratch: Path,
+        python: Path | None,
     ) -> None:
         self._settings = settings
+        self._scratch = scratch
         self._archives = archives
         self._python = python
         self._alone = Alone(settings)
@@ -179,7 +225,7 @@ class Formats:
     def round(self, name: str, count: int) -> Round:
         files = self._archives[name][:count]
         return Round(
-            index(files),
+            index(files, self._scratch),
             self._alone.decode(files),
             self._alone.encode(self._canvases[name], count),
             self._rival(self._python, files) if self._python and name == _RASTER else None,
@@ -221,7 +267,7 @@ def row(name: str, files: Sequence[Path], rounds: Sequence[Round]) -> dict[str, 
     }
 
 
-def scaling(files: Sequence[Path], repeats: int) -> list[dict[str, Any]]:
+def scaling(files: Sequence[Path], repeats: int, place: Path) -> list[dict[str, Any]]:
     """One reader and one encoder on one core, the same on all cores, and two of each."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     ways: list[tuple[int, list[int] | None]] = [(1, None), (2, None)]
@@ -232,7 +278,7 @@ def scaling(files: Sequence[Path], repeats: int) -> list[dict[str, Any]]:
         for (many, allowed), found in zip(ways, speeds, strict=True):
             say(f"scaling, round {repeat + 1}: {many} of each, cores: {allowed or 'all'}")
             both = {"INDEXING__READERS": many, "INDEXING__ENCODERS": many}
-            found.append(index(files, both, allowed).instances_per_second)
+            found.append(index(files, place, both, allowed).instances_per_second)
     return [
         {
             "readers_and_encoders": many,
@@ -261,13 +307,15 @@ def shared(files: Sequence[Path], server: str, repeats: int) -> list[dict[str, A
     ]
 
 
-def memory(files: Sequence[Path], counts: Sequence[int], repeats: int) -> dict[str, Any]:
+def memory(
+    files: Sequence[Path], counts: Sequence[int], repeats: int, place: Path
+) -> dict[str, Any]:
     """Peaks by count, of files so small that there can be many."""
     runs: dict[int, list[Run]] = {count: [] for count in sorted(counts)}
     for repeat in range(repeats):
         for count, found in runs.items():
             say(f"memory, round {repeat + 1}: {count:,}")
-            found.append(index(files[:count]))
+            found.append(index(files[:count], place))
     rows = [
         {
             "images": count,
@@ -312,13 +360,18 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     libraries = ", ".join(f"{name} {version}" for name, version in how["libraries"].items())
     console.print(libraries, highlight=False)
     title = f"precedent index, {how['pixels']} pixels; target share of the slower: {_TARGET_SHARE}"
-    console.print(table(title, figures["rows"]))
-    console.print(table("scaling", figures["scaling"]))
+    if "rows" in figures:
+        console.print(table(title, figures["rows"]))
+    if "scaling" in figures:
+        console.print(table("scaling", figures["scaling"]))
     if "workers" in figures:
-        console.print(table("workers on one job", figures["workers"]))
-    found = figures["memory"]
-    grown = ", ".join(f"{name[:-4]} {of:+.1%}" for name, of in found["growth"].items())
-    console.print(table(f"memory ({grown}; target within {found['target']:.0%})", found["rows"]))
+        shown = figures["workers"]
+        console.print(table(f"workers on one job; store: {shown['store']}", shown["rows"]))
+    if "memory" in figures:
+        found = figures["memory"]
+        grown = ", ".join(f"{name[:-4]} {of:+.1%}" for name, of in found["growth"].items())
+        title = f"memory ({grown}; target within {found['target']:.0%})"
+        console.print(table(title, found["rows"]))
     if "rival" in figures:
         console.print(table(figures["rival"]["what"], [figures["rival"]]))
 

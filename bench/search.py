@@ -43,13 +43,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine, write_results
+from bench.machine import machine, remember, write_results
 from bench.searching import Job, make
 from bench.stores import OURS, PEERS
 from bench.vectors import KINDS, SCRATCH, prepared
 
 RESULTS = Path(__file__).parent / "results" / "search"
-MEASURED = Path(__file__).parents[1] / "api" / "measured.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "search.png"
 SYSTEMS = (*OURS, *PEERS)
 
@@ -134,7 +133,7 @@ def capacity(one: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measured(figures: dict[str, Any], indexing: dict[str, Any]) -> dict[str, Any]:
+def measured(figures: dict[str, Any]) -> dict[str, Any]:
     """What ``precedent plan`` reckons with, of the kind nearest to real archives: bytes for
     each image more, by least squares over the counts; the rest as it is at the largest."""
     whole = [one for one in figures["systems"] if "failed" not in one and one["system"] in OURS]
@@ -160,7 +159,6 @@ def measured(figures: dict[str, Any], indexing: dict[str, Any]) -> dict[str, Any
             "optimise_per_second": last["optimise_per_second"],
             "p50_ms": last["p50_ms"],
             "growth": exponent(n, np.array([at_ten(one)[0]["p50_ms"] for one in there])),
-            "indexing_per_second": indexing["rows"][-1]["instances_per_second"],
         }
     on = machine()
     return {"machine": f"{on['cores']} cores, {on['cpu']}", "kind": kind, "profiles": profiles}
@@ -287,9 +285,7 @@ def main() -> None:
     figures = summary(systems)
     show(Console(width=150), figures)
     plot(figures, PLOT)
-    indexing = json.loads((RESULTS.parent / "indexing.json").read_text())
-    MEASURED.write_text(json.dumps(measured(figures, indexing), indent=2) + "\n")
-    print(MEASURED)
+    print(remember(**measured(figures)))
     print(write_results("search", figures))
 
 

@@ -22,6 +22,7 @@ from engine.training.data import Example
 from indexer.imaging.deidentify import HEADER_KEYWORDS, record_of
 from indexer.imaging.dicom import is_dicom
 from indexer.imaging.pixels import PIXEL_KEYWORDS
+from indexer.imaging.quiet import hushed
 from indexer.imaging.read import read_image
 from indexer.imaging.structure import find_dataset, read_head, walk
 from indexer.sources.base import file_path
@@ -156,7 +157,7 @@ def _read_header(path: Path, limits: ImageLimits) -> ImageRecord:
         ImageRefused: it is no DICOM file, or one without pixels.
     """
     # pydicom warns and logs with the values it stumbles over, and those are patients'.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    hushed("pydicom")
     try:
         if not path.is_file():
             raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")

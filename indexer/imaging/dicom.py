@@ -1,7 +1,6 @@
 """DICOM files become display pixels, and a header that is never shown to anyone."""
 
 import io
-import logging
 import struct
 import warnings
 import zlib
@@ -21,6 +20,7 @@ from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame
 from indexer.imaging.limits import check_declared
 from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
+from indexer.imaging.quiet import hushed
 from indexer.imaging.structure import (
     Encoding,
     Head,
@@ -80,7 +80,7 @@ def read_dicom(
     """
     policy = FramePolicy(limit=frames) if isinstance(frames, int) else frames
     # pydicom warns and logs with the values it stumbles over, and those are patients'.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    hushed("pydicom")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _read(fp, size, limits, policy)

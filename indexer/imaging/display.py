@@ -23,9 +23,10 @@ _Curve = Callable[[_Values], _Values]
 
 # Percentiles are taken from at most about so many pixels, on a regular grid.
 _SAMPLES = 1_000_000
+_ENDS = (1.0, 99.0)
 # A window that leaves the image fewer grey levels than this shows nothing.
 _MIN_LEVELS = 8
-_PIXELS_AT_ONCE = 1_000_000
+_PIXELS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,39 @@ class Padding:
         return inside
 
 
-def robust_range(values: _Values) -> tuple[float, float]:
-    """1st and 99th percentile; the extremes when these coincide; (0, 0) of no values."""
+def robust_range(
+    values: _Values, counts: NDArray[np.integer[Any]] | None = None
+) -> tuple[float, float]:
+    """1st and 99th percentile; the extremes when these coincide; (0, 0) of no values.
+
+    Args:
+        values: float64 (N,), without NaN.
+        counts: (N,), how often each of the values is there; None = once.
+    """
     if values.size == 0:
         return 0.0, 0.0
-    low, high = np.percentile(values, (1.0, 99.0))
+    if counts is None:
+        low, high = np.percentile(values, _ENDS)
+    else:
+        low, high = _percentiles(values, counts)
     # Between numbers at both ends of their range no percentile can be computed.
     if low == high or not np.isfinite((low, high)).all():
         low, high = values.min(), values.max()
     return float(low), float(high)
+
+
+def _percentiles(values: _Values, counts: NDArray[np.integer[Any]]) -> _Values:
+    """What np.percentile says of values that are there so often, to the last bit."""
+    order = np.argsort(values, kind="stable")
+    ascending, upto = values[order], np.cumsum(counts[order])
+    places = (upto[-1] - 1) * (np.array(_ENDS) / 100)
+    before = np.floor(places).astype(np.intp)
+    # The value at a place of all in order is the first of which so many come up to it.
+    left = ascending[np.searchsorted(upto, before, side="right")]
+    right = ascending[np.searchsorted(upto, np.minimum(before + 1, upto[-1] - 1), side="right")]
+    share, apart = places - before, right - left
+    ends: _Values = np.where(share < 0.5, left + apart * share, right - apart * (1 - share))
+    return ends
 
 
 def _linear(low: float, high: float) -> _Curve:
@@ -67,8 +92,7 @@ def _to_uint8(shares: _Values) -> NDArray[np.uint8]:
 
 def stretch(stored: NDArray[Any]) -> NDArray[np.uint8]:
     """``stored`` (H, W) of any number type, its robust range spread over 0..255."""
-    values = _grid(stored).astype(np.float64)
-    curve = _linear(*robust_range(values[np.isfinite(values)]))
+    curve = _linear(*robust_range(*_distinct(_grid(stored))))
     return _apply(stored, lambda block: _to_uint8(curve(block)))
 
 
@@ -92,19 +116,17 @@ def render_grey(
         padding: values to leave out of the statistics and to show as black.
     """
     modality = _modality(scopes, signed=signed, little_endian=little_endian)
-    grid = _grid(stored)
-    keep = np.isfinite(grid)
-    if padding is not None and not np.all(covered := padding.covers(grid)):
-        keep &= ~covered
+    values, counts = _distinct(_grid(stored))
+    if padding is not None and not np.all(covered := padding.covers(values)):
+        values, counts = values[~covered], None if counts is None else counts[~covered]
     else:
         # An image of nothing but padding is shown as it is.
         padding = None
-    values = grid[keep].astype(np.float64)
-    low, high = robust_range(modality(values))
+    low, high = robust_range(modality(values), counts)
     if not (math.isfinite(low) and math.isfinite(high)):
         # A slope that leads out of all numbers says nothing; neither does a window after it.
         modality, scopes = _as_stored, []
-        low, high = robust_range(values)
+        low, high = robust_range(values, counts)
     voi = _voi(scopes, signed=signed, little_endian=little_endian)
     if voi is None or _is_useless(voi, low, high):
         voi = _linear(low, high)
@@ -136,18 +158,38 @@ def _grid(stored: NDArray[Any]) -> NDArray[Any]:
     return stored[::step, ::step]
 
 
+def _distinct(stored: NDArray[Any]) -> tuple[_Values, NDArray[np.integer[Any]] | None]:
+    """The finite values, float64 (N,); where few can differ each once, with how often it is
+    there (N,)."""
+    if not _few_differ(stored):
+        return stored[np.isfinite(stored)].astype(np.float64), None
+    low = stored.min()
+    counts = np.bincount(_above(stored, low).ravel())
+    found = np.flatnonzero(counts)
+    return (found + int(low)).astype(np.float64), counts[found]
+
+
+def _few_differ(stored: NDArray[Any]) -> bool:
+    return stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 and stored.size > 2**16
+
+
+def _above(stored: NDArray[Any], low: np.integer[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    """By how much integers are above ``low``; what overflows on the way is right without a sign."""
+    above: NDArray[np.unsignedinteger[Any]] = (stored - low).view(f"u{stored.dtype.itemsize}")
+    return above
+
+
 def _apply(
     stored: NDArray[Any], shade: Callable[[_Values], NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
     """``shade`` of every value of ``stored``, without a float copy of a large image."""
-    small = stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
-    if small and stored.size > 2**16:
-        # Few distinct values: shade each once and look the pixels up.
-        info = np.iinfo(stored.dtype)
-        table = shade(np.arange(info.min, info.max + 1, dtype=np.float64))
+    if _few_differ(stored):
+        # Shade each once and look the pixels up.
+        low, high = stored.min(), stored.max()
+        table = shade(np.arange(int(low), int(high) + 1, dtype=np.float64))
 
         def render(block: NDArray[Any]) -> NDArray[np.uint8]:
-            return table[block.astype(np.intp) - info.min]
+            return table.take(_above(block, low))
     else:
 
         def render(block: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,12 +1,21 @@
-"""Keeping libraries in C and Rust from writing to the error output."""
+"""Keeping libraries from saying in logs and on the error output what they read."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["silenced"]
+__all__ = ["hushed", "silenced"]
 
 _STANDARD_ERROR = 2
+
+
+def hushed(name: str) -> None:
+    """From now on the logger ``name`` and those below it let nothing through."""
+    logger = logging.getLogger(name)
+    # To set a level, also the one it has, empties what all loggers remember.
+    if logger.level <= logging.CRITICAL:
+        logger.setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager

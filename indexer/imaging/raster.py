@@ -1,6 +1,5 @@
 """PNG and JPEG files become display pixels."""
 
-import logging
 import warnings
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
 from indexer.imaging.display import stretch
 from indexer.imaging.limits import check_declared
+from indexer.imaging.quiet import hushed
 
 __all__ = ["is_raster", "read_raster"]
 
@@ -45,7 +45,7 @@ def read_raster(fp: BinaryIO, limits: ImageLimits) -> NDArray[np.uint8]:
         ImageRefused: TOO_SMALL, TOO_LARGE, TRUNCATED or DAMAGED.
     """
     # Pillow logs what it reads beside the picture, and a description may name a patient.
-    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    hushed("PIL")
     with warnings.catch_warnings(action="ignore"):
         return _read(fp, limits)
 

@@ -254,7 +254,27 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
             assert chunked.status_code == 413
 
 
-def test_without_an_index_the_service_does_not_start(indexed, tmp_path: Path) -> None:
-    settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "none"})
-    with pytest.raises(StoreNotFound, match="precedent index"), TestClient(create_app(settings)):
+def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -> None:
+    settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "later"})
+    with TestClient(create_app(settings)) as client:
+        for address in ("/healthz", "/v1/facets"):
+            refused = client.get(address)
+            assert (refused.status_code, refused.json()["code"]) == (503, "store-not-found")
+            assert "indexed yet" in refused.json()["detail"]
+        page = client.get("/")
+        assert page.status_code == 503
+        assert "indexed yet" in page.text
+        assert not settings.data_dir.exists()
+        indexed.copy(tmp_path / "copy")
+        (tmp_path / "copy").rename(settings.data_dir)
+        deadline = time.monotonic() + 60
+        while client.get("/healthz").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.get("/healthz").json()["points"] == 35
+        assert client.get("/v1/facets").status_code == 200
+
+
+def test_an_index_of_another_model_is_said_at_the_start(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "other").model_copy(update={"model": None})
+    with pytest.raises(FingerprintMismatch), TestClient(create_app(settings)):
         pass

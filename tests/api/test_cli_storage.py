@@ -15,6 +15,8 @@ from engine.settings import Settings
 from engine.store.base import Filter, Profile
 from indexer.archive import Archive
 
+ROOT = Path(__file__).parents[2]
+
 
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
@@ -161,6 +163,7 @@ def test_a_plan_shows_its_sums(profile):
         (["--images", "0"], "'0'"),
         (["--images", "-5M"], "-5M"),
         (["--images", "1M", "--profile", "fast"], "fast"),
+        (["--images", "1M", "--format", "tiff"], "tiff"),
         (["--images", "1M", "--gpu"], "--images-per-second"),
         (["--images", "1M", "--replicas", "0"], "--replicas"),
         (["--images", "1M", "--bits", "12"], "12"),
@@ -175,3 +178,18 @@ def test_a_plan_for_nothing_sensible_is_refused(arguments, named):
 def test_a_gpu_s_rate_is_taken_from_the_one_who_measured_it():
     text = run("plan", "--images", "36M", "--gpu", "--images-per-second", "2000")
     assert "5.0 h" in text
+
+
+def test_indexing_is_reckoned_from_what_was_measured_of_the_format():
+    rows = json.loads((ROOT / "bench" / "results" / "indexing.json").read_text())["rows"]
+    hours = []
+    for form, row in (("uncompressed", "DICOM, uncompressed"), ("jpeg-2000", "JPEG 2000")):
+        (measured,) = (one for one in rows if row in one["format"])
+        text = run("plan", "--images", "36M", "--format", form)
+        assert f"× {measured['instances_per_second']:,.0f} images/s)" in text
+        assert f"{measured['kib_a_file']:.0f} KiB each" in text
+        told = json.loads(run("plan", "--images", "36M", "--format", form, "--json"))
+        hours.append(told["indexing_hours"])
+        assert hours[-1] == pytest.approx(10_000 / measured["instances_per_second"], rel=1e-3)
+    assert hours[1] > hours[0]
+    assert "KiB" not in run("plan", "--images", "36M", "--images-per-second", "2000")

@@ -172,9 +172,10 @@ class Loopback:
                 assert len(condition.match.any) <= 256
 
     @contextmanager
-    def rest(self) -> Iterator[int]:
+    def rest(self, port: int = 0) -> Iterator[int]:
         """Serves REST; the port."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Face", (_Rest,), {"engine": self}))
+        face = type("Face", (_Rest,), {"engine": self})
+        server = ThreadingHTTPServer(("127.0.0.1", port), face)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

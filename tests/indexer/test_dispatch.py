@@ -59,3 +59,24 @@ def test_a_broker_that_was_away_is_told_at_once(
         assert dispatcher.dispatch() == 0
     if isinstance(broker, RabbitMQ):
         assert waiting(broker, settings) == 3
+
+
+def test_what_is_urgent_overtakes_what_waits_with_the_broker(
+    broker: Broker, new_site: Callable[..., Any]
+) -> None:
+    site = new_site()
+    settings = site.settings.model_copy(update={"jobs": JobSettings(broker=broker.url)})
+    with site.database() as database:
+        jobs = JobLedger(database)
+        app = celery_app(settings)
+        dispatcher = Dispatcher(settings, database, app)
+        spec = SourceSpec.asked([site.files], None)
+        submitted = []
+        for priority in (2, 2, 8):
+            submitted.append(jobs.submit(spec, JobOptions(), at=AT, priority=priority))
+            assert dispatcher.dispatch() == 1
+    first, second, urgent = submitted
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues["precedent"](connection.default_channel)
+        taken = [queue.get(no_ack=True).payload[0][0] for _ in submitted]
+    assert taken == [urgent, first, second]

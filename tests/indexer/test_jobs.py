@@ -190,6 +190,44 @@ def test_a_source_that_fails_is_tried_again_and_then_given_up(site, jobs, monkey
     assert not told.errors
 
 
+def test_pauses_after_failures_double_and_are_bounded(site, jobs, database, monkeypatch):
+    def broken(_: FolderSource) -> Any:
+        raise SourceError("the shelf is away; bring it back")
+
+    monkeypatch.setattr(FolderSource, "instances", broken)
+    patient = JOBS.model_copy(update={"attempts": 9, "backoff_seconds": 10.0})
+    settings = site.settings.model_copy(update={"jobs": patient})
+    job = submit(jobs, site)
+    now, pauses = time.time(), []
+    with JobRunner(settings, database, "one", clock=lambda: now) as runner:
+        while runner.run(job, DISCOVERY):
+            tried = now
+            while not runner.due(1) and now < tried + 2000:
+                now += 5
+            pauses.append(now - tried)
+    assert pauses[:-1] == [10, 20, 40, 80, 160, 320, 640, 900]
+    # The ninth try was the last one.
+    assert jobs.summary(job, now).tasks == {"failed": 1, "waiting": 1}
+
+
+def test_progress_tells_the_pace_and_the_time_that_is_left(site, jobs, database):
+    job = submit(jobs, site)
+    now = datetime.fromisoformat(AT).timestamp()
+    with JobRunner(site.settings, database, "one", clock=lambda: now) as runner:
+        runner.run(job, DISCOVERY)
+        assert jobs.summary(job, now + 1).seconds_left is None
+        now += 50
+        runner.run(job, 1)
+    told = jobs.summary(job, now)
+    # Four of eleven in fifty seconds, as the workers' clock has it.
+    with database.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET started_at = '{AT}' WHERE id = {job}")
+    told = jobs.summary(job, now)
+    assert (told.done, told.total) == (4, 11)
+    assert told.per_second == pytest.approx(4 / 50, rel=0.2)
+    assert told.seconds_left == pytest.approx(7 / told.per_second, rel=0.1)
+
+
 def test_refused_instances_can_be_read_again(site, jobs, draw):
     job = submit(jobs, site)
     work(site)

@@ -1,0 +1,85 @@
+"""`make bench-index` runs, on a few files, and says what its documentation promises."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import indexing, machine
+from bench.index_runs import TaskSpan, pace
+
+Bench = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Bench:
+    """What the command writes to its file of figures, and what it prints."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 50)).astype(np.uint8)
+        Image.fromarray(noise).save(pictures / f"{number}.png")
+
+    def run(*arguments: str) -> tuple[dict[str, Any], str]:
+        monkeypatch.setattr("sys.argv", ["bench.indexing", str(pictures), *arguments])
+        monkeypatch.setattr(machine, "_RESULTS", tmp_path / "results")
+        monkeypatch.setattr(machine, "_MEASURED", tmp_path / "measured.json")
+        monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
+        indexing.main()
+        return json.loads((tmp_path / "results" / "indexing.json").read_text()), (
+            capsys.readouterr().out
+        )
+
+    return run
+
+
+def test_a_format_is_measured_beside_its_stages(bench: Bench) -> None:
+    figures, printed = bench(
+        *("--counts", "4", "--repeats", "1", "--formats", "JPEG", "--parts", "formats")
+    )
+    (row,) = figures["rows"]
+    assert (row["format"], row["images"]) == ("JPEG", 4)
+    slower = min(row["decode_alone_per_second"], row["encode_alone_per_second"])
+    assert row["share_of_slower"] == pytest.approx(
+        row["instances_per_second"] / slower, rel=0.05, abs=0.002
+    )
+    assert {"encode", "write", "flush", "wait for readers"} <= set(row["stage_seconds"])
+    assert row["main_process_mib"] > row["readers_mib"] > 0
+    assert figures["measured_with"]["readers"] == 1
+    assert "share of slower" in printed
+    assert set(figures) == {"machine", "measured_with", "rows"}
+
+
+@pytest.mark.slow
+def test_all_parts_are_measured(bench: Bench, tmp_path: Path) -> None:
+    figures, printed = bench("--counts", "4", "--memory", "3", "6", "--repeats", "1")
+    assert [row["format"] for row in figures["rows"]] == list(indexing.FORMATS)
+    assert [row["readers_and_encoders"] for row in figures["scaling"]][-2:] == [1, 2]
+    assert [row["images"] for row in figures["memory"]["rows"]] == [3, 6]
+    assert set(figures["memory"]["growth"]) == {
+        "main_process_mib",
+        "anonymous_mib",
+        "readers_mib",
+    }
+    assert "memory" in printed
+    planned = json.loads((tmp_path / "measured.json").read_text())["indexing"]["formats"]
+    last = figures["rows"][-1]["instances_per_second"]
+    assert planned["uncompressed"]["per_second"] == last
+    assert planned.keys() == {"uncompressed", "rle", "jpeg-ls", "jpeg-2000", "jpeg"}
+
+
+def test_the_pace_of_workers_counts_from_when_each_has_ended_its_first_chunk() -> None:
+    spans = [
+        TaskSpan(0, 0.0, 4.0, 10),
+        TaskSpan(1, 0.0, 6.0, 10),
+        TaskSpan(0, 4.0, 8.0, 10),
+        TaskSpan(1, 6.0, 10.0, 10),
+    ]
+    # From 6 to 10: half of a chunk, and a whole one.
+    assert pace(spans) == pytest.approx(15 / 4)
