@@ -206,7 +206,8 @@ class DicomWebSettings(SourceSettings):
     """Hosts that it may redirect to besides its own."""
     retrieve: Literal["instance", "series"] = "instance"
     max_connections: Annotated[int, Field(ge=1, le=64)] = 4
-    """Of one worker; with ``max_workers`` that bounds what the server sees."""
+    """Of one worker; with ``max_workers`` that bounds what the server sees, but for one more
+    connection while the instances of a new job are being listed."""
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
     """Of one worker."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
