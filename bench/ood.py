@@ -6,7 +6,7 @@ FOLDER as in ``bench.collection``, with photographs in the split ``ood``. Far: p
 documents and noise (``bench.foreign``). Adversarial: FGSM and PGD on the hash logits of the
 queries. Near: with ``--folds``, models that never saw two of the classes are trained, and
 asked with those. Known, but not as here: the queries as other archives change images
-(``bench.shifts``), and drawn ones.
+(``bench.shifts``), before and after the gate is calibrated on such images, and drawn ones.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from engine.training.decoder import DecoderConfig, train_decoder
 from engine.training.trainer import TrainConfig, train
 
 COUNT = 600
+REFERENCE = 256  # changed images of each class, for a gate of their own
 EPS = (1, 2, 4, 8)  # in steps of 1/255
 ATTACKED = 150
 
@@ -132,17 +134,37 @@ def far_sets(encoder: Encoder, photographs: Part) -> dict[str, Observations]:
     }
 
 
-def changed_sets(encoder: Encoder, queries: Part) -> dict[str, Observations]:
-    """Known kinds of images as other archives show them, and drawn."""
-    sets = {
-        name: encoder.observe(
-            [np.asarray(shift(Image.fromarray(canvas))) for canvas in queries.canvases]
+def changed_rows(
+    encoder: Encoder, gate: OodGate, collection: Collection, photographs: Observations
+) -> list[dict[str, Any]]:
+    """Known kinds of images as other archives show them, and drawn.
+
+    Of the former also what a gate says that was calibrated on images changed like them.
+    """
+    reference = collection["train"].balanced(REFERENCE, by="class")
+    queries = collection["query"].balanced(100, by="class")
+    rows = []
+    for name, shift in SHIFTS.items():
+        asked = encoder.observe(list(changed(queries, shift).canvases))
+        own = calibrated_gate(
+            encoder,
+            changed(reference, shift),
+            changed(collection["calibration"], shift),
+            0,
+            SHIPPED_DETECTORS,
         )
-        for name, shift in SHIFTS.items()
-    }
+        (row,) = gate_rows(gate, {name: asked})
+        row["calibrated on such"] = round(flagged(own, asked), 4)
+        row["photographs then"] = round(flagged(own, photographs), 4)
+        rows.append(row)
     canvas = encoder.manifest.preprocess.canvas
     drawn = [canvas(image) for _, image in phantom_images(25, 999, KNOWN)]
-    return {**sets, "drawn": encoder.observe(drawn)}
+    return [*rows, *gate_rows(gate, {"drawn": encoder.observe(drawn)})]
+
+
+def changed(part: Part, shift: Callable[[Image.Image], Image.Image]) -> Part:
+    canvases = [np.asarray(shift(Image.fromarray(canvas))) for canvas in part.canvases]
+    return replace(part, canvases=np.stack(canvases))
 
 
 def adversarial_rows(model: Path, encoder: Encoder, gate: OodGate, queries: Part) -> Any:
@@ -266,9 +288,7 @@ def main() -> None:
     show(console, "detectors", results["detectors"], list(results["detectors"][0]))
     results["adversarial"] = adversarial_rows(arguments.model, encoder, gate, collection["query"])
     show(console, "attacked queries", results["adversarial"], list(results["adversarial"][0]))
-    results["changed"] = gate_rows(
-        gate, changed_sets(encoder, collection["query"].balanced(100, by="class"))
-    )
+    results["changed"] = changed_rows(encoder, gate, collection, far["photographs"])
     show(console, "known, as elsewhere", results["changed"], list(results["changed"][0]))
     if arguments.folds:
         context = multiprocessing.get_context("spawn")
