@@ -74,6 +74,8 @@ class _Watch:
             self.grown = max(self.grown, self._private() - self._started_with)
             for process in set(self._process.children()) - self._before:
                 try:
+                    if process.cmdline() == self._process.cmdline():
+                        continue  # forked, and not a reader yet: its memory is ours
                     # Address space: what the limit is on, and never less than what is resident.
                     self.most = max(self.most, process.memory_info().vms)
                 except psutil.NoSuchProcess:
