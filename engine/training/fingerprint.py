@@ -12,17 +12,17 @@ __all__ = ["image_fingerprint", "structural_similarity"]
 _SIDE = 16
 
 
-def image_fingerprint(images: Tensor, side: int = _SIDE) -> Tensor:
-    """Grey thumbnails of ``side`` × ``side`` area means, flattened.
+def image_fingerprint(images: Tensor) -> Tensor:
+    """Grey thumbnails of 16 × 16 area means, flattened.
 
     Args:
         images: float (N, 1 or 3, H, W) in [0, 1], as the network sees them.
 
     Returns:
-        float32 (N, side²) in [0, 1].
+        float32 (N, 256) in [0, 1].
     """
     grey = images.float().mean(dim=1, keepdim=True)
-    return F.interpolate(grey, size=(side, side), mode="area").flatten(1)
+    return F.interpolate(grey, size=(_SIDE, _SIDE), mode="area").flatten(1)
 
 
 @torch.no_grad()
