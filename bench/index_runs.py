@@ -119,12 +119,13 @@ class _Peaks:
         self.main = self.anonymous = 0
         self.readers: dict[int, int] = {}
         self._process = process
+        self._command = process.cmdline()
         self._children: list[psutil.Process] = []
         self._samples = 0
 
     def sample(self) -> None:
         with suppress(psutil.Error, OSError):
-            if self._samples % _CHILDREN_EVERY == 0:
+            if not self._children or self._samples % _CHILDREN_EVERY == 0:
                 self._children = self._process.children()
             self._samples += 1
             resident, anonymous = _memory(self._process)
@@ -132,6 +133,8 @@ class _Peaks:
             self.anonymous = max(self.anonymous, anonymous)
         for child in self._children:
             with suppress(psutil.Error, OSError):
+                if child.cmdline() == self._command:
+                    continue  # forked, and no reader yet: its memory is the main process's
                 resident, _ = _memory(child)
                 self.readers[child.pid] = max(self.readers.get(child.pid, 0), resident)
 
