@@ -29,7 +29,14 @@ from engine.ood.base import Detector, State
 from engine.ood.detectors import detector_kind
 from engine.records import Observations, OodVerdict
 
-__all__ = ["ALPHA", "CALIBRATION", "OodGate", "conformal_p", "fewest_calibration_images", "joint_p"]
+__all__ = [
+    "ALPHA",
+    "CALIBRATION",
+    "JointCalibration",
+    "OodGate",
+    "conformal_p",
+    "fewest_calibration_images",
+]
 
 CALIBRATION = "calibration.safetensors"
 ALPHA = 0.03
@@ -70,40 +77,53 @@ def fewest_calibration_images(alpha: float) -> int:
     return math.ceil(1 / alpha) - 1
 
 
-def joint_p(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The conformal p-value of several detectors together, float64 (N,) in (0, 1].
+class JointCalibration:
+    """Scores of the same n known images by m detectors, and what queries' scores are among them.
 
-    T = Σ_j log r_j, where r_j is the rank from above by detector j among the n calibration
-    images and the query; the same of every calibration image among the same n + 1. Then
-    p = (1 + #{i : T_i ≤ T}) / (n + 1). The query is treated as the others are, so that the
+    The joint p-value: T = Σ_j log r_j, where r_j is the rank from above by detector j among the
+    n calibration images and the query; the same of every calibration image among the same n + 1.
+    Then p = (1 + #{i : T_i ≤ T}) / (n + 1). The query is treated as the others are, so that the
     promise is exact for any n and however the detectors depend on each other.
 
     Args:
-        scores: float (N, m), by m detectors, higher = more foreign.
-        calibration: float (n, m), of the known images, in any order.
+        scores: float (n, m), higher = more foreign, in any order of images.
     """
-    n, detectors = calibration.shape
-    logarithms = np.log(np.arange(1, n + 2))
-    ascending = np.sort(calibration, axis=0)
-    # Among themselves; no image is above itself.
-    among = [_ranks(calibration[:, j], ascending[:, j]) - 1 for j in range(detectors)]
-    p = np.empty(len(scores))
-    for start in range(0, len(scores), _ROWS):
-        asked = scores[start : start + _ROWS]
-        total, others = np.zeros(len(asked)), np.zeros((len(asked), n))
-        for j in range(detectors):
-            total += logarithms[_ranks(asked[:, j], ascending[:, j]) - 1]
-            others += logarithms[among[j] - 1 + (asked[:, j, None] >= calibration[:, j])]
-        as_odd = others <= total[:, None] + _ROUNDING
-        p[start : start + _ROWS] = (1 + as_odd.sum(axis=1)) / (n + 1)
-    return p
+
+    def __init__(self, scores: NDArray[np.floating]) -> None:
+        n, detectors = scores.shape
+        self._scores = scores
+        self._ascending = np.sort(scores, axis=0)
+        self._logarithms = np.log(np.arange(1, n + 2))
+        # Of each among themselves; no image is above itself.
+        self._among = [_ranks(scores[:, j], self._ascending[:, j]) - 1 for j in range(detectors)]
+
+    def alone(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """``conformal_p`` by each detector, float64 (N, m), of scores float (N, m)."""
+        columns = range(scores.shape[1])
+        each = [conformal_p(scores[:, j], self._ascending[:, j]) for j in columns]
+        return np.stack(each, axis=1)
+
+    def joint(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The p-value of all detectors together, float64 (N,) in (0, 1], of scores float (N, m)."""
+        n, detectors = self._scores.shape
+        p = np.empty(len(scores))
+        for start in range(0, len(scores), _ROWS):
+            asked = scores[start : start + _ROWS]
+            total, others = np.zeros(len(asked)), np.zeros((len(asked), n))
+            for j in range(detectors):
+                total += self._logarithms[_ranks(asked[:, j], self._ascending[:, j]) - 1]
+                above = asked[:, j, None] >= self._scores[:, j]
+                others += self._logarithms[self._among[j] - 1 + above]
+            as_odd = others <= total[:, None] + _ROUNDING
+            p[start : start + _ROWS] = (1 + as_odd.sum(axis=1)) / (n + 1)
+        return p
 
 
 class OodGate:
     """Says whether images are foreign to the model.
 
-    An image is foreign when the p-value of its detectors together (``joint_p``) is at or below
-    alpha; with one detector that is its own p-value.
+    An image is foreign when the p-value of its detectors together (``JointCalibration``) is at or
+    below alpha; with one detector that is its own p-value.
 
     Args:
         detectors: fitted on known images, best on those the model was trained on.
@@ -138,6 +158,7 @@ class OodGate:
         self.detectors = tuple(detectors)
         self.calibration = {name: np.asarray(calibration[name]) for name in names}
         self.alpha = alpha
+        self._joints: dict[tuple[str, ...], JointCalibration] = {}
         for name, scores in self.calibration.items():
             if not np.isfinite(scores).all():
                 raise ModelError(f"calibration scores of {name!r} are not all finite numbers")
@@ -170,30 +191,32 @@ class OodGate:
         """
         used = self.detectors_for(observations)
         if not used:
-            names = ", ".join(repr(detector.name) for detector in self.detectors)
+            every = ", ".join(repr(detector.name) for detector in self.detectors)
             raise ModelError(
-                f"the gate's detectors ({names}) need more than is known of this image; observe "
+                f"the gate's detectors ({every}) need more than is known of this image; observe "
                 "the image itself, or calibrate with the detector 'knn' as well"
             )
-        scores = {detector.name: detector.score(observations) for detector in used}
-        alone = {
-            name: conformal_p(found, np.sort(self.calibration[name]))
-            for name, found in scores.items()
-        }
-        together = joint_p(
-            np.stack(list(scores.values()), axis=1),
-            np.stack([self.calibration[name] for name in scores], axis=1),
-        )
+        names = tuple(detector.name for detector in used)
+        scores = np.stack([detector.score(observations) for detector in used], axis=1)
+        calibration = self._joint(names)
+        alone, together = calibration.alone(scores), calibration.joint(scores)
         return [
             OodVerdict(
                 foreign=bool(p <= self.alpha),
                 p=float(p),
                 alpha=self.alpha,
-                scores={name: float(found[i]) for name, found in scores.items()},
-                p_values={name: float(found[i]) for name, found in alone.items()},
+                scores=dict(zip(names, scores[i].tolist(), strict=True)),
+                p_values=dict(zip(names, alone[i].tolist(), strict=True)),
             )
             for i, p in enumerate(together)
         ]
+
+    def _joint(self, names: tuple[str, ...]) -> JointCalibration:
+        """Of these detectors; in order from the second call on."""
+        if names not in self._joints:
+            scores = np.stack([self.calibration[name] for name in names], axis=1)
+            self._joints[names] = JointCalibration(scores)
+        return self._joints[names]
 
     def save(self, directory: Path, model: str, decoder: str | None = None) -> None:
         """Writes the gate into a checkpoint folder, bound to the fingerprints of the model and,

@@ -12,10 +12,10 @@ from engine.errors import ModelError
 from engine.ood.calibration import (
     ALPHA,
     CALIBRATION,
+    JointCalibration,
     OodGate,
     conformal_p,
     fewest_calibration_images,
-    joint_p,
 )
 from engine.ood.detectors import DETECTORS, KnnDetector, ReconstructionDetector
 from engine.records import Observations
@@ -121,7 +121,7 @@ def test_p_of_several_detectors_is_its_formula(detectors, n, seed):
     rng = np.random.default_rng(seed)
     calibration = rng.integers(0, 6, (n, detectors)).astype(float)  # few values: ties
     queries = rng.integers(-1, 7, (4, detectors)).astype(float)
-    found = joint_p(queries, calibration)
+    found = JointCalibration(calibration).joint(queries)
     assert found == pytest.approx([naive_joint_p(query, calibration) for query in queries])
     if detectors == 1:
         assert found == pytest.approx(conformal_p(queries[:, 0], np.sort(calibration[:, 0])))
@@ -130,9 +130,9 @@ def test_p_of_several_detectors_is_its_formula(detectors, n, seed):
 def test_p_of_many_queries_is_that_of_each():
     rng = np.random.default_rng(2)
     calibration, queries = rng.normal(size=(80, 2)), rng.normal(size=(2500, 2))
-    found = joint_p(queries, calibration)
+    found = JointCalibration(calibration).joint(queries)
     for i in (0, 1023, 1024, 2499):
-        assert found[i] == joint_p(queries[i : i + 1], calibration)[0]
+        assert found[i] == JointCalibration(calibration).joint(queries[i : i + 1])[0]
 
 
 def test_a_verdict_shows_all_detectors_together_and_each_alone(gate):
@@ -142,10 +142,8 @@ def test_a_verdict_shows_all_detectors_together_and_each_alone(gate):
     for name, found in scores.items():
         alone = conformal_p(found, np.sort(gate.calibration[name]))
         assert [v.p_values[name] for v in verdicts] == pytest.approx(alone.tolist())
-    together = joint_p(
-        np.stack(list(scores.values()), axis=1),
-        np.stack([gate.calibration[name] for name in scores], axis=1),
-    )
+    calibration = np.stack([gate.calibration[name] for name in scores], axis=1)
+    together = JointCalibration(calibration).joint(np.stack(list(scores.values()), axis=1))
     assert [verdict.p for verdict in verdicts] == pytest.approx(together.tolist())
     assert all(verdict.foreign is (verdict.p <= ALPHA) for verdict in verdicts)
 
