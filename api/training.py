@@ -94,6 +94,13 @@ def train(
         str | None,
         typer.Option(help="Structure that SCH compares: 'pearson', 'cosine' or 'none'."),
     ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option(
+            help="How far apart SCH places images of one label that look unlike, as a share of the "
+            "bits, up to 0.5: for codes that tell them apart. 0: all on one code, as in the paper."
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Rounds through the images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images of one step.")] = 64,
     images_per_class: Annotated[
@@ -150,7 +157,7 @@ def train(
         ema_decay=ema_decay,
         validation=validation,
         patience=patience,
-        loss=_loss(loss, fingerprint, labels),
+        loss=_loss(loss, fingerprint, spread, labels),
     )
     device = _device(device)
     # A tower that cannot be had is said so now, not when the archive has been read.
@@ -294,16 +301,20 @@ def _precision(name: str) -> "Precision":
     return cast(Precision, name)
 
 
-def _loss(name: str, fingerprint: str | None, labels: str) -> "SchConfig | PeerConfig":
+def _loss(
+    name: str, fingerprint: str | None, spread: float | None, labels: str
+) -> "SchConfig | PeerConfig":
     from engine.training.peers import PEERS, PeerConfig
     from engine.training.sch import SchConfig
 
     if name == _SCH:
-        return SchConfig() if fingerprint is None else SchConfig(fingerprint=fingerprint)
+        plain = SchConfig() if fingerprint is None else SchConfig(fingerprint=fingerprint)
+        return replace(plain, spread=spread, separate_means=True) if spread else plain
     if name not in PEERS:
         raise QueryError(f"--loss is {name!r}; use one of {_or([_SCH, *PEERS])}")
-    if fingerprint is not None:
-        raise QueryError(f"--fingerprint is of the loss {_SCH!r}, not of {name!r}; leave it out")
+    for option, given in (("--fingerprint", fingerprint), ("--spread", spread)):
+        if given is not None:
+            raise QueryError(f"{option} is of the loss {_SCH!r}, not of {name!r}; leave it out")
     if labels == "none":
         raise QueryError(f"--loss {name} needs labels; use {_SCH!r}, or other --labels")
     return PeerConfig(name)

@@ -30,12 +30,16 @@ PEER_NAMES = {
     "orthohash": "OrthoHash",
 }  # fmt: skip
 
+# Ours: alike labels of unlike structure placed apart.
+SPREAD = SchConfig(spread=0.3, separate_means=True)
+
 # What differs from the full method, one thing at a time.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no fingerprints": {"loss": SchConfig(fingerprint="none")},
     "cosine fingerprints": {"loss": SchConfig(fingerprint="cosine")},
     "class weights off": {"loss": SchConfig(weighted=False)},
     "separate means": {"loss": SchConfig(separate_means=True)},
+    "spread .3": {"loss": SPREAD},
     "L_Q as released": {"loss": SchConfig(centred_quantisation=True)},
     "MLP head": {"head": "mlp"},
     "deep tap only": {"fusion": "deep"},
@@ -97,7 +101,10 @@ def structure_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
     runs = []
     for seed in seeds:
         base = Run("", scale, 64, seed, by="class")
-        runs += [*_full(base), *_bottleneck(base)]
+        spread = replace(base, row=f"{FULL}, spread .3", loss=SPREAD)
+        deep = replace(spread, row="SCH, deep tap only, spread .3", fusion="deep")
+        wider = replace(spread, row=f"{FULL}, spread .5", loss=replace(SPREAD, spread=0.5))
+        runs += [*_full(base), spread, wider, deep, *_bottleneck(base)]
     return runs
 
 

@@ -127,6 +127,13 @@ class Run:
             images_per_class=self.images_per_class,
         )
 
+    def _train_identity(self) -> dict[str, Any]:
+        """What came later is left out while at its default: earlier keys stay."""
+        values = to_dict(self.training)
+        if not values["loss"].get("spread", 0):
+            values["loss"].pop("spread", None)
+        return values
+
     def key(self, data: str) -> str:
         """data: digest of the images."""
         decides = {
@@ -134,7 +141,7 @@ class Run:
             "data": data,
             "scale": self.scale.identity(),
             "network": to_dict(self.network(0)),
-            "train": to_dict(self.training),
+            "train": self._train_identity(),
             "by": [self.by, self.judged_by, self.shifts],
         }
         text = json.dumps(decides, sort_keys=True)

@@ -1,8 +1,8 @@
 """Structure-aware Contrastive Hashing (SCH): the loss that shapes the codes.
 
-Source: Nan et al., Medical Image Analysis 2025, 103553. Two departures: the quantisation
-term uses the un-centred cosine (centred, it is constant and has no gradient), and
-positives and negatives may be averaged apart.
+Source: Nan et al., Medical Image Analysis 2025, 103553. Three departures: the quantisation
+term uses the un-centred cosine (centred, it is constant and has no gradient), positives and
+negatives may be averaged apart, and alike labels may be placed apart by their structure.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _EPSILON = 1e-6
+_MOST_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class SchConfig:
     weighted: weigh pairs by w_c = N / (C n_c), so that rare classes count.
     separate_means: average positive and negative pairs apart; positives are rare in a
         batch with many classes.
+    spread: how far apart alike labels of unlike structure are placed, as a share of the bits.
+        0, the paper's, pulls all of them onto one code. Best with separate_means.
     pairs, quantisation, classification: weights of the terms.
     centred_quantisation: the quantisation term as the paper's released code has it, for
         comparison: it has no gradient.
@@ -43,6 +46,7 @@ class SchConfig:
     fingerprint: str = "pearson"
     weighted: bool = True
     separate_means: bool = False
+    spread: float = 0.0
     pairs: float = 1.0
     quantisation: float = 0.5
     classification: float = 0.5
@@ -53,6 +57,23 @@ class SchConfig:
             raise TrainingDataError(
                 f"fingerprint is {self.fingerprint!r}; use 'cosine', 'pearson' or 'none'"
             )
+        if not 0 <= self.spread <= _MOST_SPREAD:
+            raise TrainingDataError(
+                f"spread is {self.spread}; use 0 to {_MOST_SPREAD}, or alike labels would lie as "
+                "far apart as unlike ones"
+            )
+        if self.spread and self.fingerprint == "none":
+            raise TrainingDataError(
+                f"spread is {self.spread}, and without fingerprints no structure is unlike; "
+                "use fingerprint 'pearson', or spread 0"
+            )
+
+    @property
+    def of_originals(self) -> bool:
+        """Whether fingerprints are of the images before augmentation: with a spread, two views of
+        one image are to have one code.
+        """
+        return self.spread > 0
 
 
 class SchLoss(nn.Module):
@@ -75,7 +96,8 @@ class SchLoss(nn.Module):
     ) -> LossTerms:
         """Of hash logits (N, B), class logits (N, C), images (N, 1|3, S, S), labels (N,).
 
-        Without class logits there is no classification term.
+        Images are those that the logits are of, or, ``config.of_originals``, those that these
+        were made of. Without class logits there is no classification term.
         """
         h = h.float()
         if self.config.fingerprint == "none":
@@ -90,6 +112,7 @@ class SchLoss(nn.Module):
             structure,
             self.weights[labels],
             separate_means=self.config.separate_means,
+            spread=self.config.spread,
         )
         quantisation = quantisation_loss(h, centred=self.config.centred_quantisation)
         parts = {"pairs": pairs, "quantisation": quantisation}
@@ -122,21 +145,30 @@ def pair_loss(
     weights: Tensor,
     *,
     separate_means: bool = False,
+    spread: float = 0.0,
 ) -> Tensor:
     """L_SC: alike pairs pull, unlike ones push, each as far as their structure says.
+
+    Unlike labels: −e^S log d. Alike ones: −S log(1 − d), least at d = 0 whatever S is. With a
+    spread, which is ours: −(1 − t) log(1 − d) − t log d, t = spread · (1 − S), least at d = t.
 
     Args:
         h: float (N, B), hash logits. labels: int64 (N,).
         structure: float (N, N), S_ij in [0, 1]; None = labels only (S = 1 where they
             agree, 0 where they differ).
         weights: float (N,), the weight of each item's class.
+        spread: in [0, 0.5], the distance that alike labels are given where S is 0.
     """
     d = bit_distance(h)
     alike = labels[:, None] == labels[None, :]
     off_diagonal = ~torch.eye(len(h), dtype=torch.bool, device=h.device)
     if structure is None:
         structure = alike.float()
-    pull = -structure * torch.log1p(-d)
+    if spread:
+        apart = spread * (1 - structure)
+        pull = -(1 - apart) * torch.log1p(-d) - apart * torch.log(d)
+    else:
+        pull = -structure * torch.log1p(-d)
     push = -torch.exp(structure) * torch.log(d)
     loss = torch.where(alike, pull, push) * weights[:, None] * weights[None, :]
     if not separate_means:

@@ -235,8 +235,8 @@ class _Learner:
             self.network.tower.eval()
         sums: dict[str, float] = {}
         codes: list[Tensor] = []
-        for step, (views, labels) in enumerate(self._views(generator)):
-            output, terms = self._step(views, labels, number + step / steps)
+        for step, (images, views, labels) in enumerate(self._views(generator)):
+            output, terms = self._step(images, views, labels, number + step / steps)
             for name, value in self._measures(output, terms, labels):
                 sums[name] = sums.get(name, 0.0) + value.item()
             codes.append(output.h.detach().float().cpu())
@@ -261,18 +261,21 @@ class _Learner:
         entry["seconds"] = round(time.monotonic() - started, 1)
         return entry
 
-    def _views(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _views(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches: of each view the image that it was made of, the view, and its label."""
         config = self.config
         if self.data.classes:
             drawn = batches(self.data, config.batch_size, generator, config.images_per_class)
             for images, labels in drawn:
-                yield augment(images, config.augment, generator), labels
+                yield images, augment(images, config.augment, generator), labels
         else:
             for images, labels in batches(self.data, config.batch_size // 2, generator):
                 pair = [augment(images, config.augment, generator) for _ in range(2)]
-                yield torch.cat(pair), labels.repeat(2)
+                yield images.repeat(2, 1, 1, 1), torch.cat(pair), labels.repeat(2)
 
-    def _step(self, views: Tensor, labels: Tensor, epoch: float) -> tuple[NetworkOutput, LossTerms]:
+    def _step(
+        self, images: Tensor, views: Tensor, labels: Tensor, epoch: float
+    ) -> tuple[NetworkOutput, LossTerms]:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(epoch, config)
@@ -281,7 +284,8 @@ class _Learner:
         with autocast(self.device, config.precision):
             output: NetworkOutput = self.network(views)
         if isinstance(self.loss, SchLoss):
-            terms = self.loss(output.h, output.logits, views, labels)
+            seen = images.to(self.device) if self.loss.config.of_originals else views
+            terms = self.loss(output.h, output.logits, seen, labels)
         else:
             terms = self.loss(output.h, labels, epoch / config.epochs)
         if not torch.isfinite(terms.total):

@@ -21,6 +21,7 @@ from engine.model.backbone import HUB
 from engine.model.checkpoint import load_checkpoint, read_manifest
 from engine.model.decoder import load_decoder
 from engine.training.data import TrainingSet
+from engine.training.sch import SchConfig
 
 QUICK = ("--tower", "timm:test_resnet", "--size", "48", "--epochs", "1", "--batch-size", "8")
 KINDS = (("MR", "BREAST", None), ("CR", "HAND", "PA"))
@@ -218,6 +219,11 @@ def patients_are_kept_together(data: TrainingSet, patients: list[str]) -> bool:
     return True
 
 
+def test_a_spread_averages_alike_and_unlike_labels_apart(archive, learned, tmp_path):
+    given = learned(archive, "--spread", "0.3", "--out", tmp_path)
+    assert given["config"].loss == SchConfig(spread=0.3, separate_means=True)
+
+
 def test_a_labelled_folder_is_split_by_the_patients_of_its_headers(archive, learned, tmp_path):
     given = learned(archive, "--out", tmp_path, "--fingerprint", "cosine")
     numbers = [*range(0, 40, 2), *range(1, 40, 2)]  # one folder after the other
@@ -270,6 +276,10 @@ def test_a_table_is_split_by_its_group_column_or_else_by_patient(archive, learne
         (["--loss", "mse"], "--loss is 'mse'; use one of 'sch', 'hashnet'"),
         (["--fingerprint", "hand"], "'hand'; use 'cosine', 'pearson' or 'none'"),
         (["--loss", "dch", "--fingerprint", "cosine"], "--fingerprint is of the loss 'sch'"),
+        (["--loss", "dch", "--spread", "0.3"], "--spread is of the loss 'sch'"),
+        (["--spread", "0.7"], "spread is 0.7; use 0 to 0.5"),
+        (["--spread", "nan"], "spread is nan; use 0 to 0.5"),
+        (["--spread", "0.3", "--fingerprint", "none"], "use fingerprint 'pearson', or spread 0"),
         (["--labels", "none", "--loss", "dch"], "--loss dch needs labels"),
         (["--labels", "none", "--images-per-class", "4"], "--images-per-class needs classes"),
         (["--images-per-class", "-1"], "--images-per-class is -1; use 0 or more"),

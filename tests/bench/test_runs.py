@@ -13,6 +13,7 @@ from bench.shifts import GROUPS, SHIFTS
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig
 from engine.training.peers import PeerConfig
+from engine.training.sch import SchConfig
 
 RUN = Run("full", Scale(), 64, 0)
 
@@ -25,6 +26,7 @@ RUN = Run("full", Scale(), 64, 0)
         {"fusion": "deep"},
         {"head": "mlp"},
         {"loss": PeerConfig("csq")},
+        {"loss": SchConfig(spread=0.3)},
         {"augment": AugmentConfig()},
         {"images_per_class": 8},
         {"by": "class"},

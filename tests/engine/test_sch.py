@@ -31,7 +31,7 @@ def naive_distance(h: torch.Tensor, i: int, j: int) -> float:
     return min(max((1 - r) / 2, 1e-6), 1 - 1e-6)
 
 
-def naive_pair_loss(h, labels, structure, weights, separate_means) -> float:
+def naive_pair_loss(h, labels, structure, weights, separate_means, spread=0.0) -> float:
     positive, negative = [], []
     for i in range(len(h)):
         for j in range(len(h)):
@@ -41,7 +41,10 @@ def naive_pair_loss(h, labels, structure, weights, separate_means) -> float:
             s = float(alike) if structure is None else structure[i, j].item()
             d = naive_distance(h, i, j)
             w = (weights[i] * weights[j]).item()
-            if alike:
+            if alike and spread:
+                t = spread * (1 - s)
+                positive.append(-w * ((1 - t) * log(1 - d) + t * log(d)))
+            elif alike:
                 positive.append(-w * s * log(1 - d))
             else:
                 negative.append(-w * exp(s) * log(d))
@@ -61,6 +64,32 @@ def test_the_pair_loss_is_the_double_loop(with_structure, weighted, separate_mea
     found = pair_loss(h, LABELS, structure, weights, separate_means=separate_means)
     expected = naive_pair_loss(h, LABELS, structure, weights, separate_means)
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("separate_means", [False, True])
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_the_pair_loss_with_a_spread_is_the_double_loop(spread, separate_means):
+    h, weights = noise(7, 16), torch.rand(7, generator=torch.Generator().manual_seed(2)) + 0.5
+    structure = torch.rand(7, 7, generator=torch.Generator().manual_seed(1))
+    options = {"separate_means": separate_means, "spread": spread}
+    found = pair_loss(h, LABELS, structure, weights, **options)
+    expected = naive_pair_loss(h, LABELS, structure, weights, **options)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("structure", [0.0, 0.4, 0.9])
+def test_with_a_spread_alike_labels_cost_least_at_the_distance_of_their_structure(structure):
+    one = torch.tensor([1.0] * 20 + [-1.0] * 20)
+
+    def cost(apart: int) -> float:
+        other = one.clone()
+        other[:apart], other[20 : 20 + apart] = -1, 1  # d is 2 · apart / 40
+        s = torch.full((2, 2), structure)
+        labels = torch.zeros(2, dtype=torch.int64)
+        return pair_loss(torch.stack([one, other]), labels, s, torch.ones(2), spread=0.5).item()
+
+    costs = [cost(apart) for apart in range(20)]
+    assert np.argmin(costs) == round(0.5 * (1 - structure) * 20)
 
 
 def test_the_pair_loss_is_bounded_where_codes_are_equal_or_opposite():
@@ -289,3 +318,39 @@ def test_minimising_the_loss_parts_classes_and_keeps_codes_apart_within(separate
     assert between > 8  # of 32 bits
     for label in range(3):
         assert len(np.unique(codes[labels == label], axis=0)) > 1
+
+
+def test_a_spread_keeps_unlike_images_of_one_label_apart():
+    """One label, two kinds of images: with a spread their codes tell them apart."""
+    labels, kinds = torch.arange(2).repeat_interleave(40), torch.arange(4).repeat_interleave(20)
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))[kinds]
+    features = one_hot(kinds).float().repeat(1, 3) + noise(80, 12) * 0.2
+
+    def bits_apart(spread: float) -> float:
+        layer = torch.nn.Linear(12, 32)
+        with torch.no_grad():
+            for number, parameter in enumerate(layer.parameters()):
+                parameter.copy_(noise(*parameter.shape, seed=number) * 0.3)
+        loss = SchLoss(SchConfig(spread=spread, separate_means=True), torch.bincount(labels))
+        optimiser = torch.optim.Adam(layer.parameters(), lr=0.03)
+        for _ in range(200):
+            optimiser.zero_grad()
+            loss(layer(features), None, images, labels).total.backward()
+            optimiser.step()
+        codes = pack_signs(layer(features).detach().numpy())
+        distances = hamming(codes[:, None], codes[None])
+        return float(distances[:20, 20:40].mean())  # first kind and second, both of label 0
+
+    assert bits_apart(0.0) < 2
+    assert 3 < bits_apart(0.3) < 16
+
+
+@pytest.mark.parametrize("spread", [-0.1, 0.6, float("nan")])
+def test_a_spread_out_of_range_is_refused(spread):
+    with pytest.raises(TrainingDataError, match=f"spread is {spread}"):
+        SchConfig(spread=spread)
+
+
+def test_a_spread_without_fingerprints_is_refused():
+    with pytest.raises(TrainingDataError, match="fingerprint"):
+        SchConfig(fingerprint="none", spread=0.3)

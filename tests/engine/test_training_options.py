@@ -13,7 +13,7 @@ from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig
 from engine.training.data import Example, TrainingSet, batches
 from engine.training.peers import PEERS, PeerConfig
-from engine.training.sch import SchConfig
+from engine.training.sch import SchConfig, SchLoss
 from engine.training.trainer import TrainConfig, train
 from engine.training.validation import validation_map
 
@@ -108,6 +108,26 @@ def test_without_labels_two_views_of_an_image_find_each_other(tmp_path):
     assert manifest.classes == ()
     assert max(scores) > 0.3  # chance among 24 images is about 0.16
     assert "classification" not in manifest.training["history"][0]
+
+
+def test_a_spread_goes_by_the_images_before_augmentation(tmp_path, monkeypatch):
+    """Two views of one image are to have one code, however unlike the views are."""
+    seen, data = [], shapes(40, 0)
+    forward = SchLoss.forward
+
+    def watched(self, h, logits, images, labels):
+        seen.append(images)
+        return forward(self, h, logits, images, labels)
+
+    monkeypatch.setattr(SchLoss, "forward", watched)
+    given = {canvas.tobytes() for canvas in data.canvases}
+    for spread, as_given in ((0.0, False), (0.3, True)):
+        seen.clear()
+        config = replace(CONFIG, epochs=1, loss=SchConfig(spread=spread))
+        train(data, NETWORK, PREPROCESS, config, tmp_path / str(spread))
+        images = (torch.cat(seen)[:, 0] * 255).round().to(torch.uint8).numpy()
+        assert len(images) == 120
+        assert all((image.tobytes() in given) == as_given for image in images)
 
 
 def test_a_peer_without_labels_is_refused(tmp_path):
