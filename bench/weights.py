@@ -1,11 +1,13 @@
 """Builds the shipped model: trains it, its decoder and its OOD gate.
 
-    python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10] [--again 6]
+    python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10 6 12]
 
 FOLDER as in ``bench.collection``: train and calibration are used, database and query are
 not. Beside the real images the model learns from drawn ones (``bench.phantoms``): of its
 own classes as other scanners show them, and of other things, which are classes of their own
-so that the real ones do not fill all of its space. Stopped, the same command goes on.
+so that the real ones do not fill all of its space. It is trained several times, each time from
+the tower that the time before came to; the last time images of a class are placed apart by their
+structure, since codes are of the last time alone. Stopped, the same command goes on.
 """
 
 import argparse
@@ -25,9 +27,11 @@ from engine.ood.calibration import OodGate
 from engine.ood.detectors import detector_kind
 from engine.training.data import TrainingSet
 from engine.training.decoder import DecoderConfig, train_decoder
+from engine.training.sch import SchConfig
 from engine.training.trainer import TrainConfig, train
 
 REFERENCES = 4096
+SPREAD = 0.3
 SHIPPED_DETECTORS = ("knn", "appearance")
 
 
@@ -77,8 +81,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-class", type=int, default=350, help="drawn images of each class")
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--again", type=int, default=6, help="epochs of the second time")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[10, 6, 12], help="each time")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -87,15 +90,18 @@ def main() -> None:
     data = with_phantoms(
         collection["train"], preprocess, arguments.per_class, arguments.seed, OTHER
     )
-    first = arguments.out / "first"
-    # Twice: the second time the tower starts from where the first came to.
-    for out, epochs, tower in (
-        (first, arguments.epochs, None),
-        (arguments.out, arguments.again, str(first / WEIGHTS)),
-    ):
-        config = TrainConfig(epochs=epochs, ema_decay=0.998, seed=arguments.seed)
-        network = small_network(len(data.classes))
-        train(data, network, preprocess, config, out, pretrained=tower)
+    tower = None
+    for number, epochs in enumerate(arguments.epochs, start=1):
+        last = number == len(arguments.epochs)
+        out = arguments.out if last else arguments.out / f"time-{number}"
+        config = TrainConfig(
+            epochs=epochs,
+            ema_decay=0.998,
+            seed=arguments.seed,
+            loss=SchConfig(spread=SPREAD, separate_means=True) if last else SchConfig(),
+        )
+        train(data, small_network(len(data.classes)), preprocess, config, out, pretrained=tower)
+        tower = str(out / WEIGHTS)
     train_decoder(
         arguments.out, collection["train"].training_set("class"), DecoderConfig(seed=arguments.seed)
     )
