@@ -31,7 +31,7 @@ from bench.foreign import document_images, noise_images
 from bench.machine import machine, write_results
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.quality import show
-from bench.runs import RESULTS, SCRATCH
+from bench.runs import RESULTS, SCRATCH, train_identity
 from bench.shifts import SHIFTS
 from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
@@ -210,7 +210,7 @@ def fold(folder: Path, held_out: tuple[str, ...], size: int, epochs: int) -> dic
     decider = {
         "fold": [list(held_out), list(FOLDS[held_out])],
         "size": size,
-        "train": to_dict(config),
+        "train": train_identity(config),
         "decoder": to_dict(DecoderConfig()),
         "gate": list(SHIPPED_DETECTORS),
     }

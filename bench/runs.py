@@ -37,7 +37,7 @@ from engine.training.augment import AugmentConfig
 from engine.training.sch import SchConfig
 from engine.training.trainer import TrainConfig, train
 
-__all__ = ["RESULTS", "Run", "Scale", "make_all", "packed", "unpacked"]
+__all__ = ["RESULTS", "Run", "Scale", "make_all", "packed", "train_identity", "unpacked"]
 
 RESULTS = Path(__file__).parent / "results" / "runs"
 SCRATCH = Path(__file__).parent / ".scratch"
@@ -127,13 +127,6 @@ class Run:
             images_per_class=self.images_per_class,
         )
 
-    def _train_identity(self) -> dict[str, Any]:
-        """What came later is left out while at its default: earlier keys stay."""
-        values = to_dict(self.training)
-        if not values["loss"].get("spread", 0):
-            values["loss"].pop("spread", None)
-        return values
-
     def key(self, data: str) -> str:
         """data: digest of the images."""
         decides = {
@@ -141,11 +134,19 @@ class Run:
             "data": data,
             "scale": self.scale.identity(),
             "network": to_dict(self.network(0)),
-            "train": self._train_identity(),
+            "train": train_identity(self.training),
             "by": [self.by, self.judged_by, self.shifts],
         }
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_identity(config: TrainConfig) -> dict[str, Any]:
+    """For keys. What came later is left out while at its default: earlier keys stay."""
+    values = to_dict(config)
+    if not values["loss"].get("spread"):
+        values["loss"].pop("spread", None)
+    return values
 
 
 class Bench:
