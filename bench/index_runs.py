@@ -113,7 +113,9 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 class _Peaks:
-    """Most resident memory, in bytes, that a process and each of its children had so far."""
+    """Most resident memory, in bytes, that a process and each of its readers had so far: of its
+    children, those that run the same Python.
+    """
 
     def __init__(self, process: psutil.Process) -> None:
         self.main = self.anonymous = 0
@@ -125,7 +127,7 @@ class _Peaks:
 
     def sample(self) -> None:
         with suppress(psutil.Error, OSError):
-            if not self._children or self._samples % _CHILDREN_EVERY == 0:
+            if not self.readers or self._samples % _CHILDREN_EVERY == 0:
                 self._children = self._process.children()
             self._samples += 1
             resident, anonymous = _memory(self._process)
@@ -133,8 +135,10 @@ class _Peaks:
             self.anonymous = max(self.anonymous, anonymous)
         for child in self._children:
             with suppress(psutil.Error, OSError):
-                if child.cmdline() == self._command:
-                    continue  # forked, and no reader yet: its memory is the main process's
+                # A child that is only forked yet has the command, and the memory, of its parent.
+                command = child.cmdline()
+                if command == self._command or command[:1] != self._command[:1]:
+                    continue
                 resident, _ = _memory(child)
                 self.readers[child.pid] = max(self.readers.get(child.pid, 0), resident)
 
