@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bench.collection import Collection
 from bench.foreign import document_images, noise_images
 from bench.phantoms import KNOWN, OTHER, phantom_images
-from bench.shifts import SHIFTS
+from bench.shifts import SHIFTS, shifted
 from engine.evaluation.rankings import rankings
 from engine.model.checkpoint import SHIPPED
 from engine.model.encoder import Encoder
@@ -46,7 +46,7 @@ def main() -> None:
     refused: dict[str, tuple[NDArray[np.uint8], str]] = {}
     drawn = [(name, canvas(image)) for name, image in phantom_images(12, SEED, KNOWN)]
     for change, shift in SHIFTS.items():
-        canvases = [np.asarray(shift(Image.fromarray(image))) for _, image in drawn]
+        canvases = shifted((image for _, image in drawn), shift)
         seen = encoder.observe(canvases)
         found = rankings(EncodedImages(seen.z, seen.codes), held, 1, orders=("content",))
         first = database.classes[found["content"][:, 0]]

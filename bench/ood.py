@@ -32,7 +32,7 @@ from bench.machine import machine, write_results
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.quality import show
 from bench.runs import RESULTS, SCRATCH, train_identity
-from bench.shifts import SHIFTS
+from bench.shifts import SHIFTS, shifted
 from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
 from engine.files import write_atomically
@@ -145,7 +145,7 @@ def changed_rows(
     queries = collection["query"].balanced(100, by="class")
     rows = []
     for name, shift in SHIFTS.items():
-        asked = encoder.observe(list(changed(queries, shift).canvases))
+        asked = encoder.observe(shifted(queries.canvases, shift))
         own = calibrated_gate(
             encoder,
             changed(reference, shift),
@@ -163,8 +163,7 @@ def changed_rows(
 
 
 def changed(part: Part, shift: Callable[[Image.Image], Image.Image]) -> Part:
-    canvases = [np.asarray(shift(Image.fromarray(canvas))) for canvas in part.canvases]
-    return replace(part, canvases=np.stack(canvases))
+    return replace(part, canvases=np.stack(shifted(part.canvases, shift)))
 
 
 def adversarial_rows(model: Path, encoder: Encoder, gate: OodGate, queries: Part) -> Any:

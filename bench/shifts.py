@@ -8,7 +8,7 @@ archives change them, in ways that are written apart from the training's own.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -28,7 +28,7 @@ from engine.model.encoder import Encoder
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig
 
-__all__ = ["GROUPS", "SHIFTS", "shifted_precision"]
+__all__ = ["GROUPS", "SHIFTS", "shifted", "shifted_precision"]
 
 Picture = Image.Image
 
@@ -112,6 +112,13 @@ SHIFTS: dict[str, Callable[[Picture], Picture]] = {
 }
 
 
+def shifted(
+    canvases: Iterable[NDArray[np.uint8]], shift: Callable[[Picture], Picture]
+) -> list[NDArray[np.uint8]]:
+    """Each canvas changed, in their order."""
+    return [np.asarray(shift(Image.fromarray(canvas))) for canvas in canvases]
+
+
 def shifted_precision(
     encoder: Encoder, preprocess: Preprocess, database: Part, queries: Part
 ) -> dict[str, float]:
@@ -119,7 +126,7 @@ def shifted_precision(
     held = encoder.encode(list(database.canvases))
     found: dict[str, float] = {}
     for name, shift in SHIFTS.items():
-        canvases = [np.asarray(shift(Image.fromarray(canvas))) for canvas in queries.canvases]
+        canvases = shifted(queries.canvases, shift)
         found[name] = _macro_precision(encoder, canvases, queries.classes, held, database.classes)
     names, drawn = zip(*phantom_images(25, 999, KNOWN), strict=True)
     canvases = [preprocess.canvas(image) for image in drawn]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bench.collection import Collection, Part
 from bench.phantoms import KNOWN, OTHER, Draw, phantom_images
+from bench.quality import SPREAD
 from engine.model.checkpoint import WEIGHTS
 from engine.model.config import small_network
 from engine.model.encoder import Encoder
@@ -31,7 +32,6 @@ from engine.training.sch import SchConfig
 from engine.training.trainer import TrainConfig, train
 
 REFERENCES = 4096
-SPREAD = 0.3
 SHIPPED_DETECTORS = ("knn", "appearance")
 
 
@@ -98,7 +98,7 @@ def main() -> None:
             epochs=epochs,
             ema_decay=0.998,
             seed=arguments.seed,
-            loss=SchConfig(spread=SPREAD, separate_means=True) if last else SchConfig(),
+            loss=SPREAD if last else SchConfig(),
         )
         train(data, small_network(len(data.classes)), preprocess, config, out, pretrained=tower)
         tower = str(out / WEIGHTS)
