@@ -29,7 +29,7 @@ from indexer.archive import model_directory
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
 
-__all__ = ["Alone", "Run", "TaskSpan", "index", "link", "pace", "workers"]
+__all__ = ["Alone", "Peaks", "Run", "TaskSpan", "index", "link", "pace", "workers"]
 
 _MIB = 1024**2
 _SAMPLE_SECONDS = 0.1
@@ -41,13 +41,14 @@ _LOGGED = re.compile(r"job (\d+), task (-?\d+): (begun|[\d.]+ s$)")
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of `precedent index`. Peaks are of resident memory, in MiB; anonymous: of the main
-    process, what no file backs; readers: of all of them together."""
+    process, what no file backs; readers: of all of them together, None where none lived long
+    enough to be seen."""
 
     instances_per_second: float
     stage_seconds: dict[str, float]
     main_mib: float
     anonymous_mib: float
-    readers_mib: float
+    readers_mib: float | None
 
 
 def link(files: Sequence[Path], folder: Path) -> None:
@@ -86,7 +87,7 @@ def index(
     with psutil.Popen(command, stdout=subprocess.PIPE, env=_environment(settings or {})) as process:
         if cores is not None:
             process.cpu_affinity(list(cores))
-        peaks = _Peaks(process)
+        peaks = Peaks(process)
         while process.poll() is None:
             peaks.sample()
             time.sleep(_SAMPLE_SECONDS)
@@ -101,7 +102,7 @@ def index(
         report["stage_seconds"],
         peaks.main / _MIB,
         peaks.anonymous / _MIB,
-        sum(peaks.readers.values()) / _MIB,
+        sum(peaks.readers.values()) / _MIB or None,
     )
 
 
@@ -112,7 +113,7 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
     return {**os.environ, **{f"PRECEDENT_{name}": str(value) for name, value in settings.items()}}
 
 
-class _Peaks:
+class Peaks:
     """Most resident memory, in bytes, that a process and each of its readers had so far: of its
     children, those that run the same Python.
     """
