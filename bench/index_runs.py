@@ -41,14 +41,13 @@ _LOGGED = re.compile(r"job (\d+), task (-?\d+): (begun|[\d.]+ s$)")
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of `precedent index`. Peaks are of resident memory, in MiB; anonymous: of the main
-    process, what no file backs; readers: of all of them together, None where none lived long
-    enough to be seen."""
+    process, what no file backs; readers: of all of them together."""
 
     instances_per_second: float
     stage_seconds: dict[str, float]
     main_mib: float
     anonymous_mib: float
-    readers_mib: float | None
+    readers_mib: float
 
 
 def link(files: Sequence[Path], folder: Path) -> None:
@@ -102,7 +101,7 @@ def index(
         report["stage_seconds"],
         peaks.main / _MIB,
         peaks.anonymous / _MIB,
-        sum(peaks.readers.values()) / _MIB or None,
+        sum(peaks.readers.values()) / _MIB,
     )
 
 
@@ -118,11 +117,12 @@ class Peaks:
     children, those that run the same Python.
     """
 
-    def __init__(self, process: psutil.Process) -> None:
+    def __init__(self, process: psutil.Popen) -> None:
         self.main = self.anonymous = 0
         self.readers: dict[int, int] = {}
         self._process = process
-        self._command = process.cmdline()
+        # What the system says is empty until the process has come to run it.
+        self._command = list(process.args)
         self._children: list[psutil.Process] = []
         self._samples = 0
 

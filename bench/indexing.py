@@ -37,7 +37,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -260,8 +260,8 @@ def row(name: str, files: Sequence[Path], rounds: Sequence[Round]) -> dict[str, 
         "encode_alone_per_second": round(median(one.encode for one in rounds), 1),
         "share_of_slower": round(median(one.share_of_slower for one in rounds), 3),
         "share_of_both_in_turn": round(median(one.share_of_both_in_turn for one in rounds), 3),
-        "main_process_mib": _most(one.run.main_mib for one in rounds),
-        "readers_mib": _most(one.run.readers_mib for one in rounds),
+        "main_process_mib": round(max(one.run.main_mib for one in rounds), 1),
+        "readers_mib": round(max(one.run.readers_mib for one in rounds), 1),
         "stage_seconds": middle.run.stage_seconds,
         "rounds_per_second": [round(one.run.instances_per_second, 1) for one in rounds],
     }
@@ -319,9 +319,9 @@ def memory(
     rows = [
         {
             "images": count,
-            "main_process_mib": _most(run.main_mib for run in found),
-            "anonymous_mib": _most(run.anonymous_mib for run in found),
-            "readers_mib": _most(run.readers_mib for run in found),
+            "main_process_mib": round(max(run.main_mib for run in found), 1),
+            "anonymous_mib": round(max(run.anonymous_mib for run in found), 1),
+            "readers_mib": round(max(run.readers_mib for run in found), 1),
             "instances_per_second": round(median(run.instances_per_second for run in found), 1),
         }
         for count, found in runs.items()
@@ -329,7 +329,6 @@ def memory(
     growth = {
         name: round(rows[-1][name] / rows[0][name] - 1, 4)
         for name in ("main_process_mib", "anonymous_mib", "readers_mib")
-        if rows[0][name] and rows[-1][name]
     }
     return {"rows": rows, "growth": growth, "target": _TARGET_GROWTH}
 
@@ -346,11 +345,6 @@ def rival(speeds: Sequence[tuple[float, float | None]], versions: dict[str, str]
         "clip_retrieval_per_second": round(median(theirs), 1),
         "precedent_over_clip_retrieval": round(_median_ratio(ours, theirs), 3),
     }
-
-
-def _most(found: Iterable[float | None]) -> float | None:
-    seen = [one for one in found if one is not None]
-    return round(max(seen), 1) if seen else None
 
 
 def _median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:
@@ -385,23 +379,14 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Of the rows' figures and words; what is nested stays out."""
     made = Table(title=title)
-    flat = [
-        {k: v for k, v in one.items() if v is None or isinstance(v, (str, int, float))}
-        for one in rows
-    ]
+    flat = [{k: v for k, v in one.items() if isinstance(v, (str, int, float))} for one in rows]
     for name, value in flat[0].items():
         made.add_column(
             name.replace("_", " "), justify="left" if isinstance(value, str) else "right"
         )
     for one in flat:
-        made.add_row(*(_cell(value) for value in one.values()))
+        made.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in one.values()))
     return made
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return "not seen"
-    return value if isinstance(value, str) else f"{value:,}"
 
 
 def say(what: str) -> None:

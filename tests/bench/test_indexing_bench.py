@@ -11,10 +11,9 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from bench import indexing, machine
-from bench.index_runs import Peaks, Run, TaskSpan, pace
+from bench.index_runs import Peaks, TaskSpan, pace
 
 Bench = Callable[..., tuple[dict[str, Any], str]]
 
@@ -54,7 +53,7 @@ def test_a_format_is_measured_beside_its_stages(bench: Bench) -> None:
         row["instances_per_second"] / slower, rel=0.05, abs=0.002
     )
     assert {"encode", "write", "flush", "wait for readers"} <= set(row["stage_seconds"])
-    assert row["main_process_mib"] > 0
+    assert row["main_process_mib"] > row["readers_mib"] > 0
     assert figures["measured_with"]["readers"] == 1
     assert "share of slower" in printed
     assert set(figures) == {"machine", "measured_with", "rows"}
@@ -66,9 +65,11 @@ def test_all_parts_are_measured(bench: Bench, tmp_path: Path) -> None:
     assert [row["format"] for row in figures["rows"]] == list(indexing.FORMATS)
     assert [row["readers_and_encoders"] for row in figures["scaling"]][-2:] == [1, 2]
     assert [row["images"] for row in figures["memory"]["rows"]] == [3, 6]
-    # Readers of three files may be gone before they are seen.
-    growth = set(figures["memory"]["growth"]) - {"readers_mib"}
-    assert growth == {"main_process_mib", "anonymous_mib"}
+    assert set(figures["memory"]["growth"]) == {
+        "main_process_mib",
+        "anonymous_mib",
+        "readers_mib",
+    }
     assert "memory" in printed
     planned = json.loads((tmp_path / "measured.json").read_text())["indexing"]["formats"]
     last = figures["rows"][-1]["instances_per_second"]
@@ -89,10 +90,15 @@ other.kill()
 """
 
 
-def test_memory_of_readers_is_seen_beside_that_of_the_process_and_of_no_other_program() -> None:
+def test_memory_of_readers_is_seen_beside_that_of_the_process_and_of_no_other_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     command = [sys.executable, "-c", _PARENT]
     with psutil.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        peaks = Peaks(process)
+        with monkeypatch.context() as patch:
+            # As it is for a moment after a start, which is longer on a busy machine.
+            patch.setattr(psutil.Process, "cmdline", lambda _: [])
+            peaks = Peaks(process)
         reader = int(process.stdout.readline())
         peaks.sample()
         process.stdin.close()
@@ -100,19 +106,6 @@ def test_memory_of_readers_is_seen_beside_that_of_the_process_and_of_no_other_pr
     assert set(peaks.readers) == {reader}
     assert 64 * 2**20 < peaks.readers[reader] < 256 * 2**20
     assert 0 < peaks.anonymous <= peaks.main < peaks.readers[reader]
-
-
-def test_memory_that_was_not_seen_is_said_to_be_so(tmp_path: Path) -> None:
-    unseen = Run(10.0, {}, 100.0, 50.0, None)
-    seen = Run(10.0, {}, 110.0, 50.0, 20.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexing, "index", lambda files, place: seen if len(files) > 1 else unseen)
-        found = indexing.memory([tmp_path] * 2, [1, 2], 1, tmp_path)
-    assert [row["readers_mib"] for row in found["rows"]] == [None, 20.0]
-    assert found["growth"] == {"main_process_mib": 0.1, "anonymous_mib": 0.0}
-    console = Console(record=True, width=200)
-    console.print(indexing.table("memory", found["rows"]))
-    assert "not seen" in console.export_text()
 
 
 def test_the_pace_of_workers_counts_from_when_each_has_ended_its_first_chunk() -> None:
