@@ -254,6 +254,8 @@ def info(
             "tower": manifest.network.tower.name,
             "bits": manifest.bits,
             "dim": manifest.dim,
+            "precision": archive.encoder.precision,
+            "index_precision": archive.store.collection.precision,
             "points": archive.store.count(Filter()),
             "instances": archive.ledger.counts(),
             "facets": archive.engine.facets(Filter()),

@@ -72,10 +72,10 @@ def evaluate(
     from api.quality_tables import show
     from engine.evaluation.quality import evaluate as measured
     from engine.evaluation.report import require_matplotlib, write_report
-    from engine.model.encoder import Encoder
     from engine.ood.calibration import OodGate
     from engine.training.data import from_folder
     from indexer.archive import Archive, model_directory
+    from indexer.encoders import load_encoder
     from indexer.file_reader import FileReader
 
     if k < 1:
@@ -93,16 +93,7 @@ def evaluate(
     directory = model_directory(settings)
     with ExitStack() as opened:
         archive = opened.enter_context(Archive(settings)) if database is None else None
-        encoder = (
-            archive.encoder
-            if archive
-            else Encoder.load(
-                directory,
-                device=settings.device,
-                precision=settings.precision,
-                batch_size=settings.indexing.batch_size,
-            )
-        )
+        encoder = archive.encoder if archive else load_encoder(directory, settings)
         fingerprint = encoder.manifest.fingerprint
         gate = OodGate.load(directory, fingerprint, encoder.decoder_fingerprint)
         reader = opened.enter_context(

@@ -93,7 +93,9 @@ class OodDocument(_Document):
 class EvidenceDocument(_Document):
     """How the answer came about; see docs/architecture.md for the rungs. estimated: candidates
     is an estimate, as facets are when facets_estimated. compared: candidates whose vectors could
-    be looked at. approximate: of these some may have been missed. note: what is special."""
+    be looked at. approximate: of these some may have been missed. precision: in which the query
+    was encoded, index_precision: in which the index was (null: not noted). note: what is
+    special."""
 
     rung: str
     radius: int | None
@@ -107,6 +109,8 @@ class EvidenceDocument(_Document):
     order: str
     model: str
     bits: int
+    precision: str
+    index_precision: str | None
     note: str | None
     timings_ms: dict[str, float]
 
@@ -154,13 +158,17 @@ class BasisDocument(_Document):
     """How a recommendation came about. liked, disliked: examples that took part. rungs: liked
     examples by where they were searched for. candidates: over all examples together; an
     estimate when estimated. approximate: some may have been missed. ranked: images compared
-    with every example. nearer_to_disliked: left out of these. note: what is special."""
+    with every example. precision: in which an example was encoded that is no indexed image,
+    index_precision: in which the index was (null: not noted). nearer_to_disliked: left out of
+    these. note: what is special."""
 
     liked: int
     disliked: int
     diversity: float
     model: str
     bits: int
+    precision: str | None
+    index_precision: str | None
     rungs: dict[str, int]
     candidates: int
     estimated: bool

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -75,16 +75,26 @@ def restore(
 
     With PRECEDENT_STORE__URL set this moves an index to a Qdrant server.
     """
-    from engine.store.snapshot import restore_snapshot
+    from engine.store.snapshot import described, restore_snapshot
 
-    with _store(data_dir, model, create=True) as store, _progress("restored") as progress:
+    made_in = described(file).precision
+    with (
+        _store(data_dir, model, create=True, precision=made_in) as store,
+        _progress("restored") as progress,
+    ):
         count = restore_snapshot(file, store, progress)
     _told("restored", count, file, as_json=as_json)
 
 
 @contextmanager
-def _store(data_dir: Path | None, model: Path | None, *, create: bool) -> Iterator[VectorStore]:
-    """The index alone: neither model nor ledger is loaded."""
+def _store(
+    data_dir: Path | None,
+    model: Path | None,
+    *,
+    create: bool,
+    precision: Literal["fp32", "bf16"] | None = None,
+) -> Iterator[VectorStore]:
+    """The index alone: neither model nor ledger is loaded. One that is made notes ``precision``."""
     from engine.model.checkpoint import read_manifest
     from engine.store.opening import open_store
     from indexer.archive import model_directory
@@ -93,7 +103,7 @@ def _store(data_dir: Path | None, model: Path | None, *, create: bool) -> Iterat
 
     settings = load_settings(data_dir=data_dir, model=model)
     manifest = read_manifest(model_directory(settings))
-    collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+    collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits, precision)
     place = DataDir(settings.data_dir)
     if create:
         place.make()

@@ -184,6 +184,8 @@ class Evidence:
     approximate: a graph or quantised vectors chose among them, and may have missed some.
     ranked: how many of them, the most similar first, were put into order.
     rungs_tried: candidates found on each rung, in the order they were tried.
+    precision: in which this process computes: "fp32" or "bf16". index_precision: that of the
+        process which made the index; None = not noted.
     note: in words, what a reader of the list should know of how it came about; or None.
     timings_ms: wall-clock milliseconds by stage.
     """
@@ -199,6 +201,8 @@ class Evidence:
     order: str
     model: str
     bits: int
+    precision: str
+    index_precision: str | None
     note: str | None = None
     facets_estimated: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from engine.errors import ImageRefused, StoreError, StoreLocked, StoreNotFound
 from engine.model.checkpoint import SHIPPED, Manifest
-from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
@@ -21,6 +20,7 @@ from engine.store.base import Collection, Filter, Ids, Match
 from engine.store.opening import open_store
 from indexer.database import Database, open_database
 from indexer.datadir import FIRST_INDEX, DataDir, InForce
+from indexer.encoders import following, load_encoder
 from indexer.file_reader import FileReader
 from indexer.imaging.prepare import Prepared
 from indexer.indexes import indexes_of
@@ -35,9 +35,6 @@ from indexer.writing import writing
 __all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
 
 
-# Smaller is faster for one query; below four, bfloat16 kernels round in another order, and an
-# indexed image would not find itself with exactly its own code.
-_QUERY_BATCH = 4
 _DELETED_AT_ONCE = 5000
 
 
@@ -76,17 +73,15 @@ class Archive:
         with ExitStack() as opened:
             if create:
                 self.data_dir.make()
-            self.encoder = Encoder.load(
-                directory,
-                device=settings.device,
-                precision=settings.precision,
-                batch_size=settings.indexing.batch_size,
-            )
+            self.encoder = load_encoder(directory, settings)
             manifest = self.encoder.manifest
-            collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+            collection = Collection(
+                manifest.fingerprint, manifest.dim, manifest.bits, self.encoder.precision
+            )
             self.store = opened.enter_context(
                 open_store(settings, self.data_dir.index, collection, create=create)
             )
+            self.encoder = following(self.encoder, self.store.collection, settings)
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
@@ -98,9 +93,7 @@ class Archive:
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
-            self.engine = SearchEngine(
-                self.encoder.with_batch_size(_QUERY_BATCH), self.store, settings.search, gate
-            )
+            self.engine = SearchEngine(self.encoder, self.store, settings.search, gate)
             self._opened = opened.pop_all()
 
     def _noted(self) -> InForce | None:

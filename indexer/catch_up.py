@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import ImageRefused, SourceError
-from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.database import open_database
 from indexer.datadir import DataDir
+from indexer.encoders import following, load_encoder
 from indexer.known import Known, KnownInstances
 from indexer.ledger import Done, Ledger
 from indexer.pipeline import Batch, Indexer, Pass, Reading, Tally, labelled
@@ -107,12 +107,7 @@ class CatchUp:
             self._known = KnownInstances(database)
             self._ledger = Ledger(database)
             self._sources = {name: self._source(name) for name in self._known.sources()}
-            encoder = Encoder.load(
-                model,
-                device=settings.device,
-                precision=settings.precision,
-                batch_size=settings.indexing.batch_size,
-            )
+            encoder = following(load_encoder(model, settings), store.collection, settings)
             self._indexer = opened.enter_context(
                 Indexer(encoder, store, self._ledger, data_dir, settings)
             )

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from engine.errors import QueryError, StoreLocked
 from engine.model.checkpoint import read_manifest
+from engine.model.encoder import resolved
 from engine.settings import Settings
 from engine.store.base import Collection
 from indexer.catch_up import CatchUp
@@ -78,7 +79,8 @@ def reencode(
     data_dir = DataDir(settings.data_dir)
     indexes = indexes_of(settings, data_dir)
     manifest = read_manifest(model)
-    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+    precision = resolved(settings.device, settings.precision)
+    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits, precision)
     with _alone(data_dir), ExitStack() as opened:
         old = indexes.in_force()
         collection, profile = indexes.described(old.index)

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import engine  # noqa: F401 - before torch, for what it settles
+
 pytest_plugins = ["services.postgres"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from engine.model.invariance import image_mean
+
 __all__ = ["DIM", "appearance"]
 
 _LAYOUT = (16, 16)
@@ -44,8 +46,9 @@ def _of_batch(canvases: NDArray[np.uint8]) -> NDArray[np.float32]:
     grey = torch.from_numpy(canvases).float() / 255
     if grey.ndim == 4:
         grey = grey.mean(dim=3)
-    spread = grey.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(_LEAST_SPREAD)
-    standard = ((grey - grey.mean(dim=(1, 2), keepdim=True)) / spread)[:, None]
+    centred = grey - image_mean(grey)
+    spread = image_mean(centred.square()).sqrt().clamp_min(_LEAST_SPREAD)
+    standard = (centred / spread)[:, None]
     layout = interpolate(standard, _LAYOUT, mode="area").flatten(1) / _LAYOUT[0]
     found: NDArray[np.float32] = torch.cat([layout, _spectrum(standard)], dim=1).numpy()
     return found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.files import write_atomically
 from engine.model.config import from_dict, to_dict
+from engine.model.invariance import image_mean
 
 __all__ = [
     "DECODER",
@@ -190,8 +191,8 @@ def _span(lit: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor, weight: Tensor) -> Tensor:
-    axes = (1, 2, 3)
-    return (x * weight).sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp_min(1e-6)
+    share = 1e-6 / weight[0].numel()
+    return image_mean(x * weight) / image_mean(weight).clamp_min(share)
 
 
 def _standardise(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Images → blended features and codes, and what else the OOD gate looks at, in batches."""
 
+import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,21 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine import reproducibility
 from engine.codes import pack_signs
 from engine.errors import ModelError
 from engine.model.appearance import appearance
 from engine.model.checkpoint import Manifest, load_checkpoint
 from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
+from engine.model.invariance import BatchInvariant
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
 
-__all__ = ["Encoder", "Precision", "autocast", "canvas_tensor"]
+__all__ = ["Encoder", "Precision", "autocast", "canvas_tensor", "resolved"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Encoder:
     """A model ready to encode.
+
+    On a CPU an image gets the same bits whatever the batch, its size, the order of the images,
+    the number of threads and the process, on one machine with one version of PyTorch. Other
+    machines differ in the last digits: docs/architecture.md says by how much. Where this cannot
+    be promised, a :class:`~engine.reproducibility.NotReproducible` warning says why.
 
     Args:
         network: in evaluation mode.
@@ -35,9 +43,9 @@ class Encoder:
         device: "cpu", "cuda", …; "auto" = a GPU where there is one.
         precision: "bf16" computes the network in bfloat16; "auto" does so where the
             hardware gains from it.
-        batch_size: images that go through the network at once. Shorter batches are padded
-            to this size, because a sum may come out differently in the last digit for
-            another shape: so an image's code does not depend on its neighbours.
+        batch_size: images that go through the network at once. On a GPU shorter batches are
+            padded to this size, because a sum may come out differently in the last digit for
+            another shape: so an image's code does not depend on its neighbours there either.
     """
 
     def __init__(
@@ -50,12 +58,18 @@ class Encoder:
         precision: Precision = "auto",
         batch_size: int = 32,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _named(device)
         self.manifest = manifest
         self.batch_size = batch_size
         self._device = device
-        self._precision = precision
+        self._on_cpu = torch.device(device).type == "cpu"
+        self.precision = resolved(device, precision)
+        if self._on_cpu and (why := reproducibility.shortfall()) is not None:
+            warnings.warn(
+                f"the last bits of an encoding may depend on its batch: {why}",
+                reproducibility.NotReproducible,
+                stacklevel=2,
+            )
         try:
             self._network = network.to(device).to(memory_format=torch.channels_last)
             self._decoder = decoder and decoder.to(device).to(memory_format=torch.channels_last)
@@ -94,15 +108,15 @@ class Encoder:
         """16 hex digits of the decoder; reconstruction scores of two cannot be compared."""
         return None if self._decoder is None else self._decoder.fingerprint
 
-    def with_batch_size(self, batch_size: int) -> "Encoder":
-        """The same model for batches of another size: small ones answer one query sooner."""
+    def with_precision(self, precision: Precision) -> "Encoder":
+        """The same model, computed in another precision."""
         return Encoder(
             self._network,
             self.manifest,
             decoder=self._decoder,
             device=self._device,
-            precision=self._precision,
-            batch_size=batch_size,
+            precision=precision,
+            batch_size=self.batch_size,
         )
 
     def encode(self, canvases: Sequence[NDArray[np.uint8]]) -> EncodedImages:
@@ -160,12 +174,13 @@ class Encoder:
     def _forward(
         self, canvases: NDArray[np.uint8], decoder: Decoder | None
     ) -> tuple[NetworkOutput, Tensor | None]:
-        """The padded batch's output, and how badly the decoder rebuilt each image."""
-        if len(canvases) < self.batch_size:
+        """The batch's output, and how badly the decoder rebuilt each image."""
+        if not self._on_cpu and len(canvases) < self.batch_size:
             filler = [(0, self.batch_size - len(canvases))] + [(0, 0)] * (canvases.ndim - 1)
             canvases = np.pad(canvases, filler)
         images = canvas_tensor(canvases).to(self._device, memory_format=torch.channels_last)
-        with autocast(self._device, self._precision):
+        products = BatchInvariant() if self._on_cpu else nullcontext()
+        with autocast(self._device, self.precision), products:
             shallow, deep = self._network.maps(images)
             output = self._network.fuse(shallow, deep)
             rebuilt = None if decoder is None else decoder(deep)
@@ -195,12 +210,24 @@ def centre_and_normalise(z: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
     """The context that computes in ``precision`` on ``device``."""
-    kind = torch.device(device).type
-    if precision == "auto":
-        gains = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bf16()
-    else:
-        gains = precision == "bf16"
-    return torch.autocast(kind, torch.bfloat16, enabled=gains)
+    enabled = resolved(device, precision) == "bf16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+
+
+def resolved(device: str, precision: Precision) -> Literal["fp32", "bf16"]:
+    """The precision that ``precision`` means on ``device``: "auto" is "bf16" where the hardware
+    gains from it."""
+    if precision != "auto":
+        return precision
+    on_gpu = torch.device(_named(device)).type == "cuda"
+    gains = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
+    return "bf16" if gains else "fp32"
+
+
+def _named(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def _cpu_has_bf16() -> bool:

@@ -9,6 +9,7 @@ from engine.model.backbone import TappedTower
 from engine.model.config import NetworkConfig
 from engine.model.darf import Darf
 from engine.model.hashing import HashHead
+from engine.model.invariance import image_mean
 from engine.model.preprocess import Preprocess
 
 __all__ = ["HashingNetwork", "NetworkOutput"]
@@ -73,8 +74,8 @@ class InputNormalisation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float (N, 1 or 3, S, S) → (N, 3, S, S)."""
         if self.per_image:
-            mean = images.mean(dim=(1, 2, 3), keepdim=True)
-            std = images.std(dim=(1, 2, 3), keepdim=True, correction=0)
+            centred = images - image_mean(images)
+            std = image_mean(centred.square()).sqrt()
             # A constant image has no contrast to restore: it becomes zero, not infinite.
-            return ((images - mean) / std.clamp_min(1e-3)).expand(-1, 3, -1, -1)
+            return (centred / std.clamp_min(1e-3)).expand(-1, 3, -1, -1)
         return (images.expand(-1, 3, -1, -1) - self.mean) / self.std

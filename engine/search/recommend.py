@@ -139,6 +139,8 @@ class Basis:
     approximate: a graph or quantised vectors chose among them, and may have missed some.
     ranked: different images that were compared with every example.
     nearer_to_disliked: how many of these were left out for that.
+    index_precision: in which the process computed that made the index; None = not noted.
+    precision: in which an example was encoded that is no indexed image; None = all are indexed.
     note: in words, what a reader of the list should know of how it came about; or None.
     """
 
@@ -147,6 +149,8 @@ class Basis:
     diversity: float
     model: str
     bits: int
+    index_precision: str | None
+    precision: str | None = None
     rungs: dict[str, int] = field(default_factory=dict)
     candidates: int = 0
     estimated: bool = False
@@ -197,6 +201,7 @@ def recommend(
         diversity=wanted.diversity,
         model=store.collection.model,
         bits=store.collection.bits,
+        index_precision=store.collection.precision,
     )
     if told is not None and told.foreign and settings.ood_policy == "refuse":
         return Recommendation((), (), replace(basis, timings_ms=watch.rounded()), told)

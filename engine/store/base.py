@@ -1,7 +1,7 @@
 """What the search and the indexer ask of a vector store, in our own types."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -68,11 +68,14 @@ class Collection:
     """What a store was made for.
 
     model: fingerprint of the model whose codes it holds. dim: length of z. bits: of a code.
+    precision: in which that model computed when the store was made; None = not noted. Two stores
+        that differ in nothing else hold the same, but for rounding.
     """
 
     model: str
     dim: int
     bits: int
+    precision: Literal["fp32", "bf16"] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from engine.records import RECORD_FIELDS, ImageRecord, Point
 from engine.store.base import Collection, Filter, VectorStore
 from engine.store.points import checked_vector
 
-__all__ = ["restore_snapshot", "write_snapshot"]
+__all__ = ["described", "restore_snapshot", "write_snapshot"]
 
 _FORMAT, _VERSION = "precedent-snapshot", 1
 _ABOUT, _CHECKSUMS = "collection.json", "checksums.json"
@@ -138,6 +138,12 @@ def _line(point: Point) -> str:
     return json.dumps({"record": record, "indexed_at": point.indexed_at}) + "\n"
 
 
+def described(path: Path) -> Collection:
+    """What the store was made for that the file is of. Raises StoreError: it does not say."""
+    with _Snapshot(path) as snapshot:
+        return snapshot.collection
+
+
 def restore_snapshot(
     path: Path, store: VectorStore, progress: Progress = lambda _done, _total: None
 ) -> int:
@@ -205,7 +211,9 @@ class _Snapshot:
                 self._checksums: dict[str, str] = json.loads(self._bytes(_CHECKSUMS))
                 about = json.loads(self._verified(_ABOUT))
                 _check_format(path, about)
-                self._collection = Collection(about["model"], about["dim"], about["bits"])
+                self.collection = Collection(
+                    about["model"], about["dim"], about["bits"], about.get("precision")
+                )
                 self._chunks = [_Chunk(number) for number in range(about["chunks"])]
                 self.count: int = about["count"]
                 self._check_members()
@@ -228,7 +236,7 @@ class _Snapshot:
             raise ValueError("its parts are not those that it speaks of")
 
     def check_model(self, wanted: Collection) -> None:
-        found = self._collection
+        found = self.collection
         if found != wanted:
             raise FingerprintMismatch(
                 f"snapshot {self._path} was made by model {found.model} ({found.bits} bits, "
@@ -249,7 +257,7 @@ class _Snapshot:
                 raise ValueError(f"it holds {count} points instead of {self.count}")
 
     def _points(self, names: _Chunk) -> list[Point]:
-        dim, width = self._collection.dim, self._collection.bits // 8
+        dim, width = self.collection.dim, self.collection.bits // 8
         z = self._array(names.z, dim, np.float16, np.float32).astype(np.float32)
         if not np.isfinite(z).all():
             raise ValueError(f"{names.z} holds values that are not finite")

@@ -62,8 +62,7 @@ def test_a_logit_of_zero_is_a_one(build, manifest):
     assert (found.codes == 255).all()
 
 
-# On a busy machine two threads wait for each other for seconds.
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_neighbours_and_position_do_not_change_a_bit(encoder, precision, threads):
     torch.set_num_threads(threads)
@@ -221,9 +220,9 @@ def test_a_model_is_loaded_with_its_decoder_and_keeps_it(
     assert without.decoder_fingerprint is None
     save_decoder(tmp_path, decoder(network), manifest.fingerprint, {})
     loaded = Encoder.load(tmp_path, batch_size=4)
-    single = loaded.with_batch_size(1)
+    single = Encoder.load(tmp_path, batch_size=1)
     scores = [one.observe(canvases(3)).reconstruction for one in (loaded, single)]
-    assert np.allclose(*scores, atol=0.02)
+    assert np.array_equal(*scores)
     assert loaded.decoder_fingerprint == single.decoder_fingerprint
     assert len(loaded.decoder_fingerprint) == 16
     save_decoder(tmp_path, decoder(network), "another", {})
