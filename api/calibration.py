@@ -54,7 +54,8 @@ def calibrate(
 ) -> None:
     """Teach a model's OOD gate what is known.
 
-    An archive is split by patient, or by study where no patient is named; images that are not
+    An archive is split by patient, or by study where no patient is named, so that the halves
+    are about equal in images of each modality and body part; images that are not
     DICOM count as one patient each, so give two folders if you know better. Of two folders,
     calibration images are left out whose patient or file the reference has too.
     """

@@ -332,7 +332,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
     model: ModelOption = None,
 ) -> None:
-    """Index a sample archive, answer a few searches, then serve.
+    """Calibrate on a sample archive, index it, answer a few searches, then serve.
 
     PRECEDENT_DEMO_EXIT=1 ends after the answers.
     """

@@ -1,13 +1,17 @@
-"""``precedent demo``: a sample archive indexed, a few questions answered, a server started."""
+"""``precedent demo``: a sample archive calibrated on, indexed, asked and served."""
 
+import shlex
+import shutil
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
 from rich.console import Console
 
 from api.app import create_app
+from api.calibration import calibrate
 from api.schemas import local_document
 from api.terminal import answer_table, indexing_progress, report_table
 from engine.errors import ImageRefused, SettingsError
@@ -21,29 +25,45 @@ __all__ = ["run_demo", "serve_until_stopped"]
 
 
 def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> None:
-    """Writes the sample below ``directory`` once, indexes it, searches, and serves."""
+    """Writes the sample below ``directory`` once, calibrates, indexes it, searches, and serves."""
     console = Console()
+    archive_folder, calibrated = directory / "archive", directory / "model"
     settings = load_settings(
-        data_dir=directory / "data", model=model, server=ServerSettings(port=port)
+        data_dir=directory / "data", model=calibrated, server=ServerSettings(port=port)
     )
     console.rule("1. A sample archive", align="left")
-    report = write_sample(directory / "archive")
+    report = write_sample(archive_folder, replace_other=True)
     queries = write_queries(directory / "queries", seed=1)
     console.print(
-        f"{report.instances + report.pydicom_files:,} files in {directory / 'archive'}",
-        highlight=False,
+        f"{report.instances + report.pydicom_files:,} files in {archive_folder}", highlight=False
     )
-    console.rule("2. precedent index", align="left")
+    console.rule("2. precedent calibrate", align="left")
+    # pydicom's test files are of no kind that anybody would ask for, and many are broken.
+    calibrate(archive_folder / "synthetic", model=model, out=calibrated)
+    console.rule("3. precedent index", align="left")
     with Archive(settings, create=True) as archive:
-        source = FolderSource([directory / "archive"])
+        source = FolderSource([archive_folder])
         with indexing_progress(Console(stderr=True), shown=console.is_terminal) as progress:
             indexed = archive.index(source, progress=progress)
         console.print(report_table(indexed))
-        console.rule("3. precedent search", align="left")
+        console.rule("4. precedent search", align="left")
+        console.print(
+            f"{len(queries) - 1} images of patients that are not in the archive, and a drawn "
+            "landscape, which the answer should call foreign",
+            highlight=False,
+        )
         _search(console, archive, queries)
-    if serve:
-        console.rule("4. precedent serve", align="left")
-        serve_until_stopped(settings)
+    if not serve:
+        places = ("--data-dir", settings.data_dir, "--model", calibrated)
+        _next_steps(console, "Serve the page", _command("serve", *places, "--port", str(port)))
+        return
+    console.rule("5. precedent serve", align="left")
+
+    def ready(url: str) -> None:
+        _announce(url)
+        _next_steps(console, "Open the page", url)
+
+    serve_until_stopped(settings, ready)
 
 
 def _search(console: Console, archive: Archive, queries: Sequence[Path]) -> None:
@@ -56,8 +76,43 @@ def _search(console: Console, archive: Archive, queries: Sequence[Path]) -> None
             console.print(answer_table(path.name, local_document(answer, paths)))
 
 
-def serve_until_stopped(settings: Settings) -> None:
+def _next_steps(console: Console, first: str, page: str) -> None:
+    """What a newcomer does next, as commands to copy."""
+    console.rule("What next", align="left")
+    for what, how in (
+        (first, page),
+        ("Index images of your own", _command("index", "/your/folder", "--data-dir", "my-index")),
+        (
+            "Teach the gate what they look like, then add --model my-model",
+            _command("calibrate", "/your/folder", "--out", "my-model"),
+        ),
+    ):
+        console.print(f"{what}: {how}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _command(*arguments: str | Path) -> str:
+    """A command line that starts this same program, from the folder where it was started."""
+    program = Path(sys.argv[0])
+    found = shutil.which(program.name)
+    if program.suffix == ".py":
+        start = [sys.executable, "-m", "api"]
+    elif found is not None and program.exists() and program.samefile(found):
+        start = [program.name]
+    else:
+        start = [str(program)]
+    return shlex.join([*start, *map(str, arguments)])
+
+
+def _announce(url: str) -> None:
+    Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
+
+
+def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = _announce) -> None:
     """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: which archive, which address.
+        ready: called with the page's address, from when on connections to it are answered.
 
     Raises:
         SettingsError: the address cannot be listened on.
@@ -68,6 +123,7 @@ def serve_until_stopped(settings: Settings) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((server.host, server.port))
+        listener.listen()  # who comes before the server has started waits for it
     except OSError as error:
         listener.close()
         raise SettingsError(
@@ -75,7 +131,7 @@ def serve_until_stopped(settings: Settings) -> None:
             "choose another with --port"
         ) from None
     port = listener.getsockname()[1]
-    Console().print(f"Precedent is at http://{server.host}:{port}/ (Ctrl-C stops it)")
+    ready(f"http://{server.host}:{port}/")
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     with listener:
         uvicorn.Server(config).run(sockets=[listener])

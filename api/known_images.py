@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,29 @@ __all__ = ["Known", "drawn", "files_of", "observe"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Observations of N images and, for each, whose it is: the patient, else the study, else
-    the file by its content."""
+    """Observations of N images and, for each, whose and of what kind it is.
+
+    owners: the patient, else the study, else the file by its content. kinds: modality and body
+    part, as far as the file says.
+    """
 
     observations: Observations
     owners: tuple[str, ...]
+    kinds: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.owners)
 
     def split(self, seed: int) -> tuple["Known", "Known"]:
-        """Two halves about equal in images that share no owner.
+        """Two halves about equal in images of each kind that share no owner.
+
+        Without regard to kinds, one of few patients often goes to one half as a whole. If it is
+        missing among the references, its calibration images are as odd as foreign ones, and
+        these pass. Of a kind with a single owner the first half has all.
 
         The same for the same images and seed, in whatever order they come.
         """
-        first = _first_half(self.owners, seed)
+        first = _first_half(self.owners, self.kinds, seed)
         return self._part(first), self._part(~first)
 
     def without_owners_of(self, others: "Known") -> "Known":
@@ -46,8 +55,8 @@ class Known:
         return self._part(np.array([owner not in theirs for owner in self.owners], dtype=bool))
 
     def _part(self, mask: NDArray[np.bool_]) -> "Known":
-        owners = tuple(owner for owner, kept in zip(self.owners, mask, strict=True) if kept)
-        return Known(self.observations[mask], owners)
+        owners = tuple(compress(self.owners, mask))
+        return Known(self.observations[mask], owners, tuple(compress(self.kinds, mask)))
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -91,6 +100,7 @@ def observe(
         TrainingDataError: that is none of the files.
     """
     owners: list[str] = []
+    kinds: list[str] = []
     seen: list[Observations] = []
     with FileReader(
         settings,
@@ -106,6 +116,7 @@ def observe(
                 continue
             record = result.record
             owners.append(record.patient or record.study or result.content_sha256)
+            kinds.append(f"{record.modality or ''} {record.body_part or ''}")
             canvases.append(result.pictures[0].canvas)
             if len(canvases) == encoder.batch_size:
                 seen.append(encoder.observe(canvases))
@@ -117,16 +128,21 @@ def observe(
             f"none of {len(paths)} files is an image that can be read; name a folder of DICOM, "
             "PNG or JPEG files"
         )
-    return Known(Observations.joined(seen), tuple(owners))
+    return Known(Observations.joined(seen), tuple(owners), tuple(kinds))
 
 
-def _first_half(owners: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Mask (N,): owners in the order of their hashes, each to the half that has fewer images."""
-    sizes = Counter(owners)
+def _first_half(owners: Sequence[str], kinds: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """Mask (N,): owners in the order of their hashes, each to the half that has fewer images of
+    its kinds."""
+    images: dict[str, Counter[str]] = {}
+    for owner, kind in zip(owners, kinds, strict=True):
+        images.setdefault(owner, Counter())[kind] += 1
     first: set[str] = set()
-    lead = 0
-    for owner in sorted(sizes, key=lambda o: hashlib.sha256(f"{seed}:{o}".encode()).digest()):
-        if lead <= 0:
+    lead: Counter[str] = Counter()
+    for owner in sorted(images, key=lambda o: hashlib.sha256(f"{seed}:{o}".encode()).digest()):
+        if sum(lead[kind] * count for kind, count in images[owner].items()) <= 0:
             first.add(owner)
-        lead += sizes[owner] if owner in first else -sizes[owner]
+            lead.update(images[owner])
+        else:
+            lead.subtract(images[owner])
     return np.array([owner in first for owner in owners], dtype=bool)

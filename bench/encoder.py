@@ -51,7 +51,7 @@ def main() -> None:
         folder = arguments.folder
         if folder is None:
             folder = Path(scratch) / "sample"
-            write_sample(folder, include_pydicom=False)
+            write_sample(folder, patients=40, include_pydicom=False)
         canvases = canvases_of(folder, manifest.preprocess, arguments.images)
     if not canvases:
         parser.error(f"{arguments.folder} holds no image that can be read")

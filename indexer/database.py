@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from engine.errors import LedgerError
+from engine.extras import install_command
 from engine.settings import Settings
 from indexer.migrations import HEAD, migrate, revision_of
 
@@ -211,7 +212,7 @@ def _engine(url: URL, patience_s: float = _PATIENCE_S) -> Engine:
     except ImportError:
         raise LedgerError(
             "a ledger in PostgreSQL needs the package psycopg, which is not installed; "
-            "pip install 'precedent[server]'"
+            + install_command("server")
         ) from None
 
 

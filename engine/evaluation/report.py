@@ -19,6 +19,7 @@ from engine.errors import PrecedentError
 from engine.evaluation.metrics import Interval
 from engine.evaluation.quality import QualityReport, Scores
 from engine.evaluation.rankings import ORDERS
+from engine.extras import install_command
 from engine.files import write_atomically
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def require_matplotlib() -> None:
     except ImportError:
         raise PrecedentError(
             "a report needs matplotlib, which is not installed; "
-            "run `pip install precedent[report]`, or ask for the figures without a report"
+            f"run `{install_command('report')}`, or ask for the figures without a report"
         ) from None
 
 

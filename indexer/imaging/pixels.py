@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from engine.errors import ImageRefused, RefusalReason
+from engine.extras import install_command
 from indexer.imaging import twelve_bit
 from indexer.imaging.codestream import declared_size
 from indexer.imaging.display import Padding, render_color, render_grey
@@ -383,7 +384,7 @@ def _plugins(decoder: Decoder, layout: Layout) -> tuple[str, ...]:
 def _undecodable(named: str, *, extra: bool = False) -> ImageRefused:
     way_out = "convert the file to an uncompressed or JPEG 2000 transfer syntax"
     if extra:
-        way_out = f"install one with `pip install precedent[gdcm]`, or {way_out}"
+        way_out = f"install one with `{install_command('gdcm')}`, or {way_out}"
     return ImageRefused(
         RefusalReason.UNSUPPORTED_SYNTAX, f"there is no decoder for {named}; {way_out}"
     )

@@ -20,6 +20,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from engine.errors import JobError, LedgerError
+from engine.extras import install_command
 from engine.settings import Settings
 from indexer.database import Database, open_database
 from indexer.datadir import DataDir
@@ -55,7 +56,7 @@ def celery_app(settings: Settings) -> Celery:
     if _is_redis(url) and find_spec("redis") is None:
         raise JobError(
             "a broker on Redis or Valkey needs the package redis, which is not installed; "
-            "pip install 'precedent[server]'"
+            + install_command("server")
         )
     app = Celery("precedent", broker=url, set_as_current=False)
     app.conf.update(

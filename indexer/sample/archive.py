@@ -20,6 +20,7 @@ from engine.errors import SettingsError
 from indexer.sample.documents import pdf, structured_report
 from indexer.sample.encoding import save
 from indexer.sample.headers import Patient, Series, Study, uid
+from indexer.sample.landscape import landscape
 from indexer.sample.studies import PROTOCOLS, Protocol
 
 __all__ = ["MANIFEST", "SampleReport", "write_queries", "write_sample"]
@@ -27,21 +28,30 @@ __all__ = ["MANIFEST", "SampleReport", "write_queries", "write_sample"]
 MANIFEST = ".precedent-sample.json"
 """The file at the root of a sample that tells it from other folders."""
 
-_FORMAT = 1  # goes up when the same seed would give other files
+_FORMAT = 2  # goes up when the same seed would give other files
 _MAX_PATIENTS = 999
 _ARCHIVE, _QUERIES = 0, 1  # streams of randomness, so that no query is of an indexed patient
 
-_QUERY_PLAN = (
-    # file name, protocol, and which of its images
-    ("query-chest-ct.dcm", "ct-chest", 4),
-    ("query-head-ct.dcm", "ct-head", 4),
-    ("query-abdomen-ct.dcm", "ct-abdomen", 2),
-    ("query-chest-xray.dcm", "xr-chest", 0),
-    ("query-hand-xray.dcm", "xr-hand", 0),
-    ("query-knee-xray.png", "xr-knee", 0),
-    ("query-breast-mr.dcm", "mr-breast", 4),
-    ("query-cardiac-mr.png", "mr-heart", 2),
+# The first patients have each kind of study in turn, the others those of which that gives too few
+# images for how much they vary: an OOD gate compares an image with its ten nearest, and half of the
+# patients are all that its reference has.
+_EVERY_KIND = 40
+_FEW = (
+    *("xr-hand", "mr-heart", "xr-knee", "mg-breast"),
+    *("xr-hand", "mr-heart", "us-heart", "xa-heart"),
 )
+
+_QUERY_PLAN = (
+    # number of the patient, file name, protocol, and which of its images
+    (1, "query-chest-ct.dcm", "ct-chest", 4),
+    (2, "query-head-ct.dcm", "ct-head", 4),
+    (4, "query-chest-xray.dcm", "xr-chest", 0),
+    (5, "query-hand-xray.dcm", "xr-hand", 0),
+    (6, "query-knee-xray.png", "xr-knee", 0),
+    (7, "query-breast-mr.dcm", "mr-breast", 4),
+    (8, "query-cardiac-mr.png", "mr-heart", 2),
+)
+_FOREIGN = (9, "query-landscape.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +76,12 @@ class SampleReport:
 
 
 def write_sample(
-    directory: Path, *, seed: int = 0, patients: int = 40, include_pydicom: bool = True
+    directory: Path,
+    *,
+    seed: int = 0,
+    patients: int = 88,
+    include_pydicom: bool = True,
+    replace_other: bool = False,
 ) -> SampleReport:
     """Writes the sample into a directory that is new or empty; returns what it holds.
 
@@ -79,6 +94,8 @@ def write_sample(
         seed: of everything that is random.
         patients: 1 to 999; from 12 on, every kind of study occurs.
         include_pydicom: whether to copy the files that pydicom ships for its own tests.
+        replace_other: another sample may be there, as long as nobody has changed it; this one
+            takes its place.
 
     Raises:
         SettingsError: the number of patients is out of range, the directory holds something
@@ -95,7 +112,9 @@ def write_sample(
     directory = directory.absolute()
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            return _existing(directory, asked)
+            there = _existing(directory, asked, replace_other)
+            if there is not None:
+                return there
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{directory.name}-", dir=directory.parent
@@ -103,7 +122,7 @@ def write_sample(
             new = Path(temporary) / "sample"
             report = _write(new, directory, asked)
             if directory.exists():
-                directory.rmdir()
+                directory.rename(Path(temporary) / "before")
             new.rename(directory)
     except OSError as error:
         raise SettingsError(
@@ -114,7 +133,9 @@ def write_sample(
 
 
 def write_queries(directory: Path, *, seed: int = 0) -> tuple[Path, ...]:
-    """Writes images to search with, one per anatomy, of patients that no sample holds.
+    """Writes images to search with, of patients that no sample holds, and a drawn landscape.
+
+    The landscape, which is no medical image, is the last of the paths.
 
     Args:
         directory: where the files go; made as needed.
@@ -128,17 +149,8 @@ def write_queries(directory: Path, *, seed: int = 0) -> tuple[Path, ...]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".queries-", dir=directory) as temporary:
-            for number, (name, protocol_name, index) in enumerate(_QUERY_PLAN, start=1):
-                protocol = next(p for p in PROTOCOLS if p.name == protocol_name)
-                rng = np.random.default_rng((_QUERIES, seed, number))
-                patient = _patient(rng, f"Q{number:02d}", f"Sample^Query {number:02d}", protocol)
-                study = _study(rng, patient, 1, protocol, seed)
-                image = next(islice(protocol.build(study), index, None)).dataset
-                new, path = Path(temporary) / name, directory / name
-                if path.suffix == ".png":
-                    _save_png(image, new)
-                else:
-                    save(image, new)
+            for new in _write_queries(Path(temporary), seed):
+                path = directory / new.name
                 if path.exists():
                     if path.read_bytes() != new.read_bytes():
                         raise SettingsError(
@@ -154,6 +166,25 @@ def write_queries(directory: Path, *, seed: int = 0) -> tuple[Path, ...]:
             "name a directory on a disk with room and yours to write"
         ) from error
     return tuple(paths)
+
+
+def _write_queries(directory: Path, seed: int) -> Iterator[Path]:
+    for number, name, protocol_name, index in _QUERY_PLAN:
+        protocol = _protocol(protocol_name)
+        rng = np.random.default_rng((_QUERIES, seed, number))
+        patient = _patient(rng, f"Q{number:02d}", f"Sample^Query {number:02d}", protocol)
+        study = _study(rng, patient, 1, protocol, seed)
+        image = next(islice(protocol.build(study), index, None)).dataset
+        path = directory / name
+        if path.suffix == ".png":
+            _save_png(image, path)
+        else:
+            save(image, path)
+        yield path
+    number, name = _FOREIGN
+    drawn = landscape(np.random.default_rng((_QUERIES, seed, number)))
+    Image.fromarray(drawn).save(directory / name, "PNG")
+    yield directory / name
 
 
 def _write(new: Path, directory: Path, asked: dict[str, int]) -> SampleReport:
@@ -192,8 +223,11 @@ def _write(new: Path, directory: Path, asked: dict[str, int]) -> SampleReport:
     return report
 
 
-def _existing(directory: Path, asked: dict[str, int]) -> SampleReport:
-    """The report of a sample that is there already; any doubt is an error."""
+def _existing(directory: Path, asked: dict[str, int], replace_other: bool) -> SampleReport | None:
+    """The report of a sample that is there already; any doubt is an error.
+
+    None when it is another one, unchanged, which may be replaced.
+    """
     way_out = "name a new directory, or remove this one first"
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
@@ -203,7 +237,7 @@ def _existing(directory: Path, asked: dict[str, int]) -> SampleReport:
         raise SettingsError(
             f"{directory} is not empty and holds no sample; nothing is overwritten: {way_out}"
         ) from error
-    if not same:
+    if not same and not replace_other:
         raise SettingsError(
             f"{directory} holds a sample made with other settings "
             f"({manifest['asked']}, asked for {asked}): {way_out}"
@@ -212,20 +246,23 @@ def _existing(directory: Path, asked: dict[str, int]) -> SampleReport:
     del found[MANIFEST]
     if found.keys() != files.keys() or any(_sha256(found[k]) != files[k] for k in files):
         raise SettingsError(f"{directory} holds a sample that was changed since: {way_out}")
-    return report
+    return report if same else None
 
 
 def _patient_files(seed: int, number: int) -> Iterator[tuple[PurePosixPath, Dataset]]:
     """What one patient of the archive has: a first study, and mostly a later one."""
-    first = PROTOCOLS[(number - 1) % len(PROTOCOLS)]
+    if number <= _EVERY_KIND:
+        first = PROTOCOLS[(number - 1) % len(PROTOCOLS)]
+    else:
+        first = _protocol(_FEW[(number - _EVERY_KIND - 1) % len(_FEW)])
     rng = np.random.default_rng((_ARCHIVE, seed, number))
     patient = _patient(rng, f"{number:03d}", f"Sample^Patient {number:03d}", first)
     plan = [first]
-    # Five has no divisor in common with the number of protocols: each gets its follow-ups.
+    # Five has no divisor in common with either number of kinds: each gets its follow-ups.
     if number % 5 == 3:
         plan.append(first)
     elif number % 5 in (1, 4):
-        plan.append(next(p for p in PROTOCOLS if p.name == "xr-chest"))
+        plan.append(_protocol("xr-chest"))
     visits: list[Study] = []
     for count, protocol in enumerate(plan, start=1):
         study = _study(rng, patient, count, protocol, seed)
@@ -242,6 +279,10 @@ def _patient_files(seed: int, number: int) -> Iterator[tuple[PurePosixPath, Data
             if number == owner and count == 1:
                 series, dataset = document(study, last + 1)
                 yield folder / _file_name(series, dataset), dataset
+
+
+def _protocol(name: str) -> Protocol:
+    return next(protocol for protocol in PROTOCOLS if protocol.name == name)
 
 
 def _file_name(series: Series, dataset: Dataset) -> PurePosixPath:

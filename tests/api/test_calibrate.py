@@ -242,10 +242,11 @@ def test_files_are_drawn_evenly_from_their_folders() -> None:
     assert single == set(sizes)
 
 
-def of(owners: list[str]) -> Known:
+def of(owners: list[str], kinds: list[str] | None = None) -> Known:
     count = len(owners)
     z = np.arange(count, dtype=np.float32)[:, None]
-    return Known(Observations(z, np.zeros((count, 1), np.uint8)), tuple(owners))
+    kept = tuple(kinds or [""] * count)
+    return Known(Observations(z, np.zeros((count, 1), np.uint8)), tuple(owners), kept)
 
 
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=60), st.integers(0, 50))
@@ -260,6 +261,27 @@ def test_halves_share_no_owner_and_are_about_equal(owners, seed) -> None:
     assert set(shuffled.owners) == set(first.owners)
 
 
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=60), st.integers(0, 50))
+def test_halves_are_about_equal_in_every_kind(owners, seed) -> None:
+    """Of patients with one kind of study each, as of all images where nothing says a kind."""
+    kinds = [str("abcdefghijkl".index(owner) % 3) for owner in owners]
+    first, second = of(owners, kinds).split(seed)
+    counts = Counter(owners)
+    for kind in set(kinds):
+        largest = max(counts[o] for o, k in zip(owners, kinds, strict=True) if k == kind)
+        assert abs(first.kinds.count(kind) - second.kinds.count(kind)) <= largest
+        assert kind in first.kinds
+
+
+def test_a_kind_of_two_patients_is_on_both_sides_whatever_the_seed() -> None:
+    """Drawn without regard to kinds, every other seed had both on one side."""
+    owners = [f"many {i}" for i in range(40)] + ["one", "other"] * 5
+    kinds = ["CT CHEST"] * 40 + ["CR HAND"] * 10
+    for seed in range(20):
+        first, second = of(owners, kinds).split(seed)
+        assert first.kinds.count("CR HAND") == second.kinds.count("CR HAND") == 5
+
+
 def test_the_owner_of_a_dicom_image_is_its_patient(indexed) -> None:
     encoder = Encoder.load(indexed.settings.model, batch_size=4)
     refused: Counter[str] = Counter()
@@ -270,6 +292,9 @@ def test_the_owner_of_a_dicom_image_is_its_patient(indexed) -> None:
     assert known.owners[:6] == known.owners[6:12]
     assert len(set(known.owners)) == 7  # two images of a study are of two patients here
     assert not any("HIDDEN" in owner for owner in known.owners)
+    assert len(set(known.kinds[:12])) == 1
+    assert known.kinds[0].startswith("CT ")
+    assert known.kinds[12] == " "  # of a PNG nothing is known
     alone = encoder.encode([indexed_canvas(indexed, encoder, paths[0])])
     assert np.allclose(known.observations.z[0], alone.z[0], atol=1e-6)
 

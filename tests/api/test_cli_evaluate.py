@@ -273,7 +273,7 @@ def test_a_report_without_matplotlib_is_refused_at_once(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     says = complaint(run(*on(folders), "--out", tmp_path / "report"), PrecedentError)
-    assert "pip install precedent[report]" in says
+    assert "pip install 'precedent-imaging[report]'" in says
     assert document(run(*on(folders), "--json"))["queries"] == 7
 
 

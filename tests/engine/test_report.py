@@ -134,7 +134,7 @@ def test_without_matplotlib_the_way_out_is_named(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     for needs_it in (require_matplotlib, lambda: write_report(report, tmp_path / "out")):
-        with pytest.raises(PrecedentError, match=r"pip install precedent\[report\]"):
+        with pytest.raises(PrecedentError, match=r"pip install 'precedent-imaging\[report\]'"):
             needs_it()
     assert not (tmp_path / "out").exists()
 

@@ -27,7 +27,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if named:
         return Path(named)
     directory = tmp_path_factory.mktemp("archive") / "sample"
-    write_sample(directory, seed=3)
+    write_sample(directory, seed=3, patients=40)
     return directory
 
 

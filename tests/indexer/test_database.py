@@ -375,7 +375,7 @@ def test_an_url_that_cannot_be_used_is_told_without_its_secrets(url: str, said: 
 def test_without_psycopg_the_way_out_is_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     message = refusal(f"postgresql://me:{SECRET}@localhost/x")
-    assert "pip install 'precedent[server]'" in message
+    assert "pip install 'precedent-imaging[server]'" in message
 
 
 def test_both_ways_to_write_postgresql_are_the_same(postgres: Postgres) -> None:

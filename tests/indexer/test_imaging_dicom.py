@@ -232,7 +232,7 @@ def test_what_only_gdcm_decodes_is_refused_with_the_way_to_get_it(name, syntax):
     found = outcome(SAMPLES / name)
     assert found.reason is RefusalReason.UNSUPPORTED_SYNTAX
     assert syntax.name in found.detail
-    assert "pip install precedent[gdcm]" in found.detail
+    assert "pip install 'precedent-imaging[gdcm]'" in found.detail
 
 
 @pytest.mark.skipif(not has_gdcm, reason="python-gdcm, an extra, is not installed")

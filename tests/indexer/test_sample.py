@@ -321,3 +321,47 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SettingsError, match="cannot write the sample"):
         write_sample(tmp_path / "file" / "sample", patients=1)
+
+
+@pytest.mark.slow
+def test_every_kind_of_image_is_there_often_enough_for_a_gate(tmp_path: Path) -> None:
+    """Half of a kind is what an image of it is compared with, by its ten nearest."""
+    report = write_sample(tmp_path / "sample", include_pydicom=False)
+    kinds: Counter[str] = Counter()
+    for path in report.directory.rglob("*.dcm"):
+        kinds[path.parts[-3].split("-", 3)[3]] += 1
+    assert set(kinds) == {protocol.name for protocol in PROTOCOLS}
+    assert min(kinds.values()) >= 20
+    # The first patients are those of a smaller sample, to the byte.
+    small = write_sample(tmp_path / "small", patients=3, include_pydicom=False)
+    for path in (small.directory / "synthetic").rglob("*.dcm"):
+        same = report.directory / path.relative_to(small.directory)
+        assert same.read_bytes() == path.read_bytes()
+
+
+def test_another_sample_makes_room_where_that_is_asked_for(tmp_path: Path) -> None:
+    directory = tmp_path / "sample"
+    write_sample(directory, patients=1, include_pydicom=False)
+    report = write_sample(directory, patients=2, include_pydicom=False, replace_other=True)
+    assert report.written == report.instances
+    assert report.patients == 2
+    assert list(tmp_path.iterdir()) == [directory]
+    again = write_sample(directory, patients=2, include_pydicom=False, replace_other=True)
+    assert again.written == 0
+    next((directory / "synthetic").rglob("*.dcm")).write_bytes(b"changed")
+    before = contents(directory)
+    with pytest.raises(SettingsError, match="changed"):
+        write_sample(directory, patients=1, include_pydicom=False, replace_other=True)
+    assert contents(directory) == before
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "scan.dcm").write_bytes(b"mine")
+    with pytest.raises(SettingsError, match="not empty"):
+        write_sample(tmp_path / "own", patients=1, replace_other=True)
+
+
+def test_the_last_query_is_no_medical_image(tmp_path: Path) -> None:
+    *_, path = write_queries(tmp_path, seed=3)
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        reds, _, blues = np.asarray(image).reshape(-1, 3).T.astype(int)
+        assert np.abs(reds - blues).mean() > 20  # in colour, as no radiograph is
