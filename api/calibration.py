@@ -60,10 +60,10 @@ def calibrate(
     calibration images are left out whose patient or file the reference has too.
     """
     from api.known_images import drawn, files_of, observe
-    from engine.model.encoder import Encoder
     from engine.ood.calibration import OodGate
     from engine.ood.detectors import detector_kind
     from indexer.archive import model_directory
+    from indexer.encoders import load_encoder
 
     settings = load_settings(model=model)
     directory = model_directory(settings)
@@ -73,12 +73,7 @@ def calibrate(
     for name in names:
         if names.count(name) > 1:
             raise ModelError(f"detector {name!r} is named more than once; name each once")
-    encoder = Encoder.load(
-        directory,
-        device=settings.device,
-        precision=settings.precision,
-        batch_size=settings.indexing.batch_size,
-    )
+    encoder = load_encoder(directory, settings)
     if encoder.decoder_fingerprint is None and any("reconstruction" in k.needs for k in kinds):
         raise ModelError(
             "detector 'reconstruction' looks at what a decoder makes of the image, and "

@@ -3,8 +3,10 @@
     python -m bench.encoder [FOLDER] [--model DIR] [--repeats 9] [--device cpu]
 
 FOLDER holds the images whose codes are compared; without one they are of a synthetic archive.
-The four timings alternate, so that whatever else the machine does meets all of them alike.
-Speeds are of batches in memory, from images in [0, 1] to codes, on all cores.
+The timings alternate, so that whatever else the machine does meets all of them alike. Speeds are
+of batches in memory, from images in [0, 1] to codes, on all cores: of the bare tower and of the
+whole network as PyTorch computes them, and of the network as the encoder does, so that an image
+gets the same bits in every batch.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -26,7 +29,8 @@ from torch import Tensor
 from bench.machine import write_results
 from engine.errors import ImageRefused
 from engine.model.checkpoint import SHIPPED, WEIGHTS, load_checkpoint
-from engine.model.encoder import Encoder, Precision, autocast, canvas_tensor
+from engine.model.encoder import Encoder, Precision, autocast, canvas_tensor, resolved
+from engine.model.invariance import BatchInvariant
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits
@@ -68,7 +72,7 @@ def main() -> None:
         "model": manifest.fingerprint,
         "device": arguments.device,
         "threads": torch.get_num_threads(),
-        "auto_precision": auto_precision(arguments.device),
+        "auto_precision": resolved(arguments.device, "auto"),
         "batch": BATCH,
         "repeats": arguments.repeats,
         "speed": speeds,
@@ -110,18 +114,25 @@ def canvases_of(folder: Path, preprocess: Preprocess, most: int) -> list[NDArray
 def speed(
     network: HashingNetwork, canvases: Sequence[NDArray[np.uint8]], device: str, repeats: int
 ) -> list[dict[str, object]]:
-    """Images per second, median of the repeats, of the tower alone and of the whole."""
+    """Images per second, median of the repeats, of the tower, the whole and the encoder."""
     network = network.to(device).to(memory_format=torch.channels_last)
     every = canvas_tensor(np.stack(list(islice(cycle(canvases), BATCH * _BATCHES))))
     every = every.to(device, memory_format=torch.channels_last)
     images = every.split(BATCH)
     normalised = [network.normalise(batch) for batch in images]
+    on_cpu = torch.device(device).type == "cpu"
+
+    def encoder(batch: Tensor) -> object:
+        with BatchInvariant() if on_cpu else nullcontext():
+            return network(batch)
+
     rounds: list[tuple[Precision, str, Callable[[Tensor], object], Sequence[Tensor]]] = [
         (precision, part, run, batches)
         for precision in PRECISIONS
         for part, run, batches in (
             ("tower", network.tower, normalised),
             ("whole", network, images),
+            ("encoder", encoder, images),
         )
     ]
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -137,13 +148,17 @@ def speed(
                 seconds.setdefault((precision, part), []).append(time.perf_counter() - started)
     rows = []
     for precision in PRECISIONS:
-        tower, whole = (statistics.median(seconds[precision, part]) for part in ("tower", "whole"))
+        tower, whole, invariant = (
+            statistics.median(seconds[precision, part]) for part in ("tower", "whole", "encoder")
+        )
         rows.append(
             {
                 "precision": precision,
                 "tower_images_per_second": round(BATCH * _BATCHES / tower, 1),
                 "whole_images_per_second": round(BATCH * _BATCHES / whole, 1),
                 "whole_share_of_tower": round(tower / whole, 3),
+                "encoder_images_per_second": round(BATCH * _BATCHES / invariant, 1),
+                "encoder_share_of_whole": round(whole / invariant, 3),
             }
         )
     return rows
@@ -189,11 +204,6 @@ def differing_bits(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> dict[str
         "share_of_codes": round(float((a_code > 0).mean()), 4),
         "most_bits_of_a_code": int(a_code.max()),
     }
-
-
-def auto_precision(device: str) -> str:
-    with autocast(device, "auto"):
-        return "bf16" if torch.is_autocast_enabled(torch.device(device).type) else "fp32"
 
 
 def table(title: str, rows: Sequence[dict[str, object]]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import engine
+from engine.model.encoder import resolved
 
 __all__ = ["machine", "remember", "write_results"]
 
@@ -31,8 +32,19 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "kernels": kernels(),
         "precedent": engine.__version__,
         "commit": commit,
+    }
+
+
+def kernels() -> dict[str, str]:
+    """Which kernels PyTorch takes on this processor, and what the environment asks for."""
+    asked = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+    return {
+        "aten": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": resolved("cpu", "auto"),
+        **{name: os.environ[name] for name in asked if name in os.environ},
     }
 
 

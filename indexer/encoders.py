@@ -38,8 +38,8 @@ def following(encoder: Encoder, collection: Collection, settings: Settings) -> E
     if settings.precision == "auto":
         return encoder.with_precision(noted)
     _log.warning(
-        "the index was made in %s and the setting precision is %s: the same image gets slightly "
-        "different vectors; set precision to auto, and it follows the index",
+        "the index was made in %s and the setting precision is %s: similarities between the two "
+        "may be off by 0.01; set precision to auto, and it follows the index",
         noted,
         encoder.precision,
     )

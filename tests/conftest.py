@@ -1,5 +1,6 @@
 """What all tests share: reproducible examples, and a place where stores are quick to make."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ import hypothesis
 import pytest
 
 import engine  # noqa: F401 - before torch, for what it settles
+
+# Threads that spin while they wait for work take it from other tests on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 pytest_plugins = ["services.postgres"]
 

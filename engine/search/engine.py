@@ -234,7 +234,10 @@ class SearchEngine:
         noted, ours = self._store.collection.precision, self._encoder.precision
         if noted is None or noted == ours:
             return note
-        said = f"the query was encoded in {ours}, the index in {noted}: similarities are rounded"
+        said = (
+            f"the query was encoded in {ours}, the index in {noted}: similarities may be off by "
+            "0.01"
+        )
         return said if note is None else f"{note}; {said}"
 
     def _evidence(

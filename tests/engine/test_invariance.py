@@ -19,7 +19,7 @@ from engine.model.encoder import Encoder
 from engine.model.invariance import BatchInvariant, conv2d, image_mean, linear
 from engine.model.preprocess import Preprocess
 
-IMAGES = 9
+IMAGES = 5
 TOWERS = {
     "resnet": TowerConfig("timm:test_resnet", taps=(2, 4)),
     "convnext": TowerConfig("timm:test_convnext", taps=(1, 3)),
@@ -62,9 +62,9 @@ def assert_invariant(made, images, threads) -> None:
     order = np.random.default_rng(1).permutation(len(images))
     for count in (1, 2, 3):
         threads(count)
-        for size in (1, 2, 4, IMAGES, 32):
+        for size in (1, 2, IMAGES):
             assert bits_of(made(size), images) == expected, (count, size)
-        shuffled = bits_of(made(4), [images[i] for i in order])
+        shuffled = bits_of(made(3), [images[i] for i in order])
         assert [shuffled[i] for i in np.argsort(order)] == expected, count
         assert bits_of(made(32), [np.zeros_like(images[0]), images[2]])[1] == expected[2]
 
@@ -85,6 +85,7 @@ def test_the_shipped_model_gives_an_image_its_bits_in_every_batch(precision, thr
     assert_invariant(made, canvases(loaded.manifest.preprocess.size), threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_kind_of_tower_gives_an_image_its_bits_in_every_batch(
