@@ -72,6 +72,19 @@ def test_a_snapshot_fills_another_index(settings, place, tmp_path):
     assert hits(moved) == before
 
 
+def test_a_restored_index_has_the_precision_of_its_snapshot(settings, place, tmp_path):
+    file = tmp_path / "points.snapshot"
+    made_in = json.loads((settings.data_dir / "index" / "collection.json").read_text())
+    other_one = {"fp32": "bf16", "bf16": "fp32"}[made_in["precision"]]
+    noted = json.dumps({**made_in, "precision": other_one})
+    (settings.data_dir / "index" / "collection.json").write_text(noted)
+    run("snapshot", file, *place)
+    other = ["--data-dir", str(tmp_path / "other"), "--model", str(settings.model)]
+    run("restore", file, *other)
+    told = json.loads(run("info", "--json", *other))
+    assert told["index_precision"] == told["precision"] == other_one
+
+
 def test_what_was_restored_without_a_ledger_can_be_deleted(settings, place, tmp_path):
     file = tmp_path / "points.snapshot"
     run("snapshot", file, *place)

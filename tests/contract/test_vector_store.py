@@ -554,6 +554,17 @@ def test_another_model_is_refused_and_nothing_lost(
         store.close()
 
 
+def test_the_precision_of_an_index_is_kept_and_keeps_nobody_out(backend, store_root, collection):
+    place = store_root / f"{backend.name}-precision"
+    backend.create(place, replace(collection, precision="bf16")).close()
+    for wanted in (replace(collection, precision="fp32"), collection, None):
+        store = backend.open(place, wanted)
+        try:
+            assert store.collection.precision == "bf16"
+        finally:
+            store.close()
+
+
 def test_opening_what_is_not_there_makes_nothing(backend, store_root):
     place = store_root / f"{backend.name}-nowhere" / "index"
     with pytest.raises(StoreNotFound, match="nowhere"):
