@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install test test-slow lint bench-encoder bench-index \
-	bench-ood bench-quality bench-retrieval bench-search bench-shifts weights clean
+	bench-ood bench-processors bench-quality bench-retrieval bench-search bench-shifts weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed-dev
 # DATA: folder and options, as docs/evaluation.md shows them.
 bench-encoder: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.encoder $(DATA)
+
+bench-processors: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.processors $(DATA)
 
 bench-index: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)
