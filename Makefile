@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test test-slow lint bench-encoder bench-index \
+.PHONY: demo install services test test-slow lint bench-encoder bench-index \
 	bench-ood bench-quality bench-retrieval bench-search bench-shifts weights clean
 
 demo: $(VENV)/.installed
@@ -12,10 +12,14 @@ demo: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.installed-dev
+# Debian's packages that tests need, where they may be installed: README.md says which.
+services: | $(VENV)/bin/python
+	$(BIN)/python tests/services/packages.py
+
+test: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow"
 
-test-slow: $(VENV)/.installed-dev
+test-slow: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.installed-dev

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["services.postgres"]
+pytest_plugins = ["services.needed", "services.postgres"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.

@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
-from services.dcmtk import dcmtk
+from services.needed import dcmtk
 from typer.testing import CliRunner
 
 from api.cli import app

@@ -16,7 +16,7 @@ from conftest import Site
 from dicom_files import CT, SECONDARY_CAPTURE, dataset, encode
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
-from services.dcmtk import dcmtk
+from services.needed import dcmtk
 from services.orthanc import Orthanc
 
 from engine.records import Point
