@@ -33,16 +33,20 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 @pytest.fixture
 def debian(programs, tmp_path, monkeypatch) -> Path:
     """A Debian whose apt-get installs a server with a unit and a script; what it was asked."""
-    asked, policy = tmp_path / "asked", tmp_path / "policy-rc.d"
+    asked, policy, enabled = tmp_path / "asked", tmp_path / "policy-rc.d", tmp_path / "enabled"
     monkeypatch.setattr(packages, "_POLICY", policy)
+    monkeypatch.setattr(packages, "_ENABLED", enabled)
+    wanted = enabled / "multi-user.target.wants"
+    wanted.mkdir(parents=True)
+    for unit in ("a", "old"):
+        (wanted / f"{unit}.service").symlink_to(f"/lib/systemd/system/{unit}.service")
     programs("apt-get", f'echo "apt-get $*, policy $({policy}; echo $?)" >> {asked}')
     programs(
         "dpkg-query",
         f"case $1 in\n-L) echo /lib/systemd/system/a.service; echo /etc/init.d/a;;\n"
         f"*) echo installed old; [ ! -e {asked} ] || echo installed new;;\nesac",
     )
-    for name in ("deb-systemd-helper", "update-rc.d"):
-        programs(name, f'echo "{name} $*" >> {asked}')
+    programs("update-rc.d", f'echo "update-rc.d $*" >> {asked}')
     return asked
 
 
@@ -52,7 +56,8 @@ def test_it_is_installed_without_being_started_or_enabled(debian):
     assert update.startswith("apt-get update")
     assert install.startswith("apt-get install --yes --no-install-recommends")
     assert "redis-server dcmtk, policy 101" in install
-    assert disabled == ["deb-systemd-helper disable a.service", "update-rc.d a disable"]
+    assert disabled == ["update-rc.d a disable"]
+    assert [link.name for link in packages._ENABLED.glob("*/*")] == ["old.service"]
     assert not packages._POLICY.exists()
 
 

@@ -28,6 +28,8 @@ _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _ORTHANC_PLUGIN = "libOrthancDicomWeb.so"
 _ORTHANC_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc")
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_ENABLED = Path("/etc/systemd/system")
+"""Links here, in folders such as multi-user.target.wants, are what systemd starts."""
 
 
 def find_program(name: str) -> Path | None:
@@ -184,14 +186,13 @@ def _installed() -> set[str]:
 
 def _disable(packages: set[str]) -> None:
     """Takes what these packages brought from among what starts with the machine."""
-    files = [
-        Path(line) for name in packages for line in _output("dpkg-query", "-L", name).split("\n")
-    ]
-    units = {one.name for one in files if one.parent.match("*/lib/systemd/system") and one.suffix}
-    scripts = {one.name for one in files if one.parent == Path("/etc/init.d")}
-    if units:
-        subprocess.run(["deb-systemd-helper", "disable", *sorted(units)], check=False)
-    for script in sorted(scripts):
+    listed = [line for name in packages for line in _output("dpkg-query", "-L", name).splitlines()]
+    files = {line.removeprefix("/usr") for line in listed}  # /lib may be a link to /usr/lib
+    # deb-systemd-helper works for packages' own scripts alone, and systemctl may be missing.
+    for link in _ENABLED.glob("**/*"):
+        if link.is_symlink() and str(link.readlink()).removeprefix("/usr") in files:
+            link.unlink()
+    for script in sorted(Path(file).name for file in files if file.startswith("/etc/init.d/")):
         subprocess.run(["update-rc.d", script, "disable"], check=False)
 
 
