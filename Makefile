@@ -12,15 +12,19 @@ demo: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
+# A worker for each core; a module's tests stay together, and with them what they share.
+SHARED := -n auto --dist loadscope
+
 # Debian's packages that tests need, where they may be installed: README.md says which.
 services: | $(VENV)/bin/python
 	$(BIN)/python tests/services/packages.py
 
 test: services $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(SHARED)
 
 test-slow: services $(VENV)/.installed-dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and alone"
+	$(BIN)/pytest -m "slow and not alone" $(SHARED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
