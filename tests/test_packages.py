@@ -148,5 +148,6 @@ def test_tests_without_their_services_are_counted_and_named(tmp_path, ci, worker
     assert done.returncode == 0, said + done.stderr
     assert "2 without redis-server (Redis, a message broker)" in said
     assert "  2 in tests/test_services.py" in said
-    assert f"{packages.install_line(['redis-server'])}\n" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("What installs"))
+    assert set(line.split()) > FOUND_BY_PATH | {"apt-get", "install"}
     assert said.rstrip().splitlines()[-1].strip("= ").startswith("2 skipped")

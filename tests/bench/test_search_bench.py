@@ -117,12 +117,14 @@ def test_systems_have_names_of_their_own():
     assert len(SYSTEMS) == len({*OURS, *PEERS}) == len(OURS) + len(PEERS)
 
 
+@pytest.mark.slow
 def test_comparing_with_everything_finds_everything(measured):
     assert {search["recall"] for search in measured["faiss-flat"]["searches"]} == {1.0}
     exactly = [s for s in measured["hash"]["searches"] if s["value"] == "exactly"]
     assert min(search["recall"] for search in exactly) > 0.98
 
 
+@pytest.mark.slow
 def test_our_search_is_told_with_its_evidence(measured):
     plainly = measured["hash"]["searches"][0]
     assert (plainly["value"], plainly["k"]) == ("plainly", 10)

@@ -221,10 +221,8 @@ def pushed(site: Site, push: Callable[[int], None]) -> Index:
         return Index(site, ReceivedSource(paths.values()), lambda one: file_locator(paths[one.sop]))
 
 
-@pytest.mark.parametrize(
-    "way",
-    [over_dicomweb, pushed_by_dcmtk, pytest.param(pushed_by_a_pacs, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [over_dicomweb, pushed_by_dcmtk, pushed_by_a_pacs])
 def test_every_way_gives_the_same_points(way, made, sent, from_folder, new_place):
     index = way(made, sent, new_place())
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from services.packages import PACKAGES, find_dcmtk, find_program, in_ci, install_line
+from services.packages import PACKAGES, find_dcmtk, find_program, in_ci, install_line, missing
 
 __all__ = ["dcmtk", "do_without", "package", "program"]
 
@@ -64,5 +64,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
         for file, count in sorted(Counter(test.partition("::")[0] for test in tests).items()):
             terminalreporter.line(f"    {count:3} in {file}")
     terminalreporter.line(f"{sum(map(len, without.values()))} skipped in all")
-    if packages := [name for name in PACKAGES if name in without]:
+    if packages := missing():
         terminalreporter.line(f"What installs the missing packages: {install_line(packages)}")
