@@ -181,6 +181,7 @@ def search(settings: Settings, *images: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.output.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_pushed_by_those_who_may_is_found_by_search(receiving, settings, files):
     running = receiving(settings)
     assert running.told == {"ae_title": "PRECEDENT", "host": LOCAL, "port": running.port}

@@ -139,6 +139,7 @@ def test_our_search_is_told_with_its_evidence(measured):
     assert all(one["queries_per_second"] > 0 for one in measured["hash"]["throughput"])
 
 
+@pytest.mark.slow
 def test_memory_and_disk_are_of_the_right_size(measured):
     flat = measured["faiss-flat"]
     vectors = 2000 * 256 * 4
@@ -147,6 +148,7 @@ def test_memory_and_disk_are_of_the_right_size(measured):
     assert measured["hash"]["disk_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_measurements_are_shown_and_drawn(measured, tmp_path):
     figures = summary(list(measured.values()))
     assert "faiss-flat" in shown(figures)
