@@ -4,19 +4,27 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test test-slow lint bench-encoder bench-index \
-	bench-ood bench-processors bench-quality bench-retrieval bench-search bench-shifts weights clean
+.PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
+	bench-processors bench-quality bench-retrieval bench-search bench-shifts weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not slow"
+# A worker for each core; a module's tests stay together, and with them what they share.
+SHARED := -n auto --dist loadscope
 
-test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -m slow
+# Debian's packages that tests need, where they may be installed: README.md says which.
+services: | $(VENV)/bin/python
+	$(BIN)/python tests/services/packages.py
+
+test: services $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not slow" $(SHARED)
+
+test-slow: services $(VENV)/.installed-dev
+	$(BIN)/pytest -m "slow and alone"
+	$(BIN)/pytest -m "slow and not alone" $(SHARED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""What all tests share: reproducible examples, and a place where stores are quick to make."""
+"""What all tests share: reproducible examples, a quick disk, and as many workers as cores."""
 
 import os
 import shutil
@@ -11,10 +11,7 @@ import pytest
 
 import engine  # noqa: F401 - before torch, for what it settles
 
-# Threads that spin while they wait for work take it from other tests on the same cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-pytest_plugins = ["services.postgres"]
+pytest_plugins = ["services.needed", "services.postgres"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.
@@ -25,9 +22,35 @@ _MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 4 * 1024**3  # an empty store reserves about 140 MB
 
 
+def _is_quick() -> bool:
+    """Whether there is a disk in memory with room for the tests, from which programs can run."""
+    if not _MEMORY.is_dir() or not os.access(_MEMORY, os.W_OK):
+        return False
+    runs = not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+    return runs and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
+
+
+# Stores, ledgers and models are synced to the disk file by file, which most tests wait for more
+# than for anything else. Whoever sets TMPDIR chooses the disk. Workers inherit it.
+if "TMPDIR" not in os.environ and _is_quick():
+    os.environ["TMPDIR"] = str(_MEMORY)
+    tempfile.tempdir = None
+
+# Threads that spin while they wait for work take it from other tests on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Workers share the cores; threads of theirs would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core that this process may use; each takes about a GB of memory."""
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
 @pytest.fixture(scope="module")
 def store_root() -> Iterator[Path]:
-    """An empty folder, in memory where there is room: making a store syncs hundreds of files."""
-    in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
-    with tempfile.TemporaryDirectory(dir=_MEMORY if in_memory else None) as folder:
+    """An empty folder of the module's own."""
+    with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)

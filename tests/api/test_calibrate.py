@@ -90,6 +90,7 @@ def test_one_folder_is_split_into_reference_and_calibration(pictures, model, cap
     assert f"calibrated {model} (knn, appearance) on 70 images" in said
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same_and_another_seed_is_not(pictures, model) -> None:
     made = []
     for seed in (0, 0, 1):
@@ -192,7 +193,12 @@ def test_another_model_s_folder_is_not_written_to(pictures, model) -> None:
             "OTHERS gives .* alpha 0.005 takes at least 199",
         ),
         (("KNOWN", "--references", "20"), TrainingDataError, "images .* at least 33"),
-        (("KNOWN", "KNOWN"), TrainingDataError, "gives 0 images .*140 of patients in the ref"),
+        pytest.param(
+            ("KNOWN", "KNOWN"),
+            TrainingDataError,
+            "gives 0 images .*140 of patients in the ref",
+            marks=pytest.mark.slow,
+        ),
         (("KNOWN", "--detectors", "knn,gnn"), ModelError, "'gnn'.*mahalanobis"),
         (("KNOWN", "--detectors", "knn,knn"), ModelError, "each once"),
         (("KNOWN", "--alpha", "0"), ModelError, "alpha is 0"),

@@ -119,6 +119,7 @@ def test_index_accounts_for_every_file(case: Case) -> None:
     assert report["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_search_answers_in_json_one_line_an_image(case: Case, tmp_path: Path) -> None:
     bad = tmp_path / "bad.dcm"
     bad.write_text("no image")

@@ -88,6 +88,7 @@ def test_mistakes_show_when_a_job_is_made(images, place):
     assert json.loads(run("jobs", "list", "--json", *place))["jobs"] == []
 
 
+@pytest.mark.slow
 def test_a_worker_ends_when_it_is_told_to(images, place, indexed):
     run("jobs", "submit", images, *place)
     command = [sys.executable, "-m", "api", "worker", *place]

@@ -97,6 +97,7 @@ def _dropped() -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_a_running_service_takes_up_the_new_index(
     settings: Settings, indexed: Any, new: Path, tmp_path: Path
 ) -> None:

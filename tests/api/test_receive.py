@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
-from services.dcmtk import dcmtk
+from services.needed import dcmtk
 from typer.testing import CliRunner
 
 from api.cli import app
@@ -181,6 +181,7 @@ def search(settings: Settings, *images: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.output.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_pushed_by_those_who_may_is_found_by_search(receiving, settings, files):
     running = receiving(settings)
     assert running.told == {"ae_title": "PRECEDENT", "host": LOCAL, "port": running.port}

@@ -42,6 +42,7 @@ def bench(
     return run
 
 
+@pytest.mark.slow
 def test_a_format_is_measured_beside_its_stages(bench: Bench) -> None:
     figures, printed = bench(
         *("--counts", "4", "--repeats", "1", "--formats", "JPEG", "--parts", "formats")

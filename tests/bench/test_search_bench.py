@@ -117,12 +117,14 @@ def test_systems_have_names_of_their_own():
     assert len(SYSTEMS) == len({*OURS, *PEERS}) == len(OURS) + len(PEERS)
 
 
+@pytest.mark.slow
 def test_comparing_with_everything_finds_everything(measured):
     assert {search["recall"] for search in measured["faiss-flat"]["searches"]} == {1.0}
     exactly = [s for s in measured["hash"]["searches"] if s["value"] == "exactly"]
     assert min(search["recall"] for search in exactly) > 0.98
 
 
+@pytest.mark.slow
 def test_our_search_is_told_with_its_evidence(measured):
     plainly = measured["hash"]["searches"][0]
     assert (plainly["value"], plainly["k"]) == ("plainly", 10)
@@ -137,6 +139,7 @@ def test_our_search_is_told_with_its_evidence(measured):
     assert all(one["queries_per_second"] > 0 for one in measured["hash"]["throughput"])
 
 
+@pytest.mark.slow
 def test_memory_and_disk_are_of_the_right_size(measured):
     flat = measured["faiss-flat"]
     vectors = 2000 * 256 * 4
@@ -145,6 +148,7 @@ def test_memory_and_disk_are_of_the_right_size(measured):
     assert measured["hash"]["disk_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_measurements_are_shown_and_drawn(measured, tmp_path):
     figures = summary(list(measured.values()))
     assert "faiss-flat" in shown(figures)

@@ -22,6 +22,7 @@ from deployed import (
     is_setting,
     variables,
 )
+from services.needed import package
 
 from engine.settings import load_settings
 
@@ -269,10 +270,7 @@ def test_the_check_of_qdrant_goes_by_what_it_answers(services, status, healthy):
 
 def test_the_broker_asks_for_its_password(services, tmp_path):
     shell, option, script = services["valkey"]["command"]
-    redis = shutil.which("redis-server")
-    if redis is None:
-        pytest.fail("there is no redis-server; install Debian's package redis-server")
-    (tmp_path / "valkey-server").symlink_to(redis)
+    (tmp_path / "valkey-server").symlink_to(package("redis-server"))
     socket = tmp_path / "socket"
     here = f"dir {tmp_path}\nport 0\nunixsocket {socket}"
     command = [shell, option, script.replace("dir /data", here)]

@@ -260,6 +260,7 @@ def test_a_seed_decides_the_weights(copied):
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(trained, copied):
     folder = copied()
     script = (

@@ -113,6 +113,7 @@ def test_training_writes_its_history(trained):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(trained, tmp_path):
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests/engine');"

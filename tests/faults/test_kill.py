@@ -133,6 +133,7 @@ def anything_done(data_dir: Path) -> bool:
         ledger.close()
 
 
+@pytest.mark.slow
 def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
     small_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

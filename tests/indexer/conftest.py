@@ -1,4 +1,4 @@
-"""Archives indexed for real, with the shipped model."""
+"""Archives indexed for real, with a model that is quick to load."""
 
 import io
 import tempfile
@@ -12,6 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.model.checkpoint import save_checkpoint
+from engine.model.config import small_network
+from engine.model.network import HashingNetwork
+from engine.model.preprocess import Preprocess
 from engine.records import Point
 from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter
@@ -45,13 +49,15 @@ def png_of(pixels: NDArray[np.uint8], level: int = 6) -> bytes:
 class Site:
     """A folder of files, and a data folder to index them into."""
 
-    def __init__(self, root: Path, **indexing: Any) -> None:
+    def __init__(self, root: Path, model: Path | None, **indexing: Any) -> None:
         self.root = root
         self.files = root / "files"
         self.files.mkdir(parents=True)
         # A batch is filled up whatever is in it, and most tests have an image or two.
         chosen = {"readers": 1, "batch_size": 4, **indexing}
-        self.settings = Settings(data_dir=root / "data", indexing=IndexingSettings(**chosen))
+        self.settings = Settings(
+            data_dir=root / "data", model=model, indexing=IndexingSettings(**chosen)
+        )
 
     def write(self, name: str, content: bytes) -> Path:
         path = self.files / name
@@ -125,21 +131,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def new_site(store_root: Path) -> Callable[..., Site]:
-    """Makes sites that last as long as the module's tests."""
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that nobody has trained."""
+    directory = tmp_path_factory.mktemp("untrained") / "model"
+    torch.manual_seed(7)
+    config, preprocess = small_network(0, tower="timm:test_resnet"), Preprocess(size=64)
+    network = HashingNetwork(config, preprocess).eval()
+    save_checkpoint(directory, network, config, preprocess, (), {})
+    return directory
 
-    def make(**indexing: Any) -> Site:
-        return Site(Path(tempfile.mkdtemp(dir=store_root)), **indexing)
+
+@pytest.fixture(scope="module")
+def new_site(store_root: Path, model: Path) -> Callable[..., Site]:
+    """Makes sites that last as long as the module's tests; of the shipped model if asked to."""
+
+    def make(*, shipped: bool = False, **indexing: Any) -> Site:
+        chosen = None if shipped else model
+        return Site(Path(tempfile.mkdtemp(dir=store_root)), chosen, **indexing)
 
     return make
 
 
 @pytest.fixture
-def site(store_root: Path) -> Iterator[Site]:
+def site(store_root: Path, model: Path) -> Iterator[Site]:
     """A site of this test alone."""
     with tempfile.TemporaryDirectory(dir=store_root) as folder:
-        yield Site(Path(folder))
+        yield Site(Path(folder), model)
 
 
 @pytest.fixture(scope="session")

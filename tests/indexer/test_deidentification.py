@@ -165,6 +165,7 @@ def _commands(site: Any) -> Iterator[tuple[str, bytes]]:
     images = sorted((site.files / _FOLDER).iterdir())
     environment = {
         "PRECEDENT_DATA_DIR": str(site.settings.data_dir),
+        "PRECEDENT_MODEL": str(site.settings.model),
         "PRECEDENT_INDEXING__READERS": "1",
         "PRECEDENT_JOBS__CHUNK": "4",
         "COLUMNS": "400",

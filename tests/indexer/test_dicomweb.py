@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from dicom_files import dataset, encode
 from loopback_pacs import LoopbackPacs, Reply, multipart
+from services.needed import package
 
 from engine.errors import ImageRefused, QueryError, SettingsError, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
@@ -877,7 +878,15 @@ def certificate(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *(
+                package("openssl"),
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ),
             *(
                 "-nodes",
                 "-days",

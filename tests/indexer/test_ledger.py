@@ -649,6 +649,7 @@ def test_any_prefixes_find_what_starts_with_them(ledger: Ledger) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_large_ledger_is_as_quick_as_a_small_one(ledger: Ledger) -> None:
     half = 100_000
     seconds: dict[str, list[float]] = {"discover": [], "finish": []}

@@ -19,7 +19,7 @@ from indexer.ledger import Done, Ledger, Refused
 from indexer.sources.base import Discovered
 from indexer.sources.opening import SourceSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 ROWS, CHUNK, PAGE = 1_000_000, 1000, 20_000
 AT = "2026-01-01T00:00:00+00:00"

@@ -193,7 +193,7 @@ def test_a_file_of_zeros_takes_no_minutes(new_site: Callable[..., Any], draw: Dr
 
 @pytest.fixture(scope="module")
 def sample(new_site: Callable[..., Any]) -> tuple[Any, IndexingReport]:
-    site = new_site(batch_size=32)
+    site = new_site(shipped=True, batch_size=32)
     write_sample(site.files, patients=3, include_pydicom=False)
     at = datetime(2024, 5, 1, 12, tzinfo=UTC)
     return site, site.index(now=lambda: at)
@@ -278,7 +278,7 @@ def test_small_batches_and_frequent_commits_give_the_same_index(
 ) -> None:
     """How the work is cut must not show in what comes out."""
     one, _ = sample
-    other = new_site(batch_size=5, commit_every=1)
+    other = new_site(shipped=True, batch_size=5, commit_every=1)
     other.settings.data_dir.mkdir()
     shutil.copy(one.settings.data_dir / "pseudonym.key", other.settings.data_dir)
     other.index(paths=[one.files], now=lambda: datetime(2024, 5, 1, 12, tzinfo=UTC))
@@ -587,7 +587,7 @@ def test_a_shuffled_archive_gives_the_same_answers(
     queries = [*write_queries(tmp_path / "queries")[:2], source / "0-1.png", source / "5-7.png"]
     answers = []
     for seed in (1, 2):
-        site = new_site(batch_size=8)
+        site = new_site(shipped=True, batch_size=8)
         shuffled_copy([*files, *sorted(source.iterdir())], site.files, seed)
         site.index()
         with site.open() as archive, archive.query_reader() as reader:

@@ -232,6 +232,7 @@ reencode(settings, Path(sys.argv[2]), progress=progress)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_cut_short_it_goes_on(archive: Any, old: Path, new: Path, number: str) -> None:
     arguments = (archive.settings.data_dir, new, 2, number, old)
@@ -252,6 +253,7 @@ def test_cut_short_it_goes_on(archive: Any, old: Path, new: Path, number: str) -
     assert contents(archive) == fresh(archive, new)
 
 
+@pytest.mark.slow
 def test_the_exchange_is_one_step_for_who_opens_the_archive(archive: Any, new: Path) -> None:
     """Whoever looks finds one index or the other, whole, and never another model's."""
     data_dir = DataDir(archive.settings.data_dir)

@@ -16,7 +16,7 @@ from conftest import Site
 from dicom_files import CT, SECONDARY_CAPTURE, dataset, encode
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
-from services.dcmtk import dcmtk
+from services.needed import dcmtk
 from services.orthanc import Orthanc
 
 from engine.records import Point
@@ -221,10 +221,8 @@ def pushed(site: Site, push: Callable[[int], None]) -> Index:
         return Index(site, ReceivedSource(paths.values()), lambda one: file_locator(paths[one.sop]))
 
 
-@pytest.mark.parametrize(
-    "way",
-    [over_dicomweb, pushed_by_dcmtk, pytest.param(pushed_by_a_pacs, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [over_dicomweb, pushed_by_dcmtk, pushed_by_a_pacs])
 def test_every_way_gives_the_same_points(way, made, sent, from_folder, new_place):
     index = way(made, sent, new_place())
 

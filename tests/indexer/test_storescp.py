@@ -29,7 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
-from services.dcmtk import dcmtk
+from services.needed import dcmtk
 
 from engine.errors import SettingsError, StoreLocked
 from engine.settings import ReceiveSettings

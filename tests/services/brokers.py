@@ -5,7 +5,7 @@
         broker.kill()  # as a power cut does
         broker.start()
 
-What is needed and not installed fails the test and names the Debian package.
+Where it is not installed, the test is skipped (``services.needed``).
 """
 
 import os
@@ -25,13 +25,13 @@ import pytest
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
+from services.needed import package, program
+
 __all__ = ["Broker", "RabbitMQ", "Redis"]
 
 _START_SECONDS = 120.0
 """RabbitMQ takes ten on an idle machine, when it starts for the first time."""
 _STOP_SECONDS = 60.0
-_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""The server's own script. The one in /usr/sbin changes the user and the folder."""
 
 
 class Broker(ABC):
@@ -168,7 +168,7 @@ class Redis(Broker):
     package = "redis-server"
 
     def __init__(self, password: str | None = None) -> None:
-        self._binary = _found("redis-server", self.package)
+        self._binary = package(self.package)
         super().__init__()
         self._password = password
         lines = [
@@ -198,10 +198,7 @@ class RabbitMQ(Broker):
     package = "rabbitmq-server"
 
     def __init__(self) -> None:
-        # Outside Debian the script that is in the path is the server's own.
-        known = _RABBITMQ if _RABBITMQ.exists() else shutil.which("rabbitmq-server")
-        self._binary = _found(known or "rabbitmq-server", self.package)
-        self._mapper = _found("epmd", self.package)
+        self._binary, self._mapper = package(self.package), program("epmd", of=self.package)
         super().__init__()
         self._node = f"precedent-{secrets.token_hex(4)}@localhost"
         self._password = secrets.token_hex(16)
@@ -262,13 +259,6 @@ class RabbitMQ(Broker):
                 "-kernel inet_dist_use_interface {127,0,0,1}"
             ),
         }
-
-
-def _found(program: str | Path, package: str) -> Path:
-    found = shutil.which(program)
-    if found is None:
-        pytest.fail(f"there is no {program}; install Debian's package {package}")
-    return Path(found)
 
 
 def _free_port() -> int:

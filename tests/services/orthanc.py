@@ -1,7 +1,6 @@
 """A real Orthanc with its DICOMweb plugin, on loopback, for as long as a test wants it."""
 
 import json
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -13,11 +12,10 @@ from typing import Any
 import pytest
 import requests
 
+from services.needed import package
+
 __all__ = ["Orthanc"]
 
-_PLUGIN = "libOrthancDicomWeb.so"
-_PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc")
-_BINARY_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 _START_SECONDS, _STOP_SECONDS = 60.0, 20.0
 
 
@@ -45,7 +43,7 @@ class Orthanc:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Orthanc":
-        self._binary, self._plugin = _found_binary(), _found_plugin()
+        self._binary, self._plugin = package("orthanc"), package("orthanc-dicomweb")
         self._folder = tempfile.TemporaryDirectory(prefix="orthanc-")
         self.http_port, self.dicom_port = _free_ports(2)
         self._rest = requests.Session()
@@ -142,7 +140,7 @@ class Orthanc:
             "Name": "Test",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
-            "Plugins": [self._plugin],
+            "Plugins": [str(self._plugin)],
             "HttpPort": self.http_port,
             "DicomPort": self.dicom_port,
             "DicomAet": self.aet,
@@ -154,23 +152,6 @@ class Orthanc:
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             **self._more,
         }
-
-
-def _found_binary() -> str:
-    found = shutil.which("Orthanc") or shutil.which("Orthanc", path=":".join(_BINARY_FOLDERS))
-    if found is None:
-        pytest.fail("there is no Orthanc on this machine; install the Debian package orthanc")
-    return found
-
-
-def _found_plugin() -> str:
-    for folder in map(Path, _PLUGIN_FOLDERS):
-        for found in sorted(folder.glob(f"**/{_PLUGIN}*")):
-            return str(found)
-    pytest.fail(
-        f"there is no {_PLUGIN} in {', '.join(_PLUGIN_FOLDERS)}; install the Debian package "
-        "orthanc-dicomweb"
-    )
 
 
 def _free_ports(count: int) -> list[int]:

@@ -25,6 +25,9 @@ from typing import Any, Self
 import psycopg
 import pytest
 
+from services.needed import do_without, package
+from services.packages import install_line
+
 __all__ = ["Postgres", "ledger_url", "postgres"]
 
 _START_SECONDS, _STOP_SECONDS = 60.0, 60.0
@@ -44,7 +47,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self.port = _free_port()
-        self._programs = _programs()
+        self._programs = package("postgresql").parent
         self._user = _user()
         in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
         self._folder = Path(tempfile.mkdtemp("", "postgres-", _MEMORY if in_memory else None))
@@ -186,17 +189,6 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server.drop_database(url)
 
 
-def _programs() -> Path:
-    """Where Debian keeps the programs of the newest version that is installed."""
-    found = sorted(
-        (int(path.parts[-3]), path.parent)
-        for path in Path("/usr/lib/postgresql").glob("[0-9]*/bin/postgres")
-    )
-    if not found:
-        pytest.fail("there is no PostgreSQL server for the tests; apt-get install postgresql")
-    return found[-1][1]
-
-
 def _user() -> str | None:
     """Whom it runs as; None = whoever runs the tests. It refuses to run as root."""
     if os.geteuid() != 0:
@@ -204,7 +196,7 @@ def _user() -> str | None:
     try:
         return pwd.getpwnam("postgres").pw_name
     except KeyError:
-        pytest.fail("there is no user to run PostgreSQL as; apt-get install postgresql")
+        do_without("the user postgres", install_line(["postgresql"]))
 
 
 def _name(url: str) -> str:
