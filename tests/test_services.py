@@ -76,6 +76,7 @@ def test_a_message_outlives_a_kill(broker):
     assert get(broker, "killed") == "still here"
 
 
+@pytest.mark.slow
 def test_a_password_is_asked_for():
     with Redis("a-password") as broker, kombu.Connection(broker.url) as connection:
         unknown = connection.clone(password="another")

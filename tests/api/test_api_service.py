@@ -254,6 +254,7 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
             assert chunked.status_code == 413
 
 
+@pytest.mark.slow
 def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -> None:
     settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "later"})
     with TestClient(create_app(settings)) as client:

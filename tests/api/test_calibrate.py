@@ -121,6 +121,7 @@ def with_decoder(model: Path) -> None:
     save_decoder(model, decoder, manifest.fingerprint, {})
 
 
+@pytest.mark.slow
 def test_a_model_with_a_decoder_can_be_calibrated_on_what_it_rebuilds(
     pictures, indexed, model, tmp_path, capsys
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_model_with_a_decoder_can_be_calibrated_on_what_it_rebuilds(
         Archive(settings)
 
 
+@pytest.mark.slow
 def test_what_the_reference_has_takes_no_part_in_calibration(
     pictures, others, model, tmp_path, capsys
 ) -> None:
@@ -154,6 +156,7 @@ def test_what_the_reference_has_takes_no_part_in_calibration(
     assert document["left_out"] == 7
 
 
+@pytest.mark.slow
 def test_a_copy_is_made_when_another_folder_is_named(pictures, model, tmp_path, capsys) -> None:
     before = contents(model)
     out = tmp_path / "own" / "model"

@@ -152,6 +152,7 @@ def test_an_index_is_a_database(
     EdgeStore.open(data_dir / "index").close()
 
 
+@pytest.mark.slow
 def test_an_index_gives_what_the_folder_gives_that_it_was_made_of(
     run: Run, folders: dict[str, Path], indexed, store_root: Path
 ) -> None:

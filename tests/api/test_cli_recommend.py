@@ -110,6 +110,7 @@ def test_what_cannot_be_answered_says_why(settings, arguments, kind, said) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_search_has_pages_groups_and_leaves_out_its_own(run: Command, indexed, settings) -> None:
     image = indexed.files["ct"][0]
     options = ("--where", "modality=CT", "--exact", "--no-facets")

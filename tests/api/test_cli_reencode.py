@@ -60,6 +60,7 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_in_force_and_what_is_kept(
     settings: Settings, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

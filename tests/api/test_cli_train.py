@@ -114,6 +114,7 @@ def test_an_archive_trains_on_its_own_tags(archive, precedent, tmp_path):
     assert "Doe" not in text
 
 
+@pytest.mark.slow
 def test_images_without_labels_train_a_network_without_classifier(archive, precedent, tmp_path):
     Image.fromarray(drawn(0, 99)).save(archive / "one.png")
     document = precedent(
@@ -128,6 +129,7 @@ def test_images_without_labels_train_a_network_without_classifier(archive, prece
     assert manifest.training["config"]["seed"] == 4
 
 
+@pytest.mark.slow
 def test_the_second_stage_leaves_a_decoder_and_neither_stage_is_repeated(
     archive, precedent, tmp_path
 ):

@@ -140,6 +140,7 @@ def answers(archive: Archive) -> dict[str, list[tuple[str, float, int]]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_archive_on_a_server_is_encoded_anew(connection, tmp_path):
     old, new = model(tmp_path / "old", 0), model(tmp_path / "new", 1)
     (files := tmp_path / "files").mkdir()

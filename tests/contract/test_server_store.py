@@ -233,6 +233,7 @@ def test_a_damaged_collection_is_named(rest, collection):
 # Making and finding the collection
 
 
+@pytest.mark.slow
 def test_a_creation_that_was_cut_short_is_completed(rest, collection, make_points):
     rest.create(collection, name="whole").close()
     steps = len(rest.engine.asked)
@@ -396,6 +397,7 @@ def test_a_server_that_wants_to_be_left_alone_for_long_is_not_waited_for(rest, c
     assert rest.pauses == []
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_asked_again(rest, collection):
     store = rest.create(collection, timeout_seconds=0.5)
     with rest.engine.working("hang"):

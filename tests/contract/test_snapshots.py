@@ -85,6 +85,7 @@ def same(found, expected) -> None:
     assert np.allclose([p.z for p in found], [p.z for p in expected], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_restored_store_has_all_that_the_other_had(
     full, snapshot, target, store_root, collection, points
 ):

@@ -268,6 +268,7 @@ def test_the_check_of_qdrant_goes_by_what_it_answers(services, status, healthy):
     assert (done.returncode == 0) is healthy
 
 
+@pytest.mark.slow
 def test_the_broker_asks_for_its_password(services, tmp_path):
     shell, option, script = services["valkey"]["command"]
     (tmp_path / "valkey-server").symlink_to(package("redis-server"))

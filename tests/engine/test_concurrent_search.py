@@ -39,6 +39,7 @@ def encoder(build, tiny_config, preprocess, tmp_path_factory):
     return Encoder(build(), manifest, precision="fp32", batch_size=4)
 
 
+@pytest.mark.slow
 def test_answers_stay_right_while_images_come_and_go(store_root, encoder):
     rng = np.random.default_rng(0)
     settled = points(rng, 0, COUNT, "CT")

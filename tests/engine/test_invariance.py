@@ -248,17 +248,20 @@ def run(code: str, **environment: str) -> str:
 LOAD = "from engine.model.encoder import Encoder; Encoder.load(__import__('pathlib').Path({!r}))"
 
 
+@pytest.mark.slow
 def test_importing_the_engine_asks_for_strict_sums_and_warns_of_nothing():
     code = LOAD.format(str(SHIPPED)) + "; import os; print(os.environ['MKL_CBWR'])"
     assert run(code).strip() == "AUTO,STRICT"
 
 
+@pytest.mark.slow
 def test_where_torch_came_first_the_encoder_warns():
     said = run("import torch; " + LOAD.format(str(SHIPPED)))
     assert "NotReproducible" in said
     assert "import engine first" in said
 
 
+@pytest.mark.slow
 def test_where_the_environment_asks_for_less_the_encoder_warns():
     said = run(LOAD.format(str(SHIPPED)), MKL_CBWR="COMPATIBLE")
     assert "NotReproducible" in said

@@ -209,6 +209,7 @@ def test_where_fewer_pass_than_estimated_the_search_goes_on(store_root, encoder)
     assert {hit.record.modality for hit in answer.hits} == {"MR"}
 
 
+@pytest.mark.slow
 def test_a_graph_takes_over_where_the_codes_collapsed(store_root, encoder, z):
     collection = Collection(encoder.manifest.fingerprint, DIM, BITS)
     place = store_root / "graph"

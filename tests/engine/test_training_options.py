@@ -66,6 +66,7 @@ def test_a_frozen_tower_stays_as_it_was_given(tmp_path):
     assert manifest.training["history"][1]["loss"] < manifest.training["history"][0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_by_validation_is_kept_and_patience_ends_a_run(tmp_path):
     # A rate that wrecks the weights: no epoch is better than an early one.
     config = replace(SHORT, epochs=30, learning_rate=1.0, validation=0.25, patience=2)
@@ -94,6 +95,7 @@ def unlabelled(count: int) -> TrainingSet:
     return TrainingSet(canvases, np.arange(len(canvases)), ())
 
 
+@pytest.mark.slow
 def test_without_labels_two_views_of_an_image_find_each_other(tmp_path):
     mild = AugmentConfig(
         narrow=0, tone=0, shade=0, invert=0, coarsen=0, noise=0.01, border=0, marker=0, gamma=0.2

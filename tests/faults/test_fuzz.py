@@ -236,6 +236,7 @@ def test_the_whole_files_say_what_they_are_and_name_nobody(settings, capfd):
     assert TOKEN[:6] not in kept
 
 
+@pytest.mark.slow
 def test_all_of_pydicoms_files(settings, capfd):
     """Of many makers and some of them wrong on purpose; not all of them are images."""
     count = sum(path.is_file() for path in SAMPLES.rglob("*"))

@@ -258,6 +258,7 @@ with Database(sys.argv[1]) as database:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True], ids=["new", "early"])
 def test_processes_that_open_it_at_once_migrate_once(ledger_url: str, early: bool) -> None:
     if early:

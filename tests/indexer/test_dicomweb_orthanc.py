@@ -222,6 +222,7 @@ def test_a_server_that_stops_and_comes_back_is_waited_for(stored, kind):
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_work_and_a_later_one_finishes_it(stored):
     some = stored[:30]
     with Orthanc(user=USER) as own:

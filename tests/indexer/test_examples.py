@@ -95,6 +95,7 @@ def test_small_classes_are_left_out_and_named(tmp_path, put, caplog):
     assert "left out 2 images of 1 classes with fewer than 5: 2 US" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_sample_of_all_transfer_syntaxes_is_labelled_as_its_headers_say(tmp_path):
     root = tmp_path / "sample"
     write_sample(root, seed=3, patients=6, include_pydicom=False)

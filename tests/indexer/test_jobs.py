@@ -95,6 +95,7 @@ def without_time(contents: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, .
     return {key: (value[0], *value[2:]) for key, value in contents.items()}
 
 
+@pytest.mark.slow
 def test_a_second_job_reads_only_what_is_new(site, jobs, draw):
     submit(jobs, site)
     work(site)
@@ -109,6 +110,7 @@ def test_a_second_job_reads_only_what_is_new(site, jobs, draw):
     assert jobs.summary(again, time.time()).total == 12
 
 
+@pytest.mark.slow
 def test_what_vanished_goes_when_asked(site, jobs):
     submit(jobs, site)
     work(site)
@@ -132,6 +134,7 @@ def test_a_paused_job_waits_and_goes_on(site, jobs):
     assert jobs.summary(job, time.time()).state == "finished"
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_leaves_the_rest_for_the_next(site, jobs, database):
     job = submit(jobs, site)
     with JobRunner(site.settings, database, "one") as runner:
@@ -165,6 +168,7 @@ def test_a_run_of_precedent_index_is_listed_but_cannot_be_steered(site, jobs):
         jobs.pause(told.id)
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_is_tried_again_and_then_given_up(site, jobs, monkeypatch):
     failing = True
     images = FolderSource.images
@@ -366,6 +370,7 @@ def test_discovery_that_was_cut_short_loses_and_doubles_nothing(site, jobs, monk
     assert sum(fates(jobs, job).values()) == 11
 
 
+@pytest.mark.slow
 def test_files_of_one_uid_are_settled_as_one_process_would(new_site):
     """The later chunk is done first, as another worker may; the first file by name wins."""
     sites = []
@@ -412,6 +417,7 @@ def replace_chunk(size: int) -> JobSettings:
     return JOBS.model_copy(update={"chunk": size})
 
 
+@pytest.mark.slow
 def test_a_store_that_failed_is_opened_anew(site, jobs, monkeypatch):
     from engine.store.edge import EdgeStore
 
@@ -430,6 +436,7 @@ def test_a_store_that_failed_is_opened_anew(site, jobs, monkeypatch):
     assert (told.state, told.indexed) == ("finished", 10)
 
 
+@pytest.mark.slow
 def test_a_long_instance_does_not_cost_the_lease(site, jobs, database, monkeypatch):
     job = submit(jobs, site)
     images = FolderSource.images
@@ -467,6 +474,7 @@ def deep(site: Any, name: str, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
     """PostgreSQL's indices hold 2,704 bytes; Linux has paths of 4,096."""
     chance = random.Random(5)

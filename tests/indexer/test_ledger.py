@@ -232,6 +232,7 @@ def test_nothing_is_lost_where_one_page_ends_and_the_next_begins(ledger: Ledger)
     }
 
 
+@pytest.mark.slow
 def test_pages_go_on_while_what_was_read_is_finished(ledger: Ledger) -> None:
     """As the pipeline does it: outcomes are recorded between two pages."""
     items = [found(f"{number:04}") for number in range(1000)]
@@ -374,6 +375,7 @@ with Database(url) as database:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_same_instances_do_not_collide(
     ledger_url: str, ledger: Ledger
 ) -> None:

@@ -163,6 +163,7 @@ def test_each_refusal_says_in_one_line_what_was_wrong(
     assert all(detail and "\n" not in detail for detail in details.values())
 
 
+@pytest.mark.slow
 def test_the_hostile_folder_a_second_time_changes_nothing(
     hostile: tuple[Any, IndexingReport],
 ) -> None:
@@ -273,6 +274,7 @@ def test_progress_ends_where_the_report_does(site: Any, draw: Draw) -> None:
     assert (report.indexed, report.refused) == (7, {"empty-file": 1})
 
 
+@pytest.mark.slow
 def test_small_batches_and_frequent_commits_give_the_same_index(
     new_site: Callable[..., Any], sample: tuple[Any, IndexingReport]
 ) -> None:
@@ -292,6 +294,7 @@ def test_small_batches_and_frequent_commits_give_the_same_index(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_all_of_pydicoms_files_are_indexed_or_refused(site: Any) -> None:
     files = [path for path in SAMPLES.rglob("*") if path.is_file()]
@@ -340,6 +343,7 @@ def changed_picture(site: Any, path: Path, point_id: str) -> bool:
     return bool(answer.hits[0].id == point_id and answer.hits[0].similarity > 0.999)
 
 
+@pytest.mark.slow
 def test_a_dicom_file_changed_in_place_keeps_its_id_and_shows_the_new_picture(site: Any) -> None:
     path = site.write("ct.dcm", dicom(picture(1), "1.2.3.1", BodyPartExamined="HEAD"))
     site.write("other.dcm", dicom(picture(2), "1.2.3.2"))
@@ -355,6 +359,7 @@ def test_a_dicom_file_changed_in_place_keeps_its_id_and_shows_the_new_picture(si
     assert site.thumbnails()[point_id] != thumbnail
 
 
+@pytest.mark.slow
 def test_a_file_damaged_after_it_was_indexed_leaves_the_index(site: Any, draw: Draw) -> None:
     path = site.write("scan.png", draw(1))
     kept = site.write("kept.png", draw(2))
@@ -373,6 +378,7 @@ def test_a_file_damaged_after_it_was_indexed_leaves_the_index(site: Any, draw: D
     assert set(site.points()) == set(site.ids_of(path, kept))
 
 
+@pytest.mark.slow
 def test_a_new_label_reaches_the_index(site: Any, draw: Draw) -> None:
     site.write("chest/1.png", draw(1))
     site.write("head/2.png", draw(2))
@@ -421,6 +427,7 @@ def test_one_of_two_names_gets_another_picture(site: Any, draw: Draw) -> None:
     assert set(site.points()) == set(site.thumbnails()) == {old, new}
 
 
+@pytest.mark.slow
 def test_both_of_two_names_get_other_pictures(site: Any, draw: Draw) -> None:
     first, second = site.write("1.png", draw(1)), site.write("2.png", draw(1))
     site.index()
@@ -432,6 +439,7 @@ def test_both_of_two_names_get_other_pictures(site: Any, draw: Draw) -> None:
     assert set(site.points()) == set(site.thumbnails()) == expected
 
 
+@pytest.mark.slow
 def test_two_files_that_change_places_are_both_still_there(site: Any, draw: Draw) -> None:
     first, second = site.write("1.png", draw(1)), site.write("2.png", draw(2))
     site.index()
@@ -444,6 +452,7 @@ def test_two_files_that_change_places_are_both_still_there(site: Any, draw: Draw
     assert set(site.points()) == set(site.thumbnails()) == set(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kept", "moved"), [("1.png", "2.png"), ("2.png", "1.png")])
 def test_a_picture_that_moves_to_another_name_is_still_there(
     site: Any, draw: Draw, kept: str, moved: str
@@ -460,6 +469,7 @@ def test_a_picture_that_moves_to_another_name_is_still_there(
     assert set(site.points()) == set(site.thumbnails()) == expected
 
 
+@pytest.mark.slow
 def test_a_file_that_was_renamed_is_found_at_its_new_place(site: Any, draw: Draw) -> None:
     old = site.write("a.png", draw(1))
     site.index()
@@ -473,6 +483,7 @@ def site_ids(archive: Any) -> Iterator[str]:
     return (point.id for point in archive.store.scroll(Filter()))
 
 
+@pytest.mark.slow
 def test_of_two_files_with_one_uid_the_first_wins(site: Any) -> None:
     first = site.write("a/1.dcm", dicom(picture(1), "1.2.3.1", BodyPartExamined="CHEST"))
     second = site.write("b/1.dcm", dicom(picture(2), "1.2.3.1", BodyPartExamined="HEAD"))
@@ -511,6 +522,7 @@ def test_the_first_wins_also_when_both_come_in_other_batches(
     assert len(site.points()) == 10
 
 
+@pytest.mark.slow
 def test_without_its_index_folder_everything_is_indexed_again(site: Any, draw: Draw) -> None:
     for number in range(3):
         site.write(f"{number}.png", draw(number))
@@ -525,6 +537,7 @@ def test_without_its_index_folder_everything_is_indexed_again(site: Any, draw: D
     assert site.points().keys() == site.thumbnails().keys() < before
 
 
+@pytest.mark.slow
 def test_without_its_ledger_nothing_is_there_twice(site: Any, draw: Draw) -> None:
     for number in range(3):
         site.write(f"{number}.png", draw(number))
@@ -573,6 +586,7 @@ def shuffled_copy(files: list[Path], folder: Path, seed: int) -> None:
         shutil.copyfile(path, folder / name)
 
 
+@pytest.mark.slow
 def test_a_shuffled_archive_gives_the_same_answers(
     new_site: Callable[..., Any], sample: tuple[Any, IndexingReport], tmp_path: Path
 ) -> None:

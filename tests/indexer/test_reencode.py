@@ -139,6 +139,7 @@ def test_it_ends_with_the_answers_of_a_fresh_index(archive: Any, old: Path, new:
     assert (again.indexed, again.unchanged) == (0, 10)
 
 
+@pytest.mark.slow
 def test_back_and_forth_reads_nothing_again(archive: Any, old: Path, new: Path) -> None:
     with Archive(archive.with_old) as opened:
         before = told(opened)
@@ -152,6 +153,7 @@ def test_back_and_forth_reads_nothing_again(archive: Any, old: Path, new: Path) 
     assert contents(archive) == fresh(archive, new)
 
 
+@pytest.mark.slow
 def test_going_back_takes_along_what_happened_since(
     archive: Any, old: Path, new: Path, draw: Draw
 ) -> None:
@@ -166,6 +168,7 @@ def test_going_back_takes_along_what_happened_since(
     assert contents(archive) == fresh(archive, old)
 
 
+@pytest.mark.slow
 def test_what_changes_meanwhile_is_right_afterwards(
     archive: Any, old: Path, new: Path, draw: Draw
 ) -> None:
@@ -196,6 +199,7 @@ def test_what_changes_meanwhile_is_right_afterwards(
         assert set(archive.thumbnails()) == {point.id for point in opened.store.scroll(Filter())}
 
 
+@pytest.mark.slow
 def test_a_served_index_answers_all_the_while(archive: Any, new: Path) -> None:
     """Another process has the index in force open, from the first image to the exchange."""
     with Archive(archive.with_old) as serving:
@@ -277,6 +281,7 @@ def test_the_exchange_is_one_step_for_who_opens_the_archive(archive: Any, new: P
     assert seen == {("index", True), (f"index-{read_manifest(new).fingerprint}", True)}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_stops_the_exchange_until_it_may_be_left_out(
     archive: Any, old: Path, new: Path, draw: Draw
 ) -> None:
@@ -327,6 +332,7 @@ def test_another_calibration_reads_nothing(archive: Any, old: Path, tmp_path: Pa
     assert card.read_text() == "calibrated"
 
 
+@pytest.mark.slow
 def test_the_one_before_is_kept_until_it_is_dropped(archive: Any, old: Path, new: Path) -> None:
     with pytest.raises(QueryError, match="reencode --model"):
         go_back(archive.settings)
@@ -366,6 +372,7 @@ def test_one_at_a_time(archive: Any, new: Path) -> None:
     assert refused
 
 
+@pytest.mark.slow
 def test_servers_and_received_instances_are_read_again(site: Any, old: Path, new: Path) -> None:
     with LoopbackPacs() as pacs:
         contents_of = [slice_of(number, study=3) for number in range(3)]
@@ -396,6 +403,7 @@ def test_servers_and_received_instances_are_read_again(site: Any, old: Path, new
         assert contents(site) == filled(fresh)
 
 
+@pytest.mark.slow
 def test_a_worker_goes_on_with_the_new_index(archive: Any, new: Path, draw: Draw) -> None:
     """Also one that was started with the model before."""
     settings = archive.with_old

@@ -506,6 +506,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_instance_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "received"
     small, large = tmp_path / "small.dcm", large_image(tmp_path / "large.dcm", 200_000_000)
@@ -529,6 +530,7 @@ def test_killed_in_the_middle_of_an_instance_it_goes_on(tmp_path: Path) -> None:
         assert int(peak.split()[1]) * 1024 < large.stat().st_size
 
 
+@pytest.mark.slow
 def test_a_stop_lets_associations_end(station: Any, tmp_path: Path) -> None:
     running = station()
     for seed in range(60):
