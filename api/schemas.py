@@ -20,6 +20,7 @@ __all__ = [
     "SearchDocument",
     "SuggestionDocument",
     "VoteDocument",
+    "between_precisions",
     "by_detector",
     "local_document",
 ]
@@ -215,6 +216,20 @@ def local_document(answer: Answer | Recommendation, paths: dict[str, Path]) -> d
 def by_detector(p_values: Mapping[str, float]) -> str:
     """The detectors' p-values for people, as in "knn 0.205, reconstruction 0.63"."""
     return ", ".join(f"{name} {p:.3g}" for name, p in p_values.items())
+
+
+def between_precisions(precision: str | None, index_precision: str | None) -> str | None:
+    """For people: that a query was encoded in another precision than the index; None = it was not.
+
+    Args:
+        precision: of the query; None = it was not encoded.
+        index_precision: None = the index does not note it.
+    """
+    if precision is None or index_precision is None or precision == index_precision:
+        return None
+    return (
+        f"encoded in {precision}, the index in {index_precision}: similarities may be off by 0.01"
+    )
 
 
 def _shown(record: ImageRecord) -> dict[str, Any]:

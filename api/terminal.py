@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from api.schemas import by_detector
+from api.schemas import between_precisions, by_detector
 from indexer.run import IndexingReport, Progress
 
 __all__ = [
@@ -229,7 +229,8 @@ def _remarks(evidence: dict[str, Any]) -> list[str]:
     remarks = [] if evidence["note"] is None else [evidence["note"]]
     if evidence["approximate"]:
         remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
-    return remarks
+    mixed = between_precisions(evidence["precision"], evidence["index_precision"])
+    return remarks if mixed is None else [*remarks, mixed]
 
 
 def _verdict(document: dict[str, Any]) -> str:

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.deps import Asked
-from api.schemas import EvidenceDocument, ImageDocument, OodDocument, by_detector
+from api.schemas import (
+    EvidenceDocument,
+    ImageDocument,
+    OodDocument,
+    between_precisions,
+    by_detector,
+)
 from engine.search.sizes import Size
 from indexer.imaging.thumbnails import thumbnail
 
@@ -163,7 +169,9 @@ def preview(canvas: NDArray[np.uint8] | None) -> str | None:
 
 def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
     """How the answer came about. matching: images that the facet filters let pass."""
-    return f"{_how(evidence, matching, filtered)}; {sum(evidence.timings_ms.values()):.0f} ms."
+    mixed = between_precisions(evidence.precision, evidence.index_precision)
+    said = [_how(evidence, matching, filtered), *([] if mixed is None else [mixed])]
+    return f"{'; '.join(said)}; {sum(evidence.timings_ms.values()):.0f} ms."
 
 
 def _how(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:

@@ -104,8 +104,7 @@ class SearchEngine:
         found = recommend(self._store, self._settings, self.verdict, examples, wanted)
         if examples.seen is None:
             return found
-        precision, note = self._encoder.precision, found.evidence.note
-        evidence = replace(found.evidence, precision=precision, note=self._note(note))
+        evidence = replace(found.evidence, precision=self._encoder.precision)
         return replace(found, evidence=evidence)
 
     def image(self, image_id: str, *, with_z: bool = False) -> Point:
@@ -229,17 +228,6 @@ class SearchEngine:
             return best_of_each(store, z, taken.where, query.group_by, wanted, exact=exact)
         return most_similar(store, z, taken.where, wanted, exact=exact)
 
-    def _note(self, note: str | None) -> str | None:
-        """A note, and that the query was encoded in another precision than the index, if so."""
-        noted, ours = self._store.collection.precision, self._encoder.precision
-        if noted is None or noted == ours:
-            return note
-        said = (
-            f"the query was encoded in {ours}, the index in {noted}: similarities may be off by "
-            "0.01"
-        )
-        return said if note is None else f"{note}; {said}"
-
     def _evidence(
         self, query: Query, taken: Climb, ranked_count: int, watch: Stopwatch
     ) -> Evidence:
@@ -257,6 +245,6 @@ class SearchEngine:
             bits=self._store.collection.bits,
             precision=self._encoder.precision,
             index_precision=self._store.collection.precision,
-            note=self._note(taken.note),
+            note=taken.note,
             timings_ms=watch.rounded(),
         )

@@ -1,8 +1,8 @@
 """What the search and the indexer ask of a vector store, in our own types."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,10 @@ class Collection:
     dim: int
     bits: int
     precision: Literal["fp32", "bf16"] | None = field(default=None, compare=False)
+
+    def noted(self) -> dict[str, Any]:
+        """What a store writes down of it, as keyword arguments; what is not known is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

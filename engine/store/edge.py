@@ -292,7 +292,7 @@ def _build(directory: Path, collection: Collection, profile: Profile) -> None:
 
 
 def _note(directory: Path, collection: Collection, profile: Profile) -> None:
-    noted = {**asdict(collection), "profile": asdict(profile)}
+    noted = {**collection.noted(), "profile": asdict(profile)}
     write_atomically(directory / _COLLECTION, json.dumps(noted).encode())
 
 

@@ -35,7 +35,7 @@ def own_name(alias: str, collection: Collection) -> str:
 
 def note(found: Noted) -> dict[str, Any]:
     """The metadata of a collection."""
-    described = {**asdict(found.collection), "profile": asdict(found.profile)}
+    described = {**found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 

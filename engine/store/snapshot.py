@@ -109,7 +109,7 @@ def _write(store: VectorStore, archive: zipfile.ZipFile, progress: Callable[[int
     about = {
         "format": _FORMAT,
         "version": _VERSION,
-        **asdict(store.collection),
+        **store.collection.noted(),
         "profile": asdict(store.profile),
         "count": count,
         "chunks": chunks,

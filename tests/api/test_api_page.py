@@ -228,6 +228,8 @@ def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
         "order": "content",
         "model": "m",
         "bits": 64,
+        "precision": "fp32",
+        "index_precision": "fp32",
         "note": None,
         "timings_ms": {"encode": 10.4, "rank": 1.6},
     }
@@ -253,6 +255,11 @@ def test_the_evidence_is_put_in_words() -> None:
     noted = evidence("dense", None, note="the codes of many images are near: all were compared")
     assert evidence_sentence(noted, many, filtered=False) == (
         "The codes of many images are near: all were compared; 12 ms."
+    )
+    mixed = evidence("exact", None, index_precision="bf16")
+    assert evidence_sentence(mixed, few, filtered=False) == (
+        "All 14 images were compared, as asked; encoded in fp32, the index in bf16: similarities "
+        "may be off by 0.01; 12 ms."
     )
     graph = evidence("dense", None, approximate=True)
     assert "may miss some" in evidence_sentence(graph, many, filtered=False)

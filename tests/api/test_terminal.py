@@ -7,6 +7,8 @@ import pytest
 from api.terminal import answer_table
 
 _EVIDENCE = {
+    "precision": "fp32",
+    "index_precision": "fp32",
     "rung": "s1",
     "radius": 7,
     "bits": 64,
@@ -17,6 +19,7 @@ _EVIDENCE = {
     "model": "6f2d9c0b7a31e5d4",
     "timings_ms": {"encode": 11.2},
 }
+_MIXED = _EVIDENCE | {"index_precision": "bf16"}
 _KNOWN = {
     "foreign": False,
     "p": 0.41,
@@ -38,6 +41,7 @@ def document(ood: object, evidence: object) -> dict[str, Any]:
         (None, _EVIDENCE, ["no OOD verdict", "134 candidates", "within 7 of 64 bits"]),
         (_KNOWN, _EVIDENCE, ["known kind of image (p = 0.410; knn 0.205, reconstruction 0.63)"]),
         (_FOREIGN, _EVIDENCE, ["FOREIGN", "p = 0.0020 ≤ 0.03; knn 0.001", "do not trust"]),
+        (_KNOWN, _MIXED, ["encoded in fp32, the index in bf16: similarities may be off by 0.01"]),
         (_FOREIGN, _REFUSED, ["FOREIGN", "nothing was searched", "refused", "search.ood_policy"]),
     ],
 )

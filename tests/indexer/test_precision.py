@@ -46,7 +46,6 @@ def test_auto_follows_the_index(images: Any, precision: str) -> None:
         assert archive.encoder.precision == precision
         _, answer = found(archive, "1.png")
     assert (answer.evidence.precision, answer.evidence.index_precision) == (precision, precision)
-    assert answer.evidence.note is None
     assert answer.hits[0].hamming == 0
     assert answer.hits[0].similarity == pytest.approx(1, abs=5e-4)  # stored as float16
 
@@ -57,7 +56,7 @@ def test_what_is_added_later_follows_it_too(images: Any, draw: Callable[[int], b
     images.write("later.png", draw(7))
     images.index()
     contents = images.contents()
-    fresh = type(images)(images.root / "fresh")
+    fresh = type(images)(images.root / "fresh", images.settings.model)
     for number, name in enumerate(["0.png", "1.png", "2.png", "3.png", "later.png"]):
         fresh.write(name, draw(7 if name == "later.png" else number))
     index_in(fresh, OTHER[here])
@@ -75,9 +74,8 @@ def test_another_precision_is_said(images: Any, caplog: pytest.LogCaptureFixture
     assert "the index was made in fp32 and the setting precision is bf16" in caplog.text
     for evidence in (answer.evidence, basis):
         assert (evidence.precision, evidence.index_precision) == ("bf16", "fp32")
-        assert "encoded in bf16, the index in fp32" in evidence.note
     # Nothing was encoded for it.
-    assert (liked.precision, liked.index_precision, liked.note) == (None, "fp32", None)
+    assert (liked.precision, liked.index_precision) == (None, "fp32")
     assert answer.hits[0].similarity > 0.99
 
 
@@ -91,7 +89,7 @@ def test_an_index_that_notes_no_precision_is_used_as_before(images: Any) -> None
         assert archive.store.collection.precision is None
         assert archive.encoder.precision == resolved("cpu", "auto")
         _, answer = found(archive, "1.png")
-    assert (answer.evidence.index_precision, answer.evidence.note) == (None, None)
+    assert answer.evidence.index_precision is None
 
 
 def test_an_archive_encoded_anew_notes_the_precision_of_now(images: Any, tmp_path: Any) -> None:
@@ -100,6 +98,7 @@ def test_an_archive_encoded_anew_notes_the_precision_of_now(images: Any, tmp_pat
     index_in(images, "fp32")
     asked = images.settings.model_copy(update={"precision": "bf16"})
     reencode(asked, model(tmp_path / "new", 1))
+    images.settings = images.settings.model_copy(update={"model": None})
     with images.open() as archive:
         assert archive.store.collection.precision == archive.encoder.precision == "bf16"
         archive.index(FolderSource([images.files]))
