@@ -116,6 +116,7 @@ def calibrate(
         f"{len(reference):,} others as reference; {refused.total():,} files refused, "
         f"{left_out:,} images left out because the reference has their patient or file",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -100,6 +100,7 @@ def test_the_same_again_is_the_same_and_another_seed_is_not(pictures, model) -> 
     assert made[0] == made[1] != made[2]
 
 
+@pytest.mark.slow
 def test_two_folders_are_reference_and_calibration(pictures, others, model, capsys) -> None:
     options = ("--references", 30, "--detectors", "knn, mahalanobis", "--alpha", 0.1)
     calibrate(pictures, others, "--model", model, *options, "--json")

@@ -188,6 +188,7 @@ def test_images_of_the_querys_patient_are_left_out(run: Run, indexed, tmp_path: 
     assert sum(found["within"]) + sum(found["between"]) == 5 * (35 - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("least", "share"), [(-1.0, 1.0), (3.0, 0.0)])
 def test_the_share_of_queries_called_foreign(
     run: Run,

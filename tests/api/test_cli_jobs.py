@@ -60,6 +60,7 @@ def test_a_job_from_submission_to_its_report(images, place, worker, tmp_path):
     assert list(csv.DictReader(io.StringIO(out.read_text()))) == rows
 
 
+@pytest.mark.slow
 def test_a_job_is_paused_resumed_cancelled_and_retried(images, place, worker):
     job = json.loads(run("jobs", "submit", images, "--json", *place))["job"]
     assert "paused" in run("jobs", "pause", job, *place)
@@ -106,6 +107,7 @@ def test_a_worker_ends_when_it_is_told_to(images, place, indexed):
         worker.communicate()
 
 
+@pytest.mark.slow
 def test_index_takes_named_sources_and_forgets_what_vanished(images, place, indexed, tmp_path):
     folder = tmp_path / "shelf"
     folder.mkdir()

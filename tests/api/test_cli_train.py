@@ -143,6 +143,7 @@ def test_the_second_stage_leaves_a_decoder_and_neither_stage_is_repeated(
     assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_options_reach_the_model(archive, precedent, tmp_path):
     pretrained = tmp_path / "tower.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), pretrained)
@@ -197,6 +198,7 @@ def learned(monkeypatch) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.mark.slow
 def test_the_papers_network_and_its_image_size(archive, learned, tmp_path):
     given = learned(
         archive, "--out", tmp_path, "--network", "paper", "--fusion", "deep", "--bits", "16"

@@ -47,6 +47,7 @@ def test_all_kinds_of_noise_but_the_constant_have_contrast():
             assert image.std() > 8, kind
 
 
+@pytest.mark.slow
 def test_pages_are_mostly_paper_with_dark_or_light_ink():
     pages = document_images(40, 2)
     inverted = 0

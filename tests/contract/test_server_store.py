@@ -206,6 +206,7 @@ def test_a_profile_is_changed_in_one_step_and_noted(server, collection):
         assert store.profile == server.open().profile == profile
 
 
+@pytest.mark.slow
 def test_optimising_waits_for_the_server(rest, collection):
     store = rest.create(collection)
     status = models.CollectionStatus

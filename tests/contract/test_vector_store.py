@@ -448,6 +448,7 @@ def test_texts_of_every_script_are_found_and_counted(empty, make_points):
     assert next(iter(empty.facet("labels", ALL, 50).items())) == ("all", len(TEXTS))
 
 
+@pytest.mark.slow
 def test_a_large_batch_arrives_whole(empty, make_points):
     points = make_points(5000)
     empty.upsert(points)

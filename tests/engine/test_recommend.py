@@ -310,6 +310,7 @@ def test_all_examples_are_asked_in_one_round_trip(stores, monkeypatch) -> None:
 # Determinism
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -99,6 +99,7 @@ def test_the_same_figures_make_the_same_bytes(report, tmp_path):
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_hits_of_a_wrong_class_are_framed_in_red(report, tmp_path):
     found = []
     for wrong in range(3):
@@ -139,6 +140,7 @@ def test_without_matplotlib_the_way_out_is_named(report, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named(report, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PrecedentError, match=r"file.*name another folder"):

@@ -320,6 +320,7 @@ def test_minimising_the_loss_parts_classes_and_keeps_codes_apart_within(separate
         assert len(np.unique(codes[labels == label], axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_a_spread_keeps_unlike_images_of_one_label_apart():
     """One label, two kinds of images: with a spread their codes tell them apart."""
     labels, kinds = torch.arange(2).repeat_interleave(40), torch.arange(4).repeat_interleave(20)

@@ -28,6 +28,7 @@ def test_every_peer_trains_on_the_same_network(tmp_path, peer):
     assert manifest.training["config"]["loss"]["method"] == peer
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_everything_on_ends_where_an_undisturbed_one_does(tmp_path):
     config = replace(
         SHORT, ema_decay=0.9, validation=0.2, images_per_class=5, loss=PeerConfig("greedyhash")

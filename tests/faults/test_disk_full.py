@@ -105,6 +105,7 @@ def test_room_is_looked_for_where_the_folder_will_be(new_disk: Callable[[int], D
         check_room(folder, 1)
 
 
+@pytest.mark.slow
 def test_a_ledger_without_room_says_so_and_goes_on(new_disk: Callable[[int], Disk]) -> None:
     disk = new_disk(MIB)
     found = [Discovered(f"file:///{number:06}/{'x' * 200}", 1, 1) for number in range(20_000)]

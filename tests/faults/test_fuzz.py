@@ -216,6 +216,7 @@ def _check(count: int, seed: int, settings: Settings, files: Path, caplog, capfd
     return fates
 
 
+@pytest.mark.slow
 def test_the_whole_files_say_what_they_are_and_name_nobody(settings, capfd):
     files = whole_files()
     named = [content for content in files.values() if TOKEN[:6].encode() in content]

@@ -133,6 +133,7 @@ def small(new_site: Callable[..., Any], draw: Draw) -> Any:
     return site
 
 
+@pytest.mark.slow
 def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) -> None:
     os.mkfifo(pipe := small.root / "pipe")
     images = [
@@ -171,6 +172,7 @@ def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) 
         assert archive.paths([hit.id]) == {hit.id: small.files / "2.png"}
 
 
+@pytest.mark.slow
 def test_a_query_says_of_study_and_patient_what_the_index_says(site: Any) -> None:
     write_studies(site)
     site.index()
@@ -188,6 +190,7 @@ def test_a_query_says_of_study_and_patient_what_the_index_says(site: Any) -> Non
             assert {hit.record.study for hit in answer.hits} == studies
 
 
+@pytest.mark.slow
 def test_reading_a_query_leaves_no_trace(small: Any, draw: Draw) -> None:
     def ask() -> None:
         with small.open() as archive, archive.query_reader() as reader:

@@ -509,6 +509,7 @@ with Database(sys.argv[1]) as database:
 """
 
 
+@pytest.mark.slow
 def test_sqlite_transactions_that_read_before_they_write_do_not_collide(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     with Database(url) as database:
@@ -536,6 +537,7 @@ def test_reading_does_not_wait_for_a_writer(ledger_url: str) -> None:
             assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_server_is_survived_by_the_next_call() -> None:
     with Postgres() as server:
         url = server.create_database()

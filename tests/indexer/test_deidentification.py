@@ -32,6 +32,8 @@ from indexer.jobs.ledger import JobLedger
 from indexer.run import IndexingReport
 from indexer.sources.folder import FolderSource
 
+pytestmark = pytest.mark.slow  # hundreds of files are made and indexed
+
 # Of the folder that the files lie in. The ledger and the site's own commands name paths, by
 # design; nobody else does.
 _FOLDER = "QVWXPATH"

@@ -194,6 +194,7 @@ def test_a_source_that_fails_is_tried_again_and_then_given_up(site, jobs, monkey
     assert not told.errors
 
 
+@pytest.mark.slow
 def test_pauses_after_failures_double_and_are_bounded(site, jobs, database, monkeypatch):
     def broken(_: FolderSource) -> Any:
         raise SourceError("the shelf is away; bring it back")
@@ -214,6 +215,7 @@ def test_pauses_after_failures_double_and_are_bounded(site, jobs, database, monk
     assert jobs.summary(job, now).tasks == {"failed": 1, "waiting": 1}
 
 
+@pytest.mark.slow
 def test_progress_tells_the_pace_and_the_time_that_is_left(site, jobs, database):
     job = submit(jobs, site)
     now = datetime.fromisoformat(AT).timestamp()
@@ -334,6 +336,7 @@ def test_the_urgent_go_first(site, jobs, database):
     assert [one.job for one in due] == [urgent, bulk]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_puts_its_chunk_back(site, jobs, database):
     job = submit(jobs, site)
     asked = itertools.count()
@@ -349,6 +352,7 @@ def test_a_worker_that_is_stopped_puts_its_chunk_back(site, jobs, database):
     assert jobs.summary(job, time.time()).indexed == 10
 
 
+@pytest.mark.slow
 def test_discovery_that_was_cut_short_loses_and_doubles_nothing(site, jobs, monkeypatch):
     instances = FolderSource.instances
     tries = itertools.count()

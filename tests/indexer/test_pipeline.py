@@ -390,6 +390,7 @@ def test_a_new_label_reaches_the_index(site: Any, draw: Draw) -> None:
     assert site.index(labels=True).unchanged == 2
 
 
+@pytest.mark.slow
 def test_a_new_label_reaches_an_image_that_has_two_names(site: Any, draw: Draw) -> None:
     site.write("chest/1.png", draw(1))
     site.write("chest/2.png", draw(1))
@@ -398,6 +399,7 @@ def test_a_new_label_reaches_an_image_that_has_two_names(site: Any, draw: Draw) 
     assert [point.record.labels for point in site.points().values()] == [("chest",)]
 
 
+@pytest.mark.slow
 def test_an_image_under_two_names_is_one_point_until_both_are_deleted(
     site: Any, draw: Draw
 ) -> None:
@@ -416,6 +418,7 @@ def test_an_image_under_two_names_is_one_point_until_both_are_deleted(
     assert site.points() == site.thumbnails() == {}
 
 
+@pytest.mark.slow
 def test_one_of_two_names_gets_another_picture(site: Any, draw: Draw) -> None:
     first, second = site.write("1.png", draw(1)), site.write("2.png", draw(1))
     site.index()

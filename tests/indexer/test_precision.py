@@ -50,6 +50,7 @@ def test_auto_follows_the_index(images: Any, precision: str) -> None:
     assert answer.hits[0].similarity == pytest.approx(1, abs=5e-4)  # stored as float16
 
 
+@pytest.mark.slow
 def test_what_is_added_later_follows_it_too(images: Any, draw: Callable[[int], bytes]) -> None:
     here = resolved("cpu", "auto")
     index_in(images, OTHER[here])
@@ -79,6 +80,7 @@ def test_another_precision_is_said(images: Any, caplog: pytest.LogCaptureFixture
     assert answer.hits[0].similarity > 0.99
 
 
+@pytest.mark.slow
 def test_an_index_that_notes_no_precision_is_used_as_before(images: Any) -> None:
     images.index()
     path = images.settings.data_dir / "index" / "collection.json"

@@ -110,6 +110,7 @@ def test_too_slow():
     assert "0.5 seconds" in results[0][1].detail
 
 
+@pytest.mark.slow
 def test_a_slow_consumer_makes_no_task_slow():
     with pool(2, seconds=0.5) as readers:
         results = readers.map([("echo", number) for number in range(4)])
@@ -182,6 +183,7 @@ def test_interrupts_are_left_to_the_parent():
         assert reasons(readers.map([("pid", 0)])) == [pid]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [("pid", 0), ("sleep", 60)])
 def test_workers_follow_a_parent_that_was_killed(task):
     script = textwrap.dedent(f"""

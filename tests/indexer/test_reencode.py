@@ -348,6 +348,7 @@ def test_the_one_before_is_kept_until_it_is_dropped(archive: Any, old: Path, new
     assert contents(archive) == fresh(archive, new)
 
 
+@pytest.mark.slow
 def test_what_is_deleted_goes_from_the_kept_index_too(archive: Any, new: Path) -> None:
     reencode(archive.with_old, new)
     with archive.open() as opened:

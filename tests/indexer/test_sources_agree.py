@@ -249,6 +249,7 @@ def test_every_way_gives_the_same_points(way, made, sent, from_folder, new_place
     assert index.site.thumbnails().keys() == index.points.keys()
 
 
+@pytest.mark.slow
 def test_the_archive_has_what_the_comparison_needs(made, from_folder):
     points = from_folder.points.values()
     assert len(made) == 112

@@ -149,6 +149,7 @@ def test_a_member_gives_the_same_as_the_file(tmp_path: Path) -> None:
     assert [p.thumbnail for p in member.pictures] == [p.thumbnail for p in alone.pictures]
 
 
+@pytest.mark.slow
 def test_reading_processes_take_members_and_what_is_refused_keeps_its_place(
     tmp_path: Path,
 ) -> None:
