@@ -73,7 +73,7 @@ class Job:
 
 def searcher(store: VectorStore) -> Searcher:
     """How our engine answers a query that was encoded before."""
-    encoder: Any = SimpleNamespace(manifest=SimpleNamespace(fingerprint=MODEL))
+    encoder: Any = SimpleNamespace(manifest=SimpleNamespace(fingerprint=MODEL), precision="fp32")
     return SearchEngine(encoder, store, SearchSettings()).answer
 
 

@@ -33,7 +33,7 @@ SUITE = [
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("processor", [name for name in PROCESSORS if name != OURS])
+@pytest.mark.parametrize("processor", ["AVX2", "SSE4"])
 def test_what_is_promised_holds_on_other_processors(processor, threads):
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "600"]
     done = subprocess.run(
