@@ -117,7 +117,7 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         values = dense.as_strided((dense.numel(),), (1,))
         if missing := -len(values) % _REGISTERS:
             values = F.pad(values, (0, missing))
-        if torch.get_num_threads() == 1 or len(values) <= _SERIAL:
+        if _share_of_a_thread(len(values)) % _REGISTERS == 0:
             found = function(values, *args, **kwargs)
         else:
             parts = torch.split(values, _SERIAL)
@@ -126,6 +126,12 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return x.copy_(out) if inplace else out
 
     return invariant
+
+
+def _share_of_a_thread(count: int) -> int:
+    """How many of so many values PyTorch gives each thread but the last (at::parallel_for)."""
+    threads = min(torch.get_num_threads(), -(-count // _SERIAL))
+    return -(-count // threads)
 
 
 def _inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

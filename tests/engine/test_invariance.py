@@ -249,6 +249,14 @@ LOAD = "from engine.model.encoder import Encoder; Encoder.load(__import__('pathl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "first", ["indexer.pipeline", "api.cli", "bench.runs", "indexer.jobs.dispatch"]
+)
+def test_whatever_is_imported_first_nothing_is_short(first):
+    assert run(f"import {first}; " + LOAD.format(str(SHIPPED))) == ""
+
+
+@pytest.mark.slow
 def test_importing_the_engine_asks_for_strict_sums_and_warns_of_nothing():
     code = LOAD.format(str(SHIPPED)) + "; import os; print(os.environ['MKL_CBWR'])"
     assert run(code).strip() == "AUTO,STRICT"
