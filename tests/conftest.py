@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,11 @@ def _is_quick() -> bool:
 if "TMPDIR" not in os.environ and _is_quick():
     os.environ["TMPDIR"] = str(_MEMORY)
     tempfile.tempdir = None
+
+# A shell that starts the tests in the background leaves Ctrl-C ignored. What they start inherits
+# that, and some of it is interrupted to see what it keeps.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Threads that spin while they wait for work take it from other tests on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
