@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bench.collection import Collection
 from bench.foreign import document_images, noise_images
 from bench.phantoms import KNOWN, OTHER, phantom_images
-from bench.shifts import SHIFTS, shifted
+from bench.shifted_queries import SHIFTS, shifted
 from engine.evaluation.rankings import rankings
 from engine.model.checkpoint import SHIPPED
 from engine.model.encoder import Encoder

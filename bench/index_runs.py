@@ -25,9 +25,9 @@ from qdrant_client import QdrantClient
 from engine.errors import ImageRefused
 from engine.model.encoder import Encoder
 from engine.settings import Settings
-from indexer.archive import model_directory
-from indexer.file_reader import FileReader
+from indexer.encoders import model_directory
 from indexer.imaging.prepare import Prepared
+from indexer.pipeline.file_reader import FileReader
 
 __all__ = ["Alone", "Peaks", "Run", "TaskSpan", "index", "link", "pace", "workers"]
 

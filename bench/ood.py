@@ -30,9 +30,9 @@ from bench.collection import Collection, Part
 from bench.foreign import document_images, noise_images
 from bench.machine import machine, write_results
 from bench.phantoms import KNOWN, OTHER, phantom_images
-from bench.quality import show
 from bench.runs import RESULTS, SCRATCH, train_identity
-from bench.shifts import SHIFTS, shifted
+from bench.shifted_queries import SHIFTS, shifted
+from bench.tables import show
 from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
 from engine.files import write_atomically

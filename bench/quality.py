@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from bench.machine import write_results
 from bench.runs import RESULTS, Bench, Run, Scale, make_all, unpacked
+from bench.tables import show
 from engine.evaluation.metrics import paired_bootstrap
 from engine.training.peers import PEERS, PeerConfig
 from engine.training.sch import SchConfig
@@ -170,25 +170,6 @@ def margins(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     }
                 )
     return found
-
-
-def show(
-    console: Console, title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]
-) -> None:
-    table = Table(title=title)
-    for column in columns:
-        left = column in ("method", "best peer", "measure", "peers' order")
-        table.add_column(column.replace("_", " "), justify="left" if left else "right")
-    for row in rows:
-        cells = []
-        for column in columns:
-            value, spread = row.get(column), row.get(f"{column} sd")
-            text = (
-                "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-            )
-            cells.append(text if spread is None else f"{text} ±{spread:.3f}")
-        table.add_row(*cells)
-    console.print(table)
 
 
 BEST: dict[str, Scale] = {

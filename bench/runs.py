@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from bench.collection import Collection, Part
 from bench.machine import machine
-from bench.shifts import shifted_precision
+from bench.shifted_queries import shifted_precision
 from bench.structure import structure_kept
 from engine.evaluation.quality import EvaluationSet, QualityReport, evaluate
 from engine.files import write_atomically

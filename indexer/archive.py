@@ -11,39 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageRefused, StoreError, StoreLocked, StoreNotFound
-from engine.model.checkpoint import SHIPPED, Manifest
+from engine.model.checkpoint import Manifest
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match
 from engine.store.opening import open_store
-from indexer.database import Database, open_database
-from indexer.datadir import FIRST_INDEX, DataDir, InForce
-from indexer.encoders import following, load_encoder
-from indexer.file_reader import FileReader
+from indexer.datadir.indexes import indexes_of
+from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
+from indexer.datadir.write_lock import writing
+from indexer.encoders import following, load_encoder, model_directory
+from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.prepare import Prepared
-from indexer.indexes import indexes_of
 from indexer.jobs.ledger import JobLedger
-from indexer.ledger import Ledger, State
-from indexer.pipeline import Indexer
-from indexer.removal import points_only_of, remove, remove_points
-from indexer.run import IndexingReport, Progress, index_archive
-from indexer.sources.base import ImageSource, file_locator, file_path, is_file
-from indexer.writing import writing
+from indexer.ledger.database import Database, open_database
+from indexer.ledger.instances import Ledger, State
+from indexer.pipeline.file_reader import FileReader
+from indexer.pipeline.indexing import Indexer
+from indexer.pipeline.removal import points_only_of, remove, remove_points
+from indexer.pipeline.run import IndexingReport, Progress, index_archive
+from indexer.sources.base import ImageSource
 
-__all__ = ["Archive", "QueryImage", "QueryReader", "model_directory"]
+__all__ = ["Archive", "QueryImage", "QueryReader"]
 
 
 _DELETED_AT_ONCE = 5000
-
-
-def model_directory(settings: Settings) -> Path:
-    """The checkpoint folder in force: the one named, else the one that came into force with the
-    index, else the shipped one."""
-    if settings.model is not None:
-        return settings.model
-    return DataDir(settings.data_dir).model(settings) or SHIPPED
 
 
 class Archive:

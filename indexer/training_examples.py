@@ -19,13 +19,13 @@ from engine.errors import ImageRefused, RefusalReason, TrainingDataError
 from engine.records import ImageRecord
 from engine.settings import ImageLimits
 from engine.training.data import Example
+from indexer.files.dicom_structure import find_dataset, read_head, walk
+from indexer.files.locators import file_path
 from indexer.imaging.deidentify import HEADER_KEYWORDS, record_of
 from indexer.imaging.dicom import is_dicom
 from indexer.imaging.pixels import PIXEL_KEYWORDS
 from indexer.imaging.quiet import hushed
 from indexer.imaging.read import read_image
-from indexer.imaging.structure import find_dataset, read_head, walk
-from indexer.sources.base import file_path
 from indexer.sources.folder import FolderSource
 
 __all__ = ["from_dicom_tags", "grouped_by_patient", "unlabelled"]

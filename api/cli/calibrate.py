@@ -59,11 +59,10 @@ def calibrate(
     DICOM count as one patient each, so give two folders if you know better. Of two folders,
     calibration images are left out whose patient or file the reference has too.
     """
-    from api.known_images import drawn, files_of, observe
+    from api.cli.known_images import drawn, files_of, observe
     from engine.ood.calibration import OodGate
     from engine.ood.detectors import detector_kind
-    from indexer.archive import model_directory
-    from indexer.encoders import load_encoder
+    from indexer.encoders import load_encoder, model_directory
 
     settings = load_settings(model=model)
     directory = model_directory(settings)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
 

@@ -1,27 +1,44 @@
 """``precedent demo``: a sample archive calibrated on, indexed, asked and served."""
 
+import os
 import shlex
 import shutil
-import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import uvicorn
+import typer
 from rich.console import Console
 
-from api.app import create_app
-from api.calibration import calibrate
+from api.cli.calibrate import calibrate
+from api.cli.options import ModelOption
+from api.cli.serve import announce, serve_until_stopped
+from api.cli.terminal import answer_table, indexing_progress, report_table
 from api.schemas import local_document
-from api.terminal import answer_table, indexing_progress, report_table
-from engine.errors import ImageRefused, SettingsError
+from engine.errors import ImageRefused
 from engine.search.query import Query
-from engine.settings import ServerSettings, Settings, load_settings
+from engine.settings import ServerSettings, load_settings
 from indexer.archive import Archive
 from indexer.sample import write_queries, write_sample
 from indexer.sources.folder import FolderSource
 
-__all__ = ["run_demo", "serve_until_stopped"]
+__all__ = ["demo", "run_demo"]
+
+
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where sample and index go.")] = Path(
+        ".demo"
+    ),
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
+    model: ModelOption = None,
+) -> None:
+    """Calibrate on a sample archive, index it, answer a few searches, then serve.
+
+    PRECEDENT_DEMO_EXIT=1 ends after the answers.
+    """
+
+    run_demo(directory, port, model, serve=os.environ.get("PRECEDENT_DEMO_EXIT") != "1")
 
 
 def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> None:
@@ -60,7 +77,7 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
     console.rule("5. precedent serve", align="left")
 
     def ready(url: str) -> None:
-        _announce(url)
+        announce(url)
         _next_steps(console, "Open the page", url)
 
     serve_until_stopped(settings, ready)
@@ -101,37 +118,3 @@ def _command(*arguments: str | Path) -> str:
     else:
         start = [str(program)]
     return shlex.join([*start, *map(str, arguments)])
-
-
-def _announce(url: str) -> None:
-    Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
-
-
-def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = _announce) -> None:
-    """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
-
-    Args:
-        settings: which archive, which address.
-        ready: called with the page's address, from when on connections to it are answered.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
-    server = settings.server
-    app = create_app(settings)
-    listener = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((server.host, server.port))
-        listener.listen()  # who comes before the server has started waits for it
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"cannot listen on {server.host}:{server.port} ({error.strerror}); "
-            "choose another with --port"
-        ) from None
-    port = listener.getsockname()[1]
-    ready(f"http://{server.host}:{port}/")
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
-    with listener:
-        uvicorn.Server(config).run(sockets=[listener])

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from api.options import DataDirOption, JsonOption, ModelOption, WhereOption, write_json
+from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
 
@@ -44,7 +44,7 @@ def duplicates(
     With --json one group a line. Lower --similarity a little and neighbouring slices of a
     stack appear as well.
     """
-    from api.terminal import duplicates_table
+    from api.cli.terminal import duplicates_table
     from engine.search import duplicates as search
     from engine.search.query import parse_where
     from indexer.archive import Archive

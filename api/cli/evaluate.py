@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.ood.calibration import OodGate
     from engine.training.data import Example
     from indexer.archive import Archive
-    from indexer.file_reader import FileReader
+    from indexer.pipeline.file_reader import FileReader
 
 __all__ = ["evaluate"]
 
@@ -69,14 +69,14 @@ def evaluate(
 
     Images of the query's own patient or study are left out for it.
     """
-    from api.quality_tables import show
+    from api.cli.quality_tables import show
     from engine.evaluation.quality import evaluate as measured
     from engine.evaluation.report import require_matplotlib, write_report
     from engine.ood.calibration import OodGate
     from engine.training.data import from_folder
-    from indexer.archive import Archive, model_directory
-    from indexer.encoders import load_encoder
-    from indexer.file_reader import FileReader
+    from indexer.archive import Archive
+    from indexer.encoders import load_encoder, model_directory
+    from indexer.pipeline.file_reader import FileReader
 
     if k < 1:
         raise QueryError(f"k is {k}; ask for at least one")
@@ -148,7 +148,7 @@ def _of_files(
     """
     import numpy as np
 
-    from api.terminal import tracked
+    from api.cli.terminal import tracked
     from engine.evaluation.quality import EvaluationSet
 
     refused: Counter[str] = Counter()

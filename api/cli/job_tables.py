@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from rich.table import Table
 
-from api.terminal import printable
+from api.cli.terminal import printable
 from indexer.jobs.summary import JobSummary
 
 __all__ = ["job_table", "jobs_table"]

@@ -1,8 +1,7 @@
-"""``precedent jobs …`` and ``precedent worker``: bulk indexing shared by several workers."""
+"""``precedent jobs …``: index in bulk, by jobs that several workers share."""
 
 import csv
 import io
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,13 +14,12 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
-from api.options import (
+from api.cli.options import (
     AgainOption,
     DataDirOption,
     JsonOption,
     LabelsOption,
     ModalityOption,
-    ModelOption,
     RetryRefusedOption,
     SinceOption,
     SourceOption,
@@ -32,13 +30,13 @@ from api.options import (
 )
 from engine.errors import JobError, QueryError
 from engine.settings import Settings, load_settings
-from indexer.database import Database, open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
+from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
 
-__all__ = ["jobs", "worker"]
+__all__ = ["jobs"]
 
 jobs = typer.Typer(help="Index in bulk: jobs that workers share.", no_args_is_help=True)
 
@@ -90,7 +88,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """The latest jobs and runs, the newest first."""
-    from api.job_tables import jobs_table
+    from api.cli.job_tables import jobs_table
 
     with _jobs(data_dir) as ledger:
         found = ledger.summaries(time.time(), limit)
@@ -107,7 +105,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """How far a job is: pace, time left, refusals by reason."""
-    from api.job_tables import job_table
+    from api.cli.job_tables import job_table
 
     with _jobs(data_dir) as ledger:
         found = ledger.summary(job, time.time())
@@ -186,44 +184,8 @@ def report(
     _say(f"{count:,} instances: {output}")
 
 
-def worker(
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=64, help="Tasks at once; each takes a model's memory.")
-    ] = 1,
-    until_idle: Annotated[
-        bool, typer.Option("--until-idle", help="End when no job has anything left to do.")
-    ] = False,
-    data_dir: DataDirOption = None,
-    model: ModelOption = None,
-) -> int:
-    """Work on jobs until stopped: Ctrl-C or SIGTERM ends after the instances under way.
-
-    With a broker (PRECEDENT_JOBS__BROKER) tasks come through it; without, from the ledger.
-    """
-    import logging
-
-    logging.getLogger("indexer").setLevel(logging.INFO)
-    settings = load_settings(data_dir=data_dir, model=model)
-    if settings.jobs.broker is not None and not until_idle:
-        from indexer.jobs.dispatch import serve
-
-        return serve(settings, concurrency=concurrency)
-    from indexer.jobs.polling import serve as poll
-
-    if concurrency > 1:
-        raise JobError(
-            "without a broker a worker does one task at a time; start several workers, or name "
-            "a broker in PRECEDENT_JOBS__BROKER"
-        )
-    stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _: stopped.append(got))
-    poll(settings, until_idle=until_idle, stopping=lambda: bool(stopped))
-    return 0
-
-
 def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
-    from indexer.sources.base import shown
+    from indexer.files.locators import shown
 
     writer = csv.writer(out)
     writer.writerow(("instance", "fate", "reason", "detail"))

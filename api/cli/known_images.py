@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from api.terminal import tracked
+from api.cli.terminal import tracked
 from engine.errors import ImageRefused, TrainingDataError
 from engine.model.encoder import Encoder
 from engine.records import Observations
 from engine.settings import Settings
-from indexer.file_reader import FileReader
-from indexer.sources.base import file_path
+from indexer.files.locators import file_path
+from indexer.pipeline.file_reader import FileReader
 from indexer.sources.folder import FolderSource
 
 __all__ = ["Known", "drawn", "files_of", "observe"]

@@ -1,4 +1,4 @@
-"""What several commands of the command line share: options, and how JSON is written."""
+"""What several commands share: options, and how JSON and refusals are written."""
 
 import json
 import sys
@@ -23,7 +23,6 @@ __all__ = [
     "UntilOption",
     "VanishedOption",
     "WhereOption",
-    "chosen",
     "refuse",
     "write_json",
 ]
@@ -68,11 +67,6 @@ VanishedOption = Annotated[
     bool,
     typer.Option("--delete-vanished", help="Remove from the index what the source no longer has."),
 ]
-
-
-def chosen(text: str | None) -> str | None:
-    """A choice that may also be to take none; forms send an empty one."""
-    return None if text in (None, "", "none") else text
 
 
 def write_json(document: dict[str, Any]) -> None:

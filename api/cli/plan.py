@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from api.options import JsonOption, write_json
+from api.cli.options import JsonOption, write_json
 from engine.errors import QueryError
 
 __all__ = ["Measured", "Needs", "needs", "plan"]

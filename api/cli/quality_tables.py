@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from api.terminal import printable
+from api.cli.terminal import printable
 from engine.evaluation.metrics import Interval
 from engine.evaluation.quality import QualityReport
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine.settings import load_settings
 
 if TYPE_CHECKING:
-    from indexer.run import IndexingReport
+    from indexer.pipeline.run import IndexingReport
     from indexer.sources.base import ImageSource
 
 __all__ = ["receive"]
@@ -41,10 +41,10 @@ def receive(
     waits is indexed; a second one ends it at once, and the next start goes on.
     """
     from indexer.archive import Archive
-    from indexer.datadir import DataDir
-    from indexer.room import check_room
-    from indexer.sources.received import Inbox, index_in_rounds
-    from indexer.sources.storescp import StoreScp
+    from indexer.datadir.disk_space import check_room
+    from indexer.datadir.layout import DataDir
+    from indexer.sources.pushed.inbox import Inbox, index_in_rounds
+    from indexer.sources.pushed.storescp import StoreScp
 
     settings = load_settings(data_dir=data_dir, model=model)
     given = {"host": host, "port": port}

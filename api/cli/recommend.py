@@ -6,16 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from api.options import (
-    DataDirOption,
-    JsonOption,
-    ModelOption,
-    WhereOption,
-    chosen,
-    refuse,
-    write_json,
-)
+from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
 from engine.errors import ImageRefused
+from engine.search.query import parse_group
 from engine.settings import load_settings
 
 __all__ = ["recommend"]
@@ -54,8 +47,8 @@ def recommend(
     Several may be given, and images to keep away from. The examples' own patients are left
     out, and of each other study the best image is shown.
     """
+    from api.cli.terminal import recommendation_table
     from api.schemas import local_document
-    from api.terminal import recommendation_table
     from engine.errors import QueryError
     from engine.search.query import parse_where
     from engine.search.recommend import Examples, Wanted
@@ -65,8 +58,8 @@ def recommend(
         k=k,
         where=parse_where(where or []),
         exact=exact,
-        group_by=chosen(group_by),
-        exclude=chosen(exclude_own),
+        group_by=parse_group(group_by),
+        exclude=parse_group(exclude_own),
         diversity=diversity,
     )
     if image is None and not like and study is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from api.options import DataDirOption, JsonOption, write_json
+from api.cli.options import DataDirOption, JsonOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
 
@@ -40,7 +40,7 @@ def reencode(
     alone is another, nothing is read again.
     """
     from engine.model.checkpoint import SHIPPED
-    from indexer.reencode import drop_previous as drop, go_back, reencode as encode_anew
+    from indexer.reencoding.reencode import drop_previous as drop, go_back, reencode as encode_anew
 
     if [model is not None, back, drop_previous].count(True) != 1:
         raise QueryError("say what to do: --model DIR, --back or --drop-previous")
@@ -52,7 +52,7 @@ def reencode(
         else:
             _say(f"removed: {', '.join(names) or 'nothing, none was kept'}")
         return
-    from api.terminal import indexing_progress
+    from api.cli.terminal import indexing_progress
 
     errors = Console(stderr=True)
     with indexing_progress(errors, shown=errors.is_terminal and not as_json) as progress:

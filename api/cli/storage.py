@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from api.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
 from engine.store.base import Collection, Filter, Profile, VectorStore
@@ -97,9 +97,9 @@ def _store(
     """The index alone: neither model nor ledger is loaded. One that is made notes ``precision``."""
     from engine.model.checkpoint import read_manifest
     from engine.store.opening import open_store
-    from indexer.archive import model_directory
-    from indexer.datadir import DataDir
-    from indexer.writing import writing
+    from indexer.datadir.layout import DataDir
+    from indexer.datadir.write_lock import writing
+    from indexer.encoders import model_directory
 
     settings = load_settings(data_dir=data_dir, model=model)
     manifest = read_manifest(model_directory(settings))

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.schemas import between_precisions, by_detector
-from indexer.run import IndexingReport, Progress
+from indexer.pipeline.run import IndexingReport, Progress
 
 __all__ = [
     "answer_table",

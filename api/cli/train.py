@@ -221,7 +221,7 @@ class _Listing:
 
     def examples(self, limits: ImageLimits) -> "list[Example]":
         from engine.training.data import from_csv, from_folder
-        from indexer.examples import from_dicom_tags, grouped_by_patient, unlabelled
+        from indexer.training_examples import from_dicom_tags, grouped_by_patient, unlabelled
 
         if self.labels == "dicom-tags":
             return from_dicom_tags(
@@ -341,7 +341,7 @@ def _read(
 ) -> "TrainingSet":
     """The middle frame of each, read as the index reads it: in processes that may die."""
     from engine.training.data import TrainingSet
-    from indexer.file_reader import FileReader
+    from indexer.pipeline.file_reader import FileReader
 
     errors = Console(stderr=True)
     shown = Progress(console=errors, transient=True, disable=not errors.is_terminal)

@@ -2,27 +2,23 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import MutableHeaders
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
-from api.limits import FRAME_ALLOWANCE, BodyLimit
-from api.portal.pages import Pages
-from api.problems import Problem, UnexpectedErrors, install_problems
-from api.routes import health, images, page, recommend, search
-from api.serving import Serving
+from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.problems import Problem, UnexpectedErrors, install_problems
+from api.http.routes import health, images, recommend, search
+from api.http.serving import Serving
 from engine.settings import Settings, load_settings
 from indexer.archive import Archive
 
 __all__ = ["create_app"]
 
-_STATIC = Path(__file__).parent / "portal" / "static"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
@@ -66,9 +62,8 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         lifespan=_lifespan(settings, archive),
     )
     install_problems(app)
-    for routes in (search, recommend, images, health, page):
+    for routes in (search, recommend, images, health):
         app.include_router(routes.router)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _describe_problems(app)
     # The last one added is the outermost: headers go on every answer.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
@@ -100,7 +95,7 @@ def _lifespan(settings: Settings, given: Archive | None) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with Serving(settings, given) as serving:
-            yield {"serving": serving, "pages": Pages()}
+            yield {"serving": serving}
 
     return lifespan
 

@@ -4,15 +4,13 @@ import queue
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, UploadFile
 
-from api.options import chosen
-from api.portal.pages import Pages
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
-from engine.search.query import GROUPS, MAX_K
+from engine.search.query import GROUPS, MAX_K, parse_group
 from engine.search.ranking import ORDERS
 from indexer.archive import Archive, QueryImage, QueryReader
 
@@ -21,7 +19,6 @@ __all__ = [
     "Asked",
     "AskedByForm",
     "AskedByLink",
-    "PagesDep",
     "PointId",
     "Readers",
     "ReadersDep",
@@ -135,13 +132,8 @@ def _readers(serving: _Serving) -> Readers:
     return serving[1]
 
 
-def _pages(request: Request) -> Pages:
-    return cast(Pages, request.state.pages)
-
-
 ArchiveDep = Annotated[Archive, Depends(_archive)]
 ReadersDep = Annotated[Readers, Depends(_readers)]
-PagesDep = Annotated[Pages, Depends(_pages)]
 
 # The bounds are for the reader of the OpenAPI document; engine.search.query checks them, so
 # that the service and the command line say the same of a wrong value.
@@ -214,8 +206,8 @@ async def _asked_by_form(
         where=tuple(where),
         order=order,
         exact=exact,
-        group_by=chosen(group_by),
-        exclude=chosen(exclude),
+        group_by=parse_group(group_by),
+        exclude=parse_group(exclude),
         page=page or None,
         facets=facets,
     )
@@ -237,7 +229,7 @@ async def _asked_by_link(
         where=tuple(term for term in where if term),
         order=order,
         exact=exact,
-        group_by=chosen(group_by),
+        group_by=parse_group(group_by),
         page=page or None,
     )
 

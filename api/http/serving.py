@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
-from api.deps import Readers
+from api.http.deps import Readers
 from engine.errors import PrecedentError, StoreNotFound
 from engine.settings import Settings
 from engine.store.opening import open_store
 from indexer.archive import Archive
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 
 __all__ = ["Serving"]
 

@@ -1,1 +1,1 @@
-"""The search page: what it says, its templates and its style."""
+"""The pages that people open, rendered on the server. ``routes.add_portal`` is its front door."""

@@ -1,11 +1,12 @@
 """Templates → HTML."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["Pages"]
+__all__ = ["Pages", "pages"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,6 +28,12 @@ class Pages:
     def render(self, template: str, values: dict[str, Any]) -> str:
         """The HTML of a template, which must be given every name that it uses."""
         return self._environment.get_template(template).render(values)
+
+
+@cache
+def pages() -> Pages:
+    """The templates, read once."""
+    return Pages()
 
 
 def _sentence(text: str) -> str:

@@ -4,19 +4,21 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from http import HTTPStatus
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
 
-from api.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, PagesDep, ReadersDep, point_id
+from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id
+from api.http.problems import Problem, log_problem, problem_of
+from api.http.routes.search import Found, answered
 from api.portal import view
-from api.portal.pages import Pages
-from api.problems import Problem, log_problem, problem_of
-from api.routes.search import Found, answered
+from api.portal.pages import pages
 from api.schemas import ImageDocument, SearchDocument
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.search.query import Cursor, parse_where
@@ -24,9 +26,10 @@ from engine.search.sizes import size_of
 from engine.store.base import Filter
 from indexer.archive import Archive
 
-__all__ = ["router"]
+__all__ = ["add_portal"]
 
 _SAMPLES = 12
+_STATIC = Path(__file__).parent / "static"
 
 
 class _PageRoute(APIRoute):
@@ -46,27 +49,34 @@ class _PageRoute(APIRoute):
         return handle_or_tell
 
 
-router = APIRouter(
+_router = APIRouter(
     route_class=_PageRoute, include_in_schema=False, default_response_class=HTMLResponse
 )
 
 
-@router.get("/")
+def add_portal(app: FastAPI) -> None:
+    """Adds the page and its static files to the service."""
+    pages()
+    app.include_router(_router)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+
+
+@_router.get("/")
 def browse(
-    request: Request, asked: AskedByLink, archive: ArchiveDep, readers: ReadersDep, pages: PagesDep
+    request: Request, asked: AskedByLink, archive: ArchiveDep, readers: ReadersDep
 ) -> HTMLResponse:
     """The form, with images to start from or those like the one named in the address."""
     request.state.asked = asked
     if asked.image_id is None:
-        return HTMLResponse(pages.render("search.html", _view(archive, asked)))
+        return HTMLResponse(pages().render("search.html", _view(archive, asked)))
     asked = replace(asked, image_id=point_id(asked.image_id))
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages.render("search.html", _view(archive, asked, found=found)))
+    return HTMLResponse(pages().render("search.html", _view(archive, asked, found=found)))
 
 
-@router.post("/", response_model=None)
+@_router.post("/", response_model=None)
 def search(
-    request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep, pages: PagesDep
+    request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep
 ) -> Response:
     """The form with the answer."""
     # The form carries the image of the last search along; a file chosen since takes its place.
@@ -82,7 +92,7 @@ def search(
     if asked.upload is None:
         raise QueryError("choose an image file first, or start from an image of the archive")
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages.render("search.html", _view(archive, asked, found=found)))
+    return HTMLResponse(pages().render("search.html", _view(archive, asked, found=found)))
 
 
 def _view(
@@ -131,14 +141,13 @@ def _view(
 
 def _told(request: Request, problem: Problem) -> HTMLResponse:
     """The page with the problem on it; without the form when the archive does not answer."""
-    pages: Pages = request.state.pages
     asked: Asked = getattr(request.state, "asked", Asked())
     lost = problem.code == ImageNotFound.code
     # Neither a file nor an image that is not there can be asked for again.
     asked = replace(asked, upload=None, image_id=None if lost else asked.image_id)
     try:
         with request.state.serving.request() as (archive, _):
-            html = pages.render("search.html", _view(archive, asked, problem=problem))
+            html = pages().render("search.html", _view(archive, asked, problem=problem))
     except PrecedentError:
-        html = pages.render("unavailable.html", {"problem": problem})
+        html = pages().render("unavailable.html", {"problem": problem})
     return HTMLResponse(html, problem.status)

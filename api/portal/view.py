@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from api.deps import Asked
+from api.http.deps import Asked
 from api.schemas import (
     EvidenceDocument,
     ImageDocument,

@@ -11,7 +11,7 @@ from engine.search.ranking import ORDERS
 from engine.store.base import Condition, Filter, Match, Range
 from engine.store.payload import FILTER_FIELDS, FieldKind
 
-__all__ = ["GROUPS", "MAX_K", "Cursor", "Query", "parse_where", "without_own"]
+__all__ = ["GROUPS", "MAX_K", "Cursor", "Query", "parse_group", "parse_where", "without_own"]
 
 GROUPS = ("study", "patient")
 
@@ -170,3 +170,9 @@ def _number(term: str, text: str) -> int:
     if abs(number) > _LARGEST:
         raise QueryError(f"filter {term!r}: the number is beyond ±{_LARGEST}")
     return number
+
+
+def parse_group(text: str | None) -> str | None:
+    """What ``group_by`` or ``exclude`` is to be: None for "none" and for the empty choice of a
+    form. Other words are checked where the query is made."""
+    return None if text in (None, "", "none") else text

@@ -12,7 +12,7 @@ from engine.model.checkpoint import MANIFEST, read_manifest
 from engine.settings import Settings
 from engine.store.base import Collection, Profile, VectorStore
 from engine.store.opening import connected, open_served
-from indexer.datadir import DataDir, InForce
+from indexer.datadir.layout import DataDir, InForce
 
 __all__ = ["Indexes", "indexes_of", "keep_model", "remove_models"]
 

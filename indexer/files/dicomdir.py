@@ -18,8 +18,8 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
-from indexer.imaging.limits import check_file_size
-from indexer.imaging.structure import UNDEFINED, Head, has_preamble, read_head
+from indexer.files.dicom_structure import UNDEFINED, Head, has_preamble, read_head
+from indexer.files.limits import check_file_size
 
 __all__ = ["FileSet", "file_ids", "is_dicomdir"]
 

@@ -1,21 +1,16 @@
-"""What the pipeline asks of a source of instances."""
+"""Where the content of an instance lies, as the ledger writes it (locators: URIs) and as a reading
+process finds it."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
-
-from engine.errors import ImageRefused
 
 __all__ = [
     "LONGEST_LOCATOR",
-    "Discovered",
     "Image",
-    "ImageSource",
     "ZipMember",
     "beginnings",
     "file_locator",
@@ -35,20 +30,6 @@ _NOT_TEXT = re.compile("[\0-\x7f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Discovered:
-    """An instance that a source has.
-
-    locator: URI, the same at every discovery. size: bytes, 0 when not known. modified: an
-    opaque stamp that changes when the content does. label: a class the source knows for it.
-    """
-
-    locator: str
-    size: int
-    modified: int
-    label: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ZipMember:
     """A file inside a zip archive. name: as the archive's directory has it."""
 
@@ -58,33 +39,6 @@ class ZipMember:
 
 Image = Path | bytes | ZipMember
 """Where the reading processes find the content of an instance: in a file, here, or packed."""
-
-
-class ImageSource(Protocol):
-    """Where instances come from."""
-
-    @property
-    def name(self) -> str:
-        """A short word for it; it becomes the payload's ``source``."""
-        ...
-
-    def instances(self) -> Iterator[Discovered]:
-        """All instances, each once, without reading them.
-
-        Raises:
-            SourceError: it cannot be reached.
-        """
-        ...
-
-    def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
-        """The content of each of these instances, or why there is none, in order.
-
-        A bounded number of locators is taken ahead.
-
-        Raises:
-            SourceError: it cannot be reached, so that nothing can be said of any instance.
-        """
-        ...
 
 
 def file_locator(path: Path) -> str:

@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits, ZipLimits
-from indexer.sources.base import ZipMember, file_path, locator_of
+from indexer.files.locators import ZipMember, file_path, locator_of
 
 __all__ = [
     "Entry",

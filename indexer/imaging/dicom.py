@@ -14,14 +14,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
-from indexer.imaging.deidentify import HEADER_KEYWORDS
-from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
-from indexer.imaging.header import integer, text
-from indexer.imaging.instance import Frame
-from indexer.imaging.limits import check_declared
-from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
-from indexer.imaging.quiet import hushed
-from indexer.imaging.structure import (
+from indexer.files.dicom_structure import (
     Encoding,
     Head,
     find_dataset,
@@ -30,6 +23,13 @@ from indexer.imaging.structure import (
     starts_like_dicom,
     walk,
 )
+from indexer.files.limits import check_declared
+from indexer.imaging.deidentify import HEADER_KEYWORDS
+from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
+from indexer.imaging.header import integer, text
+from indexer.imaging.instance import Frame
+from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
+from indexer.imaging.quiet import hushed
 
 __all__ = ["DicomImage", "is_dicom", "read_dicom"]
 

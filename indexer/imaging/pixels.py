@@ -21,14 +21,7 @@ from pydicom.uid import (
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.extras import install_command
-from indexer.imaging import twelve_bit
-from indexer.imaging.codestream import declared_size
-from indexer.imaging.display import Padding, render_color, render_grey
-from indexer.imaging.header import integer, items, number as real, text, value
-from indexer.imaging.limits import check_held, declared_bytes
-from indexer.imaging.lookup import render_palette
-from indexer.imaging.quiet import silenced
-from indexer.imaging.structure import (
+from indexer.files.dicom_structure import (
     UNDEFINED,
     Encoding,
     Fragments,
@@ -36,6 +29,13 @@ from indexer.imaging.structure import (
     Structure,
     first_fragments,
 )
+from indexer.files.limits import check_held, declared_bytes
+from indexer.imaging import twelve_bit
+from indexer.imaging.codestream import declared_size
+from indexer.imaging.display import Padding, render_color, render_grey
+from indexer.imaging.header import integer, items, number as real, text, value
+from indexer.imaging.lookup import render_palette
+from indexer.imaging.quiet import silenced
 
 __all__ = ["PIXEL_KEYWORDS", "Layout", "PixelData", "layout_of"]
 

@@ -13,14 +13,15 @@ from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
 from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
+from indexer.files.dicom_structure import has_preamble
+from indexer.files.dicomdir import file_ids, is_dicomdir
+from indexer.files.locators import Image, ZipMember
+from indexer.files.open_file import open_file
+from indexer.files.zip_archive import is_zip, read_directory
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Instance
-from indexer.imaging.read import open_file, read_image, read_image_bytes, read_zip_member
-from indexer.imaging.structure import has_preamble
+from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
-from indexer.sources.base import Image, ZipMember
-from indexer.sources.dicomdir import file_ids, is_dicomdir
-from indexer.sources.zip_archive import is_zip, read_directory
 
 __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 

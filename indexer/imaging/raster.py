@@ -9,8 +9,8 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
+from indexer.files.limits import check_declared
 from indexer.imaging.display import stretch
-from indexer.imaging.limits import check_declared
 from indexer.imaging.quiet import hushed
 
 __all__ = ["is_raster", "read_raster"]

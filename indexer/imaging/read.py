@@ -1,10 +1,8 @@
 """A file, one packed in a zip archive, or an upload becomes an :class:`Instance` or is refused."""
 
-import errno
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,21 +13,20 @@ from typing import BinaryIO
 from engine.errors import ImageRefused, PrecedentError, RefusalReason
 from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
+from indexer.files.dicom_structure import has_preamble
+from indexer.files.limits import check_file_size
+from indexer.files.locators import ZipMember
+from indexer.files.open_file import BoundedReader, open_file
+from indexer.files.zip_archive import Entry, is_zip, read_directory, unpacked
 from indexer.imaging.deidentify import record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Frame, Instance
-from indexer.imaging.limits import check_file_size
 from indexer.imaging.raster import is_raster, read_raster
-from indexer.imaging.structure import has_preamble
-from indexer.sources.base import ZipMember
-from indexer.sources.zip_archive import Entry, is_zip, read_directory, unpacked
 
 __all__ = [
-    "BoundedReader",
     "Frame",
     "Instance",
-    "open_file",
     "read_image",
     "read_image_bytes",
     "read_zip_member",
@@ -38,22 +35,6 @@ __all__ = [
 _CHUNK = 1024**2
 _IN_MEMORY = 64 * 1024**2
 """Members of zip archives above this are unpacked to a file that has no name."""
-
-
-class BoundedReader(io.BufferedReader):
-    """A file that never sets more memory aside for a read than it has bytes left.
-
-    A header may declare gigabytes in a file of a few bytes, and a plain file object asks for
-    the memory first.
-    """
-
-    def __init__(self, raw: io.FileIO) -> None:
-        super().__init__(raw)
-        self.size = os.fstat(raw.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self.size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def read_image(
@@ -191,29 +172,6 @@ def _damaged(error: BaseException) -> ImageRefused:
     return ImageRefused(
         RefusalReason.DAMAGED, f"the content makes no sense ({type(error).__name__})"
     )
-
-
-def open_file(path: Path) -> BoundedReader:
-    """The regular file at ``path``; anything else is refused without waiting for it.
-
-    Raises:
-        ImageRefused: it is no regular file. OSError: it cannot be opened.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
-    except ValueError:
-        raise OSError(errno.EINVAL, "") from None
-
-    def opener(name: str, flags: int) -> int:
-        # Should a pipe have taken its place since, opening it must not wait for a writer.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    raw = io.FileIO(path, "r", opener=opener)
-    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-        raw.close()
-        raise ImageRefused(RefusalReason.UNREADABLE, "not a regular file")
-    return BoundedReader(raw)
 
 
 def _read(

@@ -22,11 +22,11 @@ from kombu.exceptions import OperationalError
 from engine.errors import JobError, LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
-from indexer.database import Database, open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.jobs.leases import Leases
 from indexer.jobs.records import MOST_URGENT, Due
 from indexer.jobs.runner import JobRunner
+from indexer.ledger.database import Database, open_database
 
 __all__ = ["Dispatcher", "celery_app", "serve"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
 
 from engine.settings import JobSettings
-from indexer.database import Database
 from indexer.jobs.records import Due, Job, JobOptions, JobState, Task, TaskKind, TaskState
-from indexer.ledger_schema import jobs, manifest, points, tasks
+from indexer.ledger.database import Database
+from indexer.ledger.schema import jobs, manifest, points, tasks
 from indexer.sources.opening import SourceSpec
 
 __all__ = ["Leases"]

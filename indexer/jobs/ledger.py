@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
 from engine.errors import JobError
-from indexer.database import Database
 from indexer.jobs.records import (
     DISCOVERY,
     SETTLING,
@@ -18,7 +17,8 @@ from indexer.jobs.records import (
     TaskState,
 )
 from indexer.jobs.summary import JobSummary, summary_of
-from indexer.ledger_schema import instances, jobs, manifest, tasks
+from indexer.ledger.database import Database
+from indexer.ledger.schema import instances, jobs, manifest, tasks
 from indexer.sources.opening import SourceSpec
 
 __all__ = ["JobLedger"]

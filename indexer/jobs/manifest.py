@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import ColumnElement, and_, func, select, update
 
-from indexer.database import Database
 from indexer.jobs.records import DISCOVERY, Task, TaskKind, TaskState
-from indexer.ledger import Ledger, Pending
-from indexer.ledger_schema import instances, manifest, tasks
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Ledger, Pending
+from indexer.ledger.schema import instances, manifest, tasks
 from indexer.sources.base import Discovered
 
 __all__ = ["Manifest"]

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from engine.errors import LedgerError
 from engine.settings import Settings
-from indexer.database import open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.jobs.runner import JobRunner
+from indexer.ledger.database import open_database
 
 __all__ = ["serve"]
 

@@ -9,15 +9,15 @@ from typing import Self
 from engine.errors import DiskFull, PrecedentError, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
-from indexer.database import Database
+from indexer.datadir.disk_space import check_room
 from indexer.jobs.lease import Lease
 from indexer.jobs.leases import Leases
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Due, Task, TaskKind
 from indexer.jobs.settling import settle
 from indexer.jobs.windows import is_open
-from indexer.pipeline import Indexer
-from indexer.room import check_room
+from indexer.ledger.database import Database
+from indexer.pipeline.indexing import Indexer
 from indexer.sources.base import Discovered
 
 __all__ = ["JobRunner"]

@@ -12,11 +12,11 @@ from sqlalchemy import and_, func, select
 
 from engine.settings import Settings
 from indexer.archive import Archive
-from indexer.database import Database
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Task
-from indexer.ledger_schema import instances, points
-from indexer.pipeline import Indexer, sweep
+from indexer.ledger.database import Database
+from indexer.ledger.schema import instances, points
+from indexer.pipeline.indexing import Indexer, sweep
 
 __all__ = ["settle"]
 

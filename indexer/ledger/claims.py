@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from threading import Lock
 
-from indexer.ledger import Done, Ledger, Owner, Refused
+from indexer.ledger.instances import Done, Ledger, Owner, Refused
 
 __all__ = ["Claims"]
 

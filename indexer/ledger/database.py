@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from engine.errors import LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
-from indexer.migrations import HEAD, migrate, revision_of
+from indexer.ledger.migrations import HEAD, migrate, revision_of
 
 __all__ = ["Database", "open_database"]
 

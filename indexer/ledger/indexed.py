@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, update
 
 from engine.errors import RefusalReason
-from indexer.database import Database
-from indexer.ledger import Ledger, Pending, State
-from indexer.ledger_schema import instances, points
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Ledger, Pending, State
+from indexer.ledger.schema import instances, points
 
 __all__ = ["Known", "KnownInstances"]
 

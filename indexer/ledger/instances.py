@@ -6,8 +6,8 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from engine.errors import RefusalReason
-from indexer.database import Database
-from indexer.ledger_schema import (
+from indexer.ledger.database import Database
+from indexer.ledger.schema import (
     Done,
     Owner,
     Pending,

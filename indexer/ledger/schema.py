@@ -1,6 +1,6 @@
 """The ledger's tables, and what passes in and out of them.
 
-A change here needs a migration; see ``indexer/migrations``.
+A change here needs a migration; see ``indexer/ledger/migrations``.
 """
 
 import re

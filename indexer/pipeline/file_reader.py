@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from engine.errors import ImageRefused
 from engine.model.preprocess import Preprocess
 from engine.settings import Settings
+from indexer.files.locators import Image
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
-from indexer.reading import ReaderPool
-from indexer.sources.base import Image
+from indexer.pipeline.reader_pool import ReaderPool
 
 __all__ = ["FileReader"]
 

@@ -23,16 +23,16 @@ from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import Settings
 from engine.store.base import VectorStore
-from indexer.ahead import ahead
-from indexer.claims import Claims
-from indexer.datadir import DataDir
-from indexer.file_reader import FileReader
+from indexer.datadir.disk_space import check_room, naming_a_full_disk
+from indexer.datadir.layout import DataDir
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import write_thumbnail
-from indexer.ledger import Done, Ledger, Pending, Refused
-from indexer.removal import remove_points
-from indexer.room import check_room, naming_a_full_disk
+from indexer.ledger.claims import Claims
+from indexer.ledger.instances import Done, Ledger, Pending, Refused
+from indexer.pipeline.file_reader import FileReader
+from indexer.pipeline.read_ahead import ahead
+from indexer.pipeline.removal import remove_points
 from indexer.sources.base import ImageSource
 
 __all__ = ["Batch", "Indexer", "Pass", "Reading", "Tally", "labelled", "sweep"]

@@ -45,7 +45,7 @@ _ENVIRONMENT = {
 }
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from indexer.reading import _work; _work(*json.loads(sys.argv[2]))"
+    "from indexer.pipeline.reader_pool import _work; _work(*json.loads(sys.argv[2]))"
 )
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from engine.store.base import Filter, Ids, VectorStore
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.imaging.thumbnails import delete_thumbnail
-from indexer.ledger import Ledger
+from indexer.ledger.instances import Ledger
 
 __all__ = ["points_only_of", "remove", "remove_points"]
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from engine.model.encoder import Encoder
 from engine.settings import Settings
 from engine.store.base import VectorStore
-from indexer.datadir import DataDir
-from indexer.ledger import Ledger
-from indexer.pipeline import Indexer, Tally, sweep
-from indexer.removal import remove
+from indexer.datadir.layout import DataDir
+from indexer.ledger.instances import Ledger
+from indexer.pipeline.indexing import Indexer, Tally, sweep
+from indexer.pipeline.removal import remove
 from indexer.sources.base import Discovered, ImageSource
 
 __all__ = ["IndexingReport", "Progress", "index_archive"]

@@ -15,13 +15,13 @@ from engine.errors import ImageRefused, SourceError
 from engine.records import EncodedImages, Point
 from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
-from indexer.database import open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
-from indexer.known import Known, KnownInstances
-from indexer.ledger import Done, Ledger
-from indexer.pipeline import Batch, Indexer, Pass, Reading, Tally, labelled
-from indexer.run import Progress
+from indexer.ledger.database import open_database
+from indexer.ledger.indexed import Known, KnownInstances
+from indexer.ledger.instances import Done, Ledger
+from indexer.pipeline.indexing import Batch, Indexer, Pass, Reading, Tally, labelled
+from indexer.pipeline.run import Progress
 from indexer.sources.base import ImageSource
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec

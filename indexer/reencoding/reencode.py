@@ -19,11 +19,11 @@ from engine.model.checkpoint import read_manifest
 from engine.model.encoder import resolved
 from engine.settings import Settings
 from engine.store.base import Collection
-from indexer.catch_up import CatchUp
-from indexer.datadir import DataDir, InForce
-from indexer.indexes import indexes_of, keep_model, remove_models
-from indexer.run import Progress
-from indexer.writing import exchanging
+from indexer.datadir.indexes import indexes_of, keep_model, remove_models
+from indexer.datadir.layout import DataDir, InForce
+from indexer.datadir.write_lock import exchanging
+from indexer.pipeline.run import Progress
+from indexer.reencoding.catch_up import CatchUp
 
 __all__ = ["ReencodingReport", "drop_previous", "go_back", "reencode"]
 
@@ -182,7 +182,7 @@ def _model_of(
     old: InForce, collection: Collection, settings: Settings, data_dir: DataDir
 ) -> str | None:
     """The model of the index in force, kept for the way back; None = it is nowhere."""
-    from indexer.archive import model_directory
+    from indexer.encoders import model_directory
 
     if old.model is not None:
         return old.model

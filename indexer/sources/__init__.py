@@ -1,1 +1,1 @@
-"""Where instances come from."""
+"""Where instances come from. ``opening.SourceSpec`` opens a source; ``base``: what each offers."""

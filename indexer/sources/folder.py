@@ -6,19 +6,18 @@ from pathlib import Path
 
 from engine.errors import ImageRefused, QueryError, RefusalReason
 from engine.settings import ImageLimits, ZipLimits
-from indexer.imaging.read import open_file
-from indexer.imaging.structure import has_preamble
-from indexer.sources.base import (
+from indexer.files.dicom_structure import has_preamble
+from indexer.files.dicomdir import FileSet, file_ids, is_dicomdir
+from indexer.files.locators import (
     LONGEST_LOCATOR,
-    Discovered,
     Image,
     file_locator,
     file_path,
     is_too_long,
     locator_of,
 )
-from indexer.sources.dicomdir import FileSet, file_ids, is_dicomdir
-from indexer.sources.zip_archive import (
+from indexer.files.open_file import open_file
+from indexer.files.zip_archive import (
     Entry,
     is_zip,
     member_label,
@@ -26,6 +25,7 @@ from indexer.sources.zip_archive import (
     zip_locator,
     zip_member,
 )
+from indexer.sources.base import Discovered
 
 __all__ = ["FolderSource"]
 

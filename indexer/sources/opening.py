@@ -9,7 +9,8 @@ from pathlib import Path
 
 from engine.errors import QueryError, SettingsError
 from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
-from indexer.sources.base import ImageSource, beginnings
+from indexer.files.locators import beginnings
+from indexer.sources.base import ImageSource
 from indexer.sources.folder import FolderSource
 
 __all__ = ["SourceSpec"]
@@ -116,7 +117,7 @@ class SourceSpec:
                 limits=settings.limits,
                 zip_limits=settings.zip,
             )
-        from indexer.sources.dicomweb import DicomWebSource
+        from indexer.sources.dicomweb.source import DicomWebSource
 
         return DicomWebSource(
             self.name,

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from api.app import create_app
+from api.service import create_service
 from engine.model.checkpoint import save_checkpoint
 from engine.model.config import small_network
 from engine.model.encoder import Encoder
@@ -27,7 +27,7 @@ from engine.records import Observations
 from engine.settings import IndexingSettings, ServerSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.run import index_archive
+from indexer.pipeline.run import index_archive
 from indexer.sources.folder import FolderSource
 
 HOSTILE_LABEL = "<script>alert(1)<script>"
@@ -147,7 +147,7 @@ def archive(indexed: Indexed) -> Iterator[Archive]:
 
 @pytest.fixture(scope="session")
 def client(archive: Archive) -> Iterator[TestClient]:
-    with TestClient(create_app(archive=archive), follow_redirects=False) as opened:
+    with TestClient(create_service(archive=archive), follow_redirects=False) as opened:
         yield opened
 
 
@@ -172,7 +172,7 @@ def foreign_settings(indexed: Indexed, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def foreign_client(foreign_settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(foreign_settings), follow_redirects=False) as opened:
+    with TestClient(create_service(foreign_settings), follow_redirects=False) as opened:
         yield opened
 
 
@@ -181,7 +181,7 @@ def refusing_client(foreign_settings: Settings) -> Iterator[TestClient]:
     """A service that gives no hits for foreign images, which all are."""
     search = foreign_settings.search.model_copy(update={"ood_policy": "refuse"})
     settings = foreign_settings.model_copy(update={"search": search})
-    with TestClient(create_app(settings), follow_redirects=False) as opened:
+    with TestClient(create_service(settings), follow_redirects=False) as opened:
         yield opened
 
 

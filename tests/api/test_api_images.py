@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api.app import create_app
+from api.service import create_service
 from engine.store.base import Filter, Ids
 from indexer.archive import Archive
 from indexer.imaging.thumbnails import thumbnail_path
@@ -71,7 +71,7 @@ def spare(indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive
 
 @pytest.fixture(scope="module")
 def spare_client(spare: Archive) -> Iterator[TestClient]:
-    with TestClient(create_app(archive=spare)) as client:
+    with TestClient(create_service(archive=spare)) as client:
         yield client
 
 

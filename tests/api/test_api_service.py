@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.app import create_app
-from api.problems import problem_of
+from api.http.problems import problem_of
+from api.service import create_service
 from engine.errors import (
     FingerprintMismatch,
     ImageNotFound,
@@ -84,7 +84,7 @@ def test_unknown_addresses_and_methods_are_problems(client) -> None:
 
 
 def test_an_unforeseen_error_is_logged_and_tells_nothing(archive, caplog) -> None:
-    app = create_app(archive=archive)
+    app = create_service(archive=archive)
 
     @app.get("/broken")
     def broken(name: str) -> None:
@@ -100,7 +100,7 @@ def test_an_unforeseen_error_is_logged_and_tells_nothing(archive, caplog) -> Non
 
 
 def test_a_store_that_fails_is_a_503_whose_cause_is_in_the_log(archive, caplog) -> None:
-    app = create_app(archive=archive)
+    app = create_service(archive=archive)
 
     @app.get("/locked")
     def locked() -> None:
@@ -240,7 +240,7 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
     content = indexed.files["ct"][0].read_bytes()
     for _ in range(2):
         with (
-            served(create_app(settings)) as address,
+            served(create_service(settings)) as address,
             httpx2.Client(base_url=address, timeout=30) as client,
         ):
             assert client.get("/healthz").json()["points"] == 35
@@ -257,7 +257,7 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
 @pytest.mark.slow
 def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -> None:
     settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "later"})
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_service(settings)) as client:
         for address in ("/healthz", "/v1/facets"):
             refused = client.get(address)
             assert (refused.status_code, refused.json()["code"]) == (503, "store-not-found")
@@ -277,5 +277,5 @@ def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -
 
 def test_an_index_of_another_model_is_said_at_the_start(indexed, tmp_path: Path) -> None:
     settings = indexed.copy(tmp_path / "other").model_copy(update={"model": None})
-    with pytest.raises(FingerprintMismatch), TestClient(create_app(settings)):
+    with pytest.raises(FingerprintMismatch), TestClient(create_service(settings)):
         pass

@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from api.cli import app
-from api.known_images import Known, drawn, observe
+from api.cli.known_images import Known, drawn, observe
+from api.cli.main import app
 from engine.errors import ModelError, PrecedentError, QueryError, TrainingDataError
 from engine.model.checkpoint import SHIPPED, load_checkpoint
 from engine.model.decoder import Decoder, DecoderSize, save_decoder

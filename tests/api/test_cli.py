@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from api.cli import app
+from api.cli.main import app
 from engine import __version__
 from engine.errors import QueryError, SettingsError
 from engine.store.edge import EdgeStore

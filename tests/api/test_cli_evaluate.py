@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom import dcmread
 from typer.testing import CliRunner, Result
 
-from api.cli import app
+from api.cli.main import app
 from engine.errors import PrecedentError, QueryError, StoreNotFound, TrainingDataError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from api.cli import app
+from api.cli.main import app
 from engine.errors import ImageNotFound, QueryError
 from engine.search import duplicates as module
 from engine.settings import Settings

@@ -11,8 +11,8 @@ import torch
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from api.app import create_app
-from api.cli import app
+from api.cli.main import app
+from api.service import create_service
 from engine.errors import FingerprintMismatch, QueryError, StoreLocked
 from engine.model.checkpoint import read_manifest, save_checkpoint
 from engine.model.config import small_network
@@ -109,7 +109,7 @@ def test_a_running_service_takes_up_the_new_index(
         assert answer.status_code == 200
         return [(hit["id"], hit["similarity"]) for hit in answer.json()["hits"]]
 
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_service(settings)) as client:
         before = hits(client)
         run("reencode", "--model", new)
         wanted = read_manifest(new).fingerprint
@@ -127,5 +127,5 @@ def test_a_running_service_takes_up_the_new_index(
     (tmp_path / "fresh" / "pseudonym.key").write_bytes(key)
     with Archive(fresh, create=True) as archive:
         archive.index(FolderSource([indexed.files["ct"][0].parents[1]], label_from_folder=True))
-    with TestClient(create_app(fresh)) as client:
+    with TestClient(create_service(fresh)) as client:
         assert hits(client) == after

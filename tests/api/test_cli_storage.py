@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from api.capacity import Measured, needs
-from api.cli import app
+from api.cli.main import app
+from api.cli.plan import Measured, needs
 from engine.errors import QueryError, StoreError
 from engine.settings import Settings
 from engine.store.base import Filter, Profile

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 import engine.training.trainer
-from api.cli import main
+from api.cli.main import main
 from engine.errors import PrecedentError
 from engine.model.backbone import HUB
 from engine.model.checkpoint import load_checkpoint, read_manifest

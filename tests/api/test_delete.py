@@ -8,19 +8,19 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from api.app import create_app
-from api.cli import app
+from api.cli.main import app
+from api.service import create_service
 from engine.errors import JobError, QueryError
 from engine.settings import Settings
 from engine.store.base import Filter, Match
 from indexer.archive import Archive
-from indexer.database import open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
+from indexer.ledger.database import open_database
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
-from indexer.sources.received import ReceivedSource
+from indexer.sources.pushed.inbox import ReceivedSource
 
 
 def run(settings: Settings, *arguments: str) -> Any:
@@ -59,7 +59,7 @@ def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
     assert unasked.exit_code == 1
     told = run(settings, "--source", "clinic", "--yes", "--json")
     assert json.loads(told.stdout) == {"instances": 4, "points": 3}
-    with Archive(settings) as archive, TestClient(create_app(archive=archive)) as client:
+    with Archive(settings) as archive, TestClient(create_service(archive=archive)) as client:
         assert archive.store.count(of_it) == 0
         assert archive.store.count(Filter()) == 35  # the copy's image is that of a file that stays
         assert "clinic" not in archive.store.facet("source", Filter(), 100)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from api.app import create_app
+from api.service import create_service
 from engine.search.duplicates import duplicates
 from engine.store.base import Filter
 from indexer.archive import Archive
@@ -25,7 +25,7 @@ def archive(indexed, tmp_path: Path) -> Iterator[Archive]:
 
 @pytest.fixture
 def client(archive: Archive) -> Iterator[TestClient]:
-    with TestClient(create_app(archive=archive), follow_redirects=False) as opened:
+    with TestClient(create_service(archive=archive), follow_redirects=False) as opened:
         yield opened
 
 
@@ -106,7 +106,7 @@ def test_a_deleted_study_stays_gone_when_the_archive_is_opened_again(
     archive.delete(archive.ledger.find(study=STUDY))
     settings = archive.settings
     archive.close()
-    with Archive(settings) as again, TestClient(create_app(archive=again)) as client:
+    with Archive(settings) as again, TestClient(create_service(archive=again)) as client:
         assert client.get(f"/v1/studies/{STUDY}/related").status_code == 404
         answers = every_answer(client, [indexed.files["ct"][2].read_bytes()], [])
     assert not [how for how, text in answers.items() if STUDY in text]

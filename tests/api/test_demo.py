@@ -55,7 +55,7 @@ def home(store_root: Path) -> Path:
     """A folder with the command in it, and a demo of an earlier version, with a smaller sample."""
     script = store_root / "bin" / "precedent"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom api.cli import main\nmain()\n")
+    script.write_text(f"#!{sys.executable}\nfrom api.cli.main import main\nmain()\n")
     script.chmod(0o755)
     write_sample(store_root / ".demo" / "archive", patients=2)
     run(store_root, ["bin/precedent", "index", ".demo/archive", "--data-dir", ".demo/data"])

@@ -20,7 +20,7 @@ from pynetdicom import AE, build_context
 from services.needed import dcmtk
 from typer.testing import CliRunner
 
-from api.cli import app
+from api.cli.main import app
 from engine.errors import SettingsError
 from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.terminal import answer_table
+from api.cli.terminal import answer_table
 
 _EVIDENCE = {
     "precision": "fp32",

@@ -9,7 +9,8 @@ from PIL import Image
 from bench.collection import Collection
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.runs import Run, Scale, packed, unpacked
-from bench.shifts import GROUPS, SHIFTS
+from bench.shifted_queries import SHIFTS
+from bench.shifts import GROUPS
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig
 from engine.training.peers import PeerConfig

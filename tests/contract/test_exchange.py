@@ -23,7 +23,7 @@ from engine.store.connection import Connection, connect
 from engine.store.server import ServerStore
 from engine.store.server_collection import beside, drop, in_force, put_in_force
 from indexer.archive import Archive
-from indexer.reencode import drop_previous, go_back, reencode
+from indexer.reencoding.reencode import drop_previous, go_back, reencode
 from indexer.sources.folder import FolderSource
 
 OTHER = Collection("fedcba9876543210", 16, 64)

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 import yaml
 
-from api.cli import app
+from api.cli.main import app
 from engine.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -250,7 +250,7 @@ LOAD = "from engine.model.encoder import Encoder; Encoder.load(__import__('pathl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "first", ["indexer.pipeline", "api.cli", "bench.runs", "indexer.jobs.dispatch"]
+    "first", ["indexer.pipeline.indexing", "api.cli.main", "bench.runs", "indexer.jobs.dispatch"]
 )
 def test_whatever_is_imported_first_nothing_is_short(first):
     assert run(f"import {first}; " + LOAD.format(str(SHIPPED))) == ""

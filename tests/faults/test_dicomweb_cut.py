@@ -33,12 +33,12 @@ from engine.records import Point
 from engine.settings import DicomWebSettings, IndexingSettings, JobSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.database import Database, open_database
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.polling import serve
 from indexer.jobs.records import JobOptions
 from indexer.jobs.summary import JobSummary
+from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -38,10 +38,10 @@ from engine.records import Point
 from engine.settings import LedgerSettings, Settings, StoreSettings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.database import Database
+from indexer.datadir.disk_space import check_room
 from indexer.jobs.ledger import JobLedger
-from indexer.ledger import Ledger
-from indexer.room import check_room
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Ledger
 from indexer.sources.base import Discovered
 
 INSTANCES = 600

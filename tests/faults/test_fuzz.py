@@ -26,12 +26,12 @@ from engine.model.preprocess import Preprocess
 from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.database import open_database
-from indexer.file_reader import FileReader
+from indexer.files.locators import Image
 from indexer.imaging.prepare import Prepared
-from indexer.ledger_schema import instances, points
-from indexer.run import IndexingReport
-from indexer.sources.base import Image
+from indexer.ledger.database import open_database
+from indexer.ledger.schema import instances, points
+from indexer.pipeline.file_reader import FileReader
+from indexer.pipeline.run import IndexingReport
 from indexer.sources.folder import FolderSource
 
 SECONDS = 5.0

@@ -14,7 +14,7 @@ import pytest
 
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 from indexer.sample import write_sample
 
 MOMENTS = 10

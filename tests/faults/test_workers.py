@@ -34,10 +34,10 @@ from engine.records import Point
 from engine.settings import JobSettings, LedgerSettings, Settings, StoreSettings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.database import Database
 from indexer.jobs.dispatch import Dispatcher, celery_app
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
+from indexer.ledger.database import Database
 from indexer.sources.opening import SourceSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]

@@ -21,11 +21,11 @@ from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.archive import Archive
-from indexer.database import Database, open_database
-from indexer.datadir import DataDir
-from indexer.ledger import Ledger, Refused
-from indexer.run import IndexingReport, index_archive
-from indexer.sources.base import file_path
+from indexer.datadir.layout import DataDir
+from indexer.files.locators import file_path
+from indexer.ledger.database import Database, open_database
+from indexer.ledger.instances import Ledger, Refused
+from indexer.pipeline.run import IndexingReport, index_archive
 from indexer.sources.folder import FolderSource
 
 

@@ -24,10 +24,10 @@ from sqlalchemy import Engine, create_engine, inspect, select, text, update
 
 from engine.errors import LedgerError
 from engine.settings import LedgerSettings, Settings
-from indexer.database import Database, open_database
-from indexer.ledger import Done, Ledger
-from indexer.ledger_schema import instances, jobs, metadata, tasks
-from indexer.migrations import HEAD
+from indexer.ledger.database import Database, open_database
+from indexer.ledger.instances import Done, Ledger
+from indexer.ledger.migrations import HEAD
+from indexer.ledger.schema import instances, jobs, metadata, tasks
 from indexer.sources.base import Discovered
 
 AT = "2024-05-01T12:00:00+00:00"
@@ -107,7 +107,7 @@ def make_released(url: str) -> None:
 
 def upgrade(url: str, revision: str) -> None:
     config = Config()
-    config.set_main_option("script_location", "indexer:migrations")
+    config.set_main_option("script_location", "indexer.ledger:migrations")
     with engine_of(url) as engine, engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
@@ -163,7 +163,7 @@ def test_text_is_ordered_by_bytes_in_every_column(postgres: Postgres) -> None:
 
 def test_the_newest_revision_is_the_one_that_opening_looks_for() -> None:
     config = Config()
-    config.set_main_option("script_location", "indexer:migrations")
+    config.set_main_option("script_location", "indexer.ledger:migrations")
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 
@@ -249,8 +249,8 @@ def test_tables_of_something_else_are_left_alone(ledger_url: str, name: str) -> 
 
 OPENING = """
 import sys
-from indexer.database import Database
-from indexer.ledger import Ledger
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Ledger
 print("ready", flush=True)
 sys.stdin.readline()
 with Database(sys.argv[1]) as database:
@@ -311,8 +311,8 @@ def test_threads_of_one_process_may_migrate_at_once(tmp_path: Path) -> None:
 def test_opening_a_ledger_that_is_up_to_date_loads_no_migrations(ledger_url: str) -> None:
     with Database(ledger_url):
         pass
-    script = "import sys; from indexer.database import Database; Database(sys.argv[1]).close(); "
-    script += "print('alembic' in sys.modules)"
+    script = "import sys; from indexer.ledger.database import Database; "
+    script += "Database(sys.argv[1]).close(); print('alembic' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", script, ledger_url], capture_output=True, text=True, check=True
     )
@@ -321,7 +321,7 @@ def test_opening_a_ledger_that_is_up_to_date_loads_no_migrations(ledger_url: str
 
 def test_migrations_come_with_the_package() -> None:
     """A wheel has what lies in a package's folder: nothing is looked for elsewhere."""
-    spec = importlib.util.find_spec("indexer.migrations")
+    spec = importlib.util.find_spec("indexer.ledger.migrations")
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent
@@ -499,8 +499,8 @@ def test_what_a_row_does_not_say_has_its_default(ledger_url: str) -> None:
 INCREASING = """
 import sys
 from sqlalchemy import select, update
-from indexer.database import Database
-from indexer.ledger_schema import jobs
+from indexer.ledger.database import Database
+from indexer.ledger.schema import jobs
 with Database(sys.argv[1]) as database:
     for _ in range(100):
         with database.begin() as connection:

@@ -10,14 +10,14 @@ from pydantic import SecretStr
 
 from engine.errors import SettingsError
 from engine.settings import Settings
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 
 ROOT = Path(__file__).parents[2]
 
 ASK = """
 import sys, pathlib
 from engine.settings import Settings
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
 root = pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -23,13 +23,13 @@ from identified import KEPT, Planted, identified_files, leaks, planted_value
 from PIL import Image
 from typer.testing import CliRunner
 
-from api.app import create_app
-from api.cli import app
+from api.cli.main import app
+from api.service import create_service
 from engine.records import ImageRecord
 from engine.store.base import Filter
 from indexer.archive import Archive
 from indexer.jobs.ledger import JobLedger
-from indexer.run import IndexingReport
+from indexer.pipeline.run import IndexingReport
 from indexer.sources.folder import FolderSource
 
 pytestmark = pytest.mark.slow  # hundreds of files are made and indexed
@@ -127,7 +127,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
     points = list(archive.store.scroll(Filter()))
     first = points[0].id
     studies = sorted({point.record.study for point in points if point.record.study})
-    service = create_app(archive=archive)
+    service = create_service(archive=archive)
     with TestClient(service, follow_redirects=True) as client:
         asked = [
             *("/", "/healthz", "/v1/facets", "/openapi.json", f"/?id={first}"),

@@ -23,7 +23,7 @@ from services.orthanc import Orthanc
 
 from engine.errors import ImageRefused, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
-from indexer.sources.dicomweb import DicomWebSource
+from indexer.sources.dicomweb.source import DicomWebSource
 
 USER = ("reader", "a long password")
 SYNTAXES = [

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ImageRefused, QueryError, RefusalReason
-from indexer.sources.base import (
-    Discovered,
+from indexer.files.locators import (
     ZipMember,
     beginnings,
     file_locator,
@@ -17,8 +16,9 @@ from indexer.sources.base import (
     is_too_long,
     shown,
 )
+from indexer.files.zip_archive import zip_locator, zip_member
+from indexer.sources.base import Discovered
 from indexer.sources.folder import FolderSource
-from indexer.sources.zip_archive import zip_locator, zip_member
 
 
 def make(root: Path, *names: str) -> None:

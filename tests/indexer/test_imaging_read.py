@@ -13,9 +13,9 @@ from dicom_files import KEY, LIMITS, dataset, encode, png_of_zeros
 
 from engine.errors import ImageRefused, RefusalReason, SettingsError
 from engine.settings import ImageLimits, ZipLimits
+from indexer.files.locators import ZipMember
 from indexer.imaging import read as reading
 from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
-from indexer.sources.base import ZipMember
 
 CONTENT = encode(dataset(np.arange(400, dtype=np.uint16).reshape(20, 20)))
 

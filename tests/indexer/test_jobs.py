@@ -19,15 +19,15 @@ from dicom_files import dataset, encode
 
 from engine.errors import JobError, SourceError, StoreError
 from engine.settings import FolderSettings, JobSettings, LedgerSettings
-from indexer.database import Database
+from indexer.files.locators import shown
 from indexer.jobs.leases import Leases
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.polling import serve
 from indexer.jobs.records import DISCOVERY, SETTLING, JobOptions
 from indexer.jobs.runner import JobRunner
 from indexer.jobs.windows import is_open
-from indexer.ledger import Ledger
-from indexer.sources.base import shown
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Ledger
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
 

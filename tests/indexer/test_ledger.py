@@ -14,10 +14,11 @@ from hypothesis import assume, given, strategies as st
 from sqlalchemy import select
 
 from engine.errors import LedgerError, RefusalReason
-from indexer.database import Database
-from indexer.ledger import Done, Ledger, Owner, Pending, Refused
-from indexer.ledger_schema import jobs, manifest, stale
-from indexer.sources.base import Discovered, file_locator, file_path
+from indexer.files.locators import file_locator, file_path
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Done, Ledger, Owner, Pending, Refused
+from indexer.ledger.schema import jobs, manifest, stale
+from indexer.sources.base import Discovered
 
 AT = "2024-05-01T12:00:00+00:00"
 LATER = "2024-05-01T13:00:00+00:00"
@@ -355,10 +356,10 @@ def test_two_writers_wait_for_each_other(ledger_url: str, ledger: Ledger) -> Non
 
 WRITING = """
 import random, sys
-from indexer.database import Database
+from indexer.ledger.database import Database
 from engine.settings import Settings
-from indexer.database import Database, open_database
-from indexer.ledger import Done, Ledger
+from indexer.ledger.database import Database, open_database
+from indexer.ledger.instances import Done, Ledger
 from indexer.sources.base import Discovered
 url, seed = sys.argv[1], int(sys.argv[2])
 order = random.Random(seed)

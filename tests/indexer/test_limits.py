@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
-from indexer.imaging.limits import check_declared, check_file_size, check_held, declared_bytes
+from indexer.files.limits import check_declared, check_file_size, check_held, declared_bytes
 
 LIMITS = ImageLimits(
     max_file_bytes=1000, max_pixels=400, max_frames=10, max_decoded_bytes=1600, min_side=8

@@ -10,12 +10,12 @@ from services.postgres import Postgres
 
 from engine.errors import RefusalReason
 from engine.settings import JobSettings
-from indexer.database import Database
 from indexer.jobs.leases import Leases
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import DISCOVERY, JobOptions
-from indexer.ledger import Done, Ledger, Refused
+from indexer.ledger.database import Database
+from indexer.ledger.instances import Done, Ledger, Refused
 from indexer.sources.base import Discovered
 from indexer.sources.opening import SourceSpec
 

@@ -9,9 +9,9 @@ import pytest
 from dicom_files import dataset, encode, part10
 from hypothesis import given, strategies as st
 
-from indexer.sources.multipart import Part, boundary_of, media_type, split
-from indexer.sources.spool import Spool, SpoolFull, sop_of
-from indexer.sources.web_failure import Failed
+from indexer.sources.dicomweb.failure import Failed
+from indexer.sources.dicomweb.multipart import Part, boundary_of, media_type, split
+from indexer.sources.dicomweb.spool import Spool, SpoolFull, sop_of
 
 BOUNDARY = b"it-is"
 

@@ -34,7 +34,7 @@ from engine.search.query import Query
 from engine.store.base import Filter
 from indexer.imaging.deidentify import pseudonym
 from indexer.imaging.thumbnails import thumbnail_path
-from indexer.run import IndexingReport, Progress
+from indexer.pipeline.run import IndexingReport, Progress
 from indexer.sample import write_queries, write_sample
 
 Draw = Callable[[int], bytes]

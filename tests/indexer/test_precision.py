@@ -11,7 +11,7 @@ from engine.model.encoder import resolved
 from engine.search.query import Query
 from engine.search.recommend import Examples, Wanted
 from indexer.archive import Archive
-from indexer.reencode import reencode
+from indexer.reencoding.reencode import reencode
 from indexer.sources.folder import FolderSource
 
 OTHER = {"fp32": "bf16", "bf16": "fp32"}

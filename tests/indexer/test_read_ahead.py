@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from indexer.ahead import ahead
+from indexer.pipeline.read_ahead import ahead
 
 
 def eventually(true: Callable[[], bool], seconds: float = 10.0) -> bool:

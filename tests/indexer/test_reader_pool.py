@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from engine.errors import ImageRefused, PrecedentError, RefusalReason
-from indexer.reading import ReaderPool
+from indexer.pipeline.reader_pool import ReaderPool
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +189,7 @@ def test_workers_follow_a_parent_that_was_killed(task):
     script = textwrap.dedent(f"""
         import sys, time
         sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
-        from indexer.reading import ReaderPool
+        from indexer.pipeline.reader_pool import ReaderPool
         from test_reading import act
         pool = ReaderPool(act, processes=2, seconds=60, memory_bytes=1024**3)
         print(*(pid for _, pid in pool.map([("pid", n) for n in range(8)])), flush=True)

@@ -28,15 +28,15 @@ from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.archive import Archive
-from indexer.datadir import DataDir
+from indexer.datadir.layout import DataDir
+from indexer.datadir.write_lock import exchanging, writing
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
 from indexer.jobs.runner import JobRunner
-from indexer.reencode import drop_previous, go_back, reencode
+from indexer.reencoding.reencode import drop_previous, go_back, reencode
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
-from indexer.sources.received import ReceivedSource
-from indexer.writing import exchanging, writing
+from indexer.sources.pushed.inbox import ReceivedSource
 
 ROOT = Path(__file__).parents[2]
 Draw = Callable[[int], bytes]
@@ -226,7 +226,7 @@ from engine.settings import load_settings
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
 from indexer.jobs.runner import JobRunner
-from indexer.reencode import reencode
+from indexer.reencoding.reencode import reencode
 def progress(now):
     if now.points >= int(sys.argv[3]):
         os.kill(os.getpid(), getattr(signal, sys.argv[4]))

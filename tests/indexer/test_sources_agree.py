@@ -22,12 +22,13 @@ from services.orthanc import Orthanc
 from engine.records import Point
 from engine.settings import DicomWebSettings, ImageLimits, ReceiveSettings
 from engine.store.base import Filter
-from indexer.ledger import Ledger
-from indexer.sources.base import ImageSource, file_locator
-from indexer.sources.dicomweb import DicomWebSource
+from indexer.files.locators import file_locator
+from indexer.ledger.instances import Ledger
+from indexer.sources.base import ImageSource
+from indexer.sources.dicomweb.source import DicomWebSource
 from indexer.sources.folder import FolderSource
-from indexer.sources.received import Inbox, ReceivedSource
-from indexer.sources.storescp import StoreScp
+from indexer.sources.pushed.inbox import Inbox, ReceivedSource
+from indexer.sources.pushed.storescp import StoreScp
 
 LOCAL = "127.0.0.1"
 MR = "1.2.840.10008.5.1.4.1.1.4"

@@ -33,9 +33,9 @@ from services.needed import dcmtk
 
 from engine.errors import SettingsError, StoreLocked
 from engine.settings import ReceiveSettings
-from indexer.sources.arrival import file_head
-from indexer.sources.received import Inbox
-from indexer.sources.storescp import StoreScp
+from indexer.sources.pushed.arrival import file_head
+from indexer.sources.pushed.inbox import Inbox
+from indexer.sources.pushed.storescp import StoreScp
 
 LOCAL = "127.0.0.1"
 OUT_OF_RESOURCES = 0xA700
@@ -44,8 +44,8 @@ SERVER = """
     import sys, threading
     from pathlib import Path
     from engine.settings import ReceiveSettings
-    from indexer.sources.received import Inbox
-    from indexer.sources.storescp import StoreScp
+    from indexer.sources.pushed.inbox import Inbox
+    from indexer.sources.pushed.storescp import StoreScp
     receive = ReceiveSettings(port=0, allowed_ae_titles=("PACS",))
     inbox = Inbox(Path(sys.argv[1]), receive, 2**31)
     print(StoreScp(receive).start(inbox), flush=True)

@@ -13,8 +13,8 @@ from dicom_files import dataset, element, encode, nested_undefined, part10, png_
 from engine.errors import TrainingDataError
 from engine.settings import ImageLimits
 from engine.training.data import Example, TrainingSet
-from indexer.examples import from_dicom_tags, grouped_by_patient, unlabelled
 from indexer.sample import write_sample
+from indexer.training_examples import from_dicom_tags, grouped_by_patient, unlabelled
 
 LIMITS = ImageLimits()
 PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)

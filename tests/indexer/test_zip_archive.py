@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits, IndexingSettings, Settings, ZipLimits
-from indexer.file_reader import FileReader
-from indexer.imaging.prepare import Prepared, ReadTask, prepare
-from indexer.sources.base import Image, ZipMember, file_locator, shown
-from indexer.sources.folder import FolderSource
-from indexer.sources.zip_archive import (
+from indexer.files.locators import Image, ZipMember, file_locator, shown
+from indexer.files.zip_archive import (
     is_zip,
     read_directory,
     unpacked,
     zip_locator,
     zip_member,
 )
+from indexer.imaging.prepare import Prepared, ReadTask, prepare
+from indexer.pipeline.file_reader import FileReader
+from indexer.sources.folder import FolderSource
 
 ZIP_LIMITS = ZipLimits()
 NOISE = np.random.default_rng(0).integers(0, 4096, (32, 32), dtype=np.uint16)

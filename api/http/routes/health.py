@@ -5,8 +5,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from api.deps import ArchiveDep
-from api.problems import problem_responses
+from api.http.deps import ArchiveDep
+from api.http.problems import problem_responses
 from engine.store.base import Filter
 
 __all__ = ["HealthDocument", "router"]

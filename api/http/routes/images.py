@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict
 
-from api.deps import ArchiveDep, PointId, Where, point_id
-from api.problems import problem_responses
+from api.http.deps import ArchiveDep, PointId, Where, point_id
+from api.http.problems import problem_responses
 from api.schemas import ImageDocument
 from engine.errors import ImageNotFound
 from engine.search.query import parse_where

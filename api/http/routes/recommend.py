@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, UploadFile
 
-from api.deps import ArchiveDep, ReadersDep, Where, point_id
-from api.options import chosen
-from api.problems import problem_responses
+from api.http.deps import ArchiveDep, ReadersDep, Where, point_id
+from api.http.problems import problem_responses
 from api.schemas import RecommendationDocument
-from engine.search.query import GROUPS, MAX_K, parse_where
+from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
 from engine.search.recommend import MAX_EXAMPLES, Examples, Wanted
 from indexer.archive import Archive
 
@@ -96,8 +95,8 @@ class _Choices:
             k=archive.settings.search.k if self.k is None else self.k,
             where=parse_where(self.where),
             exact=self.exact,
-            group_by=chosen(self.group_by),
-            exclude=chosen(self.exclude),
+            group_by=parse_group(self.group_by),
+            exclude=parse_group(self.exclude),
             diversity=self.diversity,
         )
 

@@ -6,8 +6,8 @@ import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
 
-from api.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
-from api.problems import problem_responses
+from api.http.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
+from api.http.problems import problem_responses
 from api.schemas import SearchDocument
 from engine.errors import QueryError
 from engine.records import Answer

@@ -1,6 +1,6 @@
 """Brings the ledger's tables from what an earlier version made to what this one uses.
 
-To change the tables: change ``indexer/ledger_schema.py``, write the steps as the next file in
+To change the tables: change ``indexer/ledger/schema.py``, write the steps as the next file in
 ``versions`` and name it as HEAD. What has been released is never edited.
 """
 
@@ -9,7 +9,7 @@ from threading import Lock
 from sqlalchemy import Connection, inspect, text
 
 from engine.errors import LedgerError
-from indexer.ledger_schema import metadata
+from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "migrate", "revision_of"]
 
@@ -57,7 +57,7 @@ def migrate(connection: Connection, place: str) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", "indexer:migrations")
+    config.set_main_option("script_location", "indexer.ledger:migrations")
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     revision = _checked_revision(connection, place)

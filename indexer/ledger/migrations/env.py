@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from indexer.ledger_schema import metadata
+from indexer.ledger.schema import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

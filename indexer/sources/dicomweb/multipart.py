@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from indexer.sources.web_failure import Failed
+from indexer.sources.dicomweb.failure import Failed
 
 __all__ = ["Part", "boundary_of", "media_type", "split"]
 

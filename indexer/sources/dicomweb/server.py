@@ -14,8 +14,8 @@ from tenacity.stop import stop_when_event_set
 
 from engine.errors import SourceError
 from engine.settings import DicomWebSettings
-from indexer.sources.web_failure import Failed
-from indexer.sources.web_session import Session
+from indexer.sources.dicomweb.failure import Failed
+from indexer.sources.dicomweb.session import Session
 
 __all__ = ["Pace", "Wait", "WebServer"]
 

@@ -23,7 +23,7 @@ from requests.adapters import HTTPAdapter
 
 from engine.errors import SettingsError, SourceError
 from engine.settings import DicomWebSettings
-from indexer.sources.web_failure import Failed, broken_off, of_status, unanswered
+from indexer.sources.dicomweb.failure import Failed, broken_off, of_status, unanswered
 
 __all__ = ["Session"]
 

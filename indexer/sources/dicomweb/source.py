@@ -18,11 +18,11 @@ from typing import Any
 
 from engine.errors import ImageRefused, QueryError, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
-from indexer.sources.address import is_uid
 from indexer.sources.base import Discovered
-from indexer.sources.wado import Retrieval
-from indexer.sources.web import Wait, WebServer
-from indexer.sources.web_failure import Failed
+from indexer.sources.dicomweb.address import is_uid
+from indexer.sources.dicomweb.failure import Failed
+from indexer.sources.dicomweb.server import Wait, WebServer
+from indexer.sources.dicomweb.wado import Retrieval
 
 __all__ = ["DicomWebSource", "study_dates"]
 

@@ -8,8 +8,8 @@ is out of order must not leave behind an archive of refused instances.
 from threading import Lock
 
 from engine.errors import ImageRefused, RefusalReason
-from indexer.sources.web import WebServer
-from indexer.sources.web_failure import Failed
+from indexer.sources.dicomweb.failure import Failed
+from indexer.sources.dicomweb.server import WebServer
 
 __all__ = ["ACCEPT", "Verdict", "gone", "unreadable"]
 

@@ -16,12 +16,12 @@ import requests
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import DicomWebSettings, ImageLimits
-from indexer.sources.address import Address
-from indexer.sources.multipart import Part, boundary_of, media_type, split
-from indexer.sources.spool import Spool, SpoolFull
-from indexer.sources.verdict import ACCEPT, Verdict, gone, unreadable
-from indexer.sources.web import WebServer
-from indexer.sources.web_failure import Failed
+from indexer.sources.dicomweb.address import Address
+from indexer.sources.dicomweb.failure import Failed
+from indexer.sources.dicomweb.multipart import Part, boundary_of, media_type, split
+from indexer.sources.dicomweb.server import WebServer
+from indexer.sources.dicomweb.spool import Spool, SpoolFull
+from indexer.sources.dicomweb.verdict import ACCEPT, Verdict, gone, unreadable
 
 __all__ = ["Retrieval"]
 

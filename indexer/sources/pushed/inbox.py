@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 
 from engine.errors import PrecedentError, SettingsError, StoreError, StoreLocked
 from engine.settings import ReceiveSettings
-from indexer.sources.arrival import Answer, Arrival, file_head, sync_folder
-from indexer.sources.base import Discovered, Image, ImageSource, file_locator, file_path
+from indexer.files.locators import Image, file_locator, file_path
+from indexer.sources.base import Discovered, ImageSource
+from indexer.sources.pushed.arrival import Answer, Arrival, file_head, sync_folder
 
 __all__ = ["Inbox", "ReceivedSource", "index_in_rounds"]
 

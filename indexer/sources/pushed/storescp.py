@@ -33,8 +33,8 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from engine.errors import SettingsError
 from engine.settings import ReceiveSettings
-from indexer.sources.arrival import Answer, Arrival
-from indexer.sources.received import Inbox
+from indexer.sources.pushed.arrival import Answer, Arrival
+from indexer.sources.pushed.inbox import Inbox
 
 __all__ = ["StoreScp"]
 

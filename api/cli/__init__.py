@@ -1,0 +1,1 @@
+"""The command line. Nothing imports it; ``api.cli.main`` is its front door."""

@@ -1,0 +1,78 @@
+"""``precedent index``: bring images into the index."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from api.cli.options import (
+    AgainOption,
+    DataDirOption,
+    JsonOption,
+    LabelsOption,
+    ModalityOption,
+    ModelOption,
+    RetryRefusedOption,
+    SinceOption,
+    SourceOption,
+    StudyOption,
+    UntilOption,
+    VanishedOption,
+    write_json,
+)
+from api.cli.terminal import indexing_progress, report_table
+from engine.settings import load_settings
+from indexer.archive import Archive
+from indexer.datadir.disk_space import check_room
+from indexer.sources.opening import SourceSpec
+
+__all__ = ["index"]
+
+
+def index(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders, files, zip archives, DICOMDIRs.", metavar="[PATH...]"),
+    ] = None,
+    source: SourceOption = None,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    labels: LabelsOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    modality: ModalityOption = None,
+    study: StudyOption = None,
+    retry_refused: RetryRefusedOption = False,
+    again: AgainOption = False,
+    delete_vanished: VanishedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring images into the index. Stop it at any time; the same command goes on."""
+
+    if not paths and source is None:
+        raise typer.BadParameter(
+            "name folders and files, or a source with --source", param_hint="PATH"
+        )
+    settings = load_settings(data_dir=data_dir, model=model)
+    spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    opened = spec.open(settings)
+    errors = Console(stderr=True)
+    check_room(settings.data_dir, settings.indexing.min_free_bytes)
+    with Archive(settings, create=True) as archive:
+        shown = errors.is_terminal and not as_json
+        with indexing_progress(errors, shown=shown) as progress:
+            report = archive.index(
+                opened,
+                retry_refused=retry_refused,
+                again=again,
+                vanished_from=spec.scope(settings) if delete_vanished else None,
+                progress=progress,
+            )
+    if as_json:
+        write_json(asdict(report))
+    else:
+        Console().print(report_table(report))
+        if report.refused:
+            Console().print("`precedent info --refusals` names the refused files.")

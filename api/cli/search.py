@@ -1,0 +1,69 @@
+"""``precedent search``: find the images that look like these."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
+from api.cli.terminal import answer_table
+from api.schemas import local_document
+from engine.errors import ImageRefused
+from engine.search.query import Cursor, Query, parse_group, parse_where
+from engine.settings import load_settings
+from indexer.archive import Archive
+
+__all__ = ["search"]
+
+
+def search(
+    images: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG.", metavar="IMAGE...")],
+    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
+    where: WhereOption = None,
+    order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",
+    exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    group_by: Annotated[
+        str | None, typer.Option(help="One hit of each 'study' or 'patient'.")
+    ] = None,
+    exclude_own: Annotated[
+        str | None,
+        typer.Option(help="Leave out the own 'study' or 'patient' that the file's header names."),
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option(help="Go on: `next_page` of the same question's answer.")
+    ] = None,
+    no_facets: Annotated[bool, typer.Option("--no-facets", help="Count no values.")] = False,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Find the images that look like these."""
+
+    query = Query(
+        k=k,
+        where=parse_where(where or []),
+        order=order,
+        exact=exact,
+        group_by=parse_group(group_by),
+        exclude=parse_group(exclude_own),
+        page=None if page is None else Cursor.parse(page),
+        facets=not no_facets,
+    )
+    code = 0
+    with (
+        Archive(load_settings(data_dir=data_dir, model=model)) as archive,
+        archive.query_reader() as reader,
+    ):
+        for path, image in zip(images, reader.read(images), strict=True):
+            if isinstance(image, ImageRefused):
+                code = 1
+                refuse(path, image, as_json=as_json)
+                continue
+            (answer,) = archive.engine.search([image.canvas], query, [image.record])
+            document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
+            if as_json:
+                write_json(document)
+            else:
+                Console().print(answer_table(str(path), document, query.offset))
+    return code

@@ -1,0 +1,65 @@
+"""``precedent serve``: answer searches over HTTP until stopped."""
+
+import socket
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+
+from api.cli.options import DataDirOption, ModelOption
+from api.service import create_service
+from engine.errors import SettingsError
+from engine.settings import Settings, load_settings
+
+__all__ = ["announce", "serve", "serve_until_stopped"]
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    data_dir: DataDirOption = None,
+    model: ModelOption = None,
+) -> None:
+    """Answer searches over HTTP, with a page to try them on."""
+
+    settings = load_settings(data_dir=data_dir, model=model)
+    chosen = {"host": host, "port": port}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    server = settings.server.model_copy(update=given)
+    serve_until_stopped(settings.model_copy(update={"server": server}))
+
+
+def announce(url: str) -> None:
+    Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
+
+
+def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = announce) -> None:
+    """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: which archive, which address.
+        ready: called with the page's address, from when on connections to it are answered.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    server = settings.server
+    app = create_service(settings)
+    listener = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((server.host, server.port))
+        listener.listen()  # who comes before the server has started waits for it
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {server.host}:{server.port} ({error.strerror}); "
+            "choose another with --port"
+        ) from None
+    port = listener.getsockname()[1]
+    ready(f"http://{server.host}:{port}/")
+    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    with listener:
+        uvicorn.Server(config).run(sockets=[listener])

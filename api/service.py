@@ -1,0 +1,17 @@
+"""The whole service: the HTTP interface, with the portal on it."""
+
+from fastapi import FastAPI
+
+from api.http.app import create_app
+from api.portal.routes import add_portal
+from engine.settings import Settings
+from indexer.archive import Archive
+
+__all__ = ["create_service"]
+
+
+def create_service(settings: Settings | None = None, archive: Archive | None = None) -> FastAPI:
+    """The application with its portal; arguments and errors as :func:`api.http.app.create_app`."""
+    app = create_app(settings, archive)
+    add_portal(app)
+    return app

@@ -1,0 +1,1 @@
+"""Another model for an indexed archive. ``reencode.reencode`` is the front door."""

@@ -1,0 +1,1 @@
+"""DICOMweb servers (QIDO-RS, WADO-RS). ``source.DicomWebSource`` is the front door."""
