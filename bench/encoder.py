@@ -28,9 +28,10 @@ from torch import Tensor
 
 from bench.machine import write_results
 from engine.errors import ImageRefused
-from engine.model.checkpoint import SHIPPED, WEIGHTS, load_checkpoint
+from engine.model.checkpoint import load_checkpoint
 from engine.model.encoder import Encoder, Precision, autocast, canvas_tensor, resolved
 from engine.model.invariance import BatchInvariant
+from engine.model.manifest import SHIPPED, WEIGHTS
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits

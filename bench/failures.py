@@ -20,8 +20,8 @@ from bench.foreign import document_images, noise_images
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.shifted_queries import SHIFTS, shifted
 from engine.evaluation.rankings import rankings
-from engine.model.checkpoint import SHIPPED
 from engine.model.encoder import Encoder
+from engine.model.manifest import SHIPPED
 from engine.ood.calibration import OodGate
 from engine.records import EncodedImages
 

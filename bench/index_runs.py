@@ -25,7 +25,7 @@ from qdrant_client import QdrantClient
 from engine.errors import ImageRefused
 from engine.model.encoder import Encoder
 from engine.settings import Settings
-from indexer.encoders import model_directory
+from indexer.datadir.models import model_directory
 from indexer.imaging.prepare import Prepared
 from indexer.pipeline.file_reader import FileReader
 

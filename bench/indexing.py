@@ -51,7 +51,7 @@ from bench.index_rival import run_rival
 from bench.index_runs import Alone, Run, index, workers
 from bench.machine import machine, remember, write_results
 from engine.settings import Settings, load_settings
-from indexer.encoders import model_directory
+from indexer.datadir.models import model_directory
 
 _WARM = 64  # files of the round that is not counted
 _CANVASES = 256

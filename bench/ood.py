@@ -36,9 +36,10 @@ from bench.tables import show
 from bench.weights import SHIPPED_DETECTORS, calibrated_gate, with_phantoms
 from engine.evaluation.ood import detection
 from engine.files import write_atomically
-from engine.model.checkpoint import SHIPPED, load_checkpoint
+from engine.model.checkpoint import load_checkpoint
 from engine.model.config import small_network, to_dict
 from engine.model.encoder import Encoder, canvas_tensor
+from engine.model.manifest import SHIPPED
 from engine.model.preprocess import Preprocess
 from engine.ood.adversarial import as_canvases, fgsm, pgd
 from engine.ood.calibration import OodGate

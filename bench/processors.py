@@ -24,8 +24,8 @@ from rich.console import Console
 
 from bench.encoder import canvases_of, differing_bits, table
 from bench.machine import write_results
-from engine.model.checkpoint import SHIPPED, read_manifest
 from engine.model.encoder import Encoder
+from engine.model.manifest import SHIPPED, read_manifest
 from engine.records import EncodedImages
 from indexer.sample import write_sample
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import write_results
-from engine.model.checkpoint import SHIPPED
+from engine.model.manifest import SHIPPED
 from engine.records import Answer
 from engine.search.query import Query
 from engine.settings import load_settings

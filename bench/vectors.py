@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from bench.collection import Collection
 from engine.codes import pack_signs
-from engine.model.checkpoint import SHIPPED, load_checkpoint
+from engine.model.checkpoint import load_checkpoint
 from engine.model.encoder import Encoder, centre_and_normalise
+from engine.model.manifest import SHIPPED
 from engine.records import ImageRecord, Point, dicom_point_id
 
 __all__ = [

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from bench.collection import Collection, Part
 from bench.phantoms import KNOWN, OTHER, Draw, phantom_images
 from bench.quality import SPREAD
-from engine.model.checkpoint import WEIGHTS
 from engine.model.config import small_network
 from engine.model.encoder import Encoder
+from engine.model.manifest import WEIGHTS
 from engine.model.preprocess import Preprocess
 from engine.ood.calibration import OodGate
 from engine.ood.detectors import detector_kind

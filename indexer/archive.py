@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageRefused, StoreError, StoreLocked, StoreNotFound
-from engine.model.checkpoint import Manifest
+from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
@@ -20,8 +20,9 @@ from engine.store.base import Collection, Filter, Ids, Match
 from engine.store.opening import open_store
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
+from indexer.datadir.models import model_directory
 from indexer.datadir.write_lock import writing
-from indexer.encoders import following, load_encoder, model_directory
+from indexer.encoders import following, load_encoder
 from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.prepare import Prepared
 from indexer.jobs.ledger import JobLedger

@@ -1,26 +1,15 @@
-"""The model that an archive's settings ask for: its folder, and its encoder in the precision of
-the index."""
+"""The encoder that an archive's settings ask for, in the precision of its index."""
 
 import logging
 from pathlib import Path
 
-from engine.model.checkpoint import SHIPPED
 from engine.model.encoder import Encoder
 from engine.settings import Settings
 from engine.store.base import Collection
-from indexer.datadir.layout import DataDir
 
-__all__ = ["following", "load_encoder", "model_directory"]
+__all__ = ["following", "load_encoder"]
 
 _log = logging.getLogger(__name__)
-
-
-def model_directory(settings: Settings) -> Path:
-    """The checkpoint folder in force: the one named, else the one that came into force with the
-    index, else the shipped one."""
-    if settings.model is not None:
-        return settings.model
-    return DataDir(settings.data_dir).model(settings) or SHIPPED
 
 
 def load_encoder(directory: Path, settings: Settings) -> Encoder:

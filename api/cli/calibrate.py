@@ -62,7 +62,8 @@ def calibrate(
     from api.cli.known_images import drawn, files_of, observe
     from engine.ood.calibration import OodGate
     from engine.ood.detectors import detector_kind
-    from indexer.encoders import load_encoder, model_directory
+    from indexer.datadir.models import model_directory
+    from indexer.encoders import load_encoder
 
     settings = load_settings(model=model)
     directory = model_directory(settings)
@@ -125,7 +126,7 @@ def _target(directory: Path, out: Path | None) -> Path:
     Raises:
         ModelError: it would be the installed package, or holds another model.
     """
-    from engine.model.checkpoint import MANIFEST, SHIPPED, read_manifest
+    from engine.model.manifest import MANIFEST, SHIPPED, read_manifest
 
     if out is None:
         if directory.resolve() == SHIPPED.resolve():
@@ -164,7 +165,7 @@ def _write(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -
         ModelError: it cannot be written.
     """
     from engine.files import write_atomically
-    from engine.model.checkpoint import MANIFEST
+    from engine.model.manifest import MANIFEST
     from engine.ood.calibration import CALIBRATION
 
     try:

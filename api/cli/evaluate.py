@@ -75,7 +75,8 @@ def evaluate(
     from engine.ood.calibration import OodGate
     from engine.training.data import from_folder
     from indexer.archive import Archive
-    from indexer.encoders import load_encoder, model_directory
+    from indexer.datadir.models import model_directory
+    from indexer.encoders import load_encoder
     from indexer.pipeline.file_reader import FileReader
 
     if k < 1:

@@ -39,7 +39,7 @@ def reencode(
     index before is kept, for --back, until --drop-previous. With a model whose calibration
     alone is another, nothing is read again.
     """
-    from engine.model.checkpoint import SHIPPED
+    from engine.model.manifest import SHIPPED
     from indexer.reencoding.reencode import drop_previous as drop, go_back, reencode as encode_anew
 
     if [model is not None, back, drop_previous].count(True) != 1:

@@ -95,11 +95,11 @@ def _store(
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[VectorStore]:
     """The index alone: neither model nor ledger is loaded. One that is made notes ``precision``."""
-    from engine.model.checkpoint import read_manifest
+    from engine.model.manifest import read_manifest
     from engine.store.opening import open_store
     from indexer.datadir.layout import DataDir
+    from indexer.datadir.models import model_directory
     from indexer.datadir.write_lock import writing
-    from indexer.encoders import model_directory
 
     settings = load_settings(data_dir=data_dir, model=model)
     manifest = read_manifest(model_directory(settings))

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.model.checkpoint import Manifest
     from engine.model.config import NetworkConfig, TowerConfig
     from engine.model.encoder import Precision
+    from engine.model.manifest import Manifest
     from engine.model.preprocess import Preprocess
     from engine.training.data import Example, TrainingSet
     from engine.training.peers import PeerConfig

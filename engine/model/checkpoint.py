@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +11,12 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 import engine
 from engine.errors import ModelError
 from engine.files import write_atomically
-from engine.model.config import NetworkConfig, from_dict, to_dict
+from engine.model.config import NetworkConfig, to_dict
+from engine.model.manifest import FORMAT, MANIFEST, WEIGHTS, Manifest, fingerprint_of, read_manifest
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 
-__all__ = [
-    "MANIFEST",
-    "SHIPPED",
-    "WEIGHTS",
-    "Manifest",
-    "load_checkpoint",
-    "read_manifest",
-    "save_checkpoint",
-]
-
-WEIGHTS = "model.safetensors"
-MANIFEST = "manifest.json"
-SHIPPED = Path(engine.__file__).parent / "weights"
-_FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a checkpoint is.
-
-    fingerprint: 16 hex digits over everything that decides what an image is encoded to.
-        An index carries it; another model's codes never enter that index.
-    classes: names of the classifier's outputs.
-    training: how the weights came to be, for people.
-    """
-
-    network: NetworkConfig
-    preprocess: Preprocess
-    classes: tuple[str, ...]
-    weights_sha256: str
-    fingerprint: str
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def bits(self) -> int:
-        return self.network.head.bits
-
-    @property
-    def dim(self) -> int:
-        """Length of z."""
-        return self.network.darf.dim
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(
@@ -80,40 +40,13 @@ def save_checkpoint(
     data = save_tensors(tensors)
     digest = hashlib.sha256(data).hexdigest()
     manifest = Manifest(
-        config, preprocess, classes, digest, _fingerprint(digest, config, preprocess), training
+        config, preprocess, classes, digest, fingerprint_of(digest, config, preprocess), training
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / WEIGHTS, data)
-    document = {"format": _FORMAT, "precedent": engine.__version__, **to_dict(manifest)}
+    document = {"format": FORMAT, "precedent": engine.__version__, **to_dict(manifest)}
     write_atomically(directory / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
     return manifest
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint folder; loads no weights.
-
-    Raises:
-        ModelError: the folder holds no checkpoint, or one of an unknown format.
-    """
-    try:
-        document = json.loads((directory / MANIFEST).read_bytes())
-        found = document.pop("format")
-        document.pop("precedent")
-        if found != _FORMAT:
-            raise ModelError(
-                f"{directory / MANIFEST} has format {found}, this version reads {_FORMAT}; "
-                "update precedent, or train again"
-            )
-        return from_dict(Manifest, document)
-    except OSError as error:
-        raise ModelError(
-            f"no model in {directory} ({error.strerror}: {MANIFEST}); name a folder that "
-            "`precedent train --out` wrote"
-        ) from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{directory / MANIFEST} is damaged ({error}); restore it, or train again"
-        ) from None
 
 
 def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
@@ -129,7 +62,7 @@ def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); restore the file") from None
     digest = hashlib.sha256(data).hexdigest()
-    expected = _fingerprint(digest, manifest.network, manifest.preprocess)
+    expected = fingerprint_of(digest, manifest.network, manifest.preprocess)
     if (digest, expected) != (manifest.weights_sha256, manifest.fingerprint):
         raise ModelError(
             f"{path} (sha256 {digest[:12]}…) is not what {MANIFEST} describes "
@@ -149,14 +82,3 @@ def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
             "version of open_clip or timm? Train again, or install that version"
         ) from None
     return network.eval(), manifest
-
-
-def _fingerprint(digest: str, config: NetworkConfig, preprocess: Preprocess) -> str:
-    decides = {
-        "format": _FORMAT,
-        "weights": digest,
-        "network": to_dict(config),
-        "preprocess": to_dict(preprocess),
-    }
-    canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

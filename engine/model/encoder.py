@@ -16,9 +16,10 @@ from engine import reproducibility
 from engine.codes import pack_signs
 from engine.errors import ModelError
 from engine.model.appearance import appearance
-from engine.model.checkpoint import Manifest, load_checkpoint
+from engine.model.checkpoint import load_checkpoint
 from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
 from engine.model.invariance import BatchInvariant
+from engine.model.manifest import Manifest
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
 

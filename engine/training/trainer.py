@@ -16,9 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine.codes import pack_signs
 from engine.errors import TrainingDataError
 from engine.files import write_atomically
-from engine.model.checkpoint import MANIFEST, Manifest, read_manifest, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import NetworkConfig, to_dict
 from engine.model.encoder import Precision, autocast
+from engine.model.manifest import MANIFEST, Manifest, read_manifest
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig, augment

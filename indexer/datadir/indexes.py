@@ -1,23 +1,16 @@
 """The indexes of one archive: the one in force, those kept beside it, and which takes its place."""
 
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from engine.errors import StoreError, StoreLocked, StoreNotFound
-from engine.files import write_atomically
-from engine.model.checkpoint import MANIFEST, read_manifest
 from engine.settings import Settings
 from engine.store.base import Collection, Profile, VectorStore
 from engine.store.opening import connected, open_served
-from indexer.datadir.layout import DataDir, InForce
+from indexer.datadir.layout import DataDir, InForce, remove_folder
 
-__all__ = ["Indexes", "indexes_of", "keep_model", "remove_models"]
-
-_PARTS = {".safetensors", ".json", ".md"}
-"""Files of a checkpoint: weights and decoder, manifest, calibration, model card."""
+__all__ = ["Indexes", "indexes_of"]
 
 
 class Indexes(Protocol):
@@ -65,45 +58,6 @@ def indexes_of(settings: Settings, data_dir: DataDir) -> Indexes:
     if settings.store.url is None:
         return _Embedded(data_dir)
     return _Served(settings, data_dir)
-
-
-def keep_model(data_dir: DataDir, directory: Path) -> str:
-    """Copies a model into the data folder, so that it is there as long as its index; returns
-    where, from the data folder on. What the copy has of another calibration is replaced.
-
-    Raises:
-        ModelError: there is no model. StoreError: it cannot be copied.
-    """
-    fingerprint = read_manifest(directory).fingerprint
-    target = data_dir.models / fingerprint
-    if target.resolve() != directory.resolve():
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            files = [path for path in directory.iterdir() if path.suffix in _PARTS]
-            for path in target.iterdir():
-                if path.name not in {one.name for one in files}:
-                    path.unlink()
-            # The manifest last: a folder that has one is whole.
-            for path in sorted(files, key=lambda path: (path.name == MANIFEST, path.name)):
-                write_atomically(target / path.name, path.read_bytes())
-        except OSError as error:
-            raise StoreError(
-                f"the model cannot be copied to {target} ({error.strerror}); see to room and "
-                "permissions of the data folder"
-            ) from None
-    return str(target.relative_to(data_dir.root))
-
-
-def remove_models(data_dir: DataDir) -> list[str]:
-    """Removes the copies of models that neither an index in force nor the way back needs;
-    returns their fingerprints."""
-    noted = [data_dir.in_force(served=served) for served in (False, True)]
-    needed = {one.model for found in noted if found for one in (found, found.previous) if one}
-    there = sorted(data_dir.models.iterdir()) if data_dir.models.is_dir() else []
-    gone = [path for path in there if str(path.relative_to(data_dir.root)) not in needed]
-    for path in gone:
-        _remove(path)
-    return [path.name for path in gone]
 
 
 class _Embedded:
@@ -158,7 +112,7 @@ class _Embedded:
             raise
         except StoreError:
             pass  # half made, or half removed
-        _remove(self._data_dir.root / name)
+        remove_folder(self._data_dir.root / name)
         for suffix in (".lock", ".pid"):
             (self._data_dir.root / name).with_name(name + suffix).unlink(missing_ok=True)
 
@@ -230,13 +184,3 @@ class _Served:
 
         with connected(self._settings) as connection:
             drop(connection, name)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be removed ({error.strerror}); see to its permissions, and run the "
-            "command again"
-        ) from None

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
 from engine.settings import Settings
 
-__all__ = ["FIRST_INDEX", "DataDir", "InForce"]
+__all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
 
 _KEY_BYTES = 32
 FIRST_INDEX = "index"
@@ -169,3 +170,18 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of the data folder with all that is in it.
+
+    Raises:
+        StoreError: the system does not let it.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be removed ({error.strerror}); see to its permissions, and run the "
+            "command again"
+        ) from None

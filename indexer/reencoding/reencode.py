@@ -15,12 +15,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from engine.errors import QueryError, StoreLocked
-from engine.model.checkpoint import read_manifest
 from engine.model.encoder import resolved
+from engine.model.manifest import read_manifest
 from engine.settings import Settings
 from engine.store.base import Collection
-from indexer.datadir.indexes import indexes_of, keep_model, remove_models
+from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import DataDir, InForce
+from indexer.datadir.models import keep_model, remove_models
 from indexer.datadir.write_lock import exchanging
 from indexer.pipeline.run import Progress
 from indexer.reencoding.catch_up import CatchUp
@@ -182,7 +183,7 @@ def _model_of(
     old: InForce, collection: Collection, settings: Settings, data_dir: DataDir
 ) -> str | None:
     """The model of the index in force, kept for the way back; None = it is nowhere."""
-    from indexer.encoders import model_directory
+    from indexer.datadir.models import model_directory
 
     if old.model is not None:
         return old.model

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from api.cli.known_images import Known, drawn, observe
 from api.cli.main import app
 from engine.errors import ModelError, PrecedentError, QueryError, TrainingDataError
-from engine.model.checkpoint import SHIPPED, load_checkpoint
+from engine.model.checkpoint import load_checkpoint
 from engine.model.decoder import Decoder, DecoderSize, save_decoder
 from engine.model.encoder import Encoder
+from engine.model.manifest import SHIPPED
 from engine.ood.calibration import CALIBRATION, OodGate
 from engine.records import Observations
 from engine.search.query import Query

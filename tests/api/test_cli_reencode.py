@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from api.cli.main import app
 from api.service import create_service
 from engine.errors import FingerprintMismatch, QueryError, StoreLocked
-from engine.model.checkpoint import read_manifest, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import small_network
+from engine.model.manifest import read_manifest
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.settings import Settings

@@ -18,8 +18,9 @@ import engine.training.trainer
 from api.cli.main import main
 from engine.errors import PrecedentError
 from engine.model.backbone import HUB
-from engine.model.checkpoint import load_checkpoint, read_manifest
+from engine.model.checkpoint import load_checkpoint
 from engine.model.decoder import load_decoder
+from engine.model.manifest import read_manifest
 from engine.training.data import TrainingSet
 from engine.training.sch import SchConfig
 

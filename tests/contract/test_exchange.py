@@ -12,8 +12,9 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
-from engine.model.checkpoint import read_manifest, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import small_network
+from engine.model.manifest import read_manifest
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.search.query import Query

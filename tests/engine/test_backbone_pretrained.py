@@ -14,8 +14,9 @@ from torch import nn
 
 from engine.errors import ModelError
 from engine.model.backbone import TappedTower, tower_statistics
-from engine.model.checkpoint import WEIGHTS, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import TowerConfig
+from engine.model.manifest import WEIGHTS
 
 SIZE = 64
 TIMM = TowerConfig("timm:test_resnet", taps=(2, 4))

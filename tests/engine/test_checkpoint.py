@@ -17,14 +17,9 @@ from safetensors import safe_open
 
 from engine.errors import ModelError
 from engine.files import write_atomically
-from engine.model.checkpoint import (
-    MANIFEST,
-    WEIGHTS,
-    load_checkpoint,
-    read_manifest,
-    save_checkpoint,
-)
+from engine.model.checkpoint import load_checkpoint, save_checkpoint
 from engine.model.config import HeadConfig, TowerConfig
+from engine.model.manifest import MANIFEST, WEIGHTS, read_manifest
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("chest", "hand", "skull")

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from engine.errors import ModelError, TrainingDataError
-from engine.model.checkpoint import read_manifest, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.decoder import (
     DECODER,
     Decoder,
@@ -27,6 +27,7 @@ from engine.model.decoder import (
     save_decoder,
 )
 from engine.model.encoder import Encoder
+from engine.model.manifest import read_manifest
 from engine.model.preprocess import Preprocess
 from engine.training.augment import AugmentConfig
 from engine.training.data import TrainingSet

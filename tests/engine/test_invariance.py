@@ -13,10 +13,11 @@ import torch
 from torch.nn import functional
 
 from engine import reproducibility
-from engine.model.checkpoint import SHIPPED, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import TowerConfig
 from engine.model.encoder import Encoder
 from engine.model.invariance import BatchInvariant, conv2d, image_mean, linear
+from engine.model.manifest import SHIPPED
 from engine.model.preprocess import Preprocess
 
 IMAGES = 5

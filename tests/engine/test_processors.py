@@ -14,7 +14,7 @@ import pytest
 
 from bench.encoder import canvases_of
 from bench.processors import OURS, PROCESSORS, difference, encoded_as_on
-from engine.model.checkpoint import SHIPPED, read_manifest
+from engine.model.manifest import SHIPPED, read_manifest
 from indexer.sample import write_sample
 
 pytestmark = pytest.mark.slow

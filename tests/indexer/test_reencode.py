@@ -19,8 +19,9 @@ from dicom_files import dataset, encode
 from loopback_pacs import LoopbackPacs
 
 from engine.errors import QueryError, SettingsError, SourceError, StoreError, StoreLocked
-from engine.model.checkpoint import read_manifest, save_checkpoint
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import small_network
+from engine.model.manifest import read_manifest
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 from engine.search.query import Query

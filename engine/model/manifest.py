@@ -1,0 +1,98 @@
+"""What a checkpoint is, told by its manifest; no weights are loaded."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import engine
+from engine.errors import ModelError
+from engine.model.config import NetworkConfig, from_dict, to_dict
+from engine.model.preprocess import Preprocess
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "SHIPPED",
+    "WEIGHTS",
+    "Manifest",
+    "fingerprint_of",
+    "read_manifest",
+]
+
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+SHIPPED = Path(engine.__file__).parent / "weights"
+FORMAT = 1
+"""Version of the checkpoint's files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint is.
+
+    fingerprint: 16 hex digits over everything that decides what an image is encoded to.
+        An index carries it; another model's codes never enter that index.
+    classes: names of the classifier's outputs.
+    training: how the weights came to be, for people.
+    """
+
+    network: NetworkConfig
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    weights_sha256: str
+    fingerprint: str
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        return self.network.head.bits
+
+    @property
+    def dim(self) -> int:
+        """Length of z."""
+        return self.network.darf.dim
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a checkpoint folder; loads no weights.
+
+    Raises:
+        ModelError: the folder holds no checkpoint, or one of an unknown format.
+    """
+    try:
+        document = json.loads((directory / MANIFEST).read_bytes())
+        found = document.pop("format")
+        document.pop("precedent")
+        if found != FORMAT:
+            raise ModelError(
+                f"{directory / MANIFEST} has format {found}, this version reads {FORMAT}; "
+                "update precedent, or train again"
+            )
+        return from_dict(Manifest, document)
+    except OSError as error:
+        raise ModelError(
+            f"no model in {directory} ({error.strerror}: {MANIFEST}); name a folder that "
+            "`precedent train --out` wrote"
+        ) from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{directory / MANIFEST} is damaged ({error}); restore it, or train again"
+        ) from None
+
+
+def fingerprint_of(digest: str, config: NetworkConfig, preprocess: Preprocess) -> str:
+    """16 hex digits over all that decides what an image is encoded to.
+
+    Args:
+        digest: SHA-256 of the weights' file, hex.
+    """
+    decides = {
+        "format": FORMAT,
+        "weights": digest,
+        "network": to_dict(config),
+        "preprocess": to_dict(preprocess),
+    }
+    canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
