@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
-	bench-processors bench-quality bench-retrieval bench-search bench-shifts weights clean
+	bench-processors bench-quality bench-retrieval bench-search bench-shifts bench-start weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -38,6 +38,9 @@ bench-encoder: $(VENV)/.installed-dev
 
 bench-processors: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.processors $(DATA)
+
+bench-start: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.start $(DATA)
 
 bench-index: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)

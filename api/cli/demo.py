@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,9 +19,9 @@ from api.schemas import local_document
 from engine.errors import ImageRefused
 from engine.search.query import Query
 from engine.settings import ServerSettings, load_settings
-from indexer.archive import Archive
-from indexer.sample import write_queries, write_sample
-from indexer.sources.folder import FolderSource
+
+if TYPE_CHECKING:
+    from indexer.archive import Archive
 
 __all__ = ["demo", "run_demo"]
 
@@ -37,12 +37,15 @@ def demo(
 
     PRECEDENT_DEMO_EXIT=1 ends after the answers.
     """
-
     run_demo(directory, port, model, serve=os.environ.get("PRECEDENT_DEMO_EXIT") != "1")
 
 
 def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> None:
     """Writes the sample below ``directory`` once, calibrates, indexes it, searches, and serves."""
+    from indexer.archive import Archive
+    from indexer.sample import write_queries, write_sample
+    from indexer.sources.folder import FolderSource
+
     console = Console()
     archive_folder, calibrated = directory / "archive", directory / "model"
     settings = load_settings(
@@ -83,7 +86,7 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
     serve_until_stopped(settings, ready)
 
 
-def _search(console: Console, archive: Archive, queries: Sequence[Path]) -> None:
+def _search(console: Console, archive: "Archive", queries: Sequence[Path]) -> None:
     with archive.query_reader() as reader:
         for path, image in zip(queries, reader.read(queries), strict=True):
             if isinstance(image, ImageRefused):

@@ -24,7 +24,6 @@ from api.cli.options import (
 )
 from api.cli.terminal import indexing_progress, report_table
 from engine.settings import load_settings
-from indexer.archive import Archive
 from indexer.datadir.disk_space import check_room
 from indexer.sources.opening import SourceSpec
 
@@ -50,6 +49,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Bring images into the index. Stop it at any time; the same command goes on."""
+    from indexer.archive import Archive
 
     if not paths and source is None:
         raise typer.BadParameter(

@@ -9,9 +9,8 @@ from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from api.cli.terminal import printable
 from engine import __version__
 from engine.settings import load_settings
-from engine.store.base import Filter
-from indexer.archive import Archive
 from indexer.files.locators import shown
+from indexer.overview import overview
 
 __all__ = ["info"]
 
@@ -26,27 +25,24 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What is in the index, and what was refused."""
-
-    with Archive(load_settings(data_dir=data_dir, model=model)) as archive:
-        manifest = archive.manifest
-        document: dict[str, Any] = {
-            "version": __version__,
-            "data_dir": str(archive.data_dir.root),
-            "model": manifest.fingerprint,
-            "tower": manifest.network.tower.name,
-            "bits": manifest.bits,
-            "dim": manifest.dim,
-            "precision": archive.encoder.precision,
-            "index_precision": archive.store.collection.precision,
-            "points": archive.store.count(Filter()),
-            "instances": archive.ledger.counts(),
-            "facets": archive.engine.facets(Filter()),
-        }
-        refused = archive.ledger.refusals(limit) if refusals else []
+    found = overview(load_settings(data_dir=data_dir, model=model), limit if refusals else 0)
+    document: dict[str, Any] = {
+        "version": __version__,
+        "data_dir": str(found.data_dir),
+        "model": found.model.fingerprint,
+        "tower": found.model.network.tower.name,
+        "bits": found.model.bits,
+        "dim": found.model.dim,
+        "precision": found.precision,
+        "index_precision": found.index_precision,
+        "points": found.points,
+        "instances": found.instances,
+        "facets": found.facets,
+    }
     if refusals:
         document["refusals"] = [
             {"path": shown(one.locator), "reason": one.reason, "detail": one.detail}
-            for one in refused
+            for one in found.refusals
         ]
     if as_json:
         write_json(document)

@@ -38,7 +38,7 @@ COMMANDS = {
     "delete": ("delete", "Remove a study, patient, instance, source or tenant."),
     "plan": ("plan", "Say what an archive of some size will need."),
     "sample": ("sample", "Write a synthetic DICOM archive to try things on."),
-    "demo": ("demo", "Show all of it on a sample archive."),
+    "demo": ("demo", "Calibrate on a sample archive, index it, search, serve."),
 }
 """Commands by name: the module of this package that has the function of that name, and what the
 list of commands says of it. A module is loaded when its command is run, so that a command does

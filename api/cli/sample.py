@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from api.cli.options import JsonOption, write_json
-from indexer.sample import write_sample
 
 __all__ = ["sample"]
 
@@ -19,6 +18,7 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Write a synthetic DICOM archive to try things on."""
+    from indexer.sample import write_sample
 
     report = write_sample(directory, seed=seed)
     if as_json:

@@ -12,7 +12,6 @@ from api.schemas import local_document
 from engine.errors import ImageRefused
 from engine.search.query import Cursor, Query, parse_group, parse_where
 from engine.settings import load_settings
-from indexer.archive import Archive
 
 __all__ = ["search"]
 
@@ -39,6 +38,7 @@ def search(
     as_json: JsonOption = False,
 ) -> int:
     """Find the images that look like these."""
+    from indexer.archive import Archive
 
     query = Query(
         k=k,

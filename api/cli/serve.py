@@ -5,11 +5,9 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 
 from api.cli.options import DataDirOption, ModelOption
-from api.service import create_service
 from engine.errors import SettingsError
 from engine.settings import Settings, load_settings
 
@@ -23,7 +21,6 @@ def serve(
     model: ModelOption = None,
 ) -> None:
     """Answer searches over HTTP, with a page to try them on."""
-
     settings = load_settings(data_dir=data_dir, model=model)
     chosen = {"host": host, "port": port}
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -45,6 +42,10 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     Raises:
         SettingsError: the address cannot be listened on.
     """
+    import uvicorn
+
+    from api.service import create_service
+
     server = settings.server
     app = create_service(settings)
     listener = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from api.schemas import between_precisions, by_detector
-from indexer.pipeline.run import IndexingReport, Progress
+if TYPE_CHECKING:
+    from indexer.pipeline.run import IndexingReport, Progress
 
 __all__ = [
     "answer_table",
@@ -41,7 +41,7 @@ _OPTIONAL = {"modality", "body part", "labels", "like"}
 
 
 @contextmanager
-def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[[Progress], None]]:
+def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[["Progress"], None]]:
     """A bar with rate and time left on a terminal; nothing at all when not ``shown``."""
     if not shown:
         yield lambda _: None
@@ -59,7 +59,7 @@ def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[[Pr
     ) as bar:
         task = bar.add_task("looking for files", total=None, rate="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: "Progress") -> None:
             if progress.stage == "discover":
                 bar.update(task, completed=progress.total)
                 return
@@ -82,7 +82,7 @@ def tracked(results: Iterable[_T], what: str, total: int) -> Iterator[_T]:
     yield from track(results, what, total, console=errors, transient=True, disable=not shown)
 
 
-def report_table(report: IndexingReport) -> Table:
+def report_table(report: "IndexingReport") -> Table:
     """The closing report for people."""
     table = Table(title="Every instance, accounted for", title_justify="left")
     table.add_column("fate")
@@ -226,6 +226,8 @@ def _model_and_time(evidence: dict[str, Any]) -> str:
 
 def _remarks(evidence: dict[str, Any]) -> list[str]:
     """What a reader of the list should know besides."""
+    from api.schemas import between_precisions
+
     remarks = [] if evidence["note"] is None else [evidence["note"]]
     if evidence["approximate"]:
         remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
@@ -237,6 +239,8 @@ def _verdict(document: dict[str, Any]) -> str:
     ood = document["ood"]
     if ood is None:
         return "no OOD verdict: this model has no calibration"
+    from api.schemas import by_detector
+
     by = by_detector(ood["p_values"])
     if not ood["foreign"]:
         return f"known kind of image (p = {ood['p']:.3f}; {by})"

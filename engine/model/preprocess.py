@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from engine.errors import ModelError
 
@@ -43,6 +42,9 @@ class Preprocess:
         Returns:
             uint8 (S, S), or (S, S, 3) when ``colour``.
         """
+        # Reading a manifest needs no imaging library.
+        from PIL import Image
+
         image = Image.fromarray(pixels).convert("RGB" if self.colour else "L")
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)

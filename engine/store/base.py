@@ -7,9 +7,11 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import StoreError
 from engine.records import Point
 
 __all__ = [
+    "FORMAT",
     "Collection",
     "Condition",
     "Filter",
@@ -20,6 +22,9 @@ __all__ = [
     "Range",
     "VectorStore",
 ]
+
+FORMAT = 1
+"""Version of what a store keeps: vectors, payload, payload indexes, and what it notes of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,25 @@ class Collection:
     def noted(self) -> dict[str, Any]:
         """What a store writes down of it, as keyword arguments; what is not known is left out."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_noted(cls, noted: dict[str, Any], place: str) -> "Collection":
+        """What a store wrote down of it, with the store's "format".
+
+        Args:
+            noted: stores made before formats had numbers lack "format"; that is format 1.
+            place: what the store is called in errors.
+
+        Raises:
+            StoreError: a later version made it. TypeError: it is something else.
+        """
+        found = noted.get("format", 1)
+        if not isinstance(found, int) or found > FORMAT:
+            raise StoreError(
+                f"{place} was made by a later version of Precedent (its format is {found}, this "
+                f"version knows up to {FORMAT}); install that version or a later one"
+            )
+        return cls(**{name: value for name, value in noted.items() if name != "format"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from engine.store.arrangement import (
     oversampling,
 )
 from engine.store.base import (
+    FORMAT,
     Collection,
     Condition,
     Filter,
@@ -238,7 +239,7 @@ def described(directory: Path) -> tuple[Collection, Profile]:
     try:
         noted = json.loads((directory / _COLLECTION).read_bytes())
         profile = Profile(**noted.pop("profile", {}))
-        return Collection(**noted), profile
+        return Collection.from_noted(noted, f"the index in {directory}"), profile
     except FileNotFoundError:
         raise StoreNotFound(
             f"no index in {directory}; make one with `precedent index PATH…`, or name "
@@ -292,7 +293,7 @@ def _build(directory: Path, collection: Collection, profile: Profile) -> None:
 
 
 def _note(directory: Path, collection: Collection, profile: Profile) -> None:
-    noted = {**collection.noted(), "profile": asdict(profile)}
+    noted = {"format": FORMAT, **collection.noted(), "profile": asdict(profile)}
     write_atomically(directory / _COLLECTION, json.dumps(noted).encode())
 
 

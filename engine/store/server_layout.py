@@ -8,7 +8,7 @@ from qdrant_client import models
 
 from engine.errors import StoreError
 from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR
-from engine.store.base import Collection, Profile
+from engine.store.base import FORMAT, Collection, Profile
 from engine.store.payload import FieldKind
 
 __all__ = ["Noted", "field_index", "note", "noted", "own_name", "rearranged", "vectors"]
@@ -35,7 +35,7 @@ def own_name(alias: str, collection: Collection) -> str:
 
 def note(found: Noted) -> dict[str, Any]:
     """The metadata of a collection."""
-    described = {**found.collection.noted(), "profile": asdict(found.profile)}
+    described = {"format": FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 
@@ -51,7 +51,7 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
     try:
         values = dict(metadata[_KEY])
         complete, profile = values.pop("complete"), Profile(**values.pop("profile"))
-        return Noted(Collection(**values), profile, complete)
+        return Noted(Collection.from_noted(values, place), profile, complete)
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(
             f"the metadata {metadata[_KEY]!r} of {place} cannot be understood ({error!r}): "

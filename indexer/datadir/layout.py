@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import __version__
 from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
 from engine.settings import Settings
 
 __all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
 
+_FORMAT = 1
+"""Version of the data folder's layout."""
 _KEY_BYTES = 32
 FIRST_INDEX = "index"
 """Name of the folder of the embedded index that none has replaced yet."""
@@ -42,6 +45,7 @@ class InForce:
 class DataDir:
     """Paths below one folder.
 
+    The file ``folder.json`` has the version of this layout; a folder without one has version 1.
     The file ``current.json`` says which index and which model are in force. Without one, it is
     the index in the folder ``index``. For an index on a server ``served.json`` names the model;
     which collection is in force, the server says.
@@ -57,6 +61,7 @@ class DataDir:
         self.models = root / "models"
         self.received = root / "received"
         self._key = root / "pseudonym.key"
+        self._about = root / "folder.json"
 
     @property
     def index(self) -> Path:
@@ -81,8 +86,9 @@ class DataDir:
         """What is in force; None = nothing was ever put in force in place of another.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: it cannot be read, or a later version made the folder.
         """
+        self._check_format()
         path = self._pointer(served)
         try:
             return _parsed(json.loads(path.read_bytes()))
@@ -104,14 +110,39 @@ class DataDir:
         return self.root / ("served.json" if served else "current.json")
 
     def make(self) -> None:
-        """Makes the folder. Raises SettingsError when it cannot be made."""
+        """Makes the folder, and notes the version of its layout.
+
+        Raises:
+            SettingsError: it cannot be made. StoreError: a later version made it.
+        """
+        self._check_format()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            if not self._about.exists():
+                about = {"format": _FORMAT, "precedent": __version__}
+                write_atomically(self._about, json.dumps(about).encode())
         except OSError as error:
             raise SettingsError(
                 f"data folder {self.root} cannot be made ({error.strerror}); "
                 "name another with --data-dir"
             ) from None
+
+    def _check_format(self) -> None:
+        try:
+            found = json.loads(self._about.read_bytes())["format"]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"{self._about} cannot be read ({error}); remove it if this version of Precedent "
+                "made the folder"
+            ) from None
+        if not isinstance(found, int) or found > _FORMAT:
+            raise StoreError(
+                f"the data folder {self.root} was made by a later version of Precedent (its "
+                f"format is {found}, this version knows up to {_FORMAT}); install that version "
+                "or a later one"
+            )
 
     def pseudonym_key(self, settings: Settings) -> bytes:
         """The key of the patient HMAC: from the settings, or made once and kept here.

@@ -5,16 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from engine.errors import LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
 from indexer.ledger.migrations import HEAD, migrate, revision_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 __all__ = ["Database", "open_database"]
 
@@ -99,9 +101,16 @@ class Database:
             # Not as its cause: that quotes rows, and tracebacks end in logs.
             raise self._failure(error) from None
 
-    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+    def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
         """An INSERT that can say what to do on a conflict."""
-        return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
+        # Loading the other database's dialect would take as long as a small query.
+        if self.dialect == "sqlite":
+            from sqlalchemy.dialects import sqlite
+
+            return sqlite.insert(table)
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
 
     def _bring_up_to_date(self) -> None:
         try:

@@ -11,7 +11,6 @@ from engine.errors import QueryError, SettingsError
 from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
 from indexer.files.locators import beginnings
 from indexer.sources.base import ImageSource
-from indexer.sources.folder import FolderSource
 
 __all__ = ["SourceSpec"]
 
@@ -109,6 +108,8 @@ class SourceSpec:
                     "dates, modality and study choose among what a DICOMweb server has; "
                     "leave them out for folders"
                 )
+            from indexer.sources.folder import FolderSource
+
             return FolderSource(
                 self._folders(named),
                 name=self.source,

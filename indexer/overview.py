@@ -1,0 +1,89 @@
+"""What an archive holds, told without loading its model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.model.manifest import Manifest, read_manifest
+from engine.search.facets import Facets, facet_counts
+from engine.search.sizes import Size
+from engine.settings import Settings
+from engine.store.base import Collection, Filter
+from engine.store.opening import open_store
+from indexer.datadir.layout import DataDir
+from indexer.datadir.models import model_directory
+from indexer.ledger.database import open_database
+from indexer.ledger.instances import Ledger, Refused
+
+__all__ = ["Overview", "overview"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Model, index and ledger of an archive.
+
+    precision: in which queries are encoded. index_precision: in which the index was made; None =
+    it does not say. points: pictures in the index. instances: in the ledger, by state.
+    facets: counts by field and value over the index. refusals: refused instances, if asked for.
+    """
+
+    data_dir: Path
+    model: Manifest
+    precision: Literal["fp32", "bf16"]
+    index_precision: Literal["fp32", "bf16"] | None
+    points: int
+    instances: dict[str, int]
+    facets: Facets
+    refusals: list[Refused]
+
+
+def overview(settings: Settings, refusals: int = 0) -> Overview:
+    """What the archive of these settings holds.
+
+    Args:
+        refusals: refused instances to name, at most.
+
+    Raises:
+        ModelError: there is no model. StoreNotFound, StoreLocked, FingerprintMismatch: as
+            ``open_store``. LedgerError: the ledger cannot be opened.
+    """
+    data_dir = DataDir(settings.data_dir)
+    manifest = read_manifest(model_directory(settings))
+    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+    with (
+        open_store(settings, data_dir.index, wanted, create=False) as store,
+        open_database(settings, data_dir.ledger) as database,
+    ):
+        ledger = Ledger(database)
+        everything = Filter()
+        facets, _ = facet_counts(
+            store,
+            everything,
+            Size(store.count(everything, exact=False)),
+            values=settings.search.facet_values,
+            max_counted=settings.search.max_faceted,
+        )
+        return Overview(
+            data_dir=data_dir.root,
+            model=manifest,
+            precision=_precision(settings, store.collection.precision),
+            index_precision=store.collection.precision,
+            points=store.count(everything),
+            instances=ledger.counts(),
+            facets=facets,
+            refusals=ledger.refusals(refusals) if refusals else [],
+        )
+
+
+def _precision(
+    settings: Settings, noted: Literal["fp32", "bf16"] | None
+) -> Literal["fp32", "bf16"]:
+    """As ``indexer.encoders.following`` chooses it."""
+    if settings.precision != "auto":
+        return settings.precision
+    if noted is not None:
+        return noted
+    # Only PyTorch can say what "auto" is on this machine.
+    from engine.model.encoder import resolved
+
+    return resolved(settings.device, "auto")
