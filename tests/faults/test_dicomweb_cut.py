@@ -278,7 +278,7 @@ def test_a_job_over_a_line_that_breaks_off_ends_with_the_same_points(
     undisturbed: tuple[dict[str, Point], dict[str, str]],
 ) -> None:
     expected, fates = undisturbed
-    with Proxy(orthanc.http_port, random.Random(retrieve), 120_000) as proxy:
+    with Proxy(orthanc.port, random.Random(retrieve), 120_000) as proxy:
         troubled = place(tmp_path, model, proxy.url, retrieve)
         job = troubled.submit()
         worker = threading.Thread(target=troubled.work)

@@ -1,25 +1,19 @@
 """A real Orthanc with its DICOMweb plugin, on loopback, for as long as a test wants it."""
 
 import json
-import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 
 from services.needed import package
+from services.server import Server, free_ports
 
 __all__ = ["Orthanc"]
 
-_START_SECONDS, _STOP_SECONDS = 60.0, 20.0
 
-
-class Orthanc:
+class Orthanc(Server):
     """A PACS of its own: use it as a context manager. Ports and what it holds last until then.
 
     Args:
@@ -28,7 +22,9 @@ class Orthanc:
         more: further entries of its configuration.
     """
 
+    name = "orthanc"
     aet = "ORTHANC"
+    stop_seconds = 20.0
 
     def __init__(
         self,
@@ -37,78 +33,40 @@ class Orthanc:
         modalities: Mapping[str, tuple[str, str, int]] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
+        self._binary, self._plugin = package("orthanc"), package("orthanc-dicomweb")
+        super().__init__()
+        (self.dicom_port,) = free_ports(1)
         self.user = user
         self._modalities = dict(modalities or {})
         self._more = dict(more or {})
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> "Orthanc":
-        self._binary, self._plugin = package("orthanc"), package("orthanc-dicomweb")
-        self._folder = tempfile.TemporaryDirectory(prefix="orthanc-")
-        self.http_port, self.dicom_port = _free_ports(2)
         self._rest = requests.Session()
         self._rest.trust_env = False
-        self._rest.auth = self.user
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        self._rest.auth = user
 
-    def __exit__(self, *_: object) -> None:
-        self.kill()
+    def close(self) -> None:
+        super().close()
         self._rest.close()
-        self._folder.cleanup()
 
     @property
     def root(self) -> str:
         """Of its own REST API."""
-        return f"http://127.0.0.1:{self.http_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
         """Of its DICOMweb API."""
         return f"{self.root}/dicom-web"
 
-    def start(self) -> None:
-        """Starts it, and returns when it answers; what it held before it still holds."""
-        assert self._process is None
-        folder = Path(self._folder.name)
-        configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps(self._configuration(folder)))
-        with (folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binary, str(configuration)], stdout=log, stderr=log, cwd=folder
-            )
-        until = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                if self._rest.get(f"{self.root}/system", timeout=5).ok:
-                    return
-            except requests.RequestException:
-                pass
-            if self._process.poll() is not None or time.monotonic() > until:
-                said = (folder / "log").read_text(errors="replace")[-2000:]
-                self.kill()
-                pytest.fail(f"Orthanc did not start; its last words:\n{said}")
-            time.sleep(0.05)
+    def _command(self) -> Sequence[str | Path]:
+        configuration = self.folder / "orthanc.json"
+        configuration.write_text(json.dumps(self._configuration()))
+        return [self._binary, configuration]
 
-    def stop(self) -> None:
-        """Stops it in good order, if it runs. That takes it some seconds."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            finally:
-                self.kill()
-
-    def kill(self) -> None:
-        """Stops it at once, as a power cut does, if it runs."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+    def _answers(self) -> bool:
+        try:
+            return self._rest.get(f"{self.root}/system", timeout=5).ok
+        except requests.RequestException:
+            return False
 
     def upload(self, files: Iterable[bytes]) -> list[str]:
         """Stores DICOM files; the identifiers that Orthanc gave the instances, in order."""
@@ -135,13 +93,13 @@ class Orthanc:
         answer.raise_for_status()
         return answer.json()
 
-    def _configuration(self, folder: Path) -> dict[str, Any]:
+    def _configuration(self) -> dict[str, Any]:
         return {
             "Name": "Test",
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
+            "StorageDirectory": str(self.folder / "storage"),
+            "IndexDirectory": str(self.folder / "storage"),
             "Plugins": [str(self._plugin)],
-            "HttpPort": self.http_port,
+            "HttpPort": self.port,
             "DicomPort": self.dicom_port,
             "DicomAet": self.aet,
             "DicomModalities": {name: list(node) for name, node in self._modalities.items()},
@@ -152,12 +110,3 @@ class Orthanc:
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             **self._more,
         }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; found together, so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

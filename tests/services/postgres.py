@@ -14,65 +14,52 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import pytest
 
 from services.needed import do_without, package
 from services.packages import install_line
+from services.server import HOST, Server
 
 __all__ = ["Postgres", "ledger_url", "postgres"]
 
-_START_SECONDS, _STOP_SECONDS = 60.0, 60.0
-_HOST = "127.0.0.1"
 _MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 1024**3
 # Whoever connects from this machine may; only the role "guarded" needs a password.
-_ACCESS = f"host all guarded {_HOST}/32 scram-sha-256\nhost all all {_HOST}/32 trust\n"
+_ACCESS = f"host all guarded {HOST}/32 scram-sha-256\nhost all all {HOST}/32 trust\n"
 
 
-class Postgres:
+class Postgres(Server):
     """A server that can be started, stopped and killed; databases outlive all of these.
 
     It runs between entering and leaving it as a context manager. Its locale orders text as
     people do, so that code which leans on the order of bytes is found out.
     """
 
+    name = "postgresql"
+    stop_signal, kill_signal = signal.SIGINT, signal.SIGQUIT
+
     def __init__(self) -> None:
-        self.port = _free_port()
         self._programs = package("postgresql").parent
         self._user = _user()
         in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
-        self._folder = Path(tempfile.mkdtemp("", "postgres-", _MEMORY if in_memory else None))
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(Path(tempfile.mkdtemp("", "postgres-", _MEMORY if in_memory else None)))
         self._numbers = itertools.count(1)
 
-    def __enter__(self) -> Self:
-        try:
-            self._make()
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        shutil.rmtree(self._folder)
-
     def start(self) -> None:
-        """Starts it, on the same port as before, and returns when it answers."""
-        if self._process is not None:
-            raise RuntimeError("PostgreSQL runs already")
+        if not self._data.exists():
+            self._make()
+        super().start()
+
+    def _command(self) -> Sequence[str | Path]:
         options = {
-            "listen_addresses": _HOST,
+            "listen_addresses": HOST,
             "port": self.port,
             "unix_socket_directories": "",
             # It has to outlive its own end, not that of the machine.
@@ -80,37 +67,22 @@ class Postgres:
             "full_page_writes": "off",
         }
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._data, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **self._who_and_where(),
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                self._connect("postgres").close()
-                return
-            except psycopg.OperationalError as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.kill()
-                    pytest.fail(f"PostgreSQL does not start: {error}\n{self._log.read_text()}")
-                time.sleep(0.05)
+        return [self._programs / "postgres", "-D", self._data, *words]
 
-    def stop(self) -> None:
-        """Ends it in order; connections are cut."""
-        self._end(signal.SIGINT)
+    def _options(self) -> Mapping[str, Any]:
+        return {"user": self._user, "group": self._user}
 
-    def kill(self) -> None:
-        """Ends it at once: what was under way is lost."""
-        self._end(signal.SIGQUIT)
+    def _answers(self) -> bool:
+        try:
+            self._connect("postgres").close()
+            return True
+        except psycopg.OperationalError:
+            return False
 
     def url(self, database: str, user: str = "postgres", password: str | None = None) -> str:
         """What SQLAlchemy opens a database by."""
         secret = "" if password is None else f":{password}"
-        return f"postgresql+psycopg://{user}{secret}@{_HOST}:{self.port}/{database}"
+        return f"postgresql+psycopg://{user}{secret}@{HOST}:{self.port}/{database}"
 
     def create_database(self, encoding: str = "UTF8") -> str:
         """The URL of a database that is new and empty."""
@@ -131,23 +103,16 @@ class Postgres:
 
     @property
     def _data(self) -> Path:
-        return self._folder / "data"
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log"
-
-    def _who_and_where(self) -> dict[str, Any]:
-        return {"user": self._user, "group": self._user, "cwd": self._folder}
+        return self.folder / "data"
 
     def _connect(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(
-            host=_HOST, port=self.port, user="postgres", dbname=database, autocommit=True
+            host=HOST, port=self.port, user="postgres", dbname=database, autocommit=True
         )
 
     def _make(self) -> None:
         if self._user is not None:
-            shutil.chown(self._folder, self._user)
+            shutil.chown(self.folder, self._user)
         made = subprocess.run(
             [
                 *(self._programs / "initdb", "--pgdata", self._data, "--no-sync"),
@@ -157,17 +122,12 @@ class Postgres:
             ],
             capture_output=True,
             text=True,
-            **self._who_and_where(),
+            cwd=self.folder,
+            **self._options(),
         )
         if made.returncode:
             pytest.fail(f"no data folder for PostgreSQL: {made.stderr or made.stdout}")
         (self._data / "pg_hba.conf").write_text(_ACCESS)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(_STOP_SECONDS)
-            self._process = None
 
 
 @pytest.fixture(scope="session")
@@ -201,9 +161,3 @@ def _user() -> str | None:
 
 def _name(url: str) -> str:
     return url.rpartition("/")[2]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
