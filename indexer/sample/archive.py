@@ -200,11 +200,7 @@ def _write(new: Path, directory: Path, asked: dict[str, int]) -> SampleReport:
             studies.add(dataset.StudyInstanceUID)
             series.add(dataset.SeriesInstanceUID)
     copied = _copy_pydicom(new / "pydicom") if asked["include_pydicom"] else 0
-    files = {
-        path.relative_to(new).as_posix(): _sha256(path)
-        for path in sorted(new.rglob("*"))
-        if path.is_file()
-    }
+    files = {name: _sha256(path) for name, path in _files(new).items()}
     report = SampleReport(
         directory=directory,
         written=len(files),
@@ -242,7 +238,7 @@ def _existing(directory: Path, asked: dict[str, int], replace_other: bool) -> Sa
             f"{directory} holds a sample made with other settings "
             f"({manifest['asked']}, asked for {asked}): {way_out}"
         )
-    found = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
+    found = _files(directory)
     del found[MANIFEST]
     if found.keys() != files.keys() or any(_sha256(found[k]) != files[k] for k in files):
         raise SettingsError(f"{directory} holds a sample that was changed since: {way_out}")
@@ -322,9 +318,9 @@ def _copy_pydicom(target: Path) -> int:
     """Copies what the installed pydicom ships for its tests; nothing is downloaded."""
     source = Path(pydicom.__file__).parent / "data" / "test_files"
     copied = 0
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            copy = target / path.relative_to(source)
+    for name, path in _files(source).items():
+        if path.suffix not in (".py", ".pyc"):
+            copy = target / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
             copied += 1
@@ -336,6 +332,12 @@ def _save_png(dataset: Dataset, path: Path) -> None:
     low, high = np.percentile(pixels, (0.5, 99.5))
     grey = np.clip((pixels - low) / max(float(high - low), 1.0), 0, 1) * 255
     Image.fromarray(np.rint(grey).astype(np.uint8)).save(path, "PNG")
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Finds the files below a directory; each key is the path in it, with slashes."""
+    paths = sorted(directory.rglob("*"))
+    return {p.relative_to(directory).as_posix(): p for p in paths if p.is_file()}
 
 
 def _sha256(path: Path) -> str:

@@ -2,17 +2,9 @@
 
 import numpy as np
 
-from indexer.sample.shapes import (
-    Canvas,
-    Floats,
-    Pose,
-    bump,
-    jitter,
-    mirror,
-    noise_for,
-    ramp,
-    ring,
-)
+from indexer.sample.chance import derive, grain, jitter, near, noise_for, random_bends
+from indexer.sample.points import SIDES, Point, Pose, mirror, ring, scaled, shifted
+from indexer.sample.shapes import Canvas, Floats, Size, bump, ramp
 
 __all__ = ["abdomen_ct", "chest_ct"]
 
@@ -20,11 +12,7 @@ _AIR, _FAT, _MUSCLE, _LUNG = -1000.0, -105.0, 52.0, -850.0
 
 
 def chest_ct(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (256, 256),
-    *,
-    level: float = 0.5,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (256, 256), *, level: float = 0.5, lesion: bool = False
 ) -> Floats:
     """An axial slice of a chest, float32 (H, W) in HU.
 
@@ -36,16 +24,16 @@ def chest_ct(
     """
     c = Canvas(size, _AIR)
     body, fat, blood = _trunk(rng, 0.91, 0.67)
-    bends = jitter(rng, [(0.0, 0.0)] * 12, 0.012)
+    bends = random_bends(rng, 0.012)
     heart_size, hollow = rng.uniform(0.88, 1.12), rng.normal(0, 0.02)
-    shape = [jitter(rng, _lung(side), 0.018) for side in (-1.0, 1.0)]
-    tree = np.random.default_rng(int(rng.integers(2**32)))
-    spots = (float(rng.choice([-1.0, 1.0])), rng.uniform(0.42, 0.62), rng.uniform(-0.2, 0.3))
+    shape = [jitter(rng, mirror(_LUNG_EDGE, side), 0.018) for side in SIDES]
+    tree = derive(rng)
+    spots = (float(rng.choice(SIDES)), rng.uniform(0.42, 0.62), rng.uniform(-0.2, 0.3))
     noise = noise_for(rng, level)
 
     _wall(c, body, bends, fat, noise)
     arms = 1 - ramp(level, 0.0, 0.3)
-    for sign in (-1.0, 1.0):  # the shoulder blades, lower ends first to go
+    for sign in SIDES:  # the shoulder blades, lower ends first to go
         blade = [(sign * 0.45, 0.80), (sign * 0.66, 0.66), (sign * 0.80, 0.42)]
         c.paint(c.path(body(blade), 0.014 + 0.01 * arms), 520, 0.25 + 0.75 * arms)
     c.paint(c.outline(body(ring(0.80 - 0.1 * fat))), _MUSCLE)
@@ -53,12 +41,11 @@ def chest_ct(
 
     # The lungs are widest above the diaphragm; near it the liver takes the right base.
     spread = 0.86 + 0.14 * ramp(level, 0.0, 0.4)
-    c.paint(c.outline(body([(x * 0.42, y * 0.62 - 0.06) for x, y in ring(1.0)])), _FAT)
-    lungs = np.zeros(size, np.float32)
-    for points in shape:
-        lungs = np.maximum(lungs, c.whole(c.outline(body([(x * spread, y) for x, y in points]))))
+    c.paint(c.outline(body(shifted(scaled(ring(), 0.42, 0.62), 0, -0.06))), _FAT)
+    lungs = c.union(c.outline(body(scaled(points, spread, 1))) for points in shape)
     c.image += lungs * (_LUNG + np.float32(18) * c.texture(noise, 22) - c.image)
-    _vessels(c, body, tree, level, lungs)
+    with c.within(lungs):
+        _vessels(c, body, tree, level)
     if lesion:
         side, px, py = spots
         r = 0.065 * bump(level, 0.5, 0.35)
@@ -74,11 +61,7 @@ def chest_ct(
 
 
 def abdomen_ct(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (256, 256),
-    *,
-    level: float = 0.4,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (256, 256), *, level: float = 0.4, lesion: bool = False
 ) -> Floats:
     """An axial slice of an abdomen, float32 (H, W) in HU.
 
@@ -90,30 +73,29 @@ def abdomen_ct(
     """
     c = Canvas(size, _AIR)
     body, fat, blood = _trunk(rng, 0.89, 0.70)
-    bends = jitter(rng, [(0.0, 0.0)] * 12, 0.012)
+    bends = random_bends(rng, 0.012)
     liver = jitter(rng, _LIVER, 0.022)
     spleen = jitter(rng, _SPLEEN, 0.015)
-    kidneys = [(float(rng.normal(0.40, 0.02)), float(rng.normal(0.30, 0.02))) for _ in range(2)]
-    bowel = np.random.default_rng(int(rng.integers(2**32)))
+    kidneys = [near(rng, (0.40, 0.30), 0.02) for _ in SIDES]
+    bowel = derive(rng)
     focus = (rng.uniform(-0.65, -0.4), rng.uniform(-0.25, 0.1), rng.uniform(0.05, 0.09))
     noise = noise_for(rng, level)
 
     _wall(c, body, bends, fat, noise)
     inner = 0.80 - 0.14 * fat
     c.paint(c.outline(body(ring(inner + 0.03))), _MUSCLE)
-    for sign in (-1.0, 1.0):  # the muscles beside the spine
+    for sign in SIDES:  # the muscles beside the spine
         c.paint(c.ellipse(body.at(sign * 0.20, 0.74), (0.17, 0.10), -12 * sign), _MUSCLE)
     if level < 0.62:
         _ribs(c, body, inner + 0.03, level * 0.7)
-    cavity = c.outline(body([(x * inner * 0.96, y * inner * 0.9 - 0.03) for x, y in ring(1.0)]))
+    cavity = c.outline(body(shifted(scaled(ring(inner), 0.96, 0.9), 0, -0.03)))
     c.paint(cavity, _FAT)
-    wall = c.image.copy()
 
-    _bowel(c, body, bowel, level)
-    _stomach(c, body, level)
-    c.image = np.asarray(wall + c.whole(cavity) * (c.image - wall), np.float32)
+    with c.within(c.whole(cavity)):
+        _bowel(c, body, bowel, level)
+        _stomach(c, body, level)
     low = ramp(level, 0.45, 0.75)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         psoas = body.at(sign * (0.20 + 0.06 * low), 0.42 - 0.03 * low)
         r = 0.05 + 0.07 * low
         c.paint(c.ellipse(psoas, (r, r * 1.25), 15 * sign), _MUSCLE + 6)
@@ -138,7 +120,7 @@ def _trunk(rng: np.random.Generator, wide: float, deep: float) -> tuple[Pose, fl
     """A pose, the thickness of the fat (0 to 1) and the contrast in the blood (HU above plain)."""
     build = rng.uniform(0.9, 1.06)
     pose = Pose(
-        (float(rng.normal(0, 0.02)), float(rng.normal(-0.04, 0.02))),
+        near(rng, (0, -0.04), 0.02),
         (wide * build, deep * build * rng.uniform(0.94, 1.06)),
         float(rng.normal(0, 1.5)),
     )
@@ -146,7 +128,7 @@ def _trunk(rng: np.random.Generator, wide: float, deep: float) -> tuple[Pose, fl
 
 
 def _wall(
-    c: Canvas, body: Pose, bends: list[tuple[float, float]], fat: float, noise: np.random.Generator
+    c: Canvas, body: Pose, bends: list[Point], fat: float, noise: np.random.Generator
 ) -> None:
     # Superellipse: a trunk is squarer than an ellipse, and flat on the back.
     points = [
@@ -154,18 +136,16 @@ def _wall(
         for x, y in ring(1.0, 12, bends)
     ]
     c.paint(c.outline(body(points)), 5)
-    c.paint(
-        c.outline(body([(x * 0.985, y * 0.98) for x, y in points])), _FAT + 8 * c.texture(noise, 30)
-    )
-    layer = 0.92 - 0.11 * fat
-    c.paint(c.outline(body([(x * layer, y * layer) for x, y in points])), _MUSCLE)
-    c.paint(c.outline(body([(x * layer * 0.97, y * layer * 0.95) for x, y in points])), _FAT, 0.35)
+    c.paint(c.outline(body(scaled(points, 0.985, 0.98))), _FAT + 8 * c.texture(noise, 30))
+    layer = scaled(points, 0.92 - 0.11 * fat)
+    c.paint(c.outline(body(layer)), _MUSCLE)
+    c.paint(c.outline(body(scaled(layer, 0.97, 0.95))), _FAT, 0.35)
 
 
 def _ribs(c: Canvas, body: Pose, radius: float, level: float) -> None:
     """Ribs run downwards to the front: a slice cuts each one obliquely, in short arcs."""
     drift = level * 1.3
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         for k in range(-1, 9):
             middle = -72 + (k + drift % 1) * 19.5
             if not -80 < middle < 72:
@@ -180,27 +160,24 @@ def _ribs(c: Canvas, body: Pose, radius: float, level: float) -> None:
             c.paint(c.path(body(arc), 0.007, soft=0.012), 240)
 
 
-def _lung(side: float) -> list[tuple[float, float]]:
-    points = [
-        (0.16, -0.60),
-        (0.36, -0.68),
-        (0.58, -0.50),
-        (0.70, -0.10),
-        (0.70, 0.30),
-        (0.54, 0.60),
-        (0.30, 0.66),
-        (0.19, 0.46),
-        (0.24, 0.15),
-        (0.22, -0.20),
-    ]
-    return points if side > 0 else mirror(points)
+_LUNG_EDGE = [
+    (0.16, -0.60),
+    (0.36, -0.68),
+    (0.58, -0.50),
+    (0.70, -0.10),
+    (0.70, 0.30),
+    (0.54, 0.60),
+    (0.30, 0.66),
+    (0.19, 0.46),
+    (0.24, 0.15),
+    (0.22, -0.20),
+]
 
 
-def _vessels(c: Canvas, body: Pose, rng: np.random.Generator, level: float, lungs: Floats) -> None:
+def _vessels(c: Canvas, body: Pose, rng: np.random.Generator, level: float) -> None:
     """Vessels leave the hilum and thin out; many are cut across and show as dots."""
-    before = c.image.copy()
     strength = 0.4 + 0.6 * bump(level, 0.5, 0.35)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         for _ in range(7):
             turn = rng.uniform(-1.2, 1.25)
             end = rng.uniform(0.5, 0.75) * strength
@@ -221,7 +198,6 @@ def _vessels(c: Canvas, body: Pose, rng: np.random.Generator, level: float, lung
             )
             r = 0.004 + 0.012 * rng.random() ** 3
             c.paint(c.ellipse(dot, (r, r * rng.uniform(1, 2.5)), rng.uniform(0, 180)), 0, 0.8)
-    c.image = np.asarray(before + lungs * (c.image - before), np.float32)
 
 
 def _mediastinum(c: Canvas, body: Pose, level: float, heart: float, blood: float) -> None:
@@ -255,7 +231,7 @@ def _mediastinum(c: Canvas, body: Pose, level: float, heart: float, blood: float
     gone = 1 - ramp(level, 0.48, 0.58)
     c.paint(c.ellipse(body.at(-0.01, 0.08), (0.052, 0.055)), 40, 1 - split)
     c.paint(c.ellipse(body.at(-0.01, 0.08), (0.042, 0.045)), _AIR, 1 - split)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         tube = body([(sign * 0.05, 0.09), (sign * (0.06 + 0.12 * split), 0.12)])
         c.paint(c.path(tube, 0.042), 30, split * gone)
         c.paint(c.path(tube, 0.030), _AIR, split * gone)
@@ -283,17 +259,14 @@ def _organs(
     c: Canvas,
     body: Pose,
     level: float,
-    shapes: tuple[list[tuple[float, float]], list[tuple[float, float]]],
-    kidneys: list[tuple[float, float]],
+    shapes: tuple[list[Point], list[Point]],
+    kidneys: list[Point],
     blood: float,
 ) -> None:
     liver, spleen = shapes
     here = 1 - ramp(level, 0.38, 0.66)
     if here > 0.03:  # the liver shrinks towards its lower tip at the right flank
-        tip = (-0.62, 0.12)
-        k = 0.25 + 0.75 * here
-        shrunk = [(tip[0] + (x - tip[0]) * k, tip[1] + (y - tip[1]) * k) for x, y in liver]
-        inside = c.outline(body(shrunk))
+        inside = c.outline(body(scaled(liver, 0.25 + 0.75 * here, about=(-0.62, 0.12))))
         c.paint(inside, 60 + blood * 0.35)
         for start, middle, end in (
             ((-0.22, -0.05), (-0.42, -0.12), (-0.62, -0.02)),
@@ -308,7 +281,7 @@ def _organs(
     inside = c.outline(body(spleen))
     c.paint(inside, 55 + blood * 0.45, 1 - ramp(level, 0.35, 0.45))
     shown = bump(level, 0.5, 0.17)
-    for sign, (x, y) in zip((-1.0, 1.0), kidneys, strict=True):
+    for sign, (x, y) in zip(SIDES, kidneys, strict=True):
         size = 0.35 + 0.65 * shown if shown > 0.2 else 0.0
         place, angle = body.at(sign * x, y), -28 * sign
         c.paint(c.ellipse(place, (0.125 * size, 0.155 * size), angle), 40 + blood * 0.9)
@@ -329,8 +302,7 @@ def _stomach(c: Canvas, body: Pose, level: float) -> None:
         return
     points = [(0.15, -0.50), (0.42, -0.56), (0.60, -0.28), (0.52, 0.08), (0.34, 0.10), (0.26, -0.2)]
     c.paint(c.outline(body(points), soft=0.01), 45, min(1.0, shown * 1.6))
-    shrunk = [(0.39 + (x - 0.39) * 0.84, -0.24 + (y + 0.24) * 0.86) for x, y in points]
-    inside = c.outline(body(shrunk))
+    inside = c.outline(body(scaled(points, 0.84, 0.86, about=(0.39, -0.24))))
     if inside is None:
         return
     # Gas rises to the front: above a level line there is air, below it a drink of contrast.
@@ -351,18 +323,18 @@ def _bowel(c: Canvas, body: Pose, rng: np.random.Generator, level: float) -> Non
         c.paint(c.ellipse(where, (r * 0.75, r * 0.52), angle, soft=0.01), bright, shown)
         if gas > 0.72:
             c.paint(c.ellipse(where, (r * 0.7, r * 0.5), angle), -850, shown)
-    for sign in (-1.0, 1.0):  # the colon, with gas and stool, runs down both flanks
+    for sign in SIDES:  # the colon, with gas and stool, runs down both flanks
         where = body.at(sign * 0.62, -0.02 + 0.1 * np.sin(4 * level))
         c.paint(c.ellipse(where, (0.085, 0.10)), 50, shown)
         c.paint(c.ellipse(where, (0.066, 0.08), soft=0.02), -150, shown)
         c.paint(c.ellipse((where[0], where[1] - 0.03), (0.05, 0.035)), -900, shown)
 
 
-def _spine(c: Canvas, centre: tuple[float, float], size: float) -> None:
+def _spine(c: Canvas, centre: Point, size: float) -> None:
     x, y = centre
     c.paint(c.ellipse((x, y), (0.115 * size, 0.088 * size)), 480)
     c.paint(c.ellipse((x, y), (0.10 * size, 0.073 * size), soft=0.02), 190)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         arch = [
             (x + sign * 0.07 * size, y + 0.06 * size),
             (x + sign * 0.085 * size, y + 0.14 * size),
@@ -386,13 +358,11 @@ def _table(c: Canvas, body: Pose) -> None:
         (0.95, bottom - 0.16),
     ]
     c.paint(c.path(curve, 0.008), -250)
-    c.paint(c.path([(x, y + 0.07) for x, y in curve], 0.006), -350)
+    c.paint(c.path(shifted(curve, 0, 0.07), 0.006), -350)
 
 
 def _scan(c: Canvas, noise: np.random.Generator, sigma: float) -> Floats:
     """Adds what a scanner adds: a little blur and noise that grows inside the body."""
     c.blur(c.pixel * 0.5)
-    image = c.image + np.float32(sigma) * (
-        0.6 * noise.standard_normal(c.size).astype(np.float32) + 0.6 * c.texture(noise, 70)
-    )
+    image = c.image + np.float32(sigma) * (grain(noise, c.size, 0.6) + 0.6 * c.texture(noise, 70))
     return np.asarray(np.clip(image, -1024, 3000), np.float32)

@@ -4,17 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from indexer.sample.shapes import (
-    Canvas,
-    Floats,
-    Pose,
-    bump,
-    jitter,
-    mirror,
-    noise_for,
-    ramp,
-    ring,
-)
+from indexer.sample.chance import derive, grain, near, noise_for, random_bends
+from indexer.sample.points import SIDES, Point, Pose, mirror, ring, scaled
+from indexer.sample.shapes import Canvas, Floats, Size, bump, ramp
 
 __all__ = ["HEAD_CT", "HEAD_T1", "HEAD_T2", "Tissues", "head_ct", "head_mr"]
 
@@ -45,11 +37,7 @@ HEAD_T2 = Tissues(4, 330, 620, 30, 330, 950, 300, 430, 190, 900, 60, 780, 16, 16
 
 
 def head_ct(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (256, 256),
-    *,
-    level: float = 0.55,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (256, 256), *, level: float = 0.55, lesion: bool = False
 ) -> Floats:
     """An axial slice of a head, float32 (H, W) in HU.
 
@@ -64,7 +52,7 @@ def head_ct(
 
 def head_mr(
     rng: np.random.Generator,
-    size: tuple[int, int] = (192, 192),
+    size: Size = (192, 192),
     *,
     level: float = 0.55,
     lesion: bool = False,
@@ -74,18 +62,16 @@ def head_mr(
     return np.abs(_head(rng, size, level, lesion, tissues))
 
 
-def _head(
-    rng: np.random.Generator, size: tuple[int, int], level: float, lesion: bool, t: Tissues
-) -> Floats:
+def _head(rng: np.random.Generator, size: Size, level: float, lesion: bool, t: Tissues) -> Floats:
     c = Canvas(size, t.air)
     width, length = rng.normal(0.62, 0.02), rng.normal(0.77, 0.02)
     tilt, skull = rng.normal(0, 4), rng.uniform(0.05, 0.075)
-    centre = (float(rng.normal(0, 0.03)), float(rng.normal(-0.04, 0.03)))
+    centre = near(rng, (0, -0.04), 0.03)
     ventricles = rng.uniform(0.75, 1.3)  # they widen with age, as the sulci do
     atrophy = rng.uniform(0.2, 1.0)
-    side = float(rng.choice([-1.0, 1.0]))
-    bends = jitter(rng, [(0.0, 0.0)] * 12, 0.010)
-    folds = np.random.default_rng(int(rng.integers(2**32)))
+    side = float(rng.choice(SIDES))
+    bends = random_bends(rng, 0.010)
+    folds = derive(rng)
     noise = noise_for(rng, level)
 
     # The vault closes towards the vertex; the base is a little narrower than the middle.
@@ -95,8 +81,8 @@ def _head(
     # A skull is broadest behind the middle.
     shell = [(x * (1 + 0.07 * y), y) for x, y in ring(1.0, 12, bends)]
 
-    def shells(scale: float) -> list[tuple[float, float]]:
-        return body([(x * scale, y * scale) for x, y in shell])
+    def shells(scale: float) -> list[Point]:
+        return body(scaled(shell, scale))
 
     if t.air < -500:  # the head rest of a CT couch
         rest = [(-0.80, 0.3), (-0.73, 0.70), (-0.45, 0.92), (0.45, 0.92), (0.73, 0.70), (0.80, 0.3)]
@@ -124,8 +110,7 @@ def _head(
         c.paint(c.ellipse(where, (r * 0.8, r * 1.1), 20, soft=0.03), t.lesion)
     _skull_base(c, body, level, noise, t)
     image = c.image + np.float32(t.texture) * c.texture(noise, 50)
-    image += np.float32(t.noise) * noise.standard_normal(size).astype(np.float32)
-    return np.asarray(image, np.float32)
+    return np.asarray(image + grain(noise, size, t.noise), np.float32)
 
 
 def _brain(
@@ -153,7 +138,7 @@ def _midline(c: Canvas, body: Pose, inner: float, level: float, t: Tissues) -> N
 def _ventricles(c: Canvas, body: Pose, level: float, big: float, t: Tissues) -> None:
     seen = bump(level, 0.55, 0.16)
     bodies = bump(level, 0.70, 0.10)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         # Deep grey matter lies between the horns: caudate, putamen, thalamus.
         for place, radii, angle in (
             ((0.30, -0.08), (0.05, 0.13), -18 * sign),
@@ -180,6 +165,10 @@ def _ventricles(c: Canvas, body: Pose, level: float, big: float, t: Tissues) -> 
     c.paint(c.path(body(cistern), 0.015, soft=0.012), t.fluid, bump(level, 0.38, 0.08))
 
 
+_SOCKET = [(0.15, -0.5), (0.22, -0.9), (0.48, -0.94), (0.62, -0.72), (0.34, -0.38)]
+_NASAL_WALL = [(0.14, -0.95), (0.13, -0.72), (0.15, -0.48)]  # thin, between nose and orbit
+
+
 def _skull_base(
     c: Canvas, body: Pose, level: float, noise: np.random.Generator, t: Tissues
 ) -> None:
@@ -193,9 +182,8 @@ def _skull_base(
     c.paint(c.outline(body(stem), soft=0.03), t.white, low * 0.8)
     face = [(-0.62, -0.55), (-0.4, -1.0), (0.0, -1.14), (0.4, -1.0), (0.62, -0.55)]
     c.paint(c.outline(body([*face, (0.5, -0.25), (-0.5, -0.25)])), t.muscle, low)
-    for sign in (-1.0, 1.0):
-        socket = [(0.15, -0.5), (0.22, -0.9), (0.48, -0.94), (0.62, -0.72), (0.34, -0.38)]
-        socket = [(sign * x, y) for x, y in socket]
+    for sign in SIDES:
+        socket = mirror(_SOCKET, sign)
         c.paint(c.outline(body(socket)), t.fat, low)
         c.paint(c.path(body([*socket[2:], socket[0]]), 0.024), t.bone * 0.9, low)
         c.paint(c.ellipse(body.at(sign * 0.40, -0.82), (0.115, 0.115)), t.globe, low)
@@ -212,13 +200,7 @@ def _skull_base(
             c.paint(c.ellipse(cell, (r, r)), t.air, low * 0.9)
         sinus = c.ellipse(body.at(sign * 0.07, -0.72), (0.035, 0.16), soft=0.01)
         c.paint(sinus, t.air, low)
-        c.paint(c.path(_nasal_wall(body, sign), 0.010), t.bone * 0.8, low)
+        c.paint(c.path(body(mirror(_NASAL_WALL, sign)), 0.010), t.bone * 0.8, low)
     c.paint(c.path(body([(0, -1.05), (0, -0.45)]), 0.010), t.bone * 0.7, low)
     c.paint(c.ellipse(body.at(0, -0.36), (0.11, 0.07), soft=0.01), t.bone, low)
     c.paint(c.ellipse(body.at(0, -0.37), (0.075, 0.045)), t.air, low * 0.9)
-
-
-def _nasal_wall(body: Pose, sign: float) -> list[tuple[float, float]]:
-    """The thin wall between nose and orbit, on the side asked for."""
-    wall = [(0.14, -0.95), (0.13, -0.72), (0.15, -0.48)]
-    return body(mirror(wall) if sign < 0 else wall)

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from indexer.sample.shapes import Canvas, Floats, Pose, blur, jitter, noise_for, ring
+from indexer.sample.chance import exposure, jitter, near, noise_for
+from indexer.sample.points import Point, Pose, mirror, ring, shifted
+from indexer.sample.shapes import Canvas, Floats, Patch, Size, blur
 
 __all__ = ["hand_xray", "knee_xray"]
 
@@ -18,11 +20,7 @@ _FINGERS = (
 
 
 def hand_xray(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (320, 320),
-    *,
-    left: bool = True,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (320, 320), *, left: bool = True, lesion: bool = False
 ) -> Floats:
     """A radiograph of a hand, float32 (H, W): attenuation from 0 (free beam) to ~1.
 
@@ -36,15 +34,11 @@ def hand_xray(
     noise = noise_for(rng, 0.0)
     child = float(rng.uniform(0, 1)) if rng.random() < 0.6 else 0.0
     scale = float(rng.uniform(1.08, 1.34))
-    pose = Pose(
-        (float(rng.normal(0, 0.04)), float(rng.normal(0.22, 0.04))),
-        (scale, scale),
-        float(rng.normal(0, 6)),
-    )
+    pose = Pose(near(rng, (0, 0.22), 0.04), (scale, scale), float(rng.normal(0, 6)))
     spread = float(rng.uniform(0.7, 1.25))
     broken = int(rng.integers(1, 5)) if lesion else -1
-    flesh = np.zeros(size, np.float32)
-    bones: list[tuple[tuple[float, float], tuple[float, float], float, bool]] = []
+    parts: list[Patch | None] = []
+    bones: list[tuple[Point, Point, float, bool]] = []
     for k, (start, angle, lengths) in enumerate(_FINGERS):
         turn = np.deg2rad(angle * (1 if k == 0 else spread) + rng.normal(0, 2))
         point = start
@@ -59,36 +53,35 @@ def hand_xray(
             point = end
         joints = len(line)
         thick = np.linspace(0.115 if k else 0.13, 0.068, joints).tolist()
-        flesh = np.maximum(flesh, c.whole(c.path(pose(line), thick, soft=0.05)))
+        parts.append(c.path(pose(line), thick, soft=0.05))
     palm = [(0.22, 0.30), (0.20, 0.0), (0.12, -0.22), (-0.16, -0.16), (-0.28, 0.05), (-0.2, 0.36)]
-    flesh = np.maximum(flesh, c.whole(c.outline(pose(palm), soft=0.05)))
+    parts.append(c.outline(pose(palm), soft=0.05))
     arm = pose([(0.0, 0.36), (0.0, 1.4)])
-    flesh = np.maximum(flesh, c.whole(c.path(arm, [0.20, 0.23], soft=0.06)))
+    parts.append(c.path(arm, [0.20, 0.23], soft=0.06))
     web = pose([(0.12, -0.05), (0.30, 0.12), (0.2, 0.36)])
-    flesh = np.maximum(flesh, c.whole(c.path(web, [0.08, 0.11, 0.12], soft=0.08)))
+    parts.append(c.path(web, [0.08, 0.11, 0.12], soft=0.08))
+    flesh = c.union(parts)
     c.image += np.float32(0.32) * flesh * (1 + np.float32(0.03) * c.texture(noise, 20))
     for start, end, wide, fractured in bones:
         _tube(c, pose, start, end, wide, child, fractured)
     _wrist(c, rng, pose, child)
     _marker(c, rng, left)
     c.image *= 1 + np.float32(0.02) * c.texture(noise, 60)
-    image = blur(c.image, 0.6) + np.float32(0.007) * noise.standard_normal(size).astype(np.float32)
-    image = np.asarray(np.clip(image, 0, 1.2), np.float32)
-    return image if left else np.ascontiguousarray(image[:, ::-1])
+    return exposure(c, noise, soft=0.6, sigma=0.007, top=1.2, left=left)
 
 
 def _tube(
     c: Canvas,
     pose: Pose,
-    start: tuple[float, float],
-    end: tuple[float, float],
+    start: Point,
+    end: Point,
     wide: float,
     child: float,
     broken: bool,
 ) -> None:
     """A long bone: flared ends, a narrow shaft, and walls that project brighter."""
 
-    def along(t: float, aside: float = 0.0) -> tuple[float, float]:
+    def along(t: float, aside: float = 0.0) -> Point:
         dx, dy = end[0] - start[0], end[1] - start[1]
         long = float(np.hypot(dx, dy))
         return pose.at(start[0] + t * dx - aside * dy / long, start[1] + t * dy + aside * dx / long)
@@ -152,15 +145,11 @@ def _marker(c: Canvas, rng: np.random.Generator, left: bool) -> None:
     plate = c.path([(x, y - 0.05), (x, y + 0.05)], 0.075, soft=0.01)
     c.add(plate, 0.10)
     for stroke in strokes:
-        c.add(c.path([(x + flip * a, y + b) for a, b in stroke], 0.010), 0.55)
+        c.add(c.path(shifted(mirror(stroke, flip), x, y), 0.010), 0.55)
 
 
 def knee_xray(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (256, 256),
-    *,
-    left: bool = True,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (256, 256), *, left: bool = True, lesion: bool = False
 ) -> Floats:
     """A frontal radiograph of a knee, float32 (H, W): attenuation from 0 to ~1.
 
@@ -173,11 +162,7 @@ def knee_xray(
     c = Canvas(size, 0.10)
     noise = noise_for(rng, 0.0)
     scale = float(rng.uniform(0.94, 1.06))
-    pose = Pose(
-        (float(rng.normal(0, 0.03)), float(rng.normal(0.0, 0.03))),
-        (scale, scale),
-        float(rng.normal(0, 2)),
-    )
+    pose = Pose(near(rng, (0, 0), 0.03), (scale, scale), float(rng.normal(0, 2)))
     gap = float(rng.uniform(0.015, 0.04))
     worn = 0.06 if lesion else 0.0
     flesh = [(-1.2, -1.5), (-0.98, 0.0), (-1.0, 1.5), (1.0, 1.5), (0.98, 0.0), (1.2, -1.5)]
@@ -234,7 +219,7 @@ def knee_xray(
     # The bone under the cartilage is dense and shows as two white lines.
     for line in (femur[5:8], femur[9:12], tibia[0:3], tibia[6:9]):
         c.add(c.path(pose(line), 0.014, soft=0.022), 0.15)
-        deep = [(x, y + (0.06 if line[0] in tibia else -0.06)) for x, y in line]
+        deep = shifted(line, 0, 0.06 if line[0] in tibia else -0.06)
         c.add(c.path(pose(deep), 0.035, soft=0.06), 0.06)
     for line in (femur[:5], femur[12:], tibia[9:13], tibia[13:]):
         c.add(c.path(pose(line), 0.012, soft=0.02), 0.12)
@@ -252,6 +237,4 @@ def knee_xray(
                 c.add(c.path(spur, [0.04, 0.015], soft=0.02), 0.22)
     # Radiographs of the knee come with their local contrast raised.
     c.image += np.float32(0.5) * (c.image - blur(c.image, 0.14 / c.pixel))
-    image = blur(c.image, 0.5) + np.float32(0.012) * noise.standard_normal(size).astype(np.float32)
-    image = np.asarray(np.clip(image, 0, 1.2), np.float32)
-    return image if left else np.ascontiguousarray(image[:, ::-1])
+    return exposure(c, noise, soft=0.5, sigma=0.012, top=1.2, left=left)

@@ -3,17 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.sample.shapes import Canvas, Floats, Pose, blur, bump, jitter, noise_for, ramp
+from indexer.sample.chance import derive, exposure, near, noise_for, random_bends
+from indexer.sample.points import SIDES, Point, Pose
+from indexer.sample.shapes import Canvas, Floats, Size, blur, bump, contraction, ramp
 
 __all__ = ["angiogram", "ultrasound"]
 
 
 def ultrasound(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (240, 320),
-    *,
-    phase: float = 0.0,
-    doppler: bool = True,
+    rng: np.random.Generator, size: Size = (240, 320), *, phase: float = 0.0, doppler: bool = True
 ) -> NDArray[np.uint8]:
     """An apical view of the heart, uint8 (H, W, 3), RGB.
 
@@ -27,10 +25,10 @@ def ultrasound(
     apex = (float(rng.normal(0, 0.02)), -0.94)
     lean = float(rng.normal(0, 5))
     big = float(rng.uniform(0.9, 1.12))
-    shift = jitter(rng, [(0.0, 0.0)] * 4, 0.02)
-    tissue = np.random.default_rng(int(rng.integers(2**32)))
+    shift = random_bends(rng, 0.02, 4)
+    tissue = derive(rng)
     noise = noise_for(rng, phase)
-    beat = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
+    beat = contraction(phase)
 
     depth = np.hypot(c.x - apex[0], c.y - apex[1])
     angle = np.arctan2(c.x - apex[0], c.y - apex[1])
@@ -40,12 +38,12 @@ def ultrasound(
     c.image = np.asarray(echo, np.float32)
 
     pose = Pose((apex[0], -0.05), (big, big), lean)
-    squeeze = 1 - 0.22 * beat
+    narrow, wide = 1 - 0.22 * beat, 0.85 + 0.15 * beat
     chambers = (
-        ((0.20, -0.22), (0.19 * squeeze, 0.42 * (1 - 0.1 * beat)), 10.0),
-        ((-0.22, -0.12), (0.13 * squeeze, 0.33), -12.0),
-        ((0.26, 0.48), (0.21 * (0.85 + 0.15 * beat), 0.20), 0.0),
-        ((-0.22, 0.46), (0.19 * (0.85 + 0.15 * beat), 0.20), 0.0),
+        ((0.20, -0.22), (0.19 * narrow, 0.42 * (1 - 0.1 * beat)), 10.0),
+        ((-0.22, -0.12), (0.13 * narrow, 0.33), -12.0),
+        ((0.26, 0.48), (0.21 * wide, 0.20), 0.0),
+        ((-0.22, 0.46), (0.19 * wide, 0.20), 0.0),
     )
     heart = c.ellipse(pose.at(0.02, 0.05), (0.58, 0.86), lean, soft=0.06)
     c.paint(heart, 0.52)
@@ -54,13 +52,10 @@ def ultrasound(
         c.paint(c.ellipse(where, (radii[0] * big, radii[1] * big), turn + lean, soft=0.06), 0.05)
     wall = pose([(0.01, -0.62), (-0.01, 0.1), (0.02, 0.75)])
     c.paint(c.path(wall, [0.035, 0.045, 0.02], soft=0.03), 0.66)
-    for sign in (-1.0, 1.0):  # the valves open and close
-        root = (sign * 0.42, 0.22)
-        tip = (sign * (0.22 - 0.10 * (1 - beat)), 0.20 - 0.10 * (1 - beat))
-        c.paint(c.path(pose([root, tip]), [0.016, 0.010], soft=0.01), 0.95)
-        back = (sign * 0.03, 0.22)
-        tip = (sign * (0.19 + 0.02 * beat), 0.20 - 0.10 * (1 - beat))
-        c.paint(c.path(pose([back, tip]), [0.016, 0.010], soft=0.01), 0.95)
+    for sign in SIDES:  # the valves open and close
+        for root, tip in ((0.42, 0.22 - 0.10 * (1 - beat)), (0.03, 0.19 + 0.02 * beat)):
+            valve = pose([(sign * root, 0.22), (sign * tip, 0.20 - 0.10 * (1 - beat))])
+            c.paint(c.path(valve, [0.016, 0.010], soft=0.01), 0.95)
     rim = pose([(-0.60, -0.25), (-0.58, 0.3), (-0.42, 0.72), (0.1, 0.86), (0.5, 0.70), (0.62, 0.1)])
     c.paint(c.path(rim, 0.018, soft=0.04), 0.85)
 
@@ -120,9 +115,7 @@ def _colour_bar(c: Canvas, rgb: Floats, doppler: bool) -> None:
         rgb += c.whole(mark)[..., None] * (np.float32(0.8) - rgb)
 
 
-def angiogram(
-    rng: np.random.Generator, size: tuple[int, int] = (256, 256), *, phase: float = 0.5
-) -> Floats:
+def angiogram(rng: np.random.Generator, size: Size = (256, 256), *, phase: float = 0.5) -> Floats:
     """A frame of a coronary angiogram, float32 (H, W): 0 black to 1; vessels are dark.
 
     Args:
@@ -131,12 +124,8 @@ def angiogram(
         phase: 0 before the contrast arrives, 0.5 when it fills the vessels, 1 washed out.
     """
     c = Canvas(size, 0.62)
-    tree = np.random.default_rng(int(rng.integers(2**32)))
-    pose = Pose(
-        (float(rng.normal(0, 0.04)), float(rng.normal(0, 0.04))),
-        (1.0, 1.0),
-        float(rng.normal(0, 8)),
-    )
+    tree = derive(rng)
+    pose = Pose(near(rng, (0, 0), 0.04), turn=float(rng.normal(0, 8)))
     noise = noise_for(rng, phase)
     c.image += np.float32(0.05) * c.texture(tree, 3)
     heart = c.outline(
@@ -159,17 +148,15 @@ def angiogram(
     start = (-0.40, -0.50)
     for heading, length in ((0.25, 1.25), (1.15, 1.25), (0.75, 0.9)):
         _branch(c, tree, pose, (start, heading, length, 0.036), (filled, strength, beat), 0)
-    image = blur(c.image, 0.6)
-    image += np.float32(0.018) * noise.standard_normal(size).astype(np.float32)
     shutter = c.whole(c.ellipse((0, 0), (1.03, 1.03), soft=0.02))
-    return np.asarray(np.clip(image, 0, 1) * shutter, np.float32)
+    return exposure(c, noise, soft=0.6, sigma=0.018, top=1) * shutter
 
 
 def _branch(
     c: Canvas,
     rng: np.random.Generator,
     pose: Pose,
-    vessel: tuple[tuple[float, float], float, float, float],
+    vessel: tuple[Point, float, float, float],
     flow: tuple[float, float, float],
     depth: int,
 ) -> None:

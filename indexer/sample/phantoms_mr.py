@@ -1,29 +1,17 @@
 """MR of the breasts and of the beating heart; signal runs from 0 to about 1000."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from indexer.sample.shapes import (
-    Canvas,
-    Floats,
-    Pose,
-    blur,
-    bump,
-    jitter,
-    mirror,
-    noise_for,
-    ramp,
-    ring,
-)
+from indexer.sample.chance import derive, grain, jitter, near, noise_for, random_bends
+from indexer.sample.points import SIDES, Pose, mirror, ring, scaled, shifted
+from indexer.sample.shapes import Canvas, Floats, Size, blur, bump, contraction, ramp
 
 __all__ = ["breast_mr", "cardiac_mr"]
 
 
 def breast_mr(
-    rng: np.random.Generator,
-    size: tuple[int, int] = (192, 192),
-    *,
-    level: float = 0.5,
-    lesion: bool = False,
+    rng: np.random.Generator, size: Size = (192, 192), *, level: float = 0.5, lesion: bool = False
 ) -> Floats:
     """An axial T1 slice of both breasts, lying prone, float32 (H, W).
 
@@ -35,22 +23,21 @@ def breast_mr(
     """
     c = Canvas(size, 4)
     wide, long = float(rng.uniform(0.84, 0.96)), float(rng.uniform(0.45, 0.78))
-    centre = (float(rng.normal(0, 0.02)), float(rng.normal(0.06, 0.03)))
+    centre = near(rng, (0, 0.06), (0.02, 0.03))
     pose = Pose(centre, (wide, 0.9), float(rng.normal(0, 1.5)))
     dense = float(rng.uniform(0.2, 1.0))
-    lean = [float(rng.normal(0, 0.03)) for _ in range(2)]
-    tissue = np.random.default_rng(int(rng.integers(2**32)))
-    side = float(rng.choice([-1.0, 1.0]))
+    lean = [float(rng.normal(0, 0.03)) for _ in SIDES]
+    tissue = derive(rng)
+    side = float(rng.choice(SIDES))
     noise = noise_for(rng, level)
     reach = long * np.sqrt(max(bump(level, 0.5, 0.42), 0.03))
 
     # The coil is close to the breasts, so that the signal falls towards the back.
     back = [(0.98, 0.05), (0.99, 0.35), (0.86, 0.58), (0.45, 0.66)]
     trunk = [(-0.5, -0.05), (0.0, -0.03), (0.5, -0.05), *back, *mirror(back[::-1])]
-    c.paint(c.outline(pose(trunk)), 740)
-    fat = c.whole(c.outline(pose(trunk)))
-    cores = np.zeros(size, np.float32)
-    for sign, tilt in zip((-1.0, 1.0), lean, strict=True):
+    fatty, cores = [c.outline(pose(trunk))], []
+    c.paint(fatty[0], 740)
+    for sign, tilt in zip(SIDES, lean, strict=True):
         breast = [
             (0.08, 0.10),
             (0.13, -0.06),
@@ -63,21 +50,19 @@ def breast_mr(
             (0.98, 0.15),
             (0.5, 0.2),
         ]
-        breast = [(sign * x, y) for x, y in breast]
-        shape = c.outline(pose(breast))
-        c.paint(shape, 760)
-        fat = np.maximum(fat, c.whole(shape))
+        fatty.append(c.outline(pose(mirror(breast, sign))))
+        c.paint(fatty[-1], 760)
         gland = Pose(
             pose.at(sign * (0.49 + tilt * 0.8), -0.50 * reach), (0.20 * wide, 0.42 * reach * 0.9)
         )
-        cores = np.maximum(cores, c.whole(c.outline(gland(ring(1.0)), soft=0.10)))
+        cores.append(c.outline(gland(ring()), soft=0.10))
         nipple = c.ellipse(pose.at(sign * (0.48 + tilt), -1.0 * reach), (0.03, 0.03), soft=0.02)
         c.paint(nipple, 520, bump(level, 0.5, 0.15))
     phase = 3 * level
     first, second = tissue.spawn(2)
     strands = np.cos(phase) * c.texture(first, 30) + np.sin(phase) * c.texture(second, 30)
-    gland_share = np.clip(cores * (0.10 + 0.6 * dense + 0.6 * strands), 0, 1)
-    c.image += fat * gland_share * (250 - c.image)
+    gland_share = np.clip(c.union(cores) * (0.10 + 0.6 * dense + 0.6 * strands), 0, 1)
+    c.image += c.union(fatty) * gland_share * (250 - c.image)
     if lesion:
         where = pose.at(side * 0.52, -0.45 * reach)
         r = 0.075 * bump(level, 0.5, 0.25)
@@ -87,26 +72,26 @@ def breast_mr(
     chest = [(0.62, 0.13), (0.84, 0.32), (0.80, 0.58), (0.40, 0.70)]
     cage = [(0.0, 0.13), (0.3, 0.09), *chest, *mirror(chest[::-1]), (-0.3, 0.09)]
     c.paint(c.outline(pose(cage), soft=0.01), 260)
-    c.paint(c.outline(pose([(x * 0.90, 0.04 + y * 0.96) for x, y in cage]), soft=0.01), 420, 0.7)
-    c.paint(c.outline(pose([(x * 0.86, 0.055 + y * 0.96) for x, y in cage]), soft=0.01), 40)
+    ribs, lungs = scaled(cage, 0.90, 0.96), scaled(cage, 0.86, 0.96)
+    c.paint(c.outline(pose(shifted(ribs, 0, 0.04)), soft=0.01), 420, 0.7)
+    c.paint(c.outline(pose(shifted(lungs, 0, 0.055)), soft=0.01), 40)
     heart = c.ellipse(pose.at(0.10, 0.42), (0.28 * wide, 0.19), 15, soft=0.02)
     c.paint(heart, 150, 0.4 + 0.6 * ramp(level, 0.1, 0.5))
     liver = c.ellipse(pose.at(-0.42, 0.48), (0.30 * wide, 0.22), -10, soft=0.02)
     c.paint(liver, 230, ramp(level, 0.55, 0.85))
     c.paint(c.ellipse(pose.at(0.05, 0.12), (0.08, 0.035), soft=0.02), 480)
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         muscle = pose([(sign * 0.12, 0.10), (sign * 0.45, 0.06), (sign * 0.75, 0.16)])
         c.paint(c.path(muscle, [0.02, 0.04, 0.035], soft=0.01), 230)
     bias = np.clip(1.1 - 0.75 * np.clip(c.y - centre[1], -0.4, 1.0), 0.15, 1.4)
     cut = pose.at(0, 0.60)[1]  # a saturation band ends the picture behind the chest
     band = np.clip((cut - c.y) / 0.04, 0, 1)
-    image = c.image * bias * band * (1 + np.float32(0.05) * c.texture(noise, 8))
-    return _magnitude(blur(np.asarray(image, np.float32), 0.5), noise, 9)
+    return _received(c, c.image * bias * band, noise, cells=8, sigma=9)
 
 
 def cardiac_mr(
     rng: np.random.Generator,
-    size: tuple[int, int] = (192, 192),
+    size: Size = (192, 192),
     *,
     level: float = 0.5,
     lesion: bool = False,
@@ -122,23 +107,23 @@ def cardiac_mr(
         phase: of the heart beat, 0 filled, 0.5 contracted, 1 filled again.
     """
     c = Canvas(size, 2)
-    centre = (float(rng.normal(0.0, 0.06)), float(rng.normal(-0.04, 0.06)))
+    centre = near(rng, (0, -0.04), 0.06)
     turn = float(rng.normal(-18, 14))
     scale = float(rng.uniform(0.85, 1.15))
     pose = Pose(centre, (scale, scale), turn)
     round_view = bool(rng.random() < 0.6)
     fatty = float(rng.uniform(0.3, 1.0))
-    walls = jitter(rng, [(0.0, 0.0)] * 12, 0.03)
+    walls = random_bends(rng, 0.03)
     scar = float(rng.uniform(0, 2 * np.pi))
-    rest = np.random.default_rng(int(rng.integers(2**32)))
+    rest = derive(rng)
     noise = noise_for(rng, level + 7 * phase)
 
     # Chest wall: a bright fat rim at the front and left, seen in part.
     chest = [(-1.15, 0.9), (-1.05, -0.2), (-0.6, -0.78), (0.1, -0.92), (0.75, -0.62), (1.0, 0.1)]
     chest = [*chest, (0.95, 0.95), (0.0, 1.2)]
     c.paint(c.outline(pose(chest)), 620)
-    c.paint(c.outline(pose([(x * 0.91, y * 0.90) for x, y in chest])), 170 + 120 * fatty)
-    c.paint(c.outline(pose([(x * 0.88, y * 0.87) for x, y in chest])), 140)
+    c.paint(c.outline(pose(scaled(chest, 0.91, 0.90))), 170 + 120 * fatty)
+    c.paint(c.outline(pose(scaled(chest, 0.88, 0.87))), 140)
     lungs = [(-0.85, 0.25), (-0.75, -0.35), (-0.4, -0.66), (0.1, -0.74), (0.62, -0.48)]
     c.paint(c.outline(pose([*lungs, (0.80, 0.1), (0.62, 0.45), (0.0, 0.4)]), soft=0.02), 28)
     liver = [(-0.95, 0.40), (-0.5, 0.33), (0.0, 0.42), (0.35, 0.55), (0.2, 1.1), (-0.9, 1.1)]
@@ -152,7 +137,7 @@ def cardiac_mr(
         spot = pose.at(rest.uniform(-0.75, 0.7), rest.uniform(-0.6, 0.3))
         c.paint(c.ellipse(spot, (0.012, 0.012), soft=0.01), 160)
 
-    beat = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
+    beat = contraction(phase)
     taper = np.sqrt(max(1 - 0.75 * level**1.7, 0.1))
     outer = 0.325 * taper
     wall = (0.085 + 0.05 * beat) * (0.9 + 0.2 * level)
@@ -169,11 +154,11 @@ def cardiac_mr(
         (-0.26, 0.08),
         (-0.26, -0.14),
     ]
-    right = [(x * taper, y * taper) for x, y in right]
+    right = scaled(right, taper)
     c.paint(
         c.ellipse(pose.at(-0.10, 0.0), (0.60 * taper, 0.43 * taper), turn, soft=0.02), 330, fatty
     )
-    c.paint(c.outline(pose([(x * 1.10, y * 1.10) for x, y in right]), soft=0.01), 120)
+    c.paint(c.outline(pose(scaled(right, 1.10)), soft=0.01), 120)
     c.paint(c.outline(pose(right), soft=0.01), 470)
     for _ in range(5):
         spot = pose.at(rest.uniform(-0.5, -0.3) * taper, rest.uniform(-0.2, 0.2) * taper)
@@ -199,8 +184,7 @@ def cardiac_mr(
     c.paint(aorta, 500)
 
     glow = 1 + 1.5 * np.exp(-((c.x - centre[0] + 0.5) ** 2 + (c.y - centre[1] + 0.8) ** 2) / 0.3)
-    image = c.image * glow * (1 + np.float32(0.05) * c.texture(noise, 10))
-    image = _magnitude(blur(np.asarray(image, np.float32), 0.5), noise, 10)
+    image = _received(c, c.image * glow, noise, cells=10, sigma=10)
     if round_view:
         image = image * c.whole(c.ellipse((0, 0), (0.86, 0.86), soft=0.01))
     return np.asarray(image, np.float32)
@@ -209,7 +193,26 @@ def cardiac_mr(
 _ARC = (-0.6, -0.3, 0.0, 0.3, 0.6)
 
 
-def _magnitude(image: Floats, noise: np.random.Generator, sigma: float) -> Floats:
-    """Rician noise: the magnitude of a signal that is noisy in both of its channels."""
-    real, other = noise.standard_normal((2, *image.shape)).astype(np.float32) * np.float32(sigma)
+def _received(
+    c: Canvas,
+    signal: NDArray[np.floating],
+    noise: np.random.Generator,
+    *,
+    cells: float,
+    sigma: float,
+) -> Floats:
+    """What the coil receives of a signal, float32 (H, W): cloudy, a little blurred, and noisy.
+
+    The noise is Rician: the magnitude of a signal that is noisy in both of its channels.
+
+    Args:
+        c: the canvas, for its texture.
+        signal: (H, W), 0 to about 1000.
+        noise: where the clouds and the noise come from.
+        cells: clouds along the shorter side of the image.
+        sigma: standard deviation of the noise in each channel, in the unit of the signal.
+    """
+    clouded = signal * (1 + np.float32(0.05) * c.texture(noise, cells))
+    image = blur(np.asarray(clouded, np.float32), 0.5)
+    real, other = grain(noise, (2, *image.shape), sigma)
     return np.asarray(np.hypot(image + real, other), np.float32)

@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from indexer.sample.shapes import Canvas, Floats, Pose, blur, jitter, mirror, noise_for
+from indexer.sample.chance import derive, exposure, jitter, near, noise_for
+from indexer.sample.points import SIDES, Pose, mirror, scaled, shifted
+from indexer.sample.shapes import Canvas, Floats, Size
 
 __all__ = ["chest_xray", "mammogram"]
 
 
 def chest_xray(
-    rng: np.random.Generator, size: tuple[int, int] = (320, 320), *, lesion: bool = False
+    rng: np.random.Generator, size: Size = (320, 320), *, lesion: bool = False
 ) -> Floats:
     """A frontal chest radiograph, float32 (H, W): attenuation from 0 (free beam) to ~1.1.
 
@@ -20,7 +22,7 @@ def chest_xray(
     c = Canvas(size, 0.0)
     noise = noise_for(rng, 0.0)
     pose = Pose(
-        (float(rng.normal(0, 0.03)), float(rng.normal(0.02, 0.04))),
+        near(rng, (0, 0.02), (0.03, 0.04)),
         (float(rng.uniform(0.94, 1.08)), float(rng.uniform(0.94, 1.08))),
         float(rng.normal(0, 2)),
     )
@@ -31,15 +33,13 @@ def chest_xray(
     _heart(c, rng, pose, high)
     _cage(c, pose, high, float(rng.uniform(0.8, 1.3)))
     if lesion:
-        side = float(rng.choice([-1.0, 1.0]))
+        side = float(rng.choice(SIDES))
         where = pose.at(side * rng.uniform(0.32, 0.45), rng.uniform(-0.25, 0.25))
         r = rng.uniform(0.10, 0.2)
         spot = c.whole(c.ellipse(where, (r, r * 0.8), 30, soft=0.16))
         c.image += spot * lungs * (0.20 + np.float32(0.05) * veil)
     c.image = np.asarray(np.clip(c.image, 0, None), np.float32)
-    image = blur(c.image, 0.6)
-    image += np.float32(0.008) * noise.standard_normal(size).astype(np.float32)
-    return np.asarray(np.clip(image, 0, 1.4), np.float32)
+    return exposure(c, noise, soft=0.6, sigma=0.008, top=1.4)
 
 
 def _torso(c: Canvas, pose: Pose, stout: float) -> None:
@@ -58,8 +58,8 @@ def _torso(c: Canvas, pose: Pose, stout: float) -> None:
     ]
     trunk = [*half, *mirror(half[::-1])]
     c.add(c.outline(pose(trunk), soft=0.03), 0.34 + 0.06 * stout)
-    c.add(c.outline(pose([(x * 0.82, y + 0.04) for x, y in trunk]), soft=0.35), 0.20)
-    for sign in (-1.0, 1.0):
+    c.add(c.outline(pose(shifted(scaled(trunk, 0.82, 1), 0, 0.04)), soft=0.35), 0.20)
+    for sign in SIDES:
         arm = pose([(sign * 0.94, -0.62), (sign * 1.16, 0.0), (sign * 1.25, 0.9)])
         c.add(c.path(arm, 0.15, soft=0.06), 0.16)
         head = c.ellipse(pose.at(sign * 0.93, -0.62), (0.115, 0.115), soft=0.03)
@@ -67,7 +67,7 @@ def _torso(c: Canvas, pose: Pose, stout: float) -> None:
         shaft = pose([(sign * 0.98, -0.56), (sign * 1.16, 0.0), (sign * 1.24, 0.9)])
         c.add(c.path(shaft, [0.08, 0.055, 0.055], soft=0.02), 0.16)
         blade = [(0.78, -0.62), (0.62, -0.56), (0.60, -0.1), (0.66, 0.08), (0.76, -0.28)]
-        blade = [(sign * x, y) for x, y in blade]
+        blade = mirror(blade, sign)
         c.add(c.outline(pose(blade), soft=0.02), 0.055)
         c.add(c.path(pose(blade[1:4]), 0.014, soft=0.02), 0.05)
 
@@ -103,19 +103,16 @@ def _lungs(
         (0.17, -0.25),
         (0.17, -0.45),
     ]
-    lungs = np.zeros(c.size, np.float32)
-    deep = np.zeros(c.size, np.float32)
-    for points in (right, left):
-        moved = pose(jitter(rng, points, 0.012))
-        lungs = np.maximum(lungs, c.whole(c.outline(moved, soft=0.012)))
-        deep = np.maximum(deep, c.whole(c.outline(moved, soft=0.09)))
+    both = [pose(jitter(rng, points, 0.012)) for points in (right, left)]
+    lungs = c.union(c.outline(points, soft=0.012) for points in both)
+    deep = c.union(c.outline(points, soft=0.09) for points in both)
     veil = c.texture(noise, 14)
     # The abdomen under the diaphragm is dense; the lungs lie in front of and above it.
     floor = np.clip((c.y - (pose.at(0, 0.28 + high)[1])) / 0.35, 0, 1)
     trunk = np.clip(c.image / 0.3, 0, 1)
     c.image += np.float32(0.42) * floor * trunk
     c.image -= lungs * (0.24 + 0.12 * deep) + np.float32(0.38) * floor * lungs
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         for _ in range(26):  # vessels fan out of the hilum
             turn = rng.uniform(-1.25, 1.35)
             reach = rng.uniform(0.2, 0.5)
@@ -164,7 +161,7 @@ def _heart(c: Canvas, rng: np.random.Generator, pose: Pose, high: float) -> None
 
 
 def _cage(c: Canvas, pose: Pose, high: float, strength: float) -> None:
-    for sign in (-1.0, 1.0):
+    for sign in SIDES:
         for k in range(10):
             top = -0.80 + k * 0.135 + 0.15 * high
             wide = 0.40 + 0.30 * (1 - np.exp(-k / 2.2))
@@ -174,22 +171,19 @@ def _cage(c: Canvas, pose: Pose, high: float, strength: float) -> None:
                 (wide * 0.88, top + 0.09),
                 (wide, top + 0.22),
             ]
-            line = pose([(sign * x, y) for x, y in back])
+            line = pose(mirror(back, sign))
             c.add(c.path(line, 0.028, soft=0.012), 0.040 * strength)
-            c.add(c.path([(x, y + 0.024) for x, y in line], 0.006, soft=0.008), 0.028 * strength)
+            c.add(c.path(shifted(line, 0, 0.024), 0.006, soft=0.008), 0.028 * strength)
             front = [(wide, top + 0.22), (wide * 0.82, top + 0.36), (wide * 0.45, top + 0.40)]
-            c.add(
-                c.path(pose([(sign * x, y) for x, y in front]), 0.026, soft=0.02),
-                0.026 * strength,
-            )
+            c.add(c.path(pose(mirror(front, sign)), 0.026, soft=0.02), 0.026 * strength)
         bone = [(0.07, -0.62), (0.25, -0.68), (0.48, -0.76), (0.76, -0.74)]
-        line = pose([(sign * x, y) for x, y in bone])
+        line = pose(mirror(bone, sign))
         c.add(c.path(line, [0.042, 0.030, 0.030, 0.04], soft=0.015), 0.10 * strength)
 
 
 def mammogram(
     rng: np.random.Generator,
-    size: tuple[int, int] = (384, 288),
+    size: Size = (384, 288),
     *,
     left: bool = True,
     oblique: bool = False,
@@ -208,7 +202,7 @@ def mammogram(
     deep, tall = rng.uniform(1.05, 1.5), rng.uniform(0.75, 0.98)
     density = rng.uniform(0.3, 1.0)
     mass = (rng.uniform(0.35, 0.6), rng.uniform(-0.3, 0.3))
-    ducts = np.random.default_rng(int(rng.integers(2**32)))
+    ducts = derive(rng)
     noise = noise_for(rng, float(oblique))
     x0, sag = -1.0, 0.22 if oblique else 0.0
     body = Pose((x0, 0.0), (deep, tall))
@@ -225,7 +219,7 @@ def mammogram(
     thick = c.whole(c.outline(body(skin), soft=0.12))
     c.image += inside * (0.14 + 0.16 * thick)
     gland = [(0.12, -0.55), (0.5, -0.42), (0.84, -0.02), (0.62, 0.38), (0.2, 0.55), (0.05, 0.0)]
-    gland = [(x, y + sag * 0.8) for x, y in gland]
+    gland = shifted(gland, 0, sag * 0.8)
     core = c.whole(c.outline(body(gland), soft=0.22))
     strands = c.texture(ducts, 9) + 0.7 * c.texture(ducts, 22) + 0.4 * c.texture(ducts, 45)
     c.image += core * np.float32(0.12 + 0.24 * density) * np.clip(0.75 + 0.42 * strands, 0, 2)
@@ -245,6 +239,4 @@ def mammogram(
             tip = (where[0] + 0.15 * np.cos(angle), where[1] + 0.15 * np.sin(angle))
             c.add(c.path([where, tip], [0.012, 0.002], soft=0.008), 0.10)
         c.add(c.ellipse(where, (0.075, 0.065), 20, soft=0.03), 0.28)
-    image = blur(c.image, 0.5) + np.float32(0.006) * noise.standard_normal(size).astype(np.float32)
-    image = np.asarray(np.clip(image, 0, 1.2), np.float32)
-    return image if left else np.ascontiguousarray(image[:, ::-1])
+    return exposure(c, noise, soft=0.5, sigma=0.006, top=1.2, left=left)

@@ -1,10 +1,10 @@
 """Anti-aliased shapes, smooth noise and blur: what the phantoms are drawn with.
 
-Coordinates: the image centre is (0, 0), x grows to the right and y downwards, and the
-shorter side of the image reaches from -1 to 1. All lengths are in this unit.
+Coordinates and lengths are those of ``indexer.sample.points``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,22 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = [
-    "Canvas",
-    "Floats",
-    "Patch",
-    "Points",
-    "Pose",
-    "bump",
-    "jitter",
-    "mirror",
-    "noise_for",
-    "ramp",
-    "ring",
-]
+from indexer.sample.points import Point, Points
+
+__all__ = ["Canvas", "Floats", "Patch", "Size", "blur", "bump", "contraction", "ramp"]
 
 Floats: TypeAlias = NDArray[np.float32]
-Points: TypeAlias = Sequence[tuple[float, float]]
+Size: TypeAlias = tuple[int, int]  # rows and columns
 
 _OVERSAMPLING = 3
 _CURVE_STEPS = 8
@@ -45,58 +35,9 @@ def ramp(level: float, start: float, end: float) -> float:
     return t * t * (3 - 2 * t)
 
 
-def mirror(points: Points) -> list[tuple[float, float]]:
-    """The points on the other side of the midline."""
-    return [(-x, y) for x, y in points]
-
-
-def jitter(rng: np.random.Generator, points: Points, amount: float) -> list[tuple[float, float]]:
-    """The points, each moved at random with this standard deviation."""
-    moved = np.asarray(points) + rng.normal(0, amount, (len(points), 2))
-    return [(float(x), float(y)) for x, y in moved]
-
-
-def noise_for(rng: np.random.Generator, level: float) -> np.random.Generator:
-    """A generator for the noise of one slice.
-
-    The slices of a series draw the same anatomy from equally seeded generators; what is
-    noise has to differ from slice to slice all the same.
-    """
-    return np.random.default_rng((int(rng.integers(2**32)), round(level * 65536)))
-
-
-def ring(
-    radius: float = 1.0, steps: int = 12, bends: Points | None = None
-) -> list[tuple[float, float]]:
-    """Points around a circle; ``bends`` moves each of them."""
-    angles = np.linspace(0, 2 * np.pi, steps, endpoint=False)
-    moves = bends or [(0.0, 0.0)] * steps
-    return [
-        (float(radius * (np.cos(a) + dx)), float(radius * (np.sin(a) + dy)))
-        for a, (dx, dy) in zip(angles, moves, strict=True)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Pose:
-    """Where a body lies in the image: scaled, turned (degrees), then moved."""
-
-    centre: tuple[float, float] = (0.0, 0.0)
-    scale: tuple[float, float] = (1.0, 1.0)
-    turn: float = 0.0
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """The place in the image of a point of the body."""
-        u, v = x * self.scale[0], y * self.scale[1]
-        cos, sin = np.cos(np.deg2rad(self.turn)), np.sin(np.deg2rad(self.turn))
-        return (
-            float(self.centre[0] + u * cos - v * sin),
-            float(self.centre[1] + u * sin + v * cos),
-        )
-
-    def __call__(self, points: Points) -> list[tuple[float, float]]:
-        """The places in the image of the points of the body."""
-        return [self.at(x, y) for x, y in points]
+def contraction(phase: float) -> np.float64:
+    """How far a heart has contracted: 0 at the phases 0 and 1 (filled), 1 at 0.5."""
+    return np.float64(0.5 - 0.5 * np.cos(2 * np.pi * phase))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +57,7 @@ class Canvas:
         fill: the value everywhere before something is painted.
     """
 
-    def __init__(self, size: tuple[int, int], fill: float = 0.0) -> None:
+    def __init__(self, size: Size, fill: float = 0.0) -> None:
         height, width = size
         self.size = size
         self.pixel = 2.0 / min(size)
@@ -146,10 +87,24 @@ class Canvas:
             mask[shape.rows, shape.cols] = shape.mask
         return mask
 
+    def union(self, shapes: Iterable[Patch | None]) -> Floats:
+        """The shapes together as one mask of the whole image, float32 (H, W) in [0, 1]."""
+        mask = np.zeros(self.size, np.float32)
+        for shape in shapes:
+            mask = np.maximum(mask, self.whole(shape))
+        return mask
+
+    @contextmanager
+    def within(self, mask: Floats) -> Iterator[None]:
+        """Confines what is painted meanwhile to a mask, float32 (H, W) in [0, 1]."""
+        before = self.image.copy()
+        yield
+        self.image = np.asarray(before + mask * (self.image - before), np.float32)
+
     def ellipse(
         self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
+        centre: Point,
+        radii: Point,
         angle: float = 0.0,
         soft: float = 0.0,
     ) -> Patch | None:

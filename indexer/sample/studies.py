@@ -1,8 +1,9 @@
 """The imaging protocols of the sample: what a study of each kind holds, and in which syntax."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import product
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,12 @@ from pydicom.uid import (
 from indexer.sample import headers, phantoms
 from indexer.sample.encoding import Pixels, set_pixels
 from indexer.sample.headers import Series, Study
-from indexer.sample.shapes import Floats
+from indexer.sample.shapes import Floats, Size
 
 __all__ = ["PROTOCOLS", "Instance", "Protocol"]
 
-Draw: TypeAlias = Callable[..., Floats]
+Value = TypeVar("Value", bound=np.generic)
+Draw: TypeAlias = Callable[..., NDArray[Value]]
 Windows: TypeAlias = list[tuple[int, int, str]]
 
 _CHEST: Windows = [(40, 400, "MEDIASTINUM"), (-600, 1500, "LUNG")]
@@ -66,10 +68,28 @@ class Protocol:
     build: Build
 
 
-def _draw(study: Study, function: Draw, size: tuple[int, int], **how: object) -> Floats:
-    """The phantom of this patient: two studies of one patient show one anatomy."""
-    rng = np.random.default_rng(study.patient.anatomy)
+def _draw(
+    study: Study, function: Draw[Value], size: Size, *stream: int, **how: object
+) -> NDArray[Value]:
+    """Draws the phantom of this patient: two studies of one patient show one anatomy.
+
+    Numbers in ``stream`` give the patient another anatomy of the same kind.
+    """
+    rng = np.random.default_rng((study.patient.anatomy, *stream))
     return function(rng, size, **how)
+
+
+def _film(
+    study: Study, function: Draw[Value], size: Size, frames: int, *stream: int, **how: object
+) -> NDArray[Value]:
+    """Draws one beat of the heart: as ``_draw``, with a leading axis of frames."""
+    phases = _phases(study, frames)
+    return np.stack([_draw(study, function, size, *stream, phase=p, **how) for p in phases])
+
+
+def _twelve_bits(values: Floats) -> NDArray[np.uint16]:
+    """Rounds to whole numbers from 0 to 4095."""
+    return np.clip(np.rint(values), 0, 4095).astype(np.uint16)
 
 
 def _levels(study: Study, first: float, last: float, count: int) -> list[float]:
@@ -85,7 +105,7 @@ def _phases(study: Study, count: int) -> list[float]:
 
 def _ct(
     series: Series,
-    function: Draw,
+    function: Draw[np.float32],
     levels: list[float],
     windows: Windows,
     syntax: UID,
@@ -106,7 +126,7 @@ def _ct(
             pixels, bits = hu.astype(np.int16), 16
         else:
             headers.ct(ds, windows, -1024, kernel)
-            pixels, bits = np.clip(hu + 1024, 0, 4095).astype(np.uint16), 12
+            pixels, bits = _twelve_bits(hu + 1024), 12
         set_pixels(ds, pixels, syntax, photometric="MONOCHROME2", bits=bits)
         yield Instance(series, ds)
 
@@ -137,7 +157,7 @@ def _abdomen_ct(study: Study) -> Iterator[Instance]:
 
 def _mr(
     series: Series,
-    function: Draw,
+    function: Draw[np.float32],
     shots: list[dict[str, float]],
     syntax: UID,
     timing: tuple[float, float, str],
@@ -151,8 +171,7 @@ def _mr(
         headers.mr(ds, *timing, window)
         lesion = series.study.patient.lesion
         signal = _draw(series.study, function, (size, size), lesion=lesion, **shot, **how)
-        pixels = np.clip(np.rint(signal), 0, 4095).astype(np.uint16)
-        set_pixels(ds, pixels, syntax, photometric="MONOCHROME2", bits=12)
+        set_pixels(ds, _twelve_bits(signal), syntax, photometric="MONOCHROME2", bits=12)
         yield Instance(series, ds)
 
 
@@ -185,11 +204,7 @@ def _cardiac_mr(study: Study) -> Iterator[Instance]:
     frames, size, window = 8, 160, 1100
     ds = headers.new_dataset(cine, EnhancedMRImageStorage, 1)
     headers.enhanced_mr(ds, frames, 2.0, window)
-    film = [
-        _draw(study, draw, (size, size), phase=phase, lesion=study.patient.lesion)
-        for phase in _phases(study, frames)
-    ]
-    pixels = np.clip(np.rint(np.stack(film)), 0, 4095).astype(np.uint16)
+    pixels = _twelve_bits(_film(study, draw, (size, size), frames, lesion=study.patient.lesion))
     set_pixels(ds, pixels, JPEG2000Lossless, photometric="MONOCHROME2", bits=12, frames=frames)
     yield Instance(cine, ds)
 
@@ -204,7 +219,7 @@ def _radiograph(
     view: str,
     laterality: str = "",
     inverted: bool = False,
-) -> Dataset:
+) -> Instance:
     ds = headers.new_dataset(series, sop_class, number)
     headers.radiograph(ds, view, laterality, inverted)
     top = max(float(attenuation.max()), 0.1)
@@ -215,7 +230,43 @@ def _radiograph(
     pixels = (4095 - stored if inverted else stored).astype(np.uint16)
     photometric = "MONOCHROME1" if inverted else "MONOCHROME2"
     set_pixels(ds, pixels, syntax, photometric=photometric, bits=12)
-    return ds
+    return Instance(series, ds)
+
+
+def _both_sides(
+    series: Series,
+    function: Draw[np.float32],
+    size: Size,
+    syntax: UID,
+    *,
+    sop_class: UID,
+    views: Mapping[str, Mapping[str, object]],
+    inverted: bool = False,
+) -> Iterator[Instance]:
+    """Radiographs of the left side, then of the right one; a lesion shows on the left.
+
+    Args:
+        series: which they belong to.
+        function: draws one side.
+        size: rows and columns.
+        syntax: the transfer syntax.
+        sop_class: the SOP class UID.
+        views: the view positions, each with what ``function`` is told to draw it.
+        inverted: whether they are stored as MONOCHROME1.
+    """
+    for number, (left, view) in enumerate(product((True, False), views), start=1):
+        lesion = series.study.patient.lesion and left
+        image = _draw(series.study, function, size, left=left, lesion=lesion, **views[view])
+        yield _radiograph(
+            series,
+            number,
+            image,
+            syntax,
+            sop_class=sop_class,
+            view=view,
+            laterality="L" if left else "R",
+            inverted=inverted,
+        )
 
 
 def _chest_xray(study: Study) -> Iterator[Instance]:
@@ -226,7 +277,7 @@ def _chest_xray(study: Study) -> Iterator[Instance]:
     for number, (view, turn) in enumerate(views, start=1):
         side = 320 - 16 * turn
         image = _draw(study, phantoms.chest_xray, (side, 320), lesion=study.patient.lesion)
-        ds = _radiograph(
+        yield _radiograph(
             series,
             number,
             image,
@@ -237,77 +288,42 @@ def _chest_xray(study: Study) -> Iterator[Instance]:
             view=view,
             inverted=inverted,
         )
-        yield Instance(series, ds)
 
 
 def _hand_xray(study: Study) -> Iterator[Instance]:
-    series = Series(study, 1, "CR", "HAND", "Both hands")
-    for number, left in enumerate((True, False), start=1):
-        lesion = study.patient.lesion and left
-        image = _draw(study, phantoms.hand_xray, (320, 288), left=left, lesion=lesion)
-        ds = _radiograph(
-            series,
-            number,
-            image,
-            RLELossless,
-            sop_class=ComputedRadiographyImageStorage,
-            view="PA",
-            laterality="L" if left else "R",
-            inverted=True,
-        )
-        yield Instance(series, ds)
+    yield from _both_sides(
+        Series(study, 1, "CR", "HAND", "Both hands"),
+        phantoms.hand_xray,
+        (320, 288),
+        RLELossless,
+        sop_class=ComputedRadiographyImageStorage,
+        views={"PA": {}},
+        inverted=True,
+    )
 
 
 def _knee_xray(study: Study) -> Iterator[Instance]:
-    series = Series(study, 1, "DX", "KNEE", "Both knees frontal")
-    for number, left in enumerate((True, False), start=1):
-        lesion = study.patient.lesion and left
-        image = _draw(study, phantoms.knee_xray, (288, 288), left=left, lesion=lesion)
-        ds = _radiograph(
-            series,
-            number,
-            image,
-            JPEG2000Lossless,
-            sop_class=DigitalXRayImageStorageForPresentation,
-            view="AP",
-            laterality="L" if left else "R",
-        )
-        yield Instance(series, ds)
+    yield from _both_sides(
+        Series(study, 1, "DX", "KNEE", "Both knees frontal"),
+        phantoms.knee_xray,
+        (288, 288),
+        JPEG2000Lossless,
+        sop_class=DigitalXRayImageStorageForPresentation,
+        views={"AP": {}},
+    )
 
 
 def _mammography(study: Study) -> Iterator[Instance]:
-    series = Series(study, 1, "MG", "BREAST", "Screening")
-    number = 0
-    for left in (True, False):
-        for view in ("CC", "MLO"):
-            number += 1
-            image = _draw(
-                study,
-                phantoms.mammogram,
-                (384, 288),
-                left=left,
-                oblique=view == "MLO",
-                lesion=study.patient.lesion and left,
-            )
-            ds = _radiograph(
-                series,
-                number,
-                image,
-                JPEGLSLossless,
-                sop_class=DigitalMammographyXRayImageStorageForPresentation,
-                view=view,
-                laterality="L" if left else "R",
-            )
-            headers.mammography(ds, view)
-            yield Instance(series, ds)
-
-
-def _film_of(
-    study: Study, function: Callable[..., NDArray[np.uint8]], size: tuple[int, int], frames: int
-) -> NDArray[np.uint8]:
-    phases = _phases(study, frames)
-    anatomy = study.patient.anatomy
-    return np.stack([function(np.random.default_rng(anatomy), size, phase=p) for p in phases])
+    for instance in _both_sides(
+        Series(study, 1, "MG", "BREAST", "Screening"),
+        phantoms.mammogram,
+        (384, 288),
+        JPEGLSLossless,
+        sop_class=DigitalMammographyXRayImageStorageForPresentation,
+        views={"CC": {"oblique": False}, "MLO": {"oblique": True}},
+    ):
+        headers.mammography(instance.dataset, instance.dataset.ViewPosition)
+        yield instance
 
 
 def _echo(study: Study) -> Iterator[Instance]:
@@ -316,7 +332,7 @@ def _echo(study: Study) -> Iterator[Instance]:
     ds = headers.new_dataset(loop, UltrasoundMultiFrameImageStorage, 1)
     ds.ImageType, ds.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "NO"
     headers.film(ds, 60.0)
-    pixels = _film_of(study, phantoms.ultrasound, (240, 320), frames)
+    pixels = _film(study, phantoms.ultrasound, (240, 320), frames)
     set_pixels(ds, pixels, JPEGBaseline8Bit, photometric="RGB", bits=8, frames=frames)
     yield Instance(loop, ds)
     still = Series(study, 2, "US", "HEART", "Four chamber view")
@@ -327,9 +343,8 @@ def _echo(study: Study) -> Iterator[Instance]:
         # The scale at the edge of the picture is burned in.
         ds.ImageType, ds.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "YES"
         ds.LossyImageCompression = "00"
-        rng = np.random.default_rng(study.patient.anatomy)
         phase += 0.03 * (study.number - 1)
-        image = phantoms.ultrasound(rng, (240, 320), phase=phase, doppler=number == 1)
+        image = _draw(study, phantoms.ultrasound, (240, 320), phase=phase, doppler=number == 1)
         set_pixels(ds, image, syntax, photometric="RGB", bits=8)
         yield Instance(still, ds)
 
@@ -346,16 +361,8 @@ def _angiography(study: Study) -> Iterator[Instance]:
         ds.PositionerPrimaryAngle, ds.PositionerSecondaryAngle = 30 * number - 45, 20
         ds.LossyImageCompression, ds.ImagerPixelSpacing = "00", [0.8, 0.8]
         headers.film(ds, 66.0)
-        draw = phantoms.angiogram
-        run = [
-            draw(
-                np.random.default_rng((study.patient.anatomy, number)),
-                (size, size),
-                phase=phase,
-            )
-            for phase in _phases(study, frames)
-        ]
-        pixels = np.rint(np.stack(run) * 255).astype(np.uint8)
+        run = _film(study, phantoms.angiogram, (size, size), frames, number)
+        pixels = np.rint(run * 255).astype(np.uint8)
         syntax = RLELossless if number == 1 else ExplicitVRLittleEndian
         set_pixels(ds, pixels, syntax, photometric="MONOCHROME2", bits=8, frames=frames)
         yield Instance(series, ds)
