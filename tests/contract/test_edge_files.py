@@ -176,6 +176,7 @@ def test_a_damaged_description_is_named(store_root, collection, text):
     EdgeStore.create(place, collection).close()
     whole = (place / "collection.json").read_text()
     assert json.loads(whole) == {
+        "format": 1,
         "model": collection.model,
         "dim": 16,
         "bits": 64,
@@ -185,6 +186,16 @@ def test_a_damaged_description_is_named(store_root, collection, text):
     with pytest.raises(StoreError, match=r"collection\.json"):
         EdgeStore.open(place)
     (place / "collection.json").write_text(whole)
+
+
+def test_a_store_of_a_later_version_is_left_alone(store_root, collection):
+    place = store_root / "later"
+    EdgeStore.create(place, collection).close()
+    noted = json.loads((place / "collection.json").read_text())
+    (place / "collection.json").write_text(json.dumps({**noted, "format": 2, "cells": "cells.npy"}))
+    for opened in (lambda: EdgeStore.open(place), lambda: EdgeStore.create(place, collection)):
+        with pytest.raises(StoreError, match=r"later version .* format is 2, .* up to 1"):
+            opened()
 
 
 def test_an_interrupted_creation_is_begun_again(store_root, collection, make_points):

@@ -326,6 +326,15 @@ def test_metadata_that_mean_nothing_are_named(rest, collection, noted):
         rest.open()
 
 
+def test_a_collection_of_a_later_version_is_left_alone(rest, collection):
+    rest.create(collection)
+    info = rest.engine.info("precedent")
+    noted = {**info.config.metadata["precedent"], "format": 2}
+    rest.engine.update("precedent", models.UpdateCollection(metadata={"precedent": noted}))
+    with pytest.raises(StoreError, match=r"later version .* format is 2, .* up to 1"):
+        rest.open()
+
+
 def test_a_collection_that_vanished_is_named(server, collection, make_points):
     store = server.create(collection)
     gone = server.connection(name="gone")

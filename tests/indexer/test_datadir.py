@@ -1,5 +1,6 @@
 """The data folder and the key that makes patients' pseudonyms."""
 
+import json
 import stat
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from engine.errors import SettingsError
+from engine import __version__
+from engine.errors import SettingsError, StoreError
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 
@@ -33,7 +35,7 @@ def test_the_key_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
     path = root / "pseudonym.key"
     assert path.read_bytes() == key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(root.iterdir()) == [path]
+    assert sorted(root.iterdir()) == [root / "folder.json", path]
 
 
 def test_every_archive_has_its_own(tmp_path: Path) -> None:
@@ -104,4 +106,39 @@ def test_two_first_runs_at_once_agree_on_one_key(tmp_path: Path) -> None:
     keys = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert keys == {(root / "pseudonym.key").read_bytes().hex()}
-    assert [path.name for path in root.iterdir()] == ["pseudonym.key"]
+    assert {path.name for path in root.iterdir()} == {"folder.json", "pseudonym.key"}
+
+
+def test_the_layout_has_a_version(tmp_path: Path) -> None:
+    data_dir = DataDir(tmp_path / "data")
+    data_dir.make()
+    about = json.loads((tmp_path / "data" / "folder.json").read_bytes())
+    assert about == {"format": 1, "precedent": __version__}
+    assert data_dir.in_force() is None
+
+
+def test_a_folder_without_a_version_gets_one_when_it_is_next_written_to(tmp_path: Path) -> None:
+    data_dir = DataDir(tmp_path)
+    assert data_dir.in_force() is None
+    assert not (tmp_path / "folder.json").exists()
+    data_dir.make()
+    assert (tmp_path / "folder.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ('{"format": 2}', r"later version of Precedent \(its format is 2, .* up to 1\)"),
+        ('{"format": "two"}', "later version"),
+        ("{}", r"folder\.json cannot be read .* remove it"),
+        ("[]", r"folder\.json cannot be read"),
+        ("{", r"folder\.json cannot be read"),
+    ],
+)
+def test_a_folder_of_a_later_version_is_left_alone(tmp_path: Path, about: str, says: str) -> None:
+    (tmp_path / "folder.json").write_text(about)
+    data_dir = DataDir(tmp_path)
+    for used in (data_dir.in_force, data_dir.make, lambda: data_dir.pseudonym_key(Settings())):
+        with pytest.raises(StoreError, match=says):
+            used()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]

@@ -1,0 +1,116 @@
+"""Archives that earlier versions stored open, and answer as those versions did.
+
+``make.py`` made each of them on the last commit before something was stored in another way.
+"""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from formats.make import told
+
+ROOT = Path(__file__).parents[2]
+STORED = sorted(Path(__file__).parent.glob("*.tar.xz"))
+TOLERANCE = 1e-3
+"""Of similarities and p-values: far more than processors differ in, far less than neighbours."""
+
+
+def test_there_are_archives_to_open() -> None:
+    assert STORED[0].name == "0001-folder-without-version.tar.xz"
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda path: path.name.partition(".")[0])
+def test_an_archive_of_an_earlier_version_answers_the_same(stored: Path, tmp_path: Path) -> None:
+    with tarfile.open(stored) as packed:
+        packed.extractall(tmp_path, filter="data")
+    expected = json.loads((tmp_path / "answers.json").read_bytes())
+    assert len(expected) > 8
+    questions = [one["asked"] for one in expected]
+    for asked, answered, one in zip(questions, ask(tmp_path, questions), expected, strict=True):
+        assert alike(answered, one["answer"]), f"{asked}: {answered} is not {one['answer']}"
+
+
+def test_more_can_be_indexed_into_it(tmp_path: Path) -> None:
+    with tarfile.open(STORED[-1]) as packed:
+        packed.extractall(tmp_path, filter="data")
+    queries = [f"pictures/queries/{number}.png" for number in range(3)]
+    indexed, info = ask(tmp_path, [["index", *queries], ["info"]])
+    before = json.loads((tmp_path / "answers.json").read_bytes())[0]["answer"][0]
+    assert indexed[0]["indexed"] == 3
+    assert info[0]["points"] == before["points"] + 3
+    assert json.loads((tmp_path / "data" / "folder.json").read_bytes())["format"] == 1
+
+
+SCRIPT = """
+import contextlib, io, json, sys
+from api.cli.main import app
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = app(arguments, standalone_mode=False)
+    assert not code, (arguments, code)
+    answers.append(printed.getvalue())
+print(json.dumps(answers))
+"""
+
+
+def ask(folder: Path, questions: list[list[str]]) -> list[Any]:
+    """The answers to commands, all from one process, in ``folder``."""
+    as_json = [[*asked, *(["--json"] if "report" not in asked else [])] for asked in questions]
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(as_json)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PRECEDENT_DATA_DIR": str(folder / "data"),
+            "PRECEDENT_MODEL": str(folder / "model"),
+            "PRECEDENT_INDEXING__READERS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = []
+    for asked, text in zip(questions, json.loads(ran.stdout), strict=True):
+        if "report" in asked:
+            found.append(sorted(row["fate"] for row in csv.DictReader(io.StringIO(text))))
+        else:
+            found.append(told([json.loads(line) for line in text.splitlines()]))
+    return found
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Whether a document has all that is expected; it may have more.
+    Numbers may be a little off."""
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(
+            name in found and alike(found[name], value) for name, value in expected.items()
+        )
+    if isinstance(expected, list):
+        same_length = isinstance(found, list) and len(found) == len(expected)
+        return same_length and all(map(alike, found, expected))
+    if isinstance(expected, float) and not isinstance(found, str | None):
+        return bool(abs(found - expected) <= TOLERANCE)
+    return bool(found == expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "is_alike"),
+    [
+        ({"a": 1.0, "new": 2}, {"a": 1.0004}, True),
+        ({"a": 1.0}, {"a": 1.01}, False),
+        ({"a": [1, 2]}, {"a": [1]}, False),
+        ({}, {"a": None}, False),
+        ({"a": None}, {"a": 0.5}, False),
+    ],
+)
+def test_what_counts_as_the_same_answer(found: Any, expected: Any, is_alike: bool) -> None:
+    assert alike(found, expected) == is_alike
