@@ -92,7 +92,7 @@ class OodDocument(_Document):
 
 
 class EvidenceDocument(_Document):
-    """How the answer came about; see docs/architecture.md for the rungs. estimated: candidates
+    """How the answer came about; see docs/search.md for the rungs. estimated: candidates
     is an estimate, as facets are when facets_estimated. compared: candidates whose vectors could
     be looked at. approximate: of these some may have been missed. precision: in which the query
     was encoded, index_precision: in which the index was (null: not noted). note: what is

@@ -33,7 +33,7 @@ class Encoder:
 
     On a CPU an image gets the same bits whatever the batch, its size, the order of the images,
     the number of threads and the process, on one machine with one version of PyTorch. Other
-    machines differ in the last digits: docs/architecture.md says by how much. Where this cannot
+    machines differ in the last digits: docs/model.md says by how much. Where this cannot
     be promised, a :class:`~engine.reproducibility.NotReproducible` warning says why.
 
     Args:

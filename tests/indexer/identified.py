@@ -35,7 +35,7 @@ _UID = "1.2.826.0.1.3680043.10.977."
 _DATE = "190302"
 _PATIENT_ID = f"{_WORD}PATIENT"
 
-# Copied by design, in the form the standard gives them; see docs/architecture.md.
+# Copied by design, in the form the standard gives them; see indexer/imaging/deidentify.py.
 KEPT = {
     "Modality": "CT",
     "BodyPartExamined": "CHEST",
