@@ -16,14 +16,14 @@ from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Task
 from indexer.ledger.database import Database
 from indexer.ledger.schema import instances, points
-from indexer.pipeline.indexing import Indexer, sweep
+from indexer.pipeline.indexing import Indexer, delete_stale_points
 
-__all__ = ["settle"]
+__all__ = ["finish_job"]
 
 _IDS_AT_ONCE = 400
 
 
-def settle(
+def finish_job(
     task: Task, archive: Archive, indexer: Indexer, database: Database, settings: Settings
 ) -> None:
     """Ends a job: disputes, what vanished, points that nothing has any more, tidying up."""
@@ -32,7 +32,7 @@ def settle(
     disputed = {
         *chunks.left_open(task),
         *_conflicting(database, job.id),
-        *_labelled_otherwise(database, archive, job.id),
+        *_with_another_label(database, archive, job.id),
     }
     if disputed:
         pending = chunks.reopen(task, disputed)
@@ -41,7 +41,7 @@ def settle(
         scope = job.spec.scope(settings)
         for locators in archive.ledger.vanished(job.id, job.spec.source, scope):
             archive.delete(locators)
-    sweep(archive.ledger, archive.store, archive.data_dir)
+    delete_stale_points(archive.ledger, archive.store, archive.data_dir)
     archive.store.optimise()
 
 
@@ -82,7 +82,7 @@ def _conflicting(database: Database, job: int) -> set[str]:
     )
 
 
-def _labelled_otherwise(database: Database, archive: Archive, job: int) -> set[str]:
+def _with_another_label(database: Database, archive: Archive, job: int) -> set[str]:
     """Instances of one content whose point has not the label of the first of them."""
     c = instances.c
     mine = and_(c.finished_in == job, c.state == "done")

@@ -140,15 +140,15 @@ class Leases:
         running = connection.execute(
             select(tasks.c.kind, jobs.c.source).join(jobs).where(alive)
         ).all()
-        if row.kind == TaskKind.SETTLE:
-            return not any(one.kind in (TaskKind.INDEX, TaskKind.SETTLE) for one in running)
+        if row.kind == TaskKind.FINISH:
+            return not any(one.kind in (TaskKind.INDEX, TaskKind.FINISH) for one in running)
         if row.kind == TaskKind.DISCOVER:
             return True
         waiting = connection.execute(
             select(func.count())
             .select_from(tasks.join(jobs))
             .where(
-                tasks.c.kind == TaskKind.SETTLE,
+                tasks.c.kind == TaskKind.FINISH,
                 jobs.c.state == JobState.RUNNING,
                 or_(self._is_due(now, queued_is_due=True), alive),
                 self._is_ready(),
@@ -173,10 +173,10 @@ class Leases:
         other = tasks.alias()
         open_ones = select(other.c.number).where(
             other.c.job == tasks.c.job,
-            other.c.kind != TaskKind.SETTLE,
+            other.c.kind != TaskKind.FINISH,
             other.c.state.in_(_OPEN),
         )
-        return or_(tasks.c.kind != TaskKind.SETTLE, ~open_ones.exists())
+        return or_(tasks.c.kind != TaskKind.FINISH, ~open_ones.exists())
 
     def beat(self, task: Task, now: float) -> bool:
         """Renews a lease and brings the counts up to date; False when the work has to stop."""

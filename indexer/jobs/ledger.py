@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, select, update
 from engine.errors import JobError
 from indexer.jobs.records import (
     DISCOVERY,
-    SETTLING,
+    FINISHING,
     Fate,
     JobOptions,
     JobState,
@@ -59,7 +59,7 @@ class JobLedger:
                         "kind": TaskKind.DISCOVER,
                         "state": "waiting",
                     },
-                    {"job": job, "number": SETTLING, "kind": TaskKind.SETTLE, "state": "waiting"},
+                    {"job": job, "number": FINISHING, "kind": TaskKind.FINISH, "state": "waiting"},
                 ],
             )
             return int(job)
@@ -123,7 +123,7 @@ class JobLedger:
                 count += self._reopen_refused(connection, job, again)
             if count:
                 connection.execute(
-                    update(tasks).where(mine, tasks.c.kind == TaskKind.SETTLE).values(again)
+                    update(tasks).where(mine, tasks.c.kind == TaskKind.FINISH).values(again)
                 )
                 connection.execute(
                     update(jobs)

@@ -7,7 +7,7 @@ from indexer.sources.opening import SourceSpec
 
 __all__ = [
     "DISCOVERY",
-    "SETTLING",
+    "FINISHING",
     "Fate",
     "Job",
     "JobOptions",
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-DISCOVERY, SETTLING = 0, -1
+DISCOVERY, FINISHING = 0, -1
 """Numbers of the two tasks that every job has; chunks count from 1."""
 
 MOST_URGENT = 9
@@ -37,7 +37,7 @@ class JobState(StrEnum):
 class TaskKind(StrEnum):
     DISCOVER = "discover"
     INDEX = "index"
-    SETTLE = "settle"
+    FINISH = "settle"
 
 
 class TaskState(StrEnum):

@@ -10,11 +10,11 @@ from engine.errors import DiskFull, PrecedentError, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.datadir.disk_space import check_room
+from indexer.jobs.finishing import finish_job
 from indexer.jobs.lease import Lease
 from indexer.jobs.leases import Leases
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Due, Task, TaskKind
-from indexer.jobs.settling import settle
 from indexer.jobs.windows import is_open
 from indexer.ledger.database import Database
 from indexer.pipeline.indexing import Indexer
@@ -111,7 +111,7 @@ class JobRunner:
             seconds = time.monotonic() - started
             if lease.is_over:
                 self.leases.put_back(task, seconds=seconds)
-            elif task.kind is TaskKind.SETTLE:
+            elif task.kind is TaskKind.FINISH:
                 self.leases.end(task, seconds=seconds)
                 self.leases.close(task, self._now())
             else:
@@ -141,8 +141,8 @@ class JobRunner:
             return
         archive, indexer = self._opened()
         with archive.writing():
-            if task.kind is TaskKind.SETTLE:
-                settle(task, archive, indexer, self._database, self._settings)
+            if task.kind is TaskKind.FINISH:
+                finish_job(task, archive, indexer, self._database, self._settings)
                 return
             manifest = Manifest(self._database, archive.ledger)
             source = task.job.spec.open(self._settings)

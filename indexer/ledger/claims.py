@@ -21,7 +21,7 @@ class Claims:
         the content (sha256) of the instance that has them. Who comes first has them."""
         with self._lock:
             ids = [point_id for done in instances for point_id, _ in done.points]
-            recorded = self._ledger.owners(ids, settled=True)
+            recorded = self._ledger.owners(ids, done_only=True)
             return [self._claim(done, recorded) for done in instances]
 
     def _claim(self, done: Done, recorded: dict[str, list[Owner]]) -> str | None:

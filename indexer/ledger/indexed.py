@@ -10,14 +10,14 @@ from indexer.ledger.database import Database
 from indexer.ledger.instances import Ledger, Pending, State
 from indexer.ledger.schema import instances, points
 
-__all__ = ["Known", "KnownInstances"]
+__all__ = ["IndexedInstance", "IndexedInstances"]
 
 _AT_ONCE = 400
 _LEFT_OUT = "it could not be read as it was indexed when the index was encoded anew"
 
 
 @dataclass(frozen=True, slots=True)
-class Known(Pending):
+class IndexedInstance(Pending):
     """An instance that was indexed. content: sha256 hex. at: when it was indexed, UTC, ISO 8601.
     ids: of its points."""
 
@@ -27,7 +27,7 @@ class Known(Pending):
     ids: tuple[str, ...]
 
 
-class KnownInstances:
+class IndexedInstances:
     """The instances in a ledger that have points.
 
     Raises:
@@ -61,7 +61,7 @@ class KnownInstances:
         with self._database.begin(read=True) as connection:
             return connection.execute(query.limit(1)).first() is not None
 
-    def pages(self, source: str | None) -> Iterator[list[Known]]:
+    def pages(self, source: str | None) -> Iterator[list[IndexedInstance]]:
         """Those of a source, ordered by locator, page by page."""
         c = instances.c
         last = ""
@@ -77,7 +77,7 @@ class KnownInstances:
                 return
             ids = self._ledger.points_of([row.locator for row in rows])
             yield [
-                Known(
+                IndexedInstance(
                     row.locator,
                     row.label,
                     row.state,

@@ -178,7 +178,7 @@ class Ledger:
                 yield Pending(row.locator, row.label)
             last = rows[-1].locator
 
-    def owners(self, ids: Sequence[str], *, settled: bool = False) -> dict[str, list[Owner]]:
+    def owners(self, ids: Sequence[str], *, done_only: bool = False) -> dict[str, list[Owner]]:
         """For each point id that is in the index, the instances it belongs to.
 
         Those seen last come first, then by locator. ``settled`` leaves out instances that
@@ -191,7 +191,7 @@ class Ledger:
                 query = select(points.c.id, points.c.locator, c.content, c.finished_at)
                 query = query.join(instances).where(points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
-                if settled:
+                if done_only:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:

@@ -288,7 +288,7 @@ def is_unchanged(
 def done_row(outcome: Done) -> dict[str, str | None]:
     return {
         "which": outcome.locator,
-        "fate": State.DONE,
+        "new_state": State.DONE,
         "why": None,
         "sentence": None,
         "sha256": outcome.content,
@@ -303,7 +303,7 @@ def refused_row(outcome: Refused) -> dict[str, str | None]:
     nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "pseudonym"))
     return {
         "which": outcome.locator,
-        "fate": State.REFUSED,
+        "new_state": State.REFUSED,
         "why": outcome.reason,
         "sentence": outcome.detail,
         "sop_uid": outcome.sop,
@@ -314,16 +314,16 @@ def refused_row(outcome: Refused) -> dict[str, str | None]:
 def manifest_row(outcome: Done | Refused) -> dict[str, str | None]:
     if isinstance(outcome, Refused):
         fate, why, sentence = "refused", outcome.reason.value, outcome.detail
-        return {"which": outcome.locator, "what": fate, "why": why, "sentence": sentence}
+        return {"which": outcome.locator, "new_fate": fate, "why": why, "sentence": sentence}
     fate = "duplicate" if outcome.duplicate else "indexed"
-    return {"which": outcome.locator, "what": fate, "why": None, "sentence": None}
+    return {"which": outcome.locator, "new_fate": fate, "why": None, "sentence": None}
 
 
 finish_statement = (
     update(instances)
     .where(instances.c.locator == bindparam("which"))
     .values(
-        state=bindparam("fate"),
+        state=bindparam("new_state"),
         reason=bindparam("why"),
         detail=bindparam("sentence"),
         content=bindparam("sha256"),
@@ -339,5 +339,5 @@ finish_statement = (
 manifest_statement = (
     update(manifest)
     .where(manifest.c.job == bindparam("run"), manifest.c.locator == bindparam("which"))
-    .values(fate=bindparam("what"), reason=bindparam("why"), detail=bindparam("sentence"))
+    .values(fate=bindparam("new_fate"), reason=bindparam("why"), detail=bindparam("sentence"))
 )

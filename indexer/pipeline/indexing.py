@@ -31,16 +31,24 @@ from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger.claims import Claims
 from indexer.ledger.instances import Done, Ledger, Pending, Refused
 from indexer.pipeline.file_reader import FileReader
-from indexer.pipeline.read_ahead import ahead
+from indexer.pipeline.read_ahead import read_ahead
 from indexer.pipeline.removal import remove_points
 from indexer.sources.base import ImageSource
 
-__all__ = ["Batch", "Indexer", "Pass", "Reading", "Tally", "labelled", "sweep"]
+__all__ = [
+    "Batch",
+    "Indexer",
+    "IndexingPass",
+    "Reading",
+    "Tally",
+    "delete_stale_points",
+    "ledger_and_index_entry",
+]
 
 _WRITES_WAITING = 4
 _GROUP = 256
 """Instances decided on at once, also when few of them have pictures."""
-_SWEPT_AT_ONCE = 1000
+_DELETED_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -139,23 +147,23 @@ class Indexer:
                 what was recorded as done is done.
             KeyboardInterrupt: after what was under way has been written.
         """
-        one = Pass(self, run, source, manifest, progress)
-        one.over(pending, stop)
-        return one.tally
+        indexing = IndexingPass(self, run, source, manifest, progress)
+        indexing.run(pending, stop)
+        return indexing.tally
 
 
-def sweep(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
     """Removes the points that files had in earlier contents and that no file has any more;
     returns how many. Nothing may be written to the archive meanwhile."""
-    swept = 0
-    while gone := ledger.stale(_SWEPT_AT_ONCE):
+    deleted = 0
+    while gone := ledger.stale(_DELETED_AT_ONCE):
         remove_points(gone, store, data_dir)
         ledger.forget_stale(gone)
-        swept += len(gone)
-    return swept
+        deleted += len(gone)
+    return deleted
 
 
-class Pass:
+class IndexingPass:
     """One pass over pending instances. What becomes of them, a subclass may decide otherwise."""
 
     def __init__(
@@ -183,7 +191,7 @@ class Pass:
         self._timing = Lock()
         self.tally = Tally()
 
-    def over(self, instances: Iterable[Pending], stop: Callable[[], bool]) -> None:
+    def run(self, instances: Iterable[Pending], stop: Callable[[], bool]) -> None:
         indexing = self._settings.indexing
         # Several batches at once, each on one thread: within one batch, threads would wait
         # for each other, and for the readers, at every layer.
@@ -240,7 +248,7 @@ class Pass:
                 yield waiting.popleft(), result
 
         indexing = self._settings.indexing
-        made = ahead(readings(), (1 + indexing.encoders) * indexing.batch_size)
+        made = read_ahead(readings(), (1 + indexing.encoders) * indexing.batch_size)
         with closing(made):
             while True:
                 with self._timed("wait for readers"):
@@ -267,7 +275,7 @@ class Pass:
         """What becomes of each instance: encoded, already there under another name, refused."""
         batch = Batch()
         readable = [
-            labelled(pending, result, self._source.name)
+            ledger_and_index_entry(pending, result, self._source.name)
             for pending, result in readings
             if isinstance(result, Prepared)
         ]
@@ -358,7 +366,9 @@ class Pass:
                 self.tally.seconds[stage] = self.tally.seconds.get(stage, 0.0) + elapsed
 
 
-def labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
+def ledger_and_index_entry(
+    pending: Pending, prepared: Prepared, source: str
+) -> tuple[Done, Prepared]:
     """An instance as the ledger records it and as the index shows it."""
     labels = () if pending.label is None else (pending.label,)
     record = replace(prepared.record, labels=labels, source=source)

@@ -5,7 +5,7 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["read_ahead"]
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.1
@@ -18,7 +18,7 @@ class _End(Generic[_T]):
         self.error = error
 
 
-def ahead(items: Iterable[_T], size: int) -> Generator[_T]:
+def read_ahead(items: Iterable[_T], size: int) -> Generator[_T]:
     """The items in order, up to ``size`` of them made before they are asked for.
 
     The iterator runs in one thread from its start to its end; closing the generator ends it

@@ -10,7 +10,7 @@ from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.ledger.instances import Ledger
-from indexer.pipeline.indexing import Indexer, Tally, sweep
+from indexer.pipeline.indexing import Indexer, Tally, delete_stale_points
 from indexer.pipeline.removal import remove
 from indexer.sources.base import Discovered, ImageSource
 
@@ -97,7 +97,7 @@ def index_archive(
         with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
             tally = indexer.index(run, source, ledger.pending(run), progress=shown)
         optimising = time.monotonic()
-        sweep(ledger, store, data_dir)
+        delete_stale_points(ledger, store, data_dir)
         store.optimise()
         stages["optimise"] = time.monotonic() - optimising
     if vanished_from is not None:

@@ -18,9 +18,16 @@ from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
 from indexer.ledger.database import open_database
-from indexer.ledger.indexed import Known, KnownInstances
+from indexer.ledger.indexed import IndexedInstance, IndexedInstances
 from indexer.ledger.instances import Done, Ledger
-from indexer.pipeline.indexing import Batch, Indexer, Pass, Reading, Tally, labelled
+from indexer.pipeline.indexing import (
+    Batch,
+    Indexer,
+    IndexingPass,
+    Reading,
+    Tally,
+    ledger_and_index_entry,
+)
 from indexer.pipeline.run import Progress
 from indexer.sources.base import ImageSource
 from indexer.sources.folder import FolderSource
@@ -45,10 +52,10 @@ class _Currency:
     ledger: Ledger
     until: str | None
 
-    def lacking(self, page: list[Known]) -> dict[str, str]:
+    def lacking(self, page: list[IndexedInstance]) -> dict[str, str]:
         """Points of these instances that are missing or out of date, with the first instance
         that has each."""
-        ids = sorted({point_id for known in page for point_id in known.ids})
+        ids = sorted({point_id for instance in page for point_id in instance.ids})
         there = {point.id: point.indexed_at for point in self.store.get(ids)}
         owners = self.ledger.owners(ids)
         return {
@@ -104,9 +111,9 @@ class CatchUp:
         self._opened = ExitStack()
         with ExitStack() as opened:
             database = opened.enter_context(open_database(settings, data_dir.ledger))
-            self._known = KnownInstances(database)
+            self._indexed = IndexedInstances(database)
             self._ledger = Ledger(database)
-            self._sources = {name: self._source(name) for name in self._known.sources()}
+            self._sources = {name: self._source(name) for name in self._indexed.sources()}
             encoder = following(load_encoder(model, settings), store.collection, settings)
             self._indexer = opened.enter_context(
                 Indexer(encoder, store, self._ledger, data_dir, settings)
@@ -127,14 +134,14 @@ class CatchUp:
         """Where instances of this source are read; files, wherever they came from, as files."""
         if name is not None and isinstance(self._settings.sources.get(name), DicomWebSettings):
             return SourceSpec(name=name).open(self._settings)
-        if self._known.has_addresses(name):
+        if self._indexed.has_addresses(name):
             # Says that the settings lack it, and how it is added.
             SourceSpec(name=name).settings(self._settings)
         return FolderSource([], name=name or "folder")
 
     def encode(self) -> None:
         """Reads and encodes what the index lacks."""
-        self._walked, total = 0, self._known.count()
+        self._walked, total = 0, self._indexed.count()
 
         def shown(tally: Tally) -> None:
             points = self.encoded + tally.points
@@ -143,29 +150,31 @@ class CatchUp:
         # Of several files with one content the first says what it is; another one is read
         # only when that cannot be.
         for firsts in (True, False):
-            for name in self._known.sources():
+            for name in self._indexed.sources():
                 if name not in self._sources:  # it has come meanwhile
                     self._sources[name] = self._source(name)
-                one = _Pass(self._indexer, self._sources[name], self._failed, shown)
+                reencoding = _ReencodingPass(
+                    self._indexer, self._sources[name], self._failed, shown
+                )
                 try:
-                    one.over(self._lacking(name, firsts=firsts), lambda: False)
+                    reencoding.run(self._lacking(name, firsts=firsts), lambda: False)
                 finally:
-                    self.encoded += one.tally.points
+                    self.encoded += reencoding.tally.points
 
-    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[Known]:
-        for page in self._known.pages(source):
+    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[IndexedInstance]:
+        for page in self._indexed.pages(source):
             lacking = self._currency.lacking(page)
-            for known in page:
-                heads = {lacking[point_id] for point_id in known.ids if point_id in lacking}
-                wanted = heads and (known.locator in heads) == firsts
-                if wanted and not self._has_failed(known):
-                    yield known
+            for instance in page:
+                heads = {lacking[point_id] for point_id in instance.ids if point_id in lacking}
+                wanted = heads and (instance.locator in heads) == firsts
+                if wanted and not self._has_failed(instance):
+                    yield instance
             if firsts:
                 self._walked += len(page)
 
-    def _has_failed(self, known: Known) -> bool:
-        failed = self._failed.get(known.locator)
-        return failed is not None and failed.at == known.at
+    def _has_failed(self, instance: IndexedInstance) -> bool:
+        failed = self._failed.get(instance.locator)
+        return failed is not None and failed.at == instance.at
 
     def check(self, *, leave_out: bool, of_tried: bool = False) -> None:
         """Whether all that can be encoded is.
@@ -177,7 +186,9 @@ class CatchUp:
             SourceError: instances would have to be left out, and may not.
         """
         self.left_out = sum(
-            not of_tried or self._has_failed(known) for out, _ in self._parted() for known in out
+            not of_tried or self._has_failed(instance)
+            for out, _ in self._parted()
+            for instance in out
         )
         if self.left_out and not leave_out:
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.reasons().items())
@@ -188,27 +199,27 @@ class CatchUp:
                 "--leave-out"
             )
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Makes ledger and index agree. Nobody may write meanwhile."""
         for gone in self._unowned():
             self.removed += self._store.delete(Filter(must=(Ids(gone),)))
         self._store.flush()
         for out, back in self._parted():
-            self._known.leave_out([known.locator for known in out])
-            self._known.take_back([known.locator for known in back])
+            self._indexed.leave_out([instance.locator for instance in out])
+            self._indexed.take_back([instance.locator for instance in back])
 
-    def _parted(self) -> Iterator[tuple[list[Known], list[Known]]]:
+    def _parted(self) -> Iterator[tuple[list[IndexedInstance], list[IndexedInstance]]]:
         """Page by page the instances that the index lacks, and those that it has although they
         had been left out."""
-        for name in self._known.sources():
-            for page in self._known.pages(name):
+        for name in self._indexed.sources():
+            for page in self._indexed.pages(name):
                 lacking = self._currency.lacking(page)
-                out = [known for known in page if not lacking.keys().isdisjoint(known.ids)]
-                missing = {known.locator for known in out}
+                out = [instance for instance in page if not lacking.keys().isdisjoint(instance.ids)]
+                missing = {instance.locator for instance in out}
                 back = [
-                    known
-                    for known in page
-                    if known.state == "refused" and known.locator not in missing
+                    instance
+                    for instance in page
+                    if instance.state == "refused" and instance.locator not in missing
                 ]
                 yield out, back
 
@@ -241,7 +252,7 @@ class _Batch(Batch):
     at: list[str] = field(default_factory=list)
 
 
-class _Pass(Pass):
+class _ReencodingPass(IndexingPass):
     """One pass over known instances: their points go into another index, and the ledger and the
     thumbnails stay as they are."""
 
@@ -257,20 +268,20 @@ class _Pass(Pass):
 
     def _decided(self, readings: list[Reading]) -> Batch:
         batch = _Batch()
-        for known, result in readings:
-            if not isinstance(known, Known):
+        for instance, result in readings:
+            if not isinstance(instance, IndexedInstance):
                 raise TypeError("only what is known can be encoded anew")
             if isinstance(result, ImageRefused):
-                self._failed[known.locator] = _Failed(known.at, result.reason.value)
+                self._failed[instance.locator] = _Failed(instance.at, result.reason.value)
                 continue
-            done, prepared = labelled(known, result, self._source.name)
-            if not _is_as_indexed(known, done):
-                self._failed[known.locator] = _Failed(known.at, _CHANGED)
+            done, prepared = ledger_and_index_entry(instance, result, self._source.name)
+            if not _is_as_indexed(instance, done):
+                self._failed[instance.locator] = _Failed(instance.at, _CHANGED)
                 continue
-            pictures = tuple(one for one in prepared.pictures if one.point_id in known.ids)
+            pictures = tuple(one for one in prepared.pictures if one.point_id in instance.ids)
             batch.outcomes.append(done)
             batch.prepared.append(replace(prepared, pictures=pictures))
-            batch.at.append(known.at)
+            batch.at.append(instance.at)
         self.tally.seen += len(readings)
         return batch
 
@@ -292,8 +303,8 @@ class _Pass(Pass):
         self._store.flush()
 
 
-def _is_as_indexed(known: Known, done: Done) -> bool:
+def _is_as_indexed(instance: IndexedInstance, done: Done) -> bool:
     """Servers may write the same instance anew each time they are asked for it; which one it
     is, its UID says."""
-    same = done.content == known.content or known.locator.startswith("http")
-    return same and {*known.ids} <= {one for one, _ in done.points}
+    same = done.content == instance.content or instance.locator.startswith("http")
+    return same and {*instance.ids} <= {one for one, _ in done.points}

@@ -102,7 +102,7 @@ def reencode(
         with exchanging(data_dir.root):
             work.encode()
             work.check(leave_out=leave_out)
-            work.settle()
+            work.reconcile()
             at = _stamp(now)
             indexes.put_in_force(InForce(name, kept, since=at, previous=replace(left, until=at)))
     return ReencodingReport(

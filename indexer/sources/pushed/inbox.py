@@ -227,7 +227,7 @@ class Inbox:
         self._round = {**dict.fromkeys(more, 0), **self._round}
         return list(self._round)
 
-    def settle(self) -> None:
+    def end_round(self) -> None:
         """The round is over: what it took is indexed or refused."""
         with self._changed:
             self._bytes -= sum(self._round.values())
@@ -314,7 +314,7 @@ def index_in_rounds(
             inbox.pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
-            inbox.settle()
+            inbox.end_round()
             pause = pause_seconds
 
 
