@@ -185,7 +185,7 @@ class Leases:
         return or_(tasks.c.kind != TaskKind.FINISH, ~open_ones.exists())
 
     def beat(self, task: Task, now: float) -> bool:
-        """Renews a lease and updates the task's counts; False when the worker has to stop the task."""
+        """Renews a lease and updates the task's counts; False when the task has to stop."""
         with self._database.begin() as connection:
             renewed = connection.execute(
                 update(tasks)

@@ -1,4 +1,4 @@
-"""Instances that the ledger knows with their points: what an index has to have."""
+"""Lists the instances that the ledger records as indexed, with their points, for re-encoding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ _LEFT_OUT = "it could not be read as it was indexed when the index was encoded a
 
 @dataclass(frozen=True, slots=True)
 class IndexedInstance(Pending):
-    """An instance that was indexed. content: sha256 hex. at: when it was indexed, UTC, ISO 8601.
-    ids: of its points."""
+    """An instance that has points.
+
+    state: "done"; or "refused" if it was left out when the archive was re-encoded.
+    content: sha256 hex of its file. at: when it was indexed, UTC, ISO 8601. ids: of its points.
+    """
 
     state: str
     content: str
@@ -28,7 +31,7 @@ class IndexedInstance(Pending):
 
 
 class IndexedInstances:
-    """The instances in a ledger that have points.
+    """The instances of a ledger that have points.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -47,14 +50,14 @@ class IndexedInstances:
             return int(connection.execute(query).scalar_one())
 
     def sources(self) -> list[str | None]:
-        """The names of their sources; None = from before sources had names."""
+        """The names of their sources; None = recorded without a source."""
         query = select(instances.c.source).where(self._have_points).distinct()
         with self._database.begin(read=True) as connection:
             found = set(connection.execute(query).scalars())
         return sorted(found, key=lambda name: name or "")
 
     def has_addresses(self, source: str | None) -> bool:
-        """Whether some of a source's lie on a server."""
+        """Whether any of a source's instances lies on a DICOMweb server."""
         query = select(instances.c.locator).where(
             instances.c.source == source, instances.c.locator.like("http%"), self._have_points
         )
@@ -62,7 +65,7 @@ class IndexedInstances:
             return connection.execute(query.limit(1)).first() is not None
 
     def pages(self, source: str | None) -> Iterator[list[IndexedInstance]]:
-        """Those of a source, ordered by locator, page by page."""
+        """The instances of a source, ordered by locator, page by page."""
         c = instances.c
         last = ""
         while True:
@@ -90,13 +93,13 @@ class IndexedInstances:
             last = rows[-1].locator
 
     def leave_out(self, locators: Sequence[str]) -> None:
-        """Notes that instances are not in the index any more, but come back when a run can read
-        them. Their points stay noted: an index that is kept may have them."""
+        """Records instances as refused, because the new index lacks them; later runs try to read
+        them again. Their points stay recorded: the previous index, which is kept, may have them."""
         reason = RefusalReason.UNREADABLE.value
         self._note(locators, State.DONE, State.REFUSED, reason, _LEFT_OUT)
 
     def take_back(self, locators: Sequence[str]) -> None:
-        """Notes that instances which were left out are in the index again."""
+        """Records instances that were left out as done, because the index has them again."""
         self._note(locators, State.REFUSED, State.DONE, None, None)
 
     def _note(
