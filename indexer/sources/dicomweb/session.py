@@ -113,7 +113,7 @@ class Session(requests.Session):
         return response
 
     def resolve_redirects(self, *_: Any, **__: Any) -> Any:
-        """Yields nothing: :meth:`send` follows redirects; requests would read their bodies first."""
+        """Yields nothing: :meth:`send` follows redirects; requests would read their bodies."""
         return iter(())
 
     def body(self, response: requests.Response, stopped: Event | None = None) -> Iterator[bytes]:
