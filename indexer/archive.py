@@ -1,4 +1,4 @@
-"""An archive, opened: its model, its index, its ledger, and the engine that searches them."""
+"""An open archive: model, index and ledger of one data folder, and the search engine over them."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,8 @@ class Archive:
     Args:
         settings: which folder, which model, which limits.
         create: make the index when there is none.
-        database: of the ledger, where the caller has it open and closes it.
+        database: the ledger's database, if the caller has opened it; the caller then closes it.
+            None = opened and closed here.
 
     Raises:
         ModelError: no usable model. StoreNotFound, StoreLocked, FingerprintMismatch: as
@@ -58,7 +59,8 @@ class Archive:
     ) -> None:
         self.settings = settings
         self.data_dir = DataDir(settings.data_dir)
-        # Before anything is opened: what comes into force meanwhile shows later.
+        # Read before anything is opened, so that an index that replaces this one in the meantime
+        # is noticed by ``is_replaced``.
         self._in_force = self._noted()
         self._writers = 0
         self._writing = Lock()
@@ -80,10 +82,10 @@ class Archive:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
             self.ledger = Ledger(database)
-            # In this order: another worker writes points first, and then says that they are done.
+            # Ledger first, then store: another worker writes points before it records them as done.
             if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
-                # The index was deleted: what the ledger says is not true, and thumbnails are
-                # of nothing.
+                # The index was deleted: the ledger's records are wrong, and the thumbnails belong
+                # to no point.
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
@@ -94,22 +96,22 @@ class Archive:
         return self.data_dir.in_force(served=self.settings.store.url is not None)
 
     def _index(self, noted: InForce | None) -> str | None:
-        """The name of an index; None = the one on a server that was never replaced."""
+        """The name of the index in force; None = on a server, where none was ever replaced."""
         if noted is not None:
             return noted.index
         return FIRST_INDEX if self.settings.store.url is None else None
 
     @property
     def is_replaced(self) -> bool:
-        """Whether another index, or another calibration, has come into force since."""
+        """Whether another index or calibration has come into force since this one was opened."""
         return self._noted() != self._in_force
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For all that writes: nothing takes the place of the index meanwhile. May be nested.
+        """A lock to hold while writing: no other index can replace this one. May be nested.
 
         Raises:
-            StoreError: another one has taken its place already.
+            StoreError: another index has replaced this one already.
         """
         with self._writing:
             if self._writers == 0:
@@ -166,15 +168,18 @@ class Archive:
             )
 
     def indexer(self) -> Indexer:
-        """What indexes chunks into this archive; see ``indexer.jobs``."""
+        """A new indexer that writes into this archive; whoever asks for it closes it."""
         return Indexer(self.encoder, self.store, self.ledger, self.data_dir, self.settings)
 
     def query_reader(self, processes: int = 1) -> "QueryReader":
-        """Reads query images in processes that may die without taking this one along."""
+        """A reader of query images, whose decoders run, and may crash, in separate processes."""
         return QueryReader(self, processes)
 
     def paths(self, ids: Sequence[str]) -> dict[str, Path]:
-        """Where the images with these point ids lie that are files; for local use only."""
+        """The file paths of these point ids, by id; without those whose image is not a plain file.
+
+        They may identify patients: for local use only.
+        """
         owners = self.ledger.owners(ids)
         return {
             point_id: file_path(found[0].locator)
@@ -184,20 +189,22 @@ class Archive:
 
     def delete(self, locators: Sequence[str]) -> int:
         """Removes instances from index, thumbnails and ledger, and received ones from the data
-        folder; returns the points removed."""
+        folder; returns how many points were removed."""
         with self.writing():
             self._remove_beside(points_only_of(locators, self.ledger))
             removed = remove(locators, self.ledger, self.store, self.data_dir)
         received = file_locator(self.data_dir.received.absolute()) + "/"
         for locator in locators:
-            # Nobody else has a use for it, and `precedent receive` would index it again.
+            # The file exists only for this archive, and `precedent receive` would index it again.
             if locator.startswith(received):
                 file_path(locator).unlink(missing_ok=True)
         return removed
 
     def _remove_beside(self, ids: Sequence[str]) -> None:
-        """Removes points from the indexes that are kept. One that is being filled has someone
-        who will see what was deleted."""
+        """Removes points from the indexes kept beside the one in force.
+
+        One that is locked is passed over: the re-encoding that fills it removes them at its end.
+        """
         if not ids:
             return
         indexes = indexes_of(self.settings, self.data_dir)
@@ -207,7 +214,7 @@ class Archive:
                 store.flush()
 
     def delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
-        """Removes everything with these identifiers; returns how many instances and points.
+        """Removes all instances and points with these identifiers; returns how many of each.
 
         Args:
             wanted: values by field: study, patient, sop, source, tenant.
@@ -225,10 +232,10 @@ class Archive:
         return instances, points + self.delete_unowned(where)
 
     def delete_unowned(self, where: Filter) -> int:
-        """Removes those points, of the ones ``where`` lets pass, that are of no file in the
-        ledger; returns how many.
+        """Removes the points that match ``where`` and belong to no instance in the ledger; returns
+        how many.
 
-        There are such after the ledger was lost, or a snapshot restored without it.
+        Such points exist after the ledger was lost, or a snapshot was restored without it.
         """
         with self.writing():
             ids = [point.id for point in self.store.scroll(where)]
@@ -240,11 +247,11 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryImage:
-    """What is searched for.
+    """A query image: its middle frame, ready to be encoded.
 
-    id: the point id of its middle frame, if it is indexed. record: what its file says, in the
-    index's own terms, so that its study and patient can be left out. canvas: uint8 (S, S) or
-    (S, S, 3), as the model takes it.
+    id: the point id that this frame has if it is indexed. record: the allow-listed fields of its
+    header, pseudonymised as in the index, so that its own study and patient can be excluded.
+    canvas: uint8 (S, S) or (S, S, 3), the model's input.
     """
 
     id: str
@@ -253,7 +260,7 @@ class QueryImage:
 
 
 class QueryReader:
-    """Files and uploads → query images, under the archive's limits."""
+    """Reads files and uploads as query images, under the limits of the archive's settings."""
 
     def __init__(self, archive: Archive, processes: int) -> None:
         self._files = FileReader(
@@ -265,7 +272,7 @@ class QueryReader:
         )
 
     def read(self, images: Sequence[Path | bytes]) -> list[QueryImage | ImageRefused]:
-        """Of each path or upload its middle frame, or why there is none."""
+        """The middle frame of each path or upload, or the reason why there is none, in order."""
         return [
             result if isinstance(result, ImageRefused) else _query_image(result)
             for result in self._files.read(images)

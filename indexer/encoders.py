@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_encoder(directory: Path, settings: Settings) -> Encoder:
-    """The encoder of a checkpoint folder, as the settings ask for it.
+    """The encoder of a checkpoint folder, on the device and in the precision of the settings.
 
     Raises:
         ModelError: as ``Encoder.load``.
@@ -27,10 +27,10 @@ def load_encoder(directory: Path, settings: Settings) -> Encoder:
 
 
 def following(encoder: Encoder, collection: Collection, settings: Settings) -> Encoder:
-    """The encoder in the precision of an index, where the settings leave that open.
+    """The encoder switched to the precision of an index, if the setting ``precision`` is "auto".
 
-    Where they ask for another precision than that of the index, the encoder is returned as it
-    is, and a warning is logged. An index that notes no precision leaves it to the encoder.
+    If the setting names another precision than the index has, the encoder is returned unchanged
+    and a warning is logged. It is also returned unchanged if the index records no precision.
     """
     noted = collection.precision
     if noted is None or noted == encoder.precision:

@@ -1,7 +1,7 @@
-"""Archives as lists of training examples: labels and patients from DICOM headers.
+"""Lists the images of an archive as training examples, with labels and patients from DICOM headers.
 
-Only headers are read here, no pixels. Patients are told apart by a keyed pseudonym that is
-never stored, so its key is no secret.
+Only headers are read, no pixels. Patients are told apart by a keyed pseudonym; it is never stored,
+so the key need not be secret.
 """
 
 import logging
@@ -39,18 +39,18 @@ _NAMED = 8
 def from_dicom_tags(
     root: Path, limits: ImageLimits, *, min_class_size: int = 10, leave_out: Path | None = None
 ) -> list[Example]:
-    """The DICOM images below ``root``, labelled modality, body part and view, as in "CR HAND PA".
+    """The DICOM images below ``root``, labelled by modality, body part and view: "CR HAND PA".
 
-    Those of one patient, or study where no patient is named, are one group. What is no DICOM
-    image or has no modality is counted in the log and left out.
+    Images of one patient, or of one study if no patient is named, form a group. Files that are no
+    DICOM image or name no modality are left out, and counted in the log.
 
     Args:
-        limits: of a file's structure.
-        min_class_size: classes with fewer images are named in the log and left out.
-        leave_out: a folder that is passed over.
+        limits: for the structure of a file.
+        min_class_size: classes with fewer images are left out, and named in the log.
+        leave_out: a folder that is not entered.
 
     Raises:
-        TrainingDataError: ``root`` is no folder, or has no two such classes.
+        TrainingDataError: ``root`` is no folder, or has fewer than two classes of that size.
     """
     examples = []
     left_out: Counter[str] = Counter()
@@ -82,7 +82,7 @@ def from_dicom_tags(
 
 
 def unlabelled(root: Path, limits: ImageLimits, *, leave_out: Path | None = None) -> list[Example]:
-    """All files below ``root`` without labels; DICOM files of one patient are one group.
+    """All files below ``root``, without labels; DICOM files of one patient form a group.
 
     Raises:
         TrainingDataError: ``root`` is no folder, or has no files.
@@ -94,7 +94,7 @@ def unlabelled(root: Path, limits: ImageLimits, *, leave_out: Path | None = None
 
 
 def grouped_by_patient(examples: Iterable[Example], limits: ImageLimits) -> list[Example]:
-    """The same examples; where a group is missing, it is the patient in a DICOM file's header."""
+    """The same examples; a missing group is filled in with the patient from the DICOM header."""
     return [
         example
         if example.group is not None
@@ -129,7 +129,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _files(root: Path, leave_out: Path | None) -> Iterator[Path]:
-    """Files below ``root`` in a fixed order, none that is hidden or in a hidden folder."""
+    """Files below ``root`` in a fixed order, without hidden files and files in hidden folders."""
     if not root.is_dir():
         raise TrainingDataError(f"{root} is not a folder; name the one that holds the images")
     top = Path(os.path.abspath(root))  # noqa: PTH100 - keeps links, as the walk does
@@ -151,12 +151,12 @@ def _owner(record: ImageRecord) -> str | None:
 
 
 def _read_header(path: Path, limits: ImageLimits) -> ImageRecord:
-    """What the header of the DICOM image at ``path`` says.
+    """The de-identified record of the DICOM image at ``path``.
 
     Raises:
-        ImageRefused: it is no DICOM file, or one without pixels.
+        ImageRefused: it cannot be read, is no DICOM file, or has no pixels.
     """
-    # pydicom warns and logs with the values it stumbles over, and those are patients'.
+    # pydicom's warnings and log lines quote values, which may identify patients.
     hushed("pydicom")
     try:
         if not path.is_file():
@@ -182,7 +182,7 @@ def _parsed(path: Path, limits: ImageLimits) -> ImageRecord:
         encoding = find_dataset(fp)
         deflated = encoding.syntax == DeflatedExplicitVRLittleEndian
         if not deflated:
-            # Before the parser sets aside as much memory as an element claims to need.
+            # Checked first: the parser allocates as much memory as an element declares.
             if walk(fp, size, encoding, limits.max_nesting).missing:
                 raise ImageRefused(RefusalReason.TRUNCATED, "the file ends in an element")
             fp.seek(0)
@@ -194,5 +194,5 @@ def _parsed(path: Path, limits: ImageLimits) -> ImageRecord:
             if head is None or head.tag not in PIXEL_KEYWORDS:
                 raise ImageRefused(RefusalReason.NO_PIXELS, "a dataset without pixel data")
             return record_of(header, _KEY)
-    # A deflated header lies in one piece with its pixels, and is inflated within limits there.
+    # A deflated header is in one stream with its pixels: read_image inflates it within limits.
     return read_image(path, limits, frames_per_instance=1, pseudonym_key=_KEY).record

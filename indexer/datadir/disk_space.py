@@ -1,7 +1,7 @@
-"""Room on the disk of the data folder, looked at before anything is written to it.
+"""Checks of the free disk space of the data folder, made before anything is written to it.
 
-The embedded index writes through memory maps. When the disk has no page left for one, the
-system ends the process at once, and it can say nothing any more; so that must not happen.
+The embedded index writes through memory maps. When a mapped page cannot be allocated because the
+disk is full, the system kills the process (SIGBUS) before it can report an error.
 """
 
 import errno
@@ -22,7 +22,7 @@ _GO_ON = (
 
 
 def check_room(folder: Path, least: int) -> None:
-    """Passes a data folder whose disk has ``least`` bytes free; it need not exist yet.
+    """Checks that the disk of a data folder, which need not exist yet, has ``least`` bytes free.
 
     Raises:
         DiskFull: it has less.
@@ -37,7 +37,7 @@ def check_room(folder: Path, least: int) -> None:
 
 @contextmanager
 def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turns the system's word that nothing more fits into ours.
+    """Turns an OSError that says that the disk or quota is full into DiskFull.
 
     Raises:
         DiskFull: the disk of ``folder``, or the quota on it, is used up.
@@ -51,12 +51,12 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether it says that there is no room on a disk."""
+    """Whether the error says that a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes that may still be written where the folder lies, or will; None = not known."""
+    """Free bytes on the disk on which the folder lies, or would be made; None = not known."""
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
             return shutil.disk_usage(place).free

@@ -1,4 +1,4 @@
-"""The indexes of one archive: the one in force, those kept beside it, and which takes its place."""
+"""The indexes of one archive: the one in force, those kept beside it, and their exchange."""
 
 import re
 from dataclasses import replace
@@ -14,34 +14,37 @@ __all__ = ["Indexes", "indexes_of"]
 
 
 class Indexes(Protocol):
-    """Where the indexes of one archive are. All errors are StoreError."""
+    """The indexes of one archive by name, embedded or on a server. All errors are StoreError.
+
+    The index in force is the one that searches use.
+    """
 
     def in_force(self) -> InForce:
-        """What is in force. Raises StoreNotFound when there is no index."""
+        """The index in force. Raises StoreNotFound when there is no index."""
         ...
 
     def described(self, name: str) -> tuple[Collection, Profile]:
-        """What the index of this name was made for, also while it is in use. Raises
-        StoreNotFound."""
+        """Model and profile that the index of this name was made for; also while it is in use.
+        Raises StoreNotFound."""
         ...
 
     def open(self, name: str) -> VectorStore:
-        """The index of this name, whatever model it is of. Raises StoreNotFound, and StoreLocked
-        where only one process can have it."""
+        """The opened index of this name, whatever model it is of. Raises StoreNotFound, and
+        StoreLocked when another process has an embedded one open."""
         ...
 
     def make(self, collection: Collection, profile: Profile) -> tuple[str, VectorStore]:
-        """Name and store of the index for another model than the one in force, made anew if
+        """Name and store of the index beside the one in force that is for this model; created if
         there is none."""
         ...
 
     def put_in_force(self, found: InForce) -> None:
-        """Lets an index, all of which has been flushed, take the place of the one in force. Cut
-        short at any moment, it leaves one of the two in force."""
+        """Replaces the index in force by this one, which must have been flushed. Killed at any
+        moment, it leaves one of the two in force."""
         ...
 
     def note(self, found: InForce) -> None:
-        """Notes model and way back of the index that is in force already."""
+        """Records model and previous index of the index that is in force already."""
         ...
 
     def beside(self) -> list[str]:
@@ -54,14 +57,14 @@ class Indexes(Protocol):
 
 
 def indexes_of(settings: Settings, data_dir: DataDir) -> Indexes:
-    """Those that the settings ask for: embedded in the data folder, or on a server."""
+    """The indexes of the settings' store: embedded in the data folder, or on a server."""
     if settings.store.url is None:
         return _Embedded(data_dir)
     return _Served(settings, data_dir)
 
 
 class _Embedded:
-    """Folders of the data folder."""
+    """Embedded indexes: folders of the data folder."""
 
     def __init__(self, data_dir: DataDir) -> None:
         self._data_dir = data_dir
@@ -111,14 +114,15 @@ class _Embedded:
         except StoreLocked:
             raise
         except StoreError:
-            pass  # half made, or half removed
+            pass  # incomplete: its creation or removal was cut short
         remove_folder(self._data_dir.root / name)
         for suffix in (".lock", ".pid"):
             (self._data_dir.root / name).with_name(name + suffix).unlink(missing_ok=True)
 
 
 class _Served:
-    """Collections on a server. The data folder notes the model, and what was in force before."""
+    """Collections on a server, which says which one is in force. The data folder records the model
+    and the previous index."""
 
     def __init__(self, settings: Settings, data_dir: DataDir) -> None:
         self._settings = settings.store
@@ -136,7 +140,7 @@ class _Served:
             )
         noted = self._data_dir.in_force(served=True)
         if noted is not None and noted.index != name:
-            # It took the other's place, and then this could not be noted any more.
+            # The replacement was cut short between the server's switch and our record of it.
             return InForce(name, previous=replace(noted, previous=None))
         return noted or InForce(name)
 
@@ -164,7 +168,8 @@ class _Served:
         from engine.store.server_collection import put_in_force
 
         if found.previous is not None:
-            # Cut short after the next step, the way back is known from this one.
+            # Recorded before the switch: should it be cut short after that, the previous index is
+            # still known.
             self._data_dir.put_in_force(found.previous, served=True)
         with connected(self._settings) as connection:
             put_in_force(connection, found.index)

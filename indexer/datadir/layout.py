@@ -24,7 +24,7 @@ FIRST_INDEX = "index"
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """An index that is in force, or was before.
+    """An index that is in force (the one that searches use), or was before.
 
     index: name of its folder in the data folder, or of its collection on a server.
     model: folder below the data folder with the model that made it; None = the settings say
@@ -32,7 +32,7 @@ class InForce:
     since: when it came into force, or got another calibration, UTC, ISO 8601; None = when it
         was made.
     until: of one that is not in force: when it was replaced; None = not known.
-    previous: the one that was in force before it, while that is kept.
+    previous: the index that was in force before it, as long as that is kept; None = none is.
     """
 
     index: str
@@ -43,12 +43,12 @@ class InForce:
 
 
 class DataDir:
-    """Paths below one folder.
+    """The paths of a data folder, and the record of which index in it is in force.
 
     The file ``folder.json`` has the version of this layout; a folder without one has version 1.
     The file ``current.json`` says which index and which model are in force. Without one, it is
-    the index in the folder ``index``. For an index on a server ``served.json`` names the model;
-    which collection is in force, the server says.
+    the index in the folder ``index``. For an index on a server, ``served.json`` names the model,
+    and the server says which collection is in force.
 
     Args:
         root: the folder; made when something is first written to it.
@@ -68,25 +68,28 @@ class DataDir:
         """The folder of the embedded index in force.
 
         Raises:
-            StoreError: which one that is cannot be read.
+            StoreError: the file that names it cannot be read.
         """
         found = self.in_force()
         return self.root / (FIRST_INDEX if found is None else found.index)
 
     def model(self, settings: Settings) -> Path | None:
-        """The folder of the model in force, where it is kept here; None = it is not.
+        """The folder of the model in force; None = the data folder has no copy of it.
 
         Raises:
-            StoreError: which one that is cannot be read.
+            StoreError: the file that names it cannot be read.
         """
         found = self.in_force(served=settings.store.url is not None)
         return None if found is None or found.model is None else self.root / found.model
 
     def in_force(self, *, served: bool = False) -> InForce | None:
-        """What is in force; None = nothing was ever put in force in place of another.
+        """The index recorded as in force; None = no index was ever replaced.
+
+        Args:
+            served: the record for an index on a server, rather than for an embedded one.
 
         Raises:
-            StoreError: it cannot be read, or a later version made the folder.
+            StoreError: the record cannot be read, or a later version made the folder.
         """
         self._check_format()
         path = self._pointer(served)
@@ -101,7 +104,7 @@ class DataDir:
             ) from None
 
     def put_in_force(self, found: InForce, *, served: bool = False) -> None:
-        """Notes what is in force, in one step that survives a power cut."""
+        """Records what is in force, atomically and so that it survives a power cut."""
         self.make()
         write_atomically(self._pointer(served), json.dumps(asdict(found)).encode())
         _sync(self.root)
@@ -145,10 +148,10 @@ class DataDir:
             )
 
     def pseudonym_key(self, settings: Settings) -> bytes:
-        """The key of the patient HMAC: from the settings, or made once and kept here.
+        """The key of the patient HMAC: from the settings, or generated once and kept here.
 
         Raises:
-            SettingsError: the key given is too short to keep patients apart from guesses.
+            SettingsError: the key is so short that patient identifiers could be guessed.
         """
         if settings.pseudonym_key is not None:
             key = settings.pseudonym_key.get_secret_value().encode()
@@ -194,8 +197,8 @@ def _parsed(noted: dict[str, Any]) -> InForce:
 
 
 def _sync(folder: Path) -> None:
-    """Sees to it that the new name of a file survives a power cut: what was in force before may
-    be removed next."""
+    """Makes a rename in the folder survive a power cut: the index in force before may be removed
+    next."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

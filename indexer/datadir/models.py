@@ -15,16 +15,17 @@ _PARTS = {".safetensors", ".json", ".md"}
 
 
 def model_directory(settings: Settings) -> Path:
-    """The checkpoint folder in force: the one named, else the one that came into force with the
-    index, else the shipped one."""
+    """The checkpoint folder to use: the one that the settings name, else the one that came into
+    force with the index, else the one shipped with the package."""
     if settings.model is not None:
         return settings.model
     return DataDir(settings.data_dir).model(settings) or SHIPPED
 
 
 def keep_model(data_dir: DataDir, directory: Path) -> str:
-    """Copies a model into the data folder, so that it is there as long as its index; returns
-    where, from the data folder on. What the copy has of another calibration is replaced.
+    """Copies a model into the data folder, so that it is kept as long as its index; returns its
+    path relative to the data folder. Files of an earlier copy, such as another calibration, are
+    replaced.
 
     Raises:
         ModelError: there is no model. StoreError: it cannot be copied.
@@ -38,7 +39,7 @@ def keep_model(data_dir: DataDir, directory: Path) -> str:
             for path in target.iterdir():
                 if path.name not in {one.name for one in files}:
                     path.unlink()
-            # The manifest last: a folder that has one is whole.
+            # The manifest last: a folder that has one is complete.
             for path in sorted(files, key=lambda path: (path.name == MANIFEST, path.name)):
                 write_atomically(target / path.name, path.read_bytes())
         except OSError as error:
@@ -50,7 +51,7 @@ def keep_model(data_dir: DataDir, directory: Path) -> str:
 
 
 def remove_models(data_dir: DataDir) -> list[str]:
-    """Removes the copies of models that neither an index in force nor the way back needs;
+    """Removes the copies of models that neither an index in force nor its previous one needs;
     returns their fingerprints."""
     noted = [data_dir.in_force(served=served) for served in (False, True)]
     needed = {one.model for found in noted if found for one in (found, found.previous) if one}

@@ -1,8 +1,11 @@
-"""Who writes to an archive, and who lets another index take the place of its own.
+"""File locks of a data folder: shared by all writers, exclusive while its index is replaced.
 
-Writers do not keep each other away, whether they are threads, processes or machines that share
-the data folder. One that exchanges the index waits for those that are writing, and while it
-waits none begins; so it comes to its turn. The locks end with their process.
+Writers do not exclude each other, whether they are threads, processes or machines that share the
+data folder. Replacing the index waits for the writers that are at work, and no further writer
+starts while it waits, so it cannot starve. The system releases the locks of a process that ends.
+
+Two lock files do this. Everyone takes the gate before the write lock; a writer gives the gate
+back at once, a replacement keeps it while it waits for the write lock.
 """
 
 import fcntl
@@ -17,25 +20,35 @@ from engine.errors import StoreError
 __all__ = ["exchanging", "writing"]
 
 _POLL_SECONDS = 0.05
-_GATE, _FLOOR = "writing.gate", "writing.lock"
+_GATE, _WRITE_LOCK = "writing.gate", "writing.lock"
 
 
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Nothing is exchanged in the data folder ``root`` meanwhile. Not to be nested."""
+    """Holds the shared lock of a writer: the index of the data folder ``root`` is not replaced
+    meanwhile. Must not be nested.
+
+    Raises:
+        StoreError: the lock files cannot be opened.
+    """
     with _held(root / _GATE, fcntl.LOCK_SH):
-        floor = _held(root / _FLOOR, fcntl.LOCK_SH)
-        floor.__enter__()
+        write_lock = _held(root / _WRITE_LOCK, fcntl.LOCK_SH)
+        write_lock.__enter__()
     try:
         yield
     finally:
-        floor.__exit__(None, None, None)
+        write_lock.__exit__(None, None, None)
 
 
 @contextmanager
 def exchanging(root: Path) -> Iterator[None]:
-    """Nobody writes to the archive of the data folder ``root`` meanwhile."""
-    with _held(root / _GATE, fcntl.LOCK_EX), _held(root / _FLOOR, fcntl.LOCK_EX):
+    """Holds the exclusive lock for replacing the index: nothing is written to the archive of the
+    data folder ``root`` meanwhile. Waits for writers at work.
+
+    Raises:
+        StoreError: the lock files cannot be opened.
+    """
+    with _held(root / _GATE, fcntl.LOCK_EX), _held(root / _WRITE_LOCK, fcntl.LOCK_EX):
         yield
 
 
@@ -53,7 +66,7 @@ def _held(path: Path, kind: int) -> Iterator[None]:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # Not in the call itself, which threads and signals would have to wait for.
+                # Polled: a blocking call would hold up threads and signals.
                 time.sleep(_POLL_SECONDS)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Files before anything is decoded: where they lie, how they are opened, how they are built.
+"""Files before their pixels are decoded: locators, opening, containers, DICOM structure, limits.
 
-The ground floor: it imports nothing else of ``indexer``, and anything may import it.
+The lowest layer of ``indexer``: it imports nothing else of that package.
 """

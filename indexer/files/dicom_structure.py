@@ -1,8 +1,8 @@
-"""A look at how a DICOM file is built, before a parser is trusted with it.
+"""Checks the structure of a DICOM file before it is handed to a parser.
 
-The walk keeps its own stack and reads only the heads of elements, so that neither a file
-nested ten thousand deep nor one that declares terabytes can make it grow. Where it meets
-something it does not understand it stops, and leaves the verdict to the parser.
+The walk is iterative and reads only the tag, VR and length of each element, so its memory stays
+bounded even if a file nests ten thousand deep or declares terabytes. At anything that it does
+not understand it stops without an error, and the parser decides.
 """
 
 import struct
@@ -54,9 +54,9 @@ _VRS = _LONG_VRS | {
 class Encoding:
     """Where the dataset starts in the file and how its elements are written.
 
-    syntax: the transfer syntax named by the file, or None. implicit: as the first element is
-        written, also when the transfer syntax says otherwise. sop_class: named by the file
-        meta information, "" when there is none.
+    syntax: the transfer syntax that the file names; None = it names none. implicit: implicit VR,
+        judged by the first element, even if the transfer syntax says otherwise. sop_class: from
+        the file meta information; "" = none is named.
     """
 
     start: int
@@ -68,10 +68,12 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Fragments:
-    """The pieces of compressed pixel data (PS3.5 A.4), past the basic offset table.
+    """The fragments of encapsulated pixel data (PS3.5 A.4), without the basic offset table.
 
-    offsets: what the basic offset table says of where frames start; empty = nothing.
-    heads: where in the file the item of each fragment starts. lengths: of their values.
+    offsets: the basic offset table: starts of frames in bytes from the first fragment; may be
+        empty.
+    heads: byte positions in the file at which the fragments' items start.
+    lengths: of the fragments' values in bytes.
     """
 
     offsets: Sequence[int]
@@ -84,11 +86,11 @@ class Fragments:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What the walk saw.
+    """The result of :func:`walk`.
 
-    missing: at least so many bytes are lacking at the end of the file; 0 = none known of.
-        The length of uncompressed pixel data is not judged here.
-    fragments: of compressed pixel data; None when the walk met none.
+    missing: a lower bound on the bytes missing at the end of the file; 0 = none are known to be.
+        The length of uncompressed pixel data is not checked here.
+    fragments: of encapsulated pixel data; None = the walk found none.
     """
 
     missing: int = 0
@@ -97,7 +99,7 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The start of an element. value: where in the file its value lies."""
+    """Tag, VR and length of an element. value: byte position of its value in the file."""
 
     tag: int
     vr: bytes | None
@@ -126,7 +128,7 @@ def find_dataset(fp: BinaryIO) -> Encoding:
             uids[head.tag] = fp.read(head.length).decode("ascii", "replace").strip(" \0")
         position = head.value + head.length
     named, sop_class = uids.values()
-    # The command of a network message, should someone have stored it with its dataset.
+    # Skip the command set of a network message, which some writers store with the dataset.
     head = read_head(fp, position, implicit=True, little_endian=True)
     if head is not None and head.tag == 0 and head.length == 4:
         while head is not None and head.tag >> 16 == 0 and head.length != UNDEFINED:
@@ -134,13 +136,13 @@ def find_dataset(fp: BinaryIO) -> Encoding:
             head = read_head(fp, position, implicit=True, little_endian=True)
     if not named:
         return Encoding(position, None, *_guess(fp, position), sop_class)
-    # Unchecked: a warning about it would quote it.
+    # Not validated: pydicom's warning would quote it.
     syntax = UID(named, validation_mode=IGNORE)
     known = not syntax.is_private and syntax.is_transfer_syntax
     little_endian = not known or syntax.is_little_endian
     implicit = known and syntax.is_implicit_VR
     if syntax != DeflatedExplicitVRLittleEndian:
-        # Parsers believe the first element, and not the transfer syntax.
+        # Parsers go by the first element rather than by the transfer syntax.
         fp.seek(position + 4)
         written = fp.read(2)
         implicit = implicit if len(written) < 2 else not all(0x40 < c < 0x5B for c in written)
@@ -148,11 +150,11 @@ def find_dataset(fp: BinaryIO) -> Encoding:
 
 
 def _guess(fp: BinaryIO, position: int) -> tuple[bool, bool]:
-    """(implicit, little_endian) of a dataset whose transfer syntax nobody wrote down."""
+    """(implicit, little_endian) of a dataset without transfer syntax, from its first element."""
     fp.seek(position)
     first = fp.read(6)
     explicit = first[4:6] in _VRS
-    # Datasets start with a low group number: 0008 little endian is 0800 in the other order.
+    # Datasets start with a low group number: 0008 in little endian reads as 0800 in big endian.
     big = explicit and int.from_bytes(first[:2], "little") >= 0x0400
     return not explicit, not big
 
@@ -165,14 +167,14 @@ def starts_like_dicom(fp: BinaryIO, size: int) -> bool:
     head = read_head(fp, 0, encoding.implicit, encoding.little_endian)
     if head is None or head.tag >> 16 not in (0x0000, 0x0004, 0x0008):
         return False
-    # A group length has four bytes: a file of zeros is no run of empty command elements.
+    # A group length has four bytes: without this check a file of zeros would pass.
     if head.tag & 0xFFFF == 0 and head.length != 4:
         return False
     return dictionary_has_tag(head.tag) and head.value + head.length <= size
 
 
 def walk(fp: BinaryIO, size: int, encoding: Encoding, max_nesting: int) -> Structure:
-    """What lies between the start of the dataset and the end of its pixel data.
+    """Walks the elements from the start of the dataset to the end of its pixel data.
 
     Raises:
         ImageRefused: NESTED_TOO_DEEP when sequences nest deeper than ``max_nesting``.
@@ -186,7 +188,7 @@ def walk(fp: BinaryIO, size: int, encoding: Encoding, max_nesting: int) -> Struc
             depth -= stack.pop()[0]
         head = read_head(fp, position, encoding.implicit, encoding.little_endian)
         if head is None:
-            # Whatever is still open lacks its delimiter of 8 bytes.
+            # Each container still open lacks its delimiter of 8 bytes.
             return Structure(missing=max(0, position - size) or 8 * len(stack))
         if head.tag == _ITEM:
             if not stack or not stack[-1][0]:
@@ -227,7 +229,7 @@ def _end(head: Head) -> int | None:
 
 
 def read_head(fp: BinaryIO, position: int, implicit: bool, little_endian: bool) -> Head | None:
-    """Tag, VR and length of the element at ``position``; None at the end of the file."""
+    """The head of the element at byte ``position``; None at the end of the file."""
     order = "<" if little_endian else ">"
     fp.seek(position)
     data = fp.read(12)
@@ -262,15 +264,15 @@ def _is_sequence(fp: BinaryIO, head: Head, encoding: Encoding) -> bool:
 
 
 def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragments, int]:
-    """The pieces of encapsulated pixel data (PS3.5 A.4), and where it ends."""
+    """The fragments of encapsulated data (PS3.5 A.4), and the position after it."""
     offsets: Sequence[int] = ()
-    # Arrays: a file may be made of nothing but empty fragments.
+    # Arrays rather than lists: a file may consist of millions of empty fragments.
     heads, lengths = array("Q"), array("Q")
     first = True
     while (head := read_head(fp, position, implicit=True, little_endian=little_endian)) is not None:
         position = head.value
         if head.tag != _ITEM or head.length == UNDEFINED:
-            # The end, or nothing that this walk understands.
+            # The sequence delimiter, or something that this walk does not understand.
             break
         if first:
             fp.seek(head.value)
@@ -287,10 +289,11 @@ def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragme
 def first_fragments(
     fp: BinaryIO, fragments: Fragments, frames: int, extended_offsets: bytes | None
 ) -> list[int] | None:
-    """Index of the fragment that each of ``frames`` frames starts with; None = no telling.
+    """Index of the first fragment of each of ``frames`` frames; None = it cannot be told.
 
-    A frame reaches up to the start of the next, the last one to the end. Tables are believed
-    when they agree with the fragments; else a frame is known by how it begins.
+    A frame reaches up to the start of the next one, the last frame to the end. An offset table
+    is used if all its offsets point at fragments; else a frame starts where a fragment begins
+    with the signature of its codec.
 
     Args:
         frames: at most as many as there are fragments.
@@ -314,7 +317,7 @@ def first_fragments(
 
 
 def _pointed_at(heads: Sequence[int], offsets: Sequence[int]) -> list[int]:
-    """Indices of the fragments at ``offsets`` from the first; none when any offset is wrong."""
+    """Indices of the fragments at ``offsets`` from the first; empty if any offset is wrong."""
     found: list[int] = []
     for offset in offsets:
         position = heads[0] + offset
@@ -326,7 +329,7 @@ def _pointed_at(heads: Sequence[int], offsets: Sequence[int]) -> list[int]:
 
 
 def _starts_frame(data: bytes) -> bool:
-    """Whether a fragment that starts like this is the first one of a frame."""
+    """Whether a fragment that starts with these bytes is the first one of a frame."""
     if data.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")):
         return True
     # The header of RLE (PS3.5 G.5): the number of segments, and that the first is behind it.

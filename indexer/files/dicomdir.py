@@ -1,10 +1,9 @@
 """DICOMDIRs: which files of a medium belong to its file-set (PS3.3 annex F, PS3.10 section 8).
 
-The directory records form a tree by byte offsets, which writers get wrong and an attacker can
-bend into a circle. But all records lie in one flat sequence, so this is read from start to
-end, no offset is followed, and the time it takes is bounded by the size of the file. Only the
-two elements of a record that matter here are looked at, by their heads; no parser that builds
-objects from hostile content runs in the main process.
+The directory records form a tree by byte offsets, which writers get wrong and which an attacker
+can make circular. All records also lie in one flat sequence. That is read from start to end and
+no offset is followed, so the time is bounded by the size of the file. Of each record only the
+two elements needed here are read; this runs in the main process, so no DICOM parser is used.
 """
 
 import io
@@ -52,8 +51,8 @@ def file_ids(fp: BinaryIO, size: int, limits: ImageLimits) -> list[str]:
     """The Referenced File IDs (0004,1500) of all records in use, each once, in their order.
 
     Raises:
-        ImageRefused: EMPTY_FILE, TOO_LARGE, TRUNCATED or DAMAGED; then nothing can be said of
-            what it refers to. NO_PIXELS: it refers to no files.
+        ImageRefused: EMPTY_FILE, TOO_LARGE, TRUNCATED or DAMAGED: the records cannot be read.
+            NO_PIXELS: it refers to no files.
     """
     check_file_size(size, limits)
     found = list(dict.fromkeys(_Records(fp, size).file_ids()))
@@ -71,18 +70,18 @@ class FileSet:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # Of each folder: what it holds, and the same without the marks of ISO 9660.
+        # By folder: its names, and its names by their normalised form (see _plain).
         self._listings: dict[Path, tuple[set[str], dict[str, str]]] = {}
 
     def path(self, file_id: str) -> Path | None:
-        """Where the file is, or would be if it were there; None for one outside the medium.
+        """The path of the file, which need not exist; None if it lies outside the medium.
 
-        A medium that was copied may have other letters than its DICOMDIR says, or version
-        numbers: each component stands for "img001", and "img001.;1", where there is no "IMG001".
+        Copies of a medium may differ from the DICOMDIR in letter case, or have the version
+        numbers of ISO 9660: without "IMG001", a component also matches "img001" or "img001.;1".
         """
         if file_id.startswith(("/", "\\")) or "\0" in file_id:
             return None
-        # Some writers separate as their own file system does.
+        # Some writers use the separator of their own file system.
         components = [part.strip(" ") for part in re.split(r"[\\/]", file_id)]
         components = [part for part in components if part not in ("", ".")]
         if not components or ".." in components:
@@ -112,7 +111,7 @@ def _plain(name: str) -> str:
 
 
 class _Records:
-    """The directory records of a file, read one after the other."""
+    """The directory records of a DICOMDIR, read in the order of the file."""
 
     def __init__(self, fp: BinaryIO, size: int) -> None:
         self._fp = fp
@@ -123,7 +122,7 @@ class _Records:
             self._start = head.value + head.length
         meta.seek(self._start)
         first = meta.read(6)
-        # The standard wants explicit VR little endian, and not all writers keep to it.
+        # The standard requires explicit VR little endian; not all writers comply.
         self._little_endian = first.startswith(b"\x04\0")
         self._implicit = not (first[4:].isalpha() and first[4:].isupper())
         self._heads = 0
@@ -157,7 +156,7 @@ class _Records:
             position = self._past(head)
 
     def _record(self, item: Head) -> tuple[str, int]:
-        """The File ID of a record, "" when there is none or it is not in use, and its end."""
+        """A record's File ID, "" if it has none or is not in use; and the position after it."""
         position, end = item.value, self._end(item)
         file_id, in_use = "", True
         while end is None or position < end:
@@ -187,7 +186,7 @@ class _Records:
         return head
 
     def _end(self, head: Head) -> int | None:
-        """Where the value ends; None when a delimiter ends it."""
+        """The position after the value; None = its length is undefined, a delimiter ends it."""
         if head.length == UNDEFINED:
             return None
         end = head.value + head.length

@@ -1,4 +1,4 @@
-"""What an image may ask of us, checked on its header before any pixel memory is taken."""
+"""Limits on an image's size, checked against its header before memory for pixels is allocated."""
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
@@ -7,12 +7,12 @@ __all__ = ["check_declared", "check_file_size", "check_held", "declared_bytes"]
 
 
 def declared_bytes(rows: int, columns: int, frames: int, samples: int, bits_allocated: int) -> int:
-    """Bytes of the uncompressed pixels that a header declares, frames packed bit to bit."""
+    """Bytes of the uncompressed pixels that a header declares, without padding between frames."""
     return (rows * columns * frames * samples * bits_allocated + 7) // 8
 
 
 def check_file_size(size: int, limits: ImageLimits) -> None:
-    """Pass a file of ``size`` bytes.
+    """Checks the size of a file in bytes.
 
     Raises:
         ImageRefused: EMPTY_FILE at 0 bytes; TOO_LARGE above ``limits.max_file_bytes``.
@@ -35,9 +35,9 @@ def check_declared(
     limits: ImageLimits,
     frames_to_decode: int = 1,
 ) -> None:
-    """Pass an image whose header declares ``frames`` frames of ``rows`` × ``columns`` pixels.
+    """Checks an image whose header declares ``frames`` frames of ``rows`` × ``columns`` pixels.
 
-    ``frames_to_decode`` of them will be held in memory together.
+    ``frames_to_decode`` of the frames will be in memory at the same time.
 
     Raises:
         ImageRefused: TOO_SMALL below ``limits.min_side``; TOO_LARGE above any other limit.
@@ -69,7 +69,7 @@ def check_declared(
 
 
 def check_held(declared: int, held: int) -> None:
-    """Pass uncompressed pixel data of which the file holds ``held`` bytes.
+    """Checks uncompressed pixel data of which the file holds ``held`` bytes.
 
     Raises:
         ImageRefused: TRUNCATED when that is less than the ``declared`` bytes.

@@ -1,5 +1,8 @@
-"""Where the content of an instance lies, as the ledger writes it (locators: URIs) and as a reading
-process finds it."""
+"""Locators: the URIs by which the ledger names instances, and the paths that they stand for.
+
+``file://…`` is a file, ``zip+file://…#member`` a file in a zip archive, ``http(s)://…`` an
+instance on a DICOMweb server.
+"""
 
 import os
 import re
@@ -22,7 +25,7 @@ __all__ = [
 ]
 
 LONGEST_LOCATOR = 2400
-"""Bytes. PostgreSQL's indices hold no more than 2,704, of which other columns take some."""
+"""Bytes. An index entry of PostgreSQL holds at most 2,704, shared with other columns."""
 _TOO_LONG = "long+"
 _SHORTENED = 1500
 # What stays percent-encoded also in a locator that has to be short.
@@ -38,7 +41,7 @@ class ZipMember:
 
 
 Image = Path | bytes | ZipMember
-"""Where the reading processes find the content of an instance: in a file, here, or packed."""
+"""The content of an instance: a file, the bytes themselves, or a file in a zip archive."""
 
 
 def file_locator(path: Path) -> str:
@@ -47,11 +50,11 @@ def file_locator(path: Path) -> str:
 
 
 def locator_of(scheme: str, path: bytes, fragment: bytes | None = None) -> str:
-    """The URI of a path, or of something in the file there, in a form that the ledger can keep.
+    """The URI of a path, or of something inside that file, short enough for the ledger.
 
-    Percent-encoded; where that is longer than :data:`LONGEST_LOCATOR`, an IRI, which takes a
-    third for most of the world's scripts. Where that is too long as well, one that stands for
-    the path but does not say all of it: see :func:`is_too_long`.
+    The path is percent-encoded. If that is longer than :data:`LONGEST_LOCATOR`, the URI is an
+    IRI instead, in which non-ASCII text takes a third of the bytes. If that is too long as well,
+    it is a unique abbreviation from which the path cannot be recovered: see :func:`is_too_long`.
     """
     parts = [path] if fragment is None else [path, fragment]
     for quoted in (quote_from_bytes, _quoted_where_not_text):
@@ -63,12 +66,12 @@ def locator_of(scheme: str, path: bytes, fragment: bytes | None = None) -> str:
 
 
 def is_too_long(locator: str) -> bool:
-    """Whether the path is longer than the ledger can keep, so that nobody finds the file by it."""
+    """Whether the locator is abbreviated, its path being too long: no file can be read by it."""
     return locator.startswith(_TOO_LONG)
 
 
 def beginnings(scheme: str, path: bytes) -> list[str]:
-    """What the locators of all that lies below a path begin with, or have before a "#"."""
+    """The prefixes that locators of a path, and of all files below it, may start with."""
     whole = f"{scheme}://{quote_from_bytes(path)}"
     return list(
         dict.fromkeys((whole, f"{scheme}://{_quoted_where_not_text(path)}", _TOO_LONG + whole))
@@ -83,17 +86,17 @@ def _quoted_where_not_text(name: bytes) -> str:
 
 
 def is_file(locator: str) -> bool:
-    """Whether :func:`file_locator` made it."""
+    """Whether the locator names a plain file, as those of :func:`file_locator` do."""
     return locator.startswith("file://")
 
 
 def file_path(locator: str) -> Path:
-    """The path that :func:`file_locator` described."""
+    """The path of a locator that :func:`file_locator` made."""
     return Path(os.fsdecode(unquote_to_bytes(urlsplit(locator).path)))
 
 
 def shown(locator: str) -> str:
-    """What a person is shown of an instance: its path, "archive.zip!member", or the URL itself."""
+    """A locator as people read it: a path, "archive.zip!member", or the URL itself."""
     if locator.partition(":")[0] not in ("file", "zip+file"):
         return locator
     location, packed, name = locator.partition("#")

@@ -1,4 +1,4 @@
-"""Opening a file of an archive, which may be anything: a pipe, a folder, a header that lies."""
+"""Opens files safely: never waits for a pipe, never trusts a length that a header declares."""
 
 import errno
 import io
@@ -12,10 +12,10 @@ __all__ = ["BoundedReader", "open_file"]
 
 
 class BoundedReader(io.BufferedReader):
-    """A file that never sets more memory aside for a read than it has bytes left.
+    """A file whose reads never allocate more memory than it has bytes left.
 
-    A header may declare gigabytes in a file of a few bytes, and a plain file object asks for
-    the memory first.
+    A header may declare gigabytes in a file of a few bytes, and a plain file object allocates
+    the memory before it reads.
     """
 
     def __init__(self, raw: io.FileIO) -> None:
@@ -28,7 +28,7 @@ class BoundedReader(io.BufferedReader):
 
 
 def open_file(path: Path) -> BoundedReader:
-    """The regular file at ``path``; anything else is refused without waiting for it.
+    """The regular file at ``path``, opened. Anything else is refused at once, also a pipe.
 
     Raises:
         ImageRefused: it is no regular file. OSError: it cannot be opened.
@@ -40,7 +40,7 @@ def open_file(path: Path) -> BoundedReader:
         raise OSError(errno.EINVAL, "") from None
 
     def opener(name: str, flags: int) -> int:
-        # Should a pipe have taken its place since, opening it must not wait for a writer.
+        # If a pipe has replaced the file since the check, opening it must not wait for a writer.
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     raw = io.FileIO(path, "r", opener=opener)

@@ -1,9 +1,9 @@
 """Zip archives: their directory and their members, read within limits (APPNOTE 6.3.10).
 
-An archive is hostile until proved otherwise: what it declares is held against limits before
-anything is unpacked, and against what is there while it is. Names of members are never used
-as paths. They are kept as UTF-8 with surrogate escapes, whatever the archive says of their
-encoding, so that each stands for its own bytes and no other.
+Archives are not trusted: declared sizes are checked against limits before anything is unpacked,
+and against the actual sizes while it is. Member names are never used as paths. They are decoded
+as UTF-8 with surrogate escapes, whatever encoding the archive declares, so that every name can
+be turned back into its exact bytes.
 
 The standard library's reader is not used: one undecodable name makes it refuse all members,
 it cuts names at a NUL, and it lists all members before their number can be checked.
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _SCHEME = "zip+"
-# A local header; the end of an empty archive; what tools put before one that was split.
+# A local header; the end record of an empty archive; two markers of split archives.
 _SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK\7\x08", b"PK00")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -48,16 +48,16 @@ _ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 _STORED, _DEFLATED = 0, 8
 _NAME_BYTES = 1024
 _ENTRY_BYTES = 1024
-"""Of the directory for each member that is allowed; usual ones take about 100."""
+"""Most bytes of the central directory per allowed member; usual entries take about 100."""
 _CHUNK = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A member, as the archive's directory has it.
+    """A member as the archive's central directory describes it.
 
-    packed, size: bytes before and after unpacking. offset: of its local header. end: where
-    the next member, or the directory, begins.
+    packed, size: bytes before and after unpacking. offset: byte position of its local header.
+    end: byte position of the next member, or of the directory.
     """
 
     name: str
@@ -71,17 +71,18 @@ class Entry:
 
     @property
     def stamp(self) -> int:
-        """63 bits that change with the content, and not when the archive is written again."""
+        """63 bits that change with the content, but not when the archive is rewritten."""
         return self.crc << 31 | self.packed & 0x7FFFFFFF
 
 
 _Listed = tuple[str, int, int, int, int, int, int]
-"""The fields of an Entry but its end, which depends on the others'."""
+"""The fields of an Entry without ``end``, which depends on the other members."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    """Where the directory lies. shift: to be added to offsets. declared: number of members."""
+    """The central directory. start, length: in bytes. shift: to add to every offset, if data was
+    put before the archive. declared: number of members."""
 
     start: int
     length: int
@@ -95,13 +96,14 @@ def zip_locator(archive: Path, name: str) -> str:
 
 
 def zip_member(locator: str) -> ZipMember:
-    """The member that :func:`zip_locator` described."""
+    """The member of a locator that :func:`zip_locator` made."""
     archive, _, name = locator.removeprefix(_SCHEME).partition("#")
     return ZipMember(file_path(archive), _name(unquote_to_bytes(name)))
 
 
 def member_label(archive: Path, name: str) -> str:
-    """The folder in which a member lies; at the top, the archive's name without its suffix."""
+    """A member's label: the name of its folder, or at the top level the archive's name without
+    suffix."""
     # Some tools for Windows separate with backslashes.
     parts = [part for part in re.split(r"[/\\]", _text(name)) if part not in ("", ".", "..")]
     label = parts[-2] if len(parts) > 1 else _text(archive.stem)
@@ -117,12 +119,13 @@ def is_zip(fp: BinaryIO) -> bool:
 def read_directory(fp: BinaryIO, size: int, limits: ZipLimits) -> dict[str, Entry]:
     """The members of an archive of ``size`` bytes by name, folders left out.
 
-    Of several members with one name the last counts, as when all are unpacked in order: tools
-    that update an archive append to it.
+    Of several members with the same name the last one counts, as if all were unpacked in order:
+    tools that update an archive append to it.
 
     Raises:
-        ImageRefused: for the archive as a whole; TOO_LARGE, DAMAGED, UNREADABLE when its
-            directory is encrypted or lies in another part, NOT_AN_IMAGE when it has no members.
+        ImageRefused: the whole archive is refused. TOO_LARGE: it exceeds ``limits``. DAMAGED: its
+            directory is missing or inconsistent. UNREADABLE: its directory is encrypted, or the
+            archive is split. NOT_AN_IMAGE: it has no members.
     """
     directory = _find_directory(fp, size)
     if directory.declared > limits.max_members:
@@ -155,11 +158,13 @@ def unpacked(
 ) -> Iterator[bytes]:
     """The content of a member in pieces, never more than the directory declares.
 
-    Only when the last piece was taken is it known that the content is whole.
+    Size and CRC-32 are checked after the last piece: the content is valid only if the iterator
+    ends without an error.
 
     Raises:
-        ImageRefused: TOO_LARGE before anything is unpacked; UNREADABLE when it is encrypted or
-            packed in another way than usual; DAMAGED or TRUNCATED.
+        ImageRefused: TOO_LARGE: it declares more than the limits allow; comes before anything is
+            unpacked. UNREADABLE: it is encrypted, or its compression method is not supported.
+            DAMAGED or TRUNCATED: its content is not what the directory declares.
     """
     _check_declared(entry, limits, zip_limits)
     fp.seek(_data_start(fp, entry))
@@ -197,7 +202,7 @@ def _find_directory(fp: BinaryIO, size: int) -> _Directory:
 
 
 def _find_end_64(fp: BinaryIO, end: int) -> tuple[int, tuple[Any, ...]] | None:
-    """Where the zip64 end record lies, and its fields; None in an archive without."""
+    """Position and fields of the zip64 end record; None = the archive has none."""
     locator = end - _END_64_LOCATOR.size
     if locator < 0:
         return None
@@ -207,7 +212,7 @@ def _find_end_64(fp: BinaryIO, end: int) -> tuple[int, tuple[Any, ...]] | None:
         return None
     if disks > 1:
         raise _split()
-    # Where it is said to be, or where it is when something was put before the archive.
+    # At the position it names, or right before its locator if data was put before the archive.
     for position in (named, locator - _END_64.size):
         if 0 <= position <= locator - _END_64.size:
             fp.seek(position)
@@ -252,7 +257,8 @@ def _listed(fp: BinaryIO, directory: _Directory, limits: ZipLimits) -> Iterator[
 
 
 def _zip_64(extra: bytes, numbers: tuple[int, int, int]) -> Iterator[int]:
-    """The numbers, those that need more than 32 bits from the extra field (APPNOTE 4.5.3)."""
+    """Size, packed size and offset; those of more than 32 bits come from the extra field (APPNOTE
+    4.5.3)."""
     position = 0
     wide: Iterator[int] = iter(())
     while position + 4 <= len(extra):
@@ -269,8 +275,8 @@ def _zip_64(extra: bytes, numbers: tuple[int, int, int]) -> Iterator[int]:
 def _bounded(found: list[_Listed], directory: _Directory) -> Iterator[Entry]:
     """The members in the same order, each with its end.
 
-    One that does not fit before its end is refused when it is read. So no byte is unpacked
-    twice, which is how small archives are made to unpack to terabytes.
+    A member that overlaps the next one is refused when it is read. So no byte is unpacked twice:
+    overlapping members are how zip bombs unpack from kilobytes to terabytes.
     """
     offsets = [offset for *_, offset in found]
     ends = [directory.start] * len(found)
@@ -280,7 +286,7 @@ def _bounded(found: list[_Listed], directory: _Directory) -> Iterator[Entry]:
 
 
 def _is_folder(entry: Entry) -> bool:
-    """Whether a member stands for a folder; one that has content is a file all the same."""
+    """Whether a member is a folder: its name ends in a separator and it has no content."""
     return entry.size == 0 and entry.name.endswith(("/", "\\"))
 
 
@@ -342,7 +348,7 @@ def _inflated(fp: BinaryIO, packed: int) -> Iterator[bytes]:
             piece = inflater.decompress(source, _CHUNK)
         except zlib.error:
             raise _damaged("its packed content is corrupt") from None
-        # Without more input it may still have something to give.
+        # Without more input the inflater may still return buffered output.
         if not source and not piece:
             raise _cut("its packed content has no end")
         yield piece
@@ -364,7 +370,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _text(name: str) -> str:
-    """The name in valid Unicode: what is no UTF-8 is in the code page of DOS (APPNOTE D)."""
+    """The name in valid Unicode: if it is not UTF-8, it is taken as code page 437 (APPNOTE D)."""
     try:
         return _bytes(name).decode("utf-8")
     except UnicodeDecodeError:

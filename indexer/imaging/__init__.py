@@ -1,1 +1,1 @@
-"""How a file becomes pixels, and what of its header is kept."""
+"""Turns a file into display pixels and an allow-listed record. Runs in the reading processes."""

@@ -1,4 +1,4 @@
-"""Terms and codes of the standard that say what a picture shows."""
+"""DICOM's terms for modality, body part and view, and its codes of anatomic regions."""
 
 __all__ = ["BODY_PARTS", "MODALITIES", "REGION_CODES", "VIEWS"]
 

@@ -1,4 +1,4 @@
-"""What a compressed frame says of its own size, so that it cannot exceed its header's."""
+"""Reads the size that a compressed frame declares itself, to compare it with the DICOM header."""
 
 import struct
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ class FrameSize:
 
 
 def declared_size(data: bytes) -> FrameSize | None:
-    """The size in the header of a JPEG, JPEG-LS or JPEG 2000 codestream, if it is one.
+    """The size in the header of a JPEG, JPEG-LS or JPEG 2000 codestream; None = it is none, or has
+    no readable size.
 
     Raises:
-        ValueError: the boxes of a JP2 file do not lead to a codestream; parsers have
-            looped over such.
+        ValueError: the boxes of a JP2 file do not lead to a codestream. Decoders are known to
+            loop forever over such files.
     """
     try:
         if data.startswith(_JPEG):
@@ -40,7 +41,7 @@ def declared_size(data: bytes) -> FrameSize | None:
 
 
 def _codestream(data: bytes) -> int:
-    """Where the codestream in a JP2 file starts, behind its boxes (ISO 15444-1, I.4)."""
+    """The position of the codestream in a JP2 file, behind its boxes (ISO 15444-1, I.4)."""
     position = len(_JP2) + 4
     while data[position + 4 : position + 8] != _JP2_CODESTREAM:
         length = int.from_bytes(data[position : position + 4], "big")
@@ -69,7 +70,7 @@ def _jpeg(data: bytes) -> FrameSize | None:
 
 
 def _jpeg_2000(data: bytes, start: int) -> FrameSize:
-    """The SIZ marker segment (ISO 15444-1, A.5.1)."""
+    """The size in the SIZ marker segment (ISO 15444-1, A.5.1)."""
     right, bottom, left, top = struct.unpack_from(">LLLL", data, start + 8)
     (samples,) = struct.unpack_from(">H", data, start + 40)
     return FrameSize(bottom - top, right - left, samples)

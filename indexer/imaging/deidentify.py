@@ -1,8 +1,8 @@
-"""What of a DICOM header the index may know: an allow-list, checked value by value.
+"""De-identifies a DICOM header: copies an allow-list of fields, each value checked.
 
-A field is copied only when it has the form the standard gives it. Headers are typed by
-people, and a name ends up in any of them, so free text also must not repeat what the same
-header says of the patient.
+A field is copied only if its value has the form that the standard prescribes. People type names
+into any field, so free text is also dropped if it repeats anything that identifies the patient
+in the same header.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ HEADER_KEYWORDS: tuple[str, ...] = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
-"""Keywords of the elements that :func:`record_of` looks at."""
+"""Keywords of the elements that :func:`record_of` reads."""
 
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -81,16 +81,16 @@ _SCREENSHOTS = {"SCREEN SAVE", "SCREEN CAPTURE", "SCREENSHOT"}
 
 
 def record_of(header: Dataset, key: bytes) -> ImageRecord:
-    """The record of the instance that ``header`` describes, with ``frame`` 0.
+    """The allow-listed record of the instance that ``header`` describes, with ``frame`` 0.
 
     Args:
-        header: holds at least those of :data:`HEADER_KEYWORDS` that the file has.
-        key: of the patient's pseudonym.
+        header: must hold those of :data:`HEADER_KEYWORDS` that the file has.
+        key: of the HMAC that makes the patient's pseudonym.
 
     Raises:
         SettingsError: ``key`` is empty.
     """
-    # pydicom converts values when they are asked for, and warns with what it stumbles over.
+    # pydicom converts values on access, and its warnings quote them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _record_of(header, key)
@@ -118,7 +118,8 @@ def _record_of(header: Dataset, key: bytes) -> ImageRecord:
 
 
 def pseudonym(issuer: str, patient_id: str, key: bytes) -> str | None:
-    """Half of the HMAC-SHA256 of issuer and identifier in hex; None without identifier.
+    """The first 128 bits of the HMAC-SHA256 of issuer and patient id, as 32 hex digits; None
+    without patient id.
 
     Raises:
         SettingsError: ``key`` is empty, so that anyone could compute the pseudonym.
@@ -134,7 +135,7 @@ def pseudonym(issuer: str, patient_id: str, key: bytes) -> str | None:
 
 
 class _Identity:
-    """What a header says of the patient, to recognise it elsewhere."""
+    """The identifying values of a header, to detect them in other fields."""
 
     def __init__(self, header: Dataset) -> None:
         whole = {
@@ -147,7 +148,7 @@ class _Identity:
         self._words = {word.strip("_") for word in words if len(word.strip("_")) >= _MIN_WORD}
 
     def repeats(self, candidate: str) -> bool:
-        """Whether ``candidate`` is or contains something said of the patient."""
+        """Whether ``candidate`` is an identifying value, or contains a word of one."""
         candidate = candidate.casefold()
         return candidate in self._whole or any(word in candidate for word in self._words)
 
@@ -160,7 +161,7 @@ def _values(header: Dataset, keyword: str) -> list[object]:
     if found is None:
         return []
     several = hasattr(found, "__iter__") and not isinstance(found, (str, bytes))
-    # A person name is iterable character by character, and yet one value.
+    # A PersonName can be iterated character by character, but is one value.
     if several and type(found).__name__ != "PersonName":
         return list(found)
     return [found]
@@ -183,7 +184,7 @@ def _uid(header: Dataset, keyword: str, said: _Identity) -> str | None:
 
 
 def _code(candidate: str, known: frozenset[str], said: _Identity) -> str | None:
-    """A defined term of the standard, or what looks like one and names nobody."""
+    """A code string: a defined term, or one in the form of a code string that identifies nobody."""
     candidate = candidate.upper()
     if candidate in known:
         return candidate
@@ -200,7 +201,7 @@ def _body_part(header: Dataset, groups: list[Dataset], said: _Identity) -> str |
     for group in groups:
         scopes += items(group, "FrameAnatomySequence")[:1]
     for scope in scopes:
-        # The code is compared, its meaning never copied: that is free text.
+        # Only the code is compared. Its meaning is free text and never copied.
         for region in items(scope, "AnatomicRegionSequence"):
             part = REGION_CODES.get(text(region, "CodeValue"))
             if part is not None:
@@ -263,8 +264,8 @@ def _burned_in(header: Dataset) -> bool | None:
     said = text(header, "BurnedInAnnotation").upper()
     if said in ("YES", "NO"):
         return said == "YES"
-    # Screenshots and scanned films: writing in the picture is the rule. Only they have a
-    # Conversion Type (PS3.3 C.8.6.1); some hide in the class of the images they show.
+    # Screenshots and scanned films usually have text burned in. Only they have a Conversion Type
+    # (PS3.3 C.8.6.1); some have the SOP class of the images that they show.
     sop_class = text(header, "SOPClassUID")
     secondary = f"{sop_class}.".startswith(_SECONDARY_CAPTURE + ".")
     kinds = {str(kind).strip().upper() for kind in _values(header, "ImageType")}

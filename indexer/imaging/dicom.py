@@ -1,4 +1,4 @@
-"""DICOM files become display pixels, and a header that is never shown to anyone."""
+"""Reads a DICOM file: display pixels of the chosen frames, and the header for de-identification."""
 
 import io
 import struct
@@ -55,7 +55,7 @@ _CHUNK = 1024**2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DicomImage:
-    """A DICOM instance: its sampled frames, and the header they came with."""
+    """A DICOM instance: the chosen frames, and its header, which may identify the patient."""
 
     header: Dataset
     frames: tuple[Frame, ...]
@@ -73,13 +73,13 @@ def read_dicom(
     """The frames that ``frames`` chooses of the DICOM file ``fp`` of ``size`` bytes.
 
     Args:
-        frames: a number stands for at most so many, evenly spaced.
+        frames: a policy; a number n = at most n frames, evenly spaced.
 
     Raises:
-        ImageRefused: the file holds no pixels, or none that can be shown within ``limits``.
+        ImageRefused: the file holds no pixels, or none that can be decoded within ``limits``.
     """
     policy = FramePolicy(limit=frames) if isinstance(frames, int) else frames
-    # pydicom warns and logs with the values it stumbles over, and those are patients'.
+    # pydicom's warnings and log lines quote values, which may identify patients.
     hushed("pydicom")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -118,7 +118,7 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
 
 
 def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
-    """The file with its deflated dataset (PS3.5 A.5) written out, within the limits."""
+    """A copy of the file with its deflated dataset (PS3.5 A.5) inflated, within the limits."""
     fp.seek(0)
     meta = fp.read(encoding.start)
     plain = ExplicitVRLittleEndian.encode().ljust(len(DeflatedExplicitVRLittleEndian), b"\0")
@@ -129,7 +129,7 @@ def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
         while not inflater.eof:
             chunk = inflater.unconsumed_tail or fp.read(_CHUNK)
             piece = inflater.decompress(chunk, _CHUNK)
-            # Without more input it may still have something to give.
+            # Without more input the inflater may still return buffered output.
             if not chunk and not piece:
                 raise ImageRefused(RefusalReason.TRUNCATED, "the deflated dataset has no end")
             out.write(piece)
@@ -145,7 +145,7 @@ def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
 
 
 def _header(fp: BinaryIO, size: int, encoding: Encoding) -> Dataset:
-    """What is looked at of the dataset up to its pixel data, where ``fp`` then stands."""
+    """The elements that are needed. Leaves ``fp`` at the pixel data element, or at the end."""
     fp.seek(encoding.start)
     try:
         return read_dataset(
@@ -170,7 +170,7 @@ def _header(fp: BinaryIO, size: int, encoding: Encoding) -> Dataset:
 
 
 def _pixel_element(fp: BinaryIO, encoding: Encoding) -> Head | None:
-    """The head of the pixel data element, at which the parser stopped; None at the end."""
+    """The head of the pixel data element, where the parser stopped; None = it reached the end."""
     head = read_head(fp, fp.tell(), encoding.implicit, encoding.little_endian)
     return head if head is not None and head.tag in PIXEL_KEYWORDS else None
 
@@ -187,7 +187,7 @@ def _is_registered(uid: str) -> bool:
 
 
 def _sop_class(header: Dataset, encoding: Encoding) -> str:
-    """The name of the SOP class; one that the standard does not know is not quoted."""
+    """The name of the SOP class for error messages; an unregistered UID is not quoted."""
     found = text(header, "SOPClassUID") or encoding.sop_class
     if not found:
         return "a dataset without SOP class and"

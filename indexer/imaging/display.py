@@ -1,4 +1,4 @@
-"""Stored pixel values become what a display shows: uint8, 0 = black.
+"""Turns stored pixel values into display values: uint8, 0 = black.
 
 The order is that of the standard's greyscale pipeline (PS3.4 N.2): modality LUT, VOI LUT
 or window, then the polarity of MONOCHROME1.
@@ -24,14 +24,15 @@ _Curve = Callable[[_Values], _Values]
 # Percentiles are taken from at most about so many pixels, on a regular grid.
 _SAMPLES = 1_000_000
 _ENDS = (1.0, 99.0)
-# A window that leaves the image fewer grey levels than this shows nothing.
+# A VOI LUT or window that leaves the image fewer grey levels than this is ignored.
 _MIN_LEVELS = 8
 _PIXELS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Stored values from ``low`` to ``high`` lie outside the picture (PS3.3 C.7.5.1.1.2)."""
+    """Pixel padding: stored values from ``low`` to ``high`` are not part of the picture (PS3.3
+    C.7.5.1.1.2)."""
 
     low: float
     high: float
@@ -45,11 +46,11 @@ class Padding:
 def robust_range(
     values: _Values, counts: NDArray[np.integer[Any]] | None = None
 ) -> tuple[float, float]:
-    """1st and 99th percentile; the extremes when these coincide; (0, 0) of no values.
+    """1st and 99th percentile; minimum and maximum if these coincide; (0, 0) of no values.
 
     Args:
         values: float64 (N,), without NaN.
-        counts: (N,), how often each of the values is there; None = once.
+        counts: integers (N,), how often each of the values occurs; None = once.
     """
     if values.size == 0:
         return 0.0, 0.0
@@ -57,19 +58,19 @@ def robust_range(
         low, high = np.percentile(values, _ENDS)
     else:
         low, high = _percentiles(values, counts)
-    # Between numbers at both ends of their range no percentile can be computed.
+    # Interpolating between values at both ends of the float range overflows.
     if low == high or not np.isfinite((low, high)).all():
         low, high = values.min(), values.max()
     return float(low), float(high)
 
 
 def _percentiles(values: _Values, counts: NDArray[np.integer[Any]]) -> _Values:
-    """What np.percentile says of values that are there so often, to the last bit."""
+    """Weighted percentiles: bit for bit those of np.percentile over the repeated values."""
     order = np.argsort(values, kind="stable")
     ascending, upto = values[order], np.cumsum(counts[order])
     places = (upto[-1] - 1) * (np.array(_ENDS) / 100)
     before = np.floor(places).astype(np.intp)
-    # The value at a place of all in order is the first of which so many come up to it.
+    # The value at a sorted position is the first whose cumulative count exceeds that position.
     left = ascending[np.searchsorted(upto, before, side="right")]
     right = ascending[np.searchsorted(upto, np.minimum(before + 1, upto[-1] - 1), side="right")]
     share, apart = places - before, right - left
@@ -81,7 +82,7 @@ def _linear(low: float, high: float) -> _Curve:
     if not high > low:
         return lambda values: np.zeros(values.shape)
     if math.isinf(high - low):
-        # Doubles from one end of their range to the other: at half the size they can be told.
+        # The difference overflows; that of the halves does not.
         return lambda values: (values / 2 - low / 2) / (high / 2 - low / 2)
     return lambda values: (values - low) / (high - low)
 
@@ -91,7 +92,7 @@ def _to_uint8(shares: _Values) -> NDArray[np.uint8]:
 
 
 def stretch(stored: NDArray[Any]) -> NDArray[np.uint8]:
-    """``stored`` (H, W) of any number type, its robust range spread over 0..255."""
+    """``stored`` (H, W), integers or floats, its robust range mapped to 0…255: uint8 (H, W)."""
     curve = _linear(*robust_range(*_distinct(_grid(stored))))
     return _apply(stored, lambda block: _to_uint8(curve(block)))
 
@@ -105,15 +106,17 @@ def render_grey(
     inverted: bool,
     padding: Padding | None,
 ) -> NDArray[np.uint8]:
-    """What a display shows of a MONOCHROME frame: uint8 (H, W), 0 = black.
+    """The display values of a MONOCHROME frame: uint8 (H, W), 0 = black.
 
     Args:
         stored: (H, W), integers or floats as stored.
-        scopes: the datasets to look for transformations in, the most specific first.
-        signed: whether stored values are two's complement; settles ambiguous LUTs.
+        scopes: the datasets to look for transformations (modality LUT, VOI LUT, window) in, the
+            most specific first.
+        signed: whether stored values are two's complement; decides the sign of the first value
+            that a LUT maps.
         little_endian: byte order of LUT data.
         inverted: MONOCHROME1, the lowest value is white.
-        padding: values to leave out of the statistics and to show as black.
+        padding: values to exclude from the percentiles and to show as black.
     """
     modality = _modality(scopes, signed=signed, little_endian=little_endian)
     values, counts = _distinct(_grid(stored))
@@ -124,7 +127,7 @@ def render_grey(
         padding = None
     low, high = robust_range(modality(values), counts)
     if not (math.isfinite(low) and math.isfinite(high)):
-        # A slope that leads out of all numbers says nothing; neither does a window after it.
+        # The rescale overflows: ignore it, and the window, which refers to its output.
         modality, scopes = _as_stored, []
         low, high = robust_range(values, counts)
     voi = _voi(scopes, signed=signed, little_endian=little_endian)
@@ -146,7 +149,7 @@ def render_grey(
 
 
 def render_color(stored: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
-    """RGB values of ``bits_stored`` bits, (H, W, 3), as uint8 (H, W, 3)."""
+    """RGB values (H, W, 3) of ``bits_stored`` bits each, scaled to uint8 (H, W, 3)."""
     if stored.dtype == np.uint8 and bits_stored == 8:
         return np.ascontiguousarray(stored)
     top = float(2**bits_stored - 1)
@@ -159,8 +162,8 @@ def _grid(stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _distinct(stored: NDArray[Any]) -> tuple[_Values, NDArray[np.integer[Any]] | None]:
-    """The finite values, float64 (N,); where few can differ each once, with how often it is
-    there (N,)."""
+    """The finite values, float64 (N,), and None; or, for many pixels of at most 16 bits, each
+    distinct value once and how often it occurs, integers (N,)."""
     if not _few_differ(stored):
         return stored[np.isfinite(stored)].astype(np.float64), None
     low = stored.min()
@@ -174,7 +177,8 @@ def _few_differ(stored: NDArray[Any]) -> bool:
 
 
 def _above(stored: NDArray[Any], low: np.integer[Any]) -> NDArray[np.unsignedinteger[Any]]:
-    """By how much integers are above ``low``; what overflows on the way is right without a sign."""
+    """``stored`` − ``low``, unsigned. A signed subtraction may overflow; its bits read as unsigned
+    are right."""
     above: NDArray[np.unsignedinteger[Any]] = (stored - low).view(f"u{stored.dtype.itemsize}")
     return above
 
@@ -182,9 +186,10 @@ def _above(stored: NDArray[Any], low: np.integer[Any]) -> NDArray[np.unsignedint
 def _apply(
     stored: NDArray[Any], shade: Callable[[_Values], NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """``shade`` of every value of ``stored``, without a float copy of a large image."""
+    """``shade`` applied to ``stored`` (H, W): uint8 (H, W). Works block by block, without a float
+    copy of the whole image."""
     if _few_differ(stored):
-        # Shade each once and look the pixels up.
+        # Shade each possible value once, and look the pixels up in that table.
         low, high = stored.min(), stored.max()
         table = shade(np.arange(int(low), int(high) + 1, dtype=np.float64))
 

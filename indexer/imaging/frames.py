@@ -1,4 +1,4 @@
-"""Which frames of a multi-frame instance are looked at."""
+"""Chooses which frames of a multi-frame instance are indexed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from indexer.imaging.header import value
 __all__ = ["FRAME_KEYWORDS", "FramePolicy", "frames_of_interest"]
 
 FRAME_KEYWORDS = ("RepresentativeFrameNumber", "FrameNumbersOfInterest")
-"""Keywords of the elements that :func:`frames_of_interest` looks at."""
+"""Keywords of the elements that :func:`frames_of_interest` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class FramePolicy:
-    """Which frames of a multi-frame instance are looked at.
+    """Which frames of a multi-frame instance are indexed.
 
-    kind: "spread" = evenly spaced ones; "all" = every frame; "nth" = the first and every
-        ``every``-th after it; "middle" = the middle one; "key" = those that the instance
-        itself names, or the middle one when it names none.
-    limit: at most so many, whatever the kind; of more, evenly spaced ones are taken.
+    kind: "spread" or "all" = all frames; "nth" = the first and every ``every``-th after it;
+        "middle" = the middle one; "key" = those that the header names as representative or of
+        interest, or the middle one when it names none.
+    limit: the most frames to choose, whatever the kind; of more, evenly spaced ones are taken.
     """
 
     kind: Literal["spread", "all", "nth", "middle", "key"] = "spread"
@@ -29,10 +29,10 @@ class FramePolicy:
     every: int = 10
 
     def choose(self, declared: int, named: Sequence[int] = ()) -> list[int]:
-        """Numbers (from 0, ascending) of the chosen ones of ``declared`` frames.
+        """Numbers (from 0, ascending) of the chosen frames.
 
         Args:
-            declared: how many frames there are.
+            declared: how many frames the instance has.
             named: numbers of the frames that the instance names; see
                 :func:`frames_of_interest`.
         """
@@ -44,16 +44,15 @@ class FramePolicy:
         if self.kind == "middle" or not candidates:
             return [declared // 2]
         count = min(len(candidates), self.limit)
-        # The middles of equal parts.
+        # Split the candidates into equal parts and take the middle of each.
         return [
             candidates[(2 * part + 1) * len(candidates) // (2 * count)] for part in range(count)
         ]
 
 
 def frames_of_interest(header: Dataset) -> list[int]:
-    """Numbers, from 0, of the frames that the instance names (PS3.3 C.7.6.9).
-
-    They are not checked against the number of frames.
+    """Numbers, from 0, of the frames that the header names (PS3.3 C.7.6.9); they may be out of
+    range.
     """
     numbers = []
     for keyword in FRAME_KEYWORDS:

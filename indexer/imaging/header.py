@@ -1,4 +1,4 @@
-"""Values of a DICOM header, read so that a bad one counts as absent."""
+"""Reads values of a DICOM header; an invalid value counts as absent."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["integer", "items", "number", "text", "value"]
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
-    """The value of ``keyword``; None when absent or when its bytes do not fit its VR."""
+    """The value of ``keyword``; None when it is absent or its bytes do not fit its VR."""
     try:
         return dataset.get(keyword)
     except (RecursionError, MemoryError):
@@ -33,7 +33,7 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """The first value of ``keyword`` as a finite number."""
+    """The first value of ``keyword`` as a finite number; None when there is none."""
     try:
         found = float(_first(dataset, keyword))
     except (TypeError, ValueError, OverflowError):
@@ -42,13 +42,13 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
-    """The first value of ``keyword`` as a whole number."""
+    """The first value of ``keyword`` as a whole number; None when there is none."""
     found = number(dataset, keyword)
     return int(found) if found is not None and found.is_integer() else None
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """The items of the sequence ``keyword``, none when it is absent or no sequence."""
+    """The items of the sequence ``keyword``; empty when it is absent or no sequence."""
     found = value(dataset, keyword)
     if not found or isinstance(found, (str, bytes)) or not hasattr(found, "__iter__"):
         return []

@@ -1,4 +1,4 @@
-"""What reading a file yields: its pictures, and what of its header is kept."""
+"""The result of reading a file: its frames as display pixels, and its de-identified record."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Frame:
     """One picture of an instance.
 
     number: counts from 0 over the frames of the file.
-    pixels: uint8 (H, W) or (H, W, 3) RGB, as shown on a display, 0 = black.
+    pixels: uint8 (H, W) or (H, W, 3) RGB, display values, 0 = black.
     """
 
     number: int
@@ -26,11 +26,11 @@ class Frame:
 class Instance:
     """One file that was read.
 
-    record: what the index may know of it; ``frame`` is 0, and ``labels``, ``source`` and
-        ``tenant`` are left to the caller.
+    record: the allow-listed fields of its header; ``frame`` is 0, and ``labels``, ``source`` and
+        ``tenant`` are for the caller to fill in.
     content_sha256: hex digest of the whole file.
-    frames: the sampled frames, in the order of the file.
-    frames_declared: how many frames the file says it has.
+    frames: the chosen frames, in the order of the file.
+    frames_declared: how many frames the header declares.
     """
 
     record: ImageRecord

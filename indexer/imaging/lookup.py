@@ -1,4 +1,4 @@
-"""Lookup tables of a DICOM header: modality, VOI and palette."""
+"""Lookup tables of a DICOM header: modality LUT, VOI LUT and palette."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,10 @@ _COLORS = ("Red", "Green", "Blue")
 
 @dataclass(frozen=True, slots=True)
 class LookupTable:
-    """A table that maps ``first`` and the values after it (PS3.3 C.11.1.1).
+    """A table that maps the values from ``first`` on (PS3.3 C.11.1.1).
 
-    entries: uint16 (N,); values outside take the first or the last entry.
-    bits: how many bits of an entry count.
+    entries: uint16 (N,); values below or above the table take the first or the last entry.
+    bits: how many bits of an entry are used.
     """
 
     first: int
@@ -38,7 +38,7 @@ class LookupTable:
         return self.entries[self._index(values)].astype(np.float64)
 
     def look_up_share(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """The entries for ``values`` as a share of the largest that ``bits`` can hold."""
+        """The entries as a share of the largest value of ``bits`` bits: float64, 0…1."""
         shares: NDArray[np.float64] = self.look_up(values) / (2**self.bits - 1)
         return shares
 
@@ -46,10 +46,10 @@ class LookupTable:
 def read_lut(
     descriptor: Any, data: Any, *, signed: bool, little_endian: bool
 ) -> LookupTable | None:
-    """The table of a LUT Descriptor and LUT Data; None when they make no table.
+    """The table of a LUT Descriptor and LUT Data; None when they are invalid.
 
     Args:
-        descriptor: entries (0 = 65536), first value mapped, bits of an entry.
+        descriptor: number of entries (0 = 65536), first value mapped, bits of an entry.
         data: the entries, as bytes (OW) or as numbers (US).
         signed: the first value mapped is two's complement, whatever VR it was written in.
         little_endian: byte order of ``data`` when it is bytes.
@@ -72,7 +72,8 @@ def read_lut(
 
 
 def _words(data: bytes, count: int, little_endian: bool) -> NDArray[np.uint16]:
-    """Entries of one or two bytes each; writers do both, whatever the descriptor says."""
+    """Entries of one or two bytes each, by the length of the data: writers do both, whatever the
+    descriptor says. uint16 (N,)."""
     if len(data) >= 2 * count:
         order = "<u2" if little_endian else ">u2"
         return np.frombuffer(data, dtype=order, count=count).astype(np.uint16)
@@ -101,7 +102,7 @@ def render_palette(
                 f"the {color} Palette Color Lookup Table is missing or makes no sense",
             )
         tables.append(table)
-    # Eight-bit colours are also found in the low byte of 16-bit entries.
+    # Some writers put 8-bit colours into the low byte of 16-bit entries.
     shift = 8 if max(int(table.entries.max()) for table in tables) > 255 else 0
     out = np.empty((*stored.shape, 3), dtype=np.uint8)
     for channel, table in enumerate(tables):
@@ -112,8 +113,8 @@ def render_palette(
 def _expand(segments: bytes, descriptor: Any, little_endian: bool) -> list[int] | None:
     """The entries of a segmented palette (PS3.3 C.7.9.2), never more than 65536.
 
-    An indirect segment repeats earlier ones. The ceilings on entries and segments are also
-    what ends a table made to grow, or to repeat empty segments, without end.
+    An indirect segment repeats earlier ones. The limits on entries and segments end the loop
+    over a hostile table that would grow, or repeat empty segments, forever.
     """
     try:
         bits = int(descriptor[2])

@@ -1,4 +1,4 @@
-"""The pixel data of a DICOM file, checked against its header and decoded frame by frame."""
+"""Checks the pixel data of a DICOM file against its header, and decodes it frame by frame."""
 
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -44,7 +44,7 @@ PIXEL_KEYWORDS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
-# Known by name, so that what is read does not depend on what else is installed.
+# Listed, so that results do not depend on which other decoders are installed.
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom")
 _GDCM_12_BIT = "gdcm, asked directly"
 _NOT_OF_THE_FRAME = (MemoryError, RecursionError, KeyboardInterrupt, SystemExit)
@@ -52,8 +52,8 @@ _END_OF_IMAGE = b"\xff\xd9"
 _BY_GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-# Terms of the standard without a conversion here. Others are not quoted: the value may be
-# anything, also a name.
+# Defined terms that cannot be converted here. An error quotes these and no other value, which
+# might be a patient's name.
 _OTHER_PHOTOMETRIC = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 
 
@@ -61,7 +61,7 @@ _OTHER_PHOTOMETRIC = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_420", "YBR_PART
 class Layout:
     """The Image Pixel module (PS3.3 C.7.6.3), checked.
 
-    shift: by so many bits stored values sit above the bottom of their cells.
+    shift: how many unused bits lie below the stored value in its allocated bits.
     """
 
     rows: int
@@ -80,7 +80,7 @@ class Layout:
         return self.rows, self.columns, self.frames, self.samples, self.bits_allocated
 
     def bytes_declared(self) -> int:
-        """Bytes of all frames together, uncompressed."""
+        """Bytes that all frames take uncompressed."""
         whole = declared_bytes(*self.declared())
         return whole // 3 * 2 if self.photometric == "YBR_FULL_422" else whole
 
@@ -89,7 +89,8 @@ def layout_of(header: Dataset, keyword: str) -> Layout:
     """The layout that ``header`` declares for the pixel data element ``keyword``.
 
     Raises:
-        ImageRefused: DAMAGED without a size; UNSUPPORTED_PIXELS for what cannot be shown.
+        ImageRefused: DAMAGED: Rows or Columns is missing. UNSUPPORTED_PIXELS: the photometric
+            interpretation, samples per pixel or bits allocated cannot be converted.
     """
     rows, columns = integer(header, "Rows"), integer(header, "Columns")
     if rows is None or columns is None:
@@ -115,7 +116,7 @@ def layout_of(header: Dataset, keyword: str) -> Layout:
     stored = integer(header, "BitsStored") or allocated
     stored = stored if 1 <= stored <= allocated else allocated
     high_bit = integer(header, "HighBit")
-    # Values may sit at the top of their cells; the decoder takes them from the bottom.
+    # Values may occupy the high bits of the allocated ones; the decoder reads the low bits.
     shift = high_bit + 1 - stored if high_bit is not None and stored <= high_bit < allocated else 0
     return Layout(
         rows=rows,
@@ -148,7 +149,9 @@ class PixelData:
     """The pixel data of one file, decoded frame by frame.
 
     Raises:
-        ImageRefused: UNSUPPORTED_SYNTAX, TRUNCATED or DAMAGED, before anything is decoded.
+        ImageRefused: before anything is decoded. UNSUPPORTED_SYNTAX: there is no decoder.
+            TRUNCATED: the file holds less than the header declares. DAMAGED: pixel data and
+            transfer syntax do not fit, or frames cannot be told apart.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class PixelData:
             held = min(head.length, size - head.value)
             whole = layout.rows * layout.columns * layout.frames * 3
             if layout.photometric == "YBR_FULL_422" and held >= whole:
-                # Said to be subsampled, and is not.
+                # Declared as subsampled, but long enough for full chroma.
                 self._photometric = "YBR_FULL"
             check_held(layout.bytes_declared(), held)
         self._options = self._decoding_options(PIXEL_KEYWORDS[head.tag], head)
@@ -230,17 +233,21 @@ class PixelData:
         }
 
     def render(self, number: int) -> NDArray[np.uint8]:
-        """Frame ``number`` (from 0) as uint8 (H, W) or (H, W, 3) display pixels."""
+        """Display values of frame ``number`` (from 0): uint8 (H, W) or (H, W, 3) RGB, 0 = black.
+
+        Raises:
+            ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded.
+        """
         layout = self._layout
         try:
             stored = self._decode(number)
         except (ImageRefused, *_NOT_OF_THE_FRAME):
             raise
         except BaseException as error:
-            # A panic in a decoder written in Rust arrives as something that is no Exception.
+            # A panic in a decoder written in Rust is a BaseException, but no Exception.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            # Decoders raise what they like and tell the two apart only in words.
+            # Decoders raise any type of error; only the message tells truncated from damaged.
             cut = "truncated" in str(error).lower()
             raise ImageRefused(
                 RefusalReason.TRUNCATED if cut else RefusalReason.DAMAGED,
@@ -278,18 +285,18 @@ class PixelData:
         return b"".join(parts)
 
     def _decompress(self, frame: bytes, number: int) -> NDArray[Any]:
-        """The stored values of a frame, by the first decoder that manages."""
+        """The stored values of a frame, from the first decoder that succeeds."""
         size = declared_size(frame)
         declared = (self._layout.rows, self._layout.columns, self._layout.samples)
         if size is not None and (size.rows, size.columns, size.samples) != declared:
-            # It would unfold to more than was allowed for.
+            # It would decode to another size than the limits were checked for.
             raise ImageRefused(
                 RefusalReason.DAMAGED,
                 f"frame {number} is compressed as {size.rows} × {size.columns} × {size.samples} "
                 "and the header declares {} × {} × {}".format(*declared),
             )
         if self._syntax in JPEGLSTransferSyntaxes:
-            # Where bits run out before a marker, CharLS looks for more for many seconds.
+            # Without an end marker CharLS keeps searching truncated data for many seconds.
             frame += _END_OF_IMAGE
         source = encapsulate([frame], has_bot=False)
         for plugin in self._plugins[:-1]:
@@ -297,7 +304,7 @@ class PixelData:
                 return self._by(plugin, source, frame)
             except _NOT_OF_THE_FRAME:
                 raise
-            except BaseException:  # noqa: S112 - what the last one says is told
+            except BaseException:  # noqa: S112 - the last decoder's error is reported
                 continue
         return self._by(self._plugins[-1], source, frame)
 
@@ -313,7 +320,7 @@ class PixelData:
         return stored
 
     def _scopes(self, number: int) -> list[Dataset]:
-        """Where display values of frame ``number`` are found, the most specific first."""
+        """Datasets that may hold LUT and window of frame ``number``, the most specific first."""
         scopes = []
         for group in (*self._per_frame[number : number + 1], *self._shared):
             scopes += items(group, "PixelValueTransformationSequence")[:1]
@@ -333,7 +340,7 @@ class PixelData:
 
 
 def _wrap(number: int, dtype: np.dtype[Any]) -> int:
-    """``number`` as its 16 bits read in the signedness of the pixels; writers confuse the two."""
+    """``number`` as 16 bits read in the signedness of the pixels, which writers confuse."""
     if dtype.kind == "i" and number > 0x7FFF:
         return number - 0x10000
     return number + 0x10000 if dtype.kind == "u" and number < 0 else number
@@ -357,24 +364,24 @@ def _decoder(syntax: UID) -> Decoder:
     try:
         return get_decoder(syntax)
     except NotImplementedError:
-        # Not everything that stands in the place of a UID is one.
+        # The value may be no valid UID, and is then not quoted.
         named = syntax.name if syntax.is_valid else "what is named as its transfer syntax"
         raise _undecodable(named) from None
 
 
 def _plugins(decoder: Decoder, layout: Layout) -> tuple[str, ...]:
-    """The decoders to try, the best first; none for uncompressed pixels."""
+    """The decoders to try, in order of preference; none for uncompressed pixels."""
     if decoder.is_native:
         return ()
     syntax = decoder.UID
     usable = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins]
     if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
-        # Pillow's library is built for 8 bits, and pydicom asks GDCM for no more either.
+        # Pillow's JPEG library decodes 8 bits only, and pydicom uses GDCM for 8 bits only.
         usable = [plugin for plugin in usable if plugin != "pillow"]
         if twelve_bit.gdcm_installed():
             usable.append(_GDCM_12_BIT)
     elif not usable and "gdcm" in decoder.available_plugins:
-        # Only where no other can: over a damaged frame it may end the process.
+        # Only if no other decoder can: a damaged frame may make GDCM crash the process.
         usable = ["gdcm"]
     if not usable:
         raise _undecodable(syntax.name, extra=syntax in _BY_GDCM)

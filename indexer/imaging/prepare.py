@@ -1,6 +1,6 @@
-"""One file → what the index needs of it: canvases, thumbnails and the record.
+"""Prepares one file for the index: canvases, thumbnails and the de-identified record.
 
-Runs in the reading processes, so what crosses back to the main process is small.
+Runs in the reading processes, so that only small results are sent back to the main process.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,10 @@ __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 
 @dataclass(frozen=True, slots=True)
 class ReadTask:
-    """What to read, and how. image: a file, one in a zip archive, or the bytes of an upload.
+    """What to read, and how. image: a file, a file in a zip archive, or the bytes of an upload.
 
-    frames: which of a multi-frame instance; a number: at most so many. thumbnail_side: in pixels.
+    frames: which frames of a multi-frame instance to read; a number n = at most n, evenly spaced.
+    thumbnail_side: the longest side of thumbnails in pixels.
     """
 
     image: Image
@@ -44,7 +45,8 @@ class ReadTask:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One frame, ready to be encoded. canvas: uint8 (S, S) or (S, S, 3). thumbnail: JPEG."""
+    """One frame, ready to be encoded. canvas: uint8 (S, S) or (S, S, 3), the model's input.
+    thumbnail: a JPEG file."""
 
     point_id: str
     frame: int
@@ -54,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An instance, ready to be encoded. content_sha256: hex, of the whole file."""
+    """An instance, ready to be encoded. content_sha256: hex digest of the whole file."""
 
     record: ImageRecord
     content_sha256: str
@@ -62,7 +64,11 @@ class Prepared:
 
 
 def prepare(task: ReadTask) -> Prepared:
-    """Reads one file. Raises ImageRefused."""
+    """Reads one file and prepares its chosen frames.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the file.
+    """
     instance = _read(task)
     pictures = tuple(
         Picture(
@@ -92,7 +98,7 @@ def _read(task: ReadTask) -> Instance:
 
 
 def _explained(refused: ImageRefused, path: Path, task: ReadTask) -> ImageRefused:
-    """Why the source did not open an archive or a DICOMDIR, where the file is one of these."""
+    """A better reason if the file is a zip archive or DICOMDIR that the source did not open."""
     try:
         with open_file(path) as fp:
             if is_zip(fp) and not has_preamble(fp):

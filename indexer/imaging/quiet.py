@@ -1,4 +1,4 @@
-"""Keeping libraries from saying in logs and on the error output what they read."""
+"""Keeps libraries from writing what they read, which may identify patients, to logs or stderr."""
 
 import logging
 import os
@@ -11,19 +11,19 @@ _STANDARD_ERROR = 2
 
 
 def hushed(name: str) -> None:
-    """From now on the logger ``name`` and those below it let nothing through."""
+    """Silences the logger ``name`` and its children for good."""
     logger = logging.getLogger(name)
-    # To set a level, also the one it has, empties what all loggers remember.
+    # Setting a level, even the same one, clears the level caches of all loggers.
     if logger.level <= logging.CRITICAL:
         logger.setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """While it lasts nothing reaches the error output of the process.
+    """Discards everything that is written to stderr of the process meanwhile.
 
-    Decoders write there of every damaged frame, whatever they are told; that it is damaged
-    is said by its refusal.
+    Some decoders write a message there for every damaged frame and cannot be told not to; the
+    refusal of the image reports the damage.
     """
     kept = os.dup(_STANDARD_ERROR)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""PNG and JPEG files become display pixels."""
+"""Reads PNG and JPEG files as display pixels."""
 
 import warnings
 from typing import BinaryIO
@@ -18,7 +18,7 @@ __all__ = ["is_raster", "read_raster"]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
-# EXIF 2.32, 4.6.5.A: what undoes each orientation.
+# EXIF 2.32, 4.6.5.A: the transposition that undoes each orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,13 +38,13 @@ def is_raster(start: bytes) -> bool:
 def read_raster(fp: BinaryIO, limits: ImageLimits) -> NDArray[np.uint8]:
     """The picture in a PNG or JPEG file: uint8 (H, W) grey or (H, W, 3) RGB.
 
-    Upright as EXIF says; transparency shown over black; 16-bit greys stretched over their
-    robust range; three equal channels are one grey.
+    The EXIF orientation is applied, transparency is composited over black, 16-bit greys are
+    stretched over their robust range, and three equal channels become one grey channel.
 
     Raises:
         ImageRefused: TOO_SMALL, TOO_LARGE, TRUNCATED or DAMAGED.
     """
-    # Pillow logs what it reads beside the picture, and a description may name a patient.
+    # Pillow logs metadata, and a description in it may name a patient.
     hushed("PIL")
     with warnings.catch_warnings(action="ignore"):
         return _read(fp, limits)
@@ -62,10 +62,10 @@ def _read(fp: BinaryIO, limits: ImageLimits) -> NDArray[np.uint8]:
 
 
 def _open(fp: BinaryIO) -> ImageFile.ImageFile:
-    """The header of the file, no pixels.
+    """The opened file: header read, pixels not yet decoded.
 
-    The two readers are called by name: Image.open would compare the size with a limit that
-    is global to the process, where ours is an argument.
+    The two readers are called directly: Image.open would apply a size limit that is global to
+    the process, where ours is an argument.
     """
     fp.seek(0)
     reader = PngImagePlugin.PngImageFile if fp.read(8) == _PNG else JpegImagePlugin.JpegImageFile
@@ -79,7 +79,7 @@ def _open(fp: BinaryIO) -> ImageFile.ImageFile:
 def _refusal(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    # Pillow tells the two apart only in words.
+    # Only Pillow's message tells truncated from damaged.
     if "truncated" in str(error).lower():
         return ImageRefused(RefusalReason.TRUNCATED, "the file ends before its last pixel")
     return ImageRefused(
@@ -91,7 +91,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:
-        # A broken EXIF block is no reason to lose the picture.
+        # A broken EXIF block must not make the picture unreadable.
         return image
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)

@@ -1,4 +1,4 @@
-"""A file, one packed in a zip archive, or an upload becomes an :class:`Instance` or is refused."""
+"""Reads a file, a file in a zip archive, or an upload as an :class:`Instance`, or refuses it."""
 
 import hashlib
 import io
@@ -34,13 +34,13 @@ __all__ = [
 
 _CHUNK = 1024**2
 _IN_MEMORY = 64 * 1024**2
-"""Members of zip archives above this are unpacked to a file that has no name."""
+"""Bytes. Larger members of zip archives are unpacked to an unnamed temporary file."""
 
 
 def read_image(
     path: Path, limits: ImageLimits, *, frames_per_instance: FramePolicy | int, pseudonym_key: bytes
 ) -> Instance:
-    """What the DICOM, PNG or JPEG file at ``path`` shows; its kind is told by its content.
+    """Reads the DICOM, PNG or JPEG file at ``path``; its format is detected from its content.
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the file.
@@ -58,7 +58,7 @@ def read_image_bytes(
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
 ) -> Instance:
-    """The same as :func:`read_image`, for content that is in memory.
+    """Like :func:`read_image`, for content in memory.
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the content.
@@ -77,7 +77,7 @@ def read_zip_member(
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
 ) -> Instance:
-    """The same as :func:`read_image`, for a file that is packed in a zip archive.
+    """Like :func:`read_image`, for a file in a zip archive.
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the archive or the member.
@@ -110,7 +110,7 @@ def _again(fp: BinaryIO) -> io.FileIO:
 def _entry(archive: BoundedReader, member: ZipMember, limits: ZipLimits) -> Entry:
     members = _members(member.archive, _stamp(archive), limits)
     if isinstance(members, ImageRefused):
-        # Another one each time: an exception that is raised again keeps every trace.
+        # A new exception: one that is raised again keeps growing its traceback.
         raise ImageRefused(members.reason, members.detail)
     if member.name not in members:
         raise ImageRefused(
@@ -120,12 +120,13 @@ def _entry(archive: BoundedReader, member: ZipMember, limits: ZipLimits) -> Entr
     return members[member.name]
 
 
-# Members are read one by one, and each time all of a directory would take longer than the member.
+# Cached: members are read one by one, and the directory takes longer to read than a member.
 @lru_cache(maxsize=1)
 def _members(
     path: Path, stamp: tuple[int, ...], limits: ZipLimits
 ) -> dict[str, Entry] | ImageRefused:
-    """The directory of the archive, or why it has none, as long as the file does not change."""
+    """The archive's members by name, or why it is refused. ``stamp`` makes a changed file miss the
+    cache."""
     with open_file(path) as fp:
         if _stamp(fp) != stamp:
             return ImageRefused(
@@ -144,7 +145,7 @@ def _stamp(fp: BoundedReader) -> tuple[int, ...]:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn whatever a file provokes into a refusal; nothing of its content is quoted."""
+    """Turns any error that a file causes into a refusal that quotes nothing of its content."""
     try:
         yield
     except PrecedentError:
@@ -164,7 +165,7 @@ def _refusing() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        # A panic in a decoder written in Rust arrives as something that is no Exception.
+        # A panic in a decoder written in Rust is a BaseException, but no Exception.
         raise _damaged(error) from None
 
 

@@ -1,4 +1,4 @@
-"""Small JPEG pictures of indexed frames, kept as files beside the index."""
+"""Thumbnails: small JPEG files of indexed frames, kept beside the index."""
 
 import io
 import uuid
@@ -17,18 +17,17 @@ _QUALITY = 85
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
-    """A JPEG of ``pixels`` whose longer side has at most ``side`` pixels; no metadata.
+    """A JPEG file of ``pixels``, without metadata.
 
     Args:
         pixels: uint8 (H, W) grey or (H, W, 3) RGB.
-        side: pixels of the longer side; smaller images stay as they are.
+        side: the longer side in pixels; smaller images are not enlarged.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    # reducing_gap: a box reduction first, so that a 100-megapixel slide costs little, and one of
-    # 512 pixels half.
+    # reducing_gap: Pillow first shrinks by a box filter, which is much faster for large images.
     image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=1.0)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=_QUALITY)
@@ -36,10 +35,10 @@ def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
 
 
 def thumbnail_path(root: Path, point_id: str) -> Path:
-    """Where the thumbnail of ``point_id`` lies: ``root/ab/<id>.jpg``.
+    """The path of the thumbnail of ``point_id``: ``root/ab/<id>.jpg``.
 
     Raises:
-        ImageNotFound: ``point_id`` is not a UUID, and so could name any file.
+        ImageNotFound: ``point_id`` is not a UUID; any other text could name a file elsewhere.
     """
     try:
         name = str(uuid.UUID(point_id))
@@ -51,7 +50,7 @@ def thumbnail_path(root: Path, point_id: str) -> Path:
 
 
 def write_thumbnail(root: Path, point_id: str, jpeg: bytes) -> Path:
-    """Store ``jpeg`` for ``point_id``, replacing an older one at once; its path."""
+    """Stores the JPEG file ``jpeg`` for ``point_id``, atomically; returns its path."""
     path = thumbnail_path(root, point_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, jpeg, durable=False)
@@ -59,7 +58,7 @@ def write_thumbnail(root: Path, point_id: str, jpeg: bytes) -> Path:
 
 
 def delete_thumbnail(root: Path, point_id: str) -> bool:
-    """Remove the thumbnail of ``point_id``; whether there was one."""
+    """Removes the thumbnail of ``point_id``; returns whether there was one."""
     try:
         thumbnail_path(root, point_id).unlink()
     except FileNotFoundError:

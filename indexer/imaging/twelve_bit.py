@@ -1,4 +1,4 @@
-"""JPEG of twelve bits, by GDCM where that is installed: pydicom asks it for eight at most."""
+"""Decodes 12-bit JPEG by calling GDCM directly: through pydicom it decodes at most 8 bits."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ def decode(
     """The values of a JPEG frame (ISO 10918-1, process 4): uint16 (H, W) or (H, W, samples).
 
     Raises:
-        ValueError: what comes out does not have that size.
+        ValueError: the decoded data does not have that size.
         Exception: whatever GDCM raises.
     """
     gdcm = import_module("gdcm")
@@ -38,7 +38,7 @@ def decode(
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(meaning))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
     image.SetPixelFormat(gdcm.PixelFormat(samples, 16, 12, 11, 0))
-    # Bytes arrive as text.
+    # GDCM returns bytes as str with surrogate escapes.
     data = image.GetBuffer().encode("utf-8", "surrogateescape")
     shape = (rows, columns) if samples == 1 else (rows, columns, samples)
     return np.frombuffer(data, "<u2").reshape(shape).astype(np.uint16)

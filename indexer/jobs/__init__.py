@@ -1,1 +1,1 @@
-"""Bulk indexing, cut into tasks that several workers share."""
+"""Jobs: bulk indexing cut into tasks, which several workers do in parallel under leases."""

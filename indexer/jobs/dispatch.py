@@ -1,8 +1,7 @@
-"""Jobs on Celery: tasks travel through a broker to workers on several machines.
+"""Workers on Celery: a message broker tells workers on several machines which task to do.
 
-The broker only carries wake-ups. What is to be done stands in the ledger, and every worker
-looks there from time to time, so that a message that was lost, with a broker or a worker,
-is sent again.
+Tasks are kept in the ledger; a message only names one. Every worker checks the ledger from time
+to time, so a message that was lost with a broker or a worker is sent again.
 """
 
 import logging
@@ -34,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 _QUEUE = "precedent"
 _TASK = "precedent.run"
-# Redis gives a message to another worker when it was not acknowledged for so long. Chunks are
-# minutes; what a dead worker had is found again by its lapsed lease, much sooner.
+# Redis redelivers a message that is not acknowledged within this time. Chunks take minutes; the
+# task of a dead worker is found much sooner, by its lapsed lease.
 _VISIBILITY_SECONDS = 6 * 3600
-# Of a broker that was restarted one learns when a message cannot be sent over the old connection.
+# A broker that was restarted is noticed only when sending over the old connection fails.
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0.0}
 
 
@@ -90,7 +89,7 @@ def celery_app(settings: Settings) -> Celery:
 
 
 class Dispatcher:
-    """Tells the broker of tasks that wait in the ledger, a bounded number at a time."""
+    """Sends the broker messages for due tasks of the ledger, a bounded number at a time."""
 
     def __init__(self, settings: Settings, database: Database, app: Celery) -> None:
         self._runner_sees = JobRunner(settings, database, "dispatcher").due
@@ -100,7 +99,7 @@ class Dispatcher:
         self._redis = _is_redis(str(app.conf.broker_url))
 
     def dispatch(self) -> int:
-        """Sends what is due; returns how many tasks that were.
+        """Sends a message for each task that is due; returns how many were sent.
 
         Raises:
             LedgerError: the ledger cannot be reached. JobError: the broker cannot.
@@ -116,7 +115,7 @@ class Dispatcher:
         return sent
 
     def _send(self, due: Due) -> None:
-        # Brokers do not agree on which end of the scale is urgent.
+        # In Redis a low number is urgent, in AMQP a high one.
         priority = MOST_URGENT - due.priority if self._redis else due.priority
         try:
             self._app.send_task(
@@ -135,7 +134,7 @@ class Dispatcher:
 
 
 class _Stop:
-    """A flag that a worker's main process raises and its children see."""
+    """A flag that a worker's main process sets and its child processes read."""
 
     def __init__(self) -> None:
         self._event = multiprocessing.get_context("fork").Event()
@@ -148,10 +147,13 @@ class _Stop:
 
 
 def serve(settings: Settings, *, concurrency: int, level: int = logging.INFO) -> int:
-    """Works for the broker until it is told to stop; returns the exit code.
+    """Runs a worker for the broker until a signal stops it; returns the exit code.
 
     Args:
-        concurrency: tasks done at once, each in a process with a model of its own.
+        concurrency: how many tasks run at once, each in its own process with its own model.
+
+    Raises:
+        JobError: the settings name no broker.
     """
     app = celery_app(settings)
     stop = _Stop()
@@ -202,7 +204,7 @@ def _register(app: Celery, settings: Settings, stop: _Stop) -> None:
 
 
 def _tick(settings: Settings, app: Celery, ended: Event) -> None:
-    """Looks after what others left, as long as the worker runs."""
+    """Dispatches due tasks, also those that other workers lost, until the worker has ended."""
     with open_database(settings, DataDir(settings.data_dir).ledger) as database:
         dispatcher = Dispatcher(settings, database, app)
         while True:

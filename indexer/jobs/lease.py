@@ -1,4 +1,4 @@
-"""One lease on a task, kept up while the work goes on."""
+"""Keeps a worker's lease on a task alive while the task runs."""
 
 import logging
 from collections.abc import Callable
@@ -16,11 +16,12 @@ _log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Renews a lease in a thread of its own, so that one slow instance does not cost it.
+    """Renews the lease in a separate thread, so that one slow instance does not let it lapse. A
+    context manager around the work.
 
     Args:
-        clock: seconds since the epoch.
-        stopping: asked often; whether this worker has to end.
+        clock: returns seconds since the epoch.
+        stopping: called often; returns whether this worker has to end.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The tasks of jobs, as workers take and end them.
+"""Leases: how workers take, keep and end the tasks of jobs.
 
-The ledger is the truth of every job: a broker only wakes workers up, and may lose all it
-knows. A task is worked on under a lease, which its worker renews; when the lease lapses,
-another worker may take the task. Tasks can be repeated at any time without harm.
+All state of a job is in the ledger; a broker only wakes workers up, and may lose its messages. A
+worker does a task under a lease, which it renews; when the lease lapses, another worker may take
+the task. Tasks are idempotent: repeating one at any time does no harm.
 """
 
 import json
@@ -19,12 +19,12 @@ from indexer.sources.opening import SourceSpec
 __all__ = ["Leases"]
 
 _TAKING = 0x70726563
-"""Key of the lock under which tasks are taken, on PostgreSQL."""
+"""Key of the PostgreSQL advisory lock under which tasks are taken."""
 _OPEN = (TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING)
 
 
 class Leases:
-    """Tasks to take. Times are seconds since the epoch, by the worker's clock.
+    """The tasks that workers may take. Times are seconds since the epoch, by the worker's clock.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -35,9 +35,10 @@ class Leases:
         self._settings = settings
 
     def due(self, now: float, limit: int) -> list[Due]:
-        """Tasks that a worker could take now, the urgent first.
+        """Tasks that a worker could take now, ordered by priority, the most urgent first.
 
-        Waiting ones whose pause is over, and those whose worker or message was lost.
+        These are waiting tasks whose pause after a failure is over, running tasks whose lease has
+        lapsed, and queued tasks whose message seems lost.
         """
         c = tasks.c
         with self._database.begin(read=True) as connection:
@@ -55,7 +56,7 @@ class Leases:
         return [Due(row.job, row.number, row.priority, row.source) for row in rows]
 
     def queued(self) -> int:
-        """Tasks that the broker was told of and that nobody has taken."""
+        """How many tasks have been sent to the broker and not been taken yet."""
         with self._database.begin(read=True) as connection:
             return int(
                 connection.execute(
@@ -64,7 +65,7 @@ class Leases:
             )
 
     def mark_queued(self, job: int, number: int, now: float) -> None:
-        """The broker has been told of a task."""
+        """Records that the broker was sent a message for a task."""
         with self._database.begin() as connection:
             connection.execute(
                 update(tasks)
@@ -73,7 +74,7 @@ class Leases:
             )
 
     def unfinished(self) -> int:
-        """Tasks still to be done in jobs that are running."""
+        """How many tasks of running jobs are still to be done."""
         with self._database.begin(read=True) as connection:
             return int(
                 connection.execute(
@@ -84,7 +85,7 @@ class Leases:
             )
 
     def source_of(self, job: int) -> str | None:
-        """The source's name of a job; None when there is no such job."""
+        """The name of a job's source; None when there is no such job."""
         with self._database.begin(read=True) as connection:
             return connection.execute(
                 select(jobs.c.source).where(jobs.c.id == job)
@@ -93,10 +94,12 @@ class Leases:
     def take(
         self, job: int, number: int, worker: str, now: float, at: str, most: int | None = None
     ) -> Task | None:
-        """The lease on a task; None when it is not to be had now.
+        """Takes a task; returns the lease on it, or None when it cannot be taken now.
 
         Args:
-            most: tasks of the same source that may be worked on at once.
+            worker: name of the worker that takes it.
+            at: the same time as ``now``, ISO 8601, for the start of the job.
+            most: how many tasks of the same source may run at once; None = any number.
         """
         c = tasks.c
         with self._database.begin() as connection:
@@ -131,8 +134,11 @@ class Leases:
     def _may_start(
         self, connection: Connection, row: Row[Any], now: float, most: int | None
     ) -> bool:
-        """Settling needs the archive for itself: it waits for all other tasks, and while it
-        waits none of these begins."""
+        """Whether a task that is due may start, given those that are running.
+
+        The finishing task of a job needs the archive for itself: it waits for all running tasks
+        that index or finish, and while it waits or runs no chunk starts.
+        """
         alive = and_(
             tasks.c.state == TaskState.RUNNING,
             tasks.c.beat_at >= now - self._settings.lapse_seconds,
@@ -140,15 +146,15 @@ class Leases:
         running = connection.execute(
             select(tasks.c.kind, jobs.c.source).join(jobs).where(alive)
         ).all()
-        if row.kind == TaskKind.SETTLE:
-            return not any(one.kind in (TaskKind.INDEX, TaskKind.SETTLE) for one in running)
+        if row.kind == TaskKind.FINISH:
+            return not any(one.kind in (TaskKind.INDEX, TaskKind.FINISH) for one in running)
         if row.kind == TaskKind.DISCOVER:
             return True
         waiting = connection.execute(
             select(func.count())
             .select_from(tasks.join(jobs))
             .where(
-                tasks.c.kind == TaskKind.SETTLE,
+                tasks.c.kind == TaskKind.FINISH,
                 jobs.c.state == JobState.RUNNING,
                 or_(self._is_due(now, queued_is_due=True), alive),
                 self._is_ready(),
@@ -169,17 +175,17 @@ class Leases:
         )
 
     def _is_ready(self) -> ColumnElement[bool]:
-        """Settling comes when all other tasks of its job have ended."""
+        """Condition: a finishing task is ready once all other tasks of its job have ended."""
         other = tasks.alias()
         open_ones = select(other.c.number).where(
             other.c.job == tasks.c.job,
-            other.c.kind != TaskKind.SETTLE,
+            other.c.kind != TaskKind.FINISH,
             other.c.state.in_(_OPEN),
         )
-        return or_(tasks.c.kind != TaskKind.SETTLE, ~open_ones.exists())
+        return or_(tasks.c.kind != TaskKind.FINISH, ~open_ones.exists())
 
     def beat(self, task: Task, now: float) -> bool:
-        """Renews a lease and brings the counts up to date; False when the work has to stop."""
+        """Renews a lease and updates the task's counts; False when the task has to stop."""
         with self._database.begin() as connection:
             renewed = connection.execute(
                 update(tasks)
@@ -190,19 +196,19 @@ class Leases:
         return bool(renewed) and state == JobState.RUNNING
 
     def end(self, task: Task, *, seconds: float) -> None:
-        """The task is done."""
+        """Records that a task is done."""
         self._leave(task, {"state": TaskState.DONE, "error": None}, seconds)
 
     def put_back(self, task: Task, *, seconds: float) -> None:
-        """The work was stopped on purpose; the task waits for another worker, or is over
-        where its job was cancelled."""
+        """Gives back a task that was stopped on purpose: it waits for another worker, or is
+        cancelled if its job was."""
         with self._database.begin() as connection:
             cancelled = _state(connection, task.job.id) == JobState.CANCELLED
         state = TaskState.CANCELLED if cancelled else TaskState.WAITING
         self._leave(task, {"state": state, "attempts": task.attempts - 1}, seconds)
 
     def fail(self, task: Task, error: str, *, not_before: float, seconds: float) -> bool:
-        """The try failed; whether there will be another one."""
+        """Records that an attempt at a task failed; returns whether it will be tried again."""
         again = task.attempts < self._settings.attempts
         state = TaskState.WAITING if again else TaskState.FAILED
         self._leave(task, {"state": state, "not_before": not_before, "error": error}, seconds)
@@ -218,6 +224,8 @@ class Leases:
             )
 
     def _counts(self, connection: Connection, task: Task) -> dict[str, Any]:
+        """Counts of a chunk by fate, the column of the manifest that says what became of each
+        instance; see :class:`indexer.jobs.records.Fate`."""
         if task.kind is not TaskKind.INDEX:
             return {}
         c = manifest.c
@@ -244,7 +252,7 @@ class Leases:
         }
 
     def close(self, task: Task, at: str) -> JobState:
-        """Ends the job whose last task this was."""
+        """Ends the job of this task, its last one; returns the state that it ends in."""
         job = task.job.id
         with self._database.begin() as connection:
             failed = connection.execute(

@@ -1,4 +1,4 @@
-"""Jobs as people make, watch and steer them."""
+"""Submits, lists, pauses, resumes, cancels, retries and reports jobs."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, select, update
 from engine.errors import JobError
 from indexer.jobs.records import (
     DISCOVERY,
-    SETTLING,
+    FINISHING,
     Fate,
     JobOptions,
     JobState,
@@ -31,14 +31,14 @@ class JobLedger:
 
     Raises:
         LedgerError: the database cannot be read or written.
-        JobError: there is no such job, or it is past what is asked.
+        JobError: there is no such job, or its state does not allow what is asked.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def submit(self, spec: SourceSpec, options: JobOptions, *, at: str, priority: int = 0) -> int:
-        """Number of a new job. Nothing is looked at before a worker takes it."""
+        """Adds a job; returns its number. The source is not read before a worker takes the job."""
         values = {
             "kind": "index",
             "source": spec.source,
@@ -59,7 +59,7 @@ class JobLedger:
                         "kind": TaskKind.DISCOVER,
                         "state": "waiting",
                     },
-                    {"job": job, "number": SETTLING, "kind": TaskKind.SETTLE, "state": "waiting"},
+                    {"job": job, "number": FINISHING, "kind": TaskKind.FINISH, "state": "waiting"},
                 ],
             )
             return int(job)
@@ -71,7 +71,7 @@ class JobLedger:
             return [self._summary(connection, row, now) for row in rows]
 
     def summary(self, job: int, now: float) -> JobSummary:
-        """How far a job is."""
+        """The progress of a job."""
         with self._database.begin(read=True) as connection:
             return self._summary(connection, _row(connection, job), now)
 
@@ -82,12 +82,12 @@ class JobLedger:
         return summary_of(row, found, now)
 
     def pause(self, job: int) -> None:
-        """Workers stop after the instances they are at; what is done is kept."""
+        """Pauses a job: workers stop after the instances they are at; results are kept."""
         self._change(job, JobState.PAUSED, (JobState.RUNNING,))
 
     def resume(self, job: int) -> None:
-        """A paused job goes on; in a running one, tasks in a pause after a failure need not
-        wait for its end."""
+        """Resumes a paused job; in a running one, tasks that wait after a failure are tried at
+        once."""
         self._change(job, JobState.RUNNING, (JobState.PAUSED, JobState.RUNNING))
         with self._database.begin() as connection:
             connection.execute(
@@ -97,7 +97,8 @@ class JobLedger:
             )
 
     def cancel(self, job: int, at: str) -> None:
-        """What is done stays in the index; what is not stays pending for another job."""
+        """Cancels a job: indexed instances stay in the index, the others stay pending for another
+        job."""
         self._change(job, JobState.CANCELLED, (JobState.RUNNING, JobState.PAUSED), at)
         with self._database.begin() as connection:
             connection.execute(
@@ -107,9 +108,9 @@ class JobLedger:
             )
 
     def retry(self, job: int, *, refused: bool = False) -> int:
-        """Gives tasks that failed another chance; returns how many those are.
+        """Makes failed tasks wait to be done again; returns how many.
 
-        refused: chunks with refused instances as well; these are read again.
+        refused: also do chunks with refused instances again; only those instances are read.
         """
         ended = (JobState.FINISHED, JobState.FAILED, JobState.RUNNING)
         again = {"state": TaskState.WAITING, "attempts": 0, "not_before": 0.0, "error": None}
@@ -123,7 +124,7 @@ class JobLedger:
                 count += self._reopen_refused(connection, job, again)
             if count:
                 connection.execute(
-                    update(tasks).where(mine, tasks.c.kind == TaskKind.SETTLE).values(again)
+                    update(tasks).where(mine, tasks.c.kind == TaskKind.FINISH).values(again)
                 )
                 connection.execute(
                     update(jobs)
@@ -152,10 +153,10 @@ class JobLedger:
         return int(count)
 
     def forget_source(self, source: str) -> None:
-        """Removes what jobs of this source noted of each instance.
+        """Removes the manifests of this source's jobs.
 
         Raises:
-            JobError: one of them is not over, and would bring instances back.
+            JobError: one of the jobs is running or paused, and would index instances again.
         """
         mine = and_(jobs.c.source == source, jobs.c.kind == "index")
         going_on = jobs.c.state.in_((JobState.RUNNING, JobState.PAUSED))
@@ -179,9 +180,10 @@ class JobLedger:
             )
 
     def fates(self, job: int) -> Iterator[Fate]:
-        """Every instance of a job with what became of it, ordered by locator.
+        """The fate of every instance of a job; see :class:`indexer.jobs.records.Fate`.
 
-        Those that were unchanged are told from the others until a later job sees them.
+        First those that the job had to read, ordered by locator, then the unchanged ones. The
+        latter are listed only until a later job sees them.
         """
         with self._database.begin(read=True) as connection:
             _row(connection, job)

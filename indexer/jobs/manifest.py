@@ -1,4 +1,4 @@
-"""What each task of a job has to do, instance by instance."""
+"""The manifest of a job: the instances that it has to read, each with its chunk and its fate."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,7 @@ _LOCATORS_AT_ONCE = 400
 
 
 class Manifest:
-    """The instances of jobs, cut into chunks.
+    """Builds and reads the manifests of jobs. A chunk is the instances of one task.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -27,13 +27,13 @@ class Manifest:
         self._ledger = ledger
 
     def begin(self, task: Task) -> None:
-        """Before discovery begins, or begins again: counts of an earlier try are void."""
+        """Resets the counts of an earlier attempt, before discovery starts."""
         with self._database.begin() as connection:
             connection.execute(update(tasks).where(_discovery(task)).values(total=0, unchanged=0))
 
     def add(self, task: Task, items: Sequence[Discovered]) -> list[Discovered]:
-        """Notes what a source has; returns those of it that are to be read and in no chunk
-        yet."""
+        """Records discovered instances in the ledger; returns those that have to be read and are
+        in no chunk yet."""
         job = task.job
         with self._database.begin() as connection:
             listed: set[str] = set()
@@ -66,7 +66,7 @@ class Manifest:
         return pending
 
     def add_chunk(self, task: Task, items: Sequence[Discovered]) -> None:
-        """Makes a task of these instances."""
+        """Adds a task that indexes these instances."""
         job = task.job.id
         with self._database.begin() as connection:
             last = connection.execute(
@@ -91,7 +91,7 @@ class Manifest:
             )
 
     def pending(self, task: Task) -> list[Pending]:
-        """What of a chunk is still to be read, ordered by locator."""
+        """The instances of a chunk that are still to be read, ordered by locator."""
         c = manifest.c
         with self._database.begin(read=True) as connection:
             rows = connection.execute(
@@ -102,7 +102,8 @@ class Manifest:
         return [Pending(row.locator, row.label) for row in rows]
 
     def left_open(self, task: Task) -> list[str]:
-        """Instances of finished chunks that have no fate: settling was cut short."""
+        """Locators of instances in finished chunks that have no fate: an attempt to finish the job
+        reopened them and was cut short."""
         c = manifest.c
         ended = (tasks.c.job == c.job) & (tasks.c.number == c.chunk)
         with self._database.begin(read=True) as connection:
@@ -119,7 +120,7 @@ class Manifest:
             )
 
     def reopen(self, task: Task, locators: Iterable[str]) -> list[Pending]:
-        """Makes these instances of the job pending again, ordered by locator."""
+        """Makes these instances of the job pending again; returns them ordered by locator."""
         wanted = sorted(set(locators))
         with self._database.begin() as connection:
             labels: dict[str, str | None] = {}

@@ -1,4 +1,4 @@
-"""A worker without a broker: it looks for tasks in the ledger itself."""
+"""A worker without a broker: it polls the ledger for tasks."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ _LOOKED_AT = 32
 
 
 def serve(settings: Settings, *, until_idle: bool, stopping: Callable[[], bool]) -> None:
-    """Does tasks until ``stopping``, or, with ``until_idle``, until no job has any left.
+    """Runs a worker until ``stopping()`` or, with ``until_idle``, until no job has tasks left.
 
     Raises:
         PrecedentError: the model, the ledger or the store cannot be opened at the start.

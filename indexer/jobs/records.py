@@ -1,4 +1,4 @@
-"""What a job is made of."""
+"""Data types of jobs: a job is a discovery task, chunks to index, and a finishing task."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from indexer.sources.opening import SourceSpec
 
 __all__ = [
     "DISCOVERY",
-    "SETTLING",
+    "FINISHING",
     "Fate",
     "Job",
     "JobOptions",
@@ -18,11 +18,12 @@ __all__ = [
 ]
 
 
-DISCOVERY, SETTLING = 0, -1
-"""Numbers of the two tasks that every job has; chunks count from 1."""
+DISCOVERY, FINISHING = 0, -1
+"""Numbers of the two tasks that every job has: the first, which lists the source and cuts chunks,
+and the last, which finishes the job. Chunks count from 1."""
 
 MOST_URGENT = 9
-"""Priorities go from 0 to this."""
+"""The highest priority; the lowest is 0."""
 
 
 class JobState(StrEnum):
@@ -31,13 +32,18 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
     FINISHED = "finished"
     FAILED = "failed"
-    """Ended, with tasks that were given up."""
+    """Ended, but some tasks failed in all their attempts."""
 
 
 class TaskKind(StrEnum):
+    """What a task does. The values are those of the database."""
+
     DISCOVER = "discover"
+    """List the source and cut what is to be read into chunks."""
     INDEX = "index"
-    SETTLE = "settle"
+    """Index one chunk."""
+    FINISH = "settle"
+    """Finish the job: see ``indexer.jobs.finishing.finish_job``."""
 
 
 class TaskState(StrEnum):
@@ -51,8 +57,9 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """How a job treats what it finds; as ``index_archive`` says.
+    """Which instances a job reads and removes.
 
+    retry_refused, again: as for ``index_archive``.
     delete_vanished: instances that the source no longer has are removed at the end.
     """
 
@@ -72,7 +79,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A task that waits to be taken."""
+    """A task that a worker could take."""
 
     job: int
     number: int
@@ -82,7 +89,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A lease on a task. attempts: this one included."""
+    """A task that a worker holds the lease on. attempts: how many, this one included."""
 
     job: Job
     number: int
@@ -93,8 +100,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of an instance in a job: "indexed", "duplicate", "unchanged", "refused", or
-    "open" while nothing has."""
+    """What became of an instance in a job.
+
+    fate: "indexed": in the index. "duplicate": in the index already, from another file of the
+        same content. "unchanged": in the index since an earlier job, and not read again.
+        "refused": cannot be indexed, see ``reason``. "pending": discovered, but in no chunk yet.
+        "open": still to be read by this job.
+    reason, detail: of a refusal: its code, and one sentence.
+    """
 
     locator: str
     fate: str

@@ -1,4 +1,4 @@
-"""A worker's side of a job: takes a task, does it under a lease, and says how it ended."""
+"""Runs tasks of jobs in a worker: takes a task, does it under a lease, and records the result."""
 
 import logging
 import time
@@ -10,11 +10,11 @@ from engine.errors import DiskFull, PrecedentError, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.datadir.disk_space import check_room
+from indexer.jobs.finishing import finish_job
 from indexer.jobs.lease import Lease
 from indexer.jobs.leases import Leases
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Due, Task, TaskKind
-from indexer.jobs.settling import settle
 from indexer.jobs.windows import is_open
 from indexer.ledger.database import Database
 from indexer.pipeline.indexing import Indexer
@@ -29,15 +29,17 @@ _DISCOVERED_AT_ONCE = 1000
 
 
 class JobRunner:
-    """Does tasks of jobs, one at a time. Close it, or use it as a context manager.
+    """Runs tasks of jobs, one at a time. Close it, or use it as a context manager.
 
-    The model is loaded and the store opened when the first task is taken, and both stay; after
-    a failure of the store they are opened anew.
+    The model is loaded and the store opened for the first task, and both stay open for the next
+    ones; after a failure of the store they are opened again.
 
     Args:
         database: of the ledger.
         name: of this worker, as leases and `precedent jobs show` give it.
-        stopping: once True, the task under way is put back after the instances it is at.
+        stopping: called often; once it returns True, the running task is put back after the
+            instances that are being indexed.
+        clock: returns seconds since the epoch.
     """
 
     def __init__(
@@ -72,14 +74,14 @@ class JobRunner:
         self.close()
 
     def due(self, limit: int) -> list[Due]:
-        """Tasks to be done now, whose source may be read at this hour."""
+        """Tasks that are due and whose source may be read at this hour, the most urgent first."""
         found = self.leases.due(self._clock(), limit)
         return [one for one in found if self._in_hours(one.source)]
 
     def run(self, job: int, number: int) -> bool:
-        """Does a task, if it is to be had; whether it was.
+        """Takes and does a task; returns False if it could not be taken.
 
-        A failure is noted with the task, which is tried again after a pause.
+        A failure is recorded with the task, which is tried again after a pause.
 
         Raises:
             LedgerError: the ledger cannot be reached. The lease lapses, and another worker
@@ -111,7 +113,7 @@ class JobRunner:
             seconds = time.monotonic() - started
             if lease.is_over:
                 self.leases.put_back(task, seconds=seconds)
-            elif task.kind is TaskKind.SETTLE:
+            elif task.kind is TaskKind.FINISH:
                 self.leases.end(task, seconds=seconds)
                 self.leases.close(task, self._now())
             else:
@@ -121,7 +123,7 @@ class JobRunner:
 
     def _failed(self, task: Task, error: Exception, seconds: float) -> None:
         if isinstance(error, (StoreError, DiskFull, OSError)):
-            # What is open may be in a state that no later call recovers from.
+            # The open store may be in a state that no later call recovers from.
             self.close()
         pause = self._settings.jobs.backoff_seconds * 2 ** (task.attempts - 1)
         not_before = self._clock() + min(pause, _MAX_BACKOFF_SECONDS)
@@ -141,8 +143,8 @@ class JobRunner:
             return
         archive, indexer = self._opened()
         with archive.writing():
-            if task.kind is TaskKind.SETTLE:
-                settle(task, archive, indexer, self._database, self._settings)
+            if task.kind is TaskKind.FINISH:
+                finish_job(task, archive, indexer, self._database, self._settings)
                 return
             manifest = Manifest(self._database, archive.ledger)
             source = task.job.spec.open(self._settings)
@@ -177,7 +179,7 @@ class JobRunner:
     def _opened(self) -> tuple[Archive, Indexer]:
         if self._archive is not None and self._archive.is_replaced:
             self.close()
-            # The model came into force with its index.
+            # The index in force brings its own model.
             self._settings = self._settings.model_copy(update={"model": None})
         if self._archive is None or self._indexer is None:
             check_room(self._settings.data_dir, self._settings.indexing.min_free_bytes)
@@ -200,7 +202,7 @@ class JobRunner:
 
 
 def _said(error: Exception) -> str:
-    """What of an error may be kept: messages of others than ours may quote what they read."""
+    """An error's text without what it may quote: only our own messages hold no file content."""
     if isinstance(error, PrecedentError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""How far a job is, from its tasks."""
+"""Summarises the progress of a job from its tasks."""
 
 import json
 from collections import Counter
@@ -19,17 +19,20 @@ _ERRORS = 5
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """A job, or a run of ``precedent index``, which has no tasks and so no counts.
+    """The progress of a job, or of a run of ``precedent index``, which has no tasks and no counts.
 
     state: "running", "paused", "cancelled", "finished" or "failed".
-    discovered: instances that the source was found to have so far; discovering: more may come.
-    total: of these, the ones to be read. done: of the total, those whose fate is known.
-    unchanged: discovered and in the index before, so not read.
-    indexed, duplicates, refused (by reason): of the done. points: pictures in the index.
-    tasks: by state.
-    per_second: instances done in the last ten minutes; None while nothing is.
-    seconds_left: at that pace; None when not known.
-    errors: of tasks, the latest few, each with its task's number.
+    discovering: whether the source is still being listed.
+    discovered: instances found in the source so far.
+    unchanged: of the discovered, those already in the index, which are not read.
+    total: of the discovered, those to be read.
+    done: of the total, those that are indexed or refused.
+    indexed (duplicates included), duplicates, refused (by reason): of the done, how many.
+    points: pictures in the index of the indexed instances that are no duplicates.
+    tasks: how many, by state.
+    per_second: instances done per second over the last ten minutes; None while none are.
+    seconds_left: at that pace; None when it is not known.
+    errors: the latest errors by number of the task.
     """
 
     id: int
@@ -94,7 +97,8 @@ def summary_of(job: Row[Any], tasks: Sequence[Row[Any]], now: float) -> JobSumma
 
 
 def _pace(job: Row[Any], chunks: Sequence[Row[Any]], now: float) -> float | None:
-    """Instances per second over the tasks that were alive of late."""
+    """Instances done per second over the last ten minutes, estimated from the tasks that ran then;
+    None when there were none."""
     if job.started_at is None:
         return None
     started = datetime.fromisoformat(job.started_at).timestamp()
@@ -103,7 +107,7 @@ def _pace(job: Row[Any], chunks: Sequence[Row[Any]], now: float) -> float | None
     for chunk in chunks:
         if chunk.beat_at is None or chunk.beat_at < since:
             continue
-        # Of a task that began before, the part that falls into the span.
+        # Of a task that began before that span, count only the share that falls into it.
         length = max(chunk.seconds, now - since if chunk.state == TaskState.RUNNING else 0.0, 1e-9)
         done += chunk.done * min(1.0, (chunk.beat_at - since) / length)
     return done / (now - since) if done and now > since else None

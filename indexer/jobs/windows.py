@@ -6,9 +6,10 @@ __all__ = ["is_open"]
 
 
 def is_open(window: str | None, now: datetime) -> bool:
-    """Whether ``now`` lies within "HH:MM-HH:MM", start included, which may pass midnight.
+    """Whether ``now`` lies within ``window``, "HH:MM-HH:MM".
 
-    None, and a window that ends where it starts, are always open.
+    The start belongs to it, the end does not; it may pass midnight. None, and a window that ends
+    where it starts, are always open.
     """
     if window is None:
         return True

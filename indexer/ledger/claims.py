@@ -1,4 +1,4 @@
-"""Which instance a point belongs to when several files have it."""
+"""Decides which of several files with the same point id may write the point."""
 
 from collections.abc import Iterable
 from threading import Lock
@@ -9,7 +9,13 @@ __all__ = ["Claims"]
 
 
 class Claims:
-    """Which instance each point belongs to, by the ledger or on the way there."""
+    """Claims on point ids by instances that are decided on, but not yet recorded in the ledger.
+
+    A claim says that a point belongs to the first instance that had its id: that instance writes
+    the point. Later ones with the same content are duplicates; with other content they conflict.
+    A claim is held from the decision until the ledger has recorded the instance as the point's
+    owner. Threads may share an object.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -17,11 +23,15 @@ class Claims:
         self._lock = Lock()
 
     def claim(self, instances: list[Done]) -> list[str | None]:
-        """For each instance, in order: None when its points are its own to write now, else
-        the content (sha256) of the instance that has them. Who comes first has them."""
+        """Claims the points of these instances, in this order.
+
+        Returns:
+            For each instance None if it now owns all its points, else the content (sha256 hex) of
+            the instance that owns one of them already.
+        """
         with self._lock:
             ids = [point_id for done in instances for point_id, _ in done.points]
-            recorded = self._ledger.owners(ids, settled=True)
+            recorded = self._ledger.owners(ids, done_only=True)
             return [self._claim(done, recorded) for done in instances]
 
     def _claim(self, done: Done, recorded: dict[str, list[Owner]]) -> str | None:
@@ -35,7 +45,7 @@ class Claims:
         return None
 
     def release(self, outcomes: Iterable[Done | Refused]) -> None:
-        """Forgets the claims that the ledger now knows."""
+        """Drops the claims of these instances, which the ledger has now recorded."""
         with self._lock:
             for outcome in outcomes:
                 for point_id, _ in outcome.points if isinstance(outcome, Done) else ():

@@ -1,4 +1,4 @@
-"""The ledger's database, SQLite or PostgreSQL: opened, brought up to date, used in transactions."""
+"""Opens the ledger's database, SQLite or PostgreSQL, migrates its tables, and runs transactions."""
 
 import sqlite3
 import time
@@ -30,16 +30,16 @@ _DRIVERS = {
     "postgres": "postgresql+psycopg",
 }
 _PATIENCE_S = 10.0
-"""Waiting for another SQLite connection to end its transaction."""
+"""How long to wait for another SQLite connection to end its transaction."""
 _MIGRATION_PATIENCE_S = 3600.0
 """… and for another process that migrates: new indices over millions of rows take minutes."""
 _MIGRATION_LOCK = 0x6C656467
-"""Key of the lock that PostgreSQL holds for who migrates."""
+"""Key of the PostgreSQL advisory lock for migrations."""
 _SERVER_OPTIONS = {
     "connect_timeout": 10,
     "application_name": "precedent",
     "client_encoding": "utf8",
-    # A server that vanished without a word is noticed within about a minute.
+    # A connection to a server that vanished is noticed within about a minute.
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
@@ -51,8 +51,8 @@ _READ = "precedent_read"
 class Database:
     """An open database. Close it, or use it as a context manager.
 
-    Tables that an earlier version made are brought up to date; several processes may open one
-    at the same time. Connections that a restart of the server cut are replaced.
+    Tables made by an earlier version are migrated; several processes may open the database at
+    the same time. Connections that a restart of the server closed are replaced.
 
     Args:
         url: as in "sqlite:////folder/ledger.sqlite" or "postgresql+psycopg://user@host/name".
@@ -85,9 +85,10 @@ class Database:
 
     @contextmanager
     def begin(self, *, read: bool = False) -> Iterator[Connection]:
-        """A connection in a transaction: all that is done on it lasts, or nothing.
+        """A connection in a transaction, committed at the end or rolled back on an error.
 
-        read: nothing is written in it. SQLite then does not let writers wait, nor for them.
+        read: the transaction only reads. In SQLite it then neither blocks writers nor waits for
+        them.
         """
         with self._begin(self._reading if read else self._engine) as connection:
             yield connection
@@ -98,7 +99,7 @@ class Database:
             with engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            # Not as its cause: that quotes rows, and tracebacks end in logs.
+            # Not chained: the original error quotes rows, and tracebacks get into logs.
             raise self._failure(error) from None
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
@@ -123,7 +124,7 @@ class Database:
         if self.dialect == "sqlite":
             patient = _engine(self._url, _MIGRATION_PATIENCE_S)
             try:
-                # BEGIN IMMEDIATE: one at a time, and the last finds nothing to do.
+                # BEGIN IMMEDIATE: one process migrates, the others then find nothing to do.
                 with self._begin(patient) as connection:
                     migrate(connection, self._place)
             finally:
@@ -135,7 +136,7 @@ class Database:
 
     def _failure(self, error: SQLAlchemyError) -> LedgerError:
         cause = getattr(error, "orig", None) or error
-        # The primary message alone: the details of PostgreSQL quote rows.
+        # Only the primary message: the detail messages of PostgreSQL quote rows.
         diagnostics = getattr(cause, "diag", None)
         message = getattr(diagnostics, "message_primary", None) or str(cause)
         way_out = self._way_out(cause)
@@ -160,7 +161,11 @@ class Database:
 
 
 def open_database(settings: Settings, file: Path) -> Database:
-    """The database that the settings name, or else the SQLite file, made when there is none."""
+    """The database that the settings name, or else the SQLite file, created if it does not exist.
+
+    Raises:
+        LedgerError: it cannot be opened or used.
+    """
     if settings.ledger.url is not None:
         return Database(settings.ledger.url.get_secret_value())
     try:
@@ -202,7 +207,7 @@ def _parsed(url: str | URL) -> URL:
 
 
 def _shown(url: URL) -> str:
-    """The database as errors name it, without what is secret."""
+    """The database as error messages name it, without user and password."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
     shown = URL.create("postgresql", host=url.host, port=url.port, database=url.database)
@@ -226,7 +231,7 @@ def _engine(url: URL, patience_s: float = _PATIENCE_S) -> Engine:
 
 
 def _configure(connection: Any, _: object) -> None:
-    # Python's own way of beginning transactions leaves out DDL, and BEGIN IMMEDIATE.
+    # The sqlite3 module's implicit transactions cover no DDL and never use BEGIN IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
     _log_ahead(cursor)
@@ -242,15 +247,15 @@ def _log_ahead(cursor: sqlite3.Cursor) -> None:
             cursor.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            # Where several open a new file, SQLite gives up at once instead of waiting.
+            # While another process opens the same new file, SQLite fails at once.
             if not _is_busy(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
 def _begin_transaction(connection: Connection) -> None:
-    # A transaction that read first and then wants to write fails when another has written
-    # meanwhile; so those that may write take the lock at once, and wait for it.
+    # A transaction that reads first and then writes fails if another one has written in between.
+    # So one that may write takes the write lock at its start, and waits for it.
     read = connection.get_execution_options().get(_READ, False)
     connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
 
@@ -261,7 +266,7 @@ def _is_table_missing(error: BaseException | None) -> bool:
 
 
 def _is_busy(error: BaseException) -> bool:
-    # The lowest byte: the others tell kinds of it apart.
+    # The lowest byte is the primary error code; the others are the extended code.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 

@@ -1,4 +1,4 @@
-"""Instances that the ledger knows with their points: what an index has to have."""
+"""Lists the instances that the ledger records as indexed, with their points, for re-encoding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,19 @@ from indexer.ledger.database import Database
 from indexer.ledger.instances import Ledger, Pending, State
 from indexer.ledger.schema import instances, points
 
-__all__ = ["Known", "KnownInstances"]
+__all__ = ["IndexedInstance", "IndexedInstances"]
 
 _AT_ONCE = 400
 _LEFT_OUT = "it could not be read as it was indexed when the index was encoded anew"
 
 
 @dataclass(frozen=True, slots=True)
-class Known(Pending):
-    """An instance that was indexed. content: sha256 hex. at: when it was indexed, UTC, ISO 8601.
-    ids: of its points."""
+class IndexedInstance(Pending):
+    """An instance that has points.
+
+    state: "done"; or "refused" if it was left out when the archive was re-encoded.
+    content: sha256 hex of its file. at: when it was indexed, UTC, ISO 8601. ids: of its points.
+    """
 
     state: str
     content: str
@@ -27,8 +30,8 @@ class Known(Pending):
     ids: tuple[str, ...]
 
 
-class KnownInstances:
-    """The instances in a ledger that have points.
+class IndexedInstances:
+    """The instances of a ledger that have points.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -47,22 +50,22 @@ class KnownInstances:
             return int(connection.execute(query).scalar_one())
 
     def sources(self) -> list[str | None]:
-        """The names of their sources; None = from before sources had names."""
+        """The names of their sources; None = recorded without a source."""
         query = select(instances.c.source).where(self._have_points).distinct()
         with self._database.begin(read=True) as connection:
             found = set(connection.execute(query).scalars())
         return sorted(found, key=lambda name: name or "")
 
     def has_addresses(self, source: str | None) -> bool:
-        """Whether some of a source's lie on a server."""
+        """Whether any of a source's instances lies on a DICOMweb server."""
         query = select(instances.c.locator).where(
             instances.c.source == source, instances.c.locator.like("http%"), self._have_points
         )
         with self._database.begin(read=True) as connection:
             return connection.execute(query.limit(1)).first() is not None
 
-    def pages(self, source: str | None) -> Iterator[list[Known]]:
-        """Those of a source, ordered by locator, page by page."""
+    def pages(self, source: str | None) -> Iterator[list[IndexedInstance]]:
+        """The instances of a source, ordered by locator, page by page."""
         c = instances.c
         last = ""
         while True:
@@ -77,7 +80,7 @@ class KnownInstances:
                 return
             ids = self._ledger.points_of([row.locator for row in rows])
             yield [
-                Known(
+                IndexedInstance(
                     row.locator,
                     row.label,
                     row.state,
@@ -90,13 +93,13 @@ class KnownInstances:
             last = rows[-1].locator
 
     def leave_out(self, locators: Sequence[str]) -> None:
-        """Notes that instances are not in the index any more, but come back when a run can read
-        them. Their points stay noted: an index that is kept may have them."""
+        """Records instances as refused, because the new index lacks them; later runs try to read
+        them again. Their points stay recorded: the previous index, which is kept, may have them."""
         reason = RefusalReason.UNREADABLE.value
         self._note(locators, State.DONE, State.REFUSED, reason, _LEFT_OUT)
 
     def take_back(self, locators: Sequence[str]) -> None:
-        """Notes that instances which were left out are in the index again."""
+        """Records instances that were left out as done, because the index has them again."""
         self._note(locators, State.REFUSED, State.DONE, None, None)
 
     def _note(

@@ -1,4 +1,4 @@
-"""The ledger: what was seen, done, refused and why; one row an instance."""
+"""The ledger's instances: which were seen, indexed or refused, and why; one row per instance."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -31,16 +31,17 @@ from indexer.sources.base import Discovered
 __all__ = ["Done", "Ledger", "Owner", "Pending", "Refused", "State"]
 
 _AT_ONCE = 400
-"""Rows a statement: SQLite takes 32,766 variables, and we send some for each row."""
+"""Rows per statement: SQLite allows 32,766 variables, and each row needs several."""
 
 _T = TypeVar("_T")
 
 
 class Ledger:
-    """The record of an archive.
+    """The record of an archive's instances and their points.
 
-    Methods that write are each one transaction: a kill leaves all of it or nothing. Rows are
-    locked in the order of their locators, so that two writers do not wait for each other.
+    Each writing method is one transaction, except :meth:`discover` and :meth:`stale`, which use
+    one for each page, and :meth:`note`, which is part of its caller's. Rows are locked in the
+    order of their locators, so that two writers do not deadlock.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -50,7 +51,7 @@ class Ledger:
         self._database = database
 
     def begin_run(self, source: str, at: str) -> int:
-        """A number for a new run over a source. at: UTC timestamp, ISO 8601."""
+        """Starts a run over a source; returns its number. at: UTC timestamp, ISO 8601."""
         row = {"kind": "run", "source": source, "state": "running"}
         with self._database.begin() as connection:
             result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
@@ -58,7 +59,7 @@ class Ledger:
             return int(run)
 
     def end_run(self, run: int, at: str) -> None:
-        """Notes that a run has ended."""
+        """Records that a run has ended. at: UTC timestamp, ISO 8601."""
         ended = {"state": "finished", "finished_at": at}
         with self._database.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
@@ -72,7 +73,7 @@ class Ledger:
         retry_refused: bool = False,
         again: bool = False,
     ) -> int:
-        """Notes what a source has; returns how many instances that were. See :meth:`note`."""
+        """Records the instances that a source has; returns how many. See :meth:`note`."""
         count = 0
         for chunk in _chunks(found):
             with self._database.begin() as connection:
@@ -90,11 +91,11 @@ class Ledger:
         retry_refused: bool = False,
         again: bool = False,
     ) -> list[Discovered]:
-        """Notes some of what a source has, as part of a transaction; returns what is pending.
+        """Records discovered instances, within the caller's transaction; returns those pending.
 
-        An instance becomes pending when it is new, when its size, stamp or label changed,
-        when it was pending before, or when it was refused for a reason that may pass
-        (for any reason with ``retry_refused``); with ``again`` in any case.
+        An instance becomes pending if it is new; if its size, stamp or label has changed; if it
+        was pending before; or if it was refused for a transient reason (``retry_refused``: for
+        any reason). With ``again`` every instance becomes pending.
         """
         pending: list[Discovered] = []
         for chunk in _chunks({item.locator: item for item in items}.values()):
@@ -154,7 +155,7 @@ class Ledger:
         return fresh
 
     def pending_count(self, run: int) -> int:
-        """How many instances of a run wait to be read."""
+        """How many instances of a run are pending."""
         c = instances.c
         with self._database.begin(read=True) as connection:
             query = select(func.count()).where(c.seen_in == run, c.state == State.PENDING)
@@ -178,11 +179,11 @@ class Ledger:
                 yield Pending(row.locator, row.label)
             last = rows[-1].locator
 
-    def owners(self, ids: Sequence[str], *, settled: bool = False) -> dict[str, list[Owner]]:
-        """For each point id that is in the index, the instances it belongs to.
+    def owners(self, ids: Sequence[str], *, done_only: bool = False) -> dict[str, list[Owner]]:
+        """For each of these point ids that is recorded, the instances that have it.
 
-        Those seen last come first, then by locator. ``settled`` leaves out instances that
-        are pending: what they have now may not be what the ledger says.
+        The most recently seen come first, then by locator. done_only: leaves out instances that
+        are refused or pending; the content of a pending one may not be what the ledger says.
         """
         owners: dict[str, list[Owner]] = {}
         for chunk in _chunks(ids):
@@ -191,7 +192,7 @@ class Ledger:
                 query = select(points.c.id, points.c.locator, c.content, c.finished_at)
                 query = query.join(instances).where(points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
-                if settled:
+                if done_only:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
@@ -200,7 +201,7 @@ class Ledger:
         return owners
 
     def points_of(self, locators: Sequence[str]) -> dict[str, list[str]]:
-        """The point ids of each of these instances."""
+        """The point ids of each of these instances, by locator, in the order of frames."""
         found: dict[str, list[str]] = {}
         for chunk in _chunks(locators):
             with self._database.begin(read=True) as connection:
@@ -216,10 +217,14 @@ class Ledger:
     def finish(
         self, run: int, outcomes: Sequence[Done | Refused], at: str, *, manifest: bool = False
     ) -> None:
-        """Records outcomes together, in the run's manifest too if it has one.
+        """Records the outcomes of instances.
 
-        Points that these instances had before and have no more are noted as stale, and so are
-        those of an instance that was forgotten meanwhile. at: UTC timestamp, ISO 8601.
+        Points that these instances had before and no longer have are recorded as stale, and so
+        are those of an instance that was removed from the ledger meanwhile.
+
+        Args:
+            at: UTC timestamp, ISO 8601.
+            manifest: the run is a job: also record their fates in its manifest.
         """
         with self._database.begin() as connection:
             for chunk in _chunks(sorted(outcomes, key=lambda outcome: outcome.locator)):
@@ -276,9 +281,10 @@ class Ledger:
             )
 
     def stale(self, limit: int) -> list[str]:
-        """The first points that files had before and that no instance in the index has now.
+        """The first ``limit`` stale point ids: points of earlier file contents, which no indexed
+        instance has now.
 
-        Noted ones that an instance has again are taken off the list.
+        Those that an instance has again are no longer recorded as stale.
         """
         found: list[str] = []
         last = ""
@@ -304,24 +310,25 @@ class Ledger:
         return found[:limit]
 
     def forget_stale(self, ids: Sequence[str]) -> None:
-        """Takes points off the list of stale ones."""
+        """Removes ids from the record of stale points, after these were deleted from the index."""
         with self._database.begin() as connection:
             for chunk in _chunks(sorted(ids)):
                 connection.execute(delete(stale).where(stale.c.id.in_(chunk)))
 
     def vanished(self, run: int, source: str, prefixes: Sequence[str]) -> Iterator[list[str]]:
-        """Locators of a source that were not seen since a run began, page by page.
+        """Locators of a source that no run has seen since run ``run`` began, page by page.
 
-        The rows of a page may be deleted before the next one is asked for.
+        The rows of a page may be deleted before the next page is taken.
 
         Args:
-            prefixes: with which a locator may start; none = any.
+            prefixes: only locators that start with one of these; empty = all.
         """
         starts = Prefixes(prefixes)
         c = instances.c
         before: int | None = run
         while True:
-            # By the run that saw them last: within one, the index gives them in order.
+            # Grouped by the run that saw them last, for which the database index is ordered by
+            # locator.
             with self._database.begin(read=True) as connection:
                 query = select(func.max(c.seen_in)).where(c.source == source, c.seen_in < before)
                 before = connection.execute(query).scalar()
@@ -348,7 +355,8 @@ class Ledger:
                 start = starts.following(last)
 
     def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
-        """Of the instances a run saw: done in it, done before it, refused by reason."""
+        """Of the instances that a run saw, how many were done in it, how many before it, and how
+        many are refused, by reason."""
         c = instances.c
         with self._database.begin(read=True) as connection:
             rows = connection.execute(
@@ -388,14 +396,15 @@ class Ledger:
     def find(self, *, limit: int | None = None, **wanted: str | None) -> list[str]:
         """Locators of the instances with these identifiers (see :meth:`count`), ordered.
 
-        limit: the first so many; None = all.
+        limit: the most to return; None = all.
         """
         query = select(instances.c.locator).where(*_named(wanted)).order_by(instances.c.locator)
         with self._database.begin(read=True) as connection:
             return list(connection.execute(query.limit(limit)).scalars())
 
     def count(self, **wanted: str | None) -> int:
-        """How many instances have these: study, patient, sop, source, tenant; None = any."""
+        """How many instances have these values of study, patient, sop, source, tenant; None =
+        any."""
         query = select(func.count()).select_from(instances).where(*_named(wanted))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
@@ -408,8 +417,8 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def clear(self) -> None:
-        """Forgets every instance, for when the index is gone; those that a job has still to
-        read stay, and are pending."""
+        """Removes all instances and points, after the index was deleted. Instances that a job has
+        still to read stay, as pending."""
         c = manifest_rows.c
         wanted = select(c.locator).where(c.locator == instances.c.locator, c.fate.is_(None))
         with self._database.begin() as connection:

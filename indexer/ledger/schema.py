@@ -1,4 +1,4 @@
-"""The ledger's tables, and what passes in and out of them.
+"""The ledger's tables, and the data types and rows that are read from and written to them.
 
 A change here needs a migration; see ``indexer/ledger/migrations``.
 """
@@ -58,7 +58,7 @@ __all__ = [
 
 
 class State(StrEnum):
-    """What became of an instance."""
+    """The state of an instance: to be read, in the index, or refused."""
 
     PENDING = "pending"
     DONE = "done"
@@ -67,7 +67,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An instance to read."""
+    """A pending instance: one that is to be read."""
 
     locator: str
     label: str | None
@@ -75,10 +75,10 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An instance that is in the index.
+    """The outcome of an instance that is in the index.
 
-    content: sha256 hex. points: (id, frame) pairs. duplicate: they were already there, written
-    for another instance with the same content.
+    content: sha256 hex of its file. points: (id, frame) pairs. duplicate: the points were already
+    there, written for another instance with the same content.
     """
 
     locator: str
@@ -93,7 +93,8 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An instance that is not. detail: one sentence. sop: its UID, where that was read."""
+    """The outcome of an instance that was refused. detail: one sentence. sop: its SOP Instance
+    UID, if that was read."""
 
     locator: str
     reason: RefusalReason
@@ -103,7 +104,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The instance that a point came from. at: when that was recorded, UTC, ISO 8601."""
+    """An instance that has a point. content: sha256 hex of its file. at: when it was recorded as
+    indexed, UTC, ISO 8601."""
 
     locator: str
     content: str
@@ -111,7 +113,7 @@ class Owner:
 
 
 class Prefixes:
-    """Beginnings of locators, sorted, none of which begins with another."""
+    """A set of prefixes of locators, without those that begin with another one of the set."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         self._sorted: list[str] = []
@@ -121,11 +123,12 @@ class Prefixes:
         self.first = self._sorted[0]
 
     def cover(self, locator: str) -> bool:
+        """Whether the locator starts with one of the prefixes."""
         place = bisect_right(self._sorted, locator)
         return place > 0 and locator.startswith(self._sorted[place - 1])
 
     def following(self, locator: str) -> str | None:
-        """From where on locators after this one may be covered; None = none is."""
+        """A lower bound of the covered locators after this one; None = no later one is covered."""
         place = bisect_right(self._sorted, locator)
         if place > 0 and locator.startswith(self._sorted[place - 1]):
             return locator
@@ -207,10 +210,10 @@ points = Table(
 )
 
 stale = Table("stale", metadata, Column("id", Text, primary_key=True))
-"""Points that a file no longer has, to be removed from the index when no other file has them."""
+"""Ids of points that a file no longer has; deleted from the index if no other file has them."""
 
-# AUTOINCREMENT: the number of a job that was removed is not given out again, because instances
-# still say in which job they were seen.
+# AUTOINCREMENT: the number of a removed job is not used again, because instances still refer to
+# it as the job that saw them.
 jobs = Table(
     "jobs",
     metadata,
@@ -269,14 +272,14 @@ manifest = Table(
     Column("detail", Text),
     Index("manifest_by_chunk", "job", "chunk", "locator"),
 )
-"""What a job has to index, in chunks, and what became of each. fate: "indexed", "duplicate",
-"refused"; None = not settled yet."""
+"""The instances that a job has to read, each with the number of its chunk and its fate. fate: what
+became of the instance, "indexed", "duplicate" or "refused"; None = it is still to be read."""
 
 
 def is_unchanged(
     item: Discovered, row: Row[*tuple[Any, ...]] | None, *, retry_refused: bool
 ) -> bool:
-    """Whether what the ledger says of an instance still holds, so that it need not be read."""
+    """Whether the ledger's row of an instance is still valid, so that it need not be read again."""
     if row is None or row.state == State.PENDING:
         return False
     if row.state == State.REFUSED and (retry_refused or row.reason in _TRANSIENT):
@@ -286,9 +289,10 @@ def is_unchanged(
 
 
 def done_row(outcome: Done) -> dict[str, str | None]:
+    """Parameters of :data:`finish_statement` for an indexed instance."""
     return {
         "which": outcome.locator,
-        "fate": State.DONE,
+        "new_state": State.DONE,
         "why": None,
         "sentence": None,
         "sha256": outcome.content,
@@ -300,10 +304,11 @@ def done_row(outcome: Done) -> dict[str, str | None]:
 
 
 def refused_row(outcome: Refused) -> dict[str, str | None]:
+    """Parameters of :data:`finish_statement` for a refused instance."""
     nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "pseudonym"))
     return {
         "which": outcome.locator,
-        "fate": State.REFUSED,
+        "new_state": State.REFUSED,
         "why": outcome.reason,
         "sentence": outcome.detail,
         "sop_uid": outcome.sop,
@@ -312,18 +317,19 @@ def refused_row(outcome: Refused) -> dict[str, str | None]:
 
 
 def manifest_row(outcome: Done | Refused) -> dict[str, str | None]:
+    """Parameters of :data:`manifest_statement`: the fate of an instance in its job."""
     if isinstance(outcome, Refused):
         fate, why, sentence = "refused", outcome.reason.value, outcome.detail
-        return {"which": outcome.locator, "what": fate, "why": why, "sentence": sentence}
+        return {"which": outcome.locator, "new_fate": fate, "why": why, "sentence": sentence}
     fate = "duplicate" if outcome.duplicate else "indexed"
-    return {"which": outcome.locator, "what": fate, "why": None, "sentence": None}
+    return {"which": outcome.locator, "new_fate": fate, "why": None, "sentence": None}
 
 
 finish_statement = (
     update(instances)
     .where(instances.c.locator == bindparam("which"))
     .values(
-        state=bindparam("fate"),
+        state=bindparam("new_state"),
         reason=bindparam("why"),
         detail=bindparam("sentence"),
         content=bindparam("sha256"),
@@ -339,5 +345,5 @@ finish_statement = (
 manifest_statement = (
     update(manifest)
     .where(manifest.c.job == bindparam("run"), manifest.c.locator == bindparam("which"))
-    .values(fate=bindparam("what"), reason=bindparam("why"), detail=bindparam("sentence"))
+    .values(fate=bindparam("new_fate"), reason=bindparam("why"), detail=bindparam("sentence"))
 )

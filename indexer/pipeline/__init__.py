@@ -1,3 +1,5 @@
-"""Discover, read, encode, write: ``run.index_archive`` for a source, ``indexing.Indexer`` for parts
-of it. ``file_reader.FileReader`` reads files for whoever has no index to fill.
+"""The indexing pipeline: discover, read, encode, write.
+
+``run.index_archive`` indexes a whole source, ``indexing.Indexer`` given instances of one.
+``file_reader.FileReader`` only reads files, for queries, training and evaluation.
 """

@@ -1,4 +1,4 @@
-"""Images → what the index needs of them, read in processes that may die."""
+"""Reads and prepares images in separate processes, so that a crash on one costs only that image."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from indexer.pipeline.reader_pool import ReaderPool
 __all__ = ["FileReader"]
 
 _REFUSED_AHEAD = 1000
-"""Refused images in a row that are held back for those before them, which are still read."""
+"""Most refusals that are held back to keep the order while images before them are still read."""
 
 
 class FileReader:
@@ -22,9 +22,10 @@ class FileReader:
 
     Args:
         settings: limits, time and memory for a file, size of thumbnails.
-        preprocess: of the model that will see the canvases.
+        preprocess: of the model that will encode the canvases.
         pseudonym_key: of the patient HMAC.
-        frames: which of a multi-frame instance; a number: at most so many, evenly spaced.
+        frames: which frames of a multi-frame instance to read; a number n = at most n, evenly
+            spaced.
         processes: how many files are read at once.
     """
 
@@ -49,12 +50,12 @@ class FileReader:
         )
 
     def read(self, images: Iterable[Image | ImageRefused]) -> Iterator[Prepared | ImageRefused]:
-        """Each image, read or refused, in order; a bounded number is taken ahead.
+        """Each image, prepared or refused, in order. Reads ahead a bounded number of images.
 
-        What a source refused already keeps its place, and no process sees it.
+        An image that the source has already refused keeps its place and is passed through.
         """
         source = iter(images)
-        # What was taken and not handed on yet: a refusal, or None for an image being read.
+        # In order, what was taken but not yielded yet: a refusal, or None for an image being read.
         places: deque[ImageRefused | None] = deque()
         ended = False
 
@@ -67,7 +68,7 @@ class FileReader:
                     continue
                 places.append(image)
                 if len(places) >= _REFUSED_AHEAD:
-                    # The pool takes no more until what it has is read.
+                    # End this map, so that the images it has are read and yielded first.
                     return
             ended = True
 

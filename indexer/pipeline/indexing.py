@@ -1,9 +1,9 @@
-"""Instances become points: read → encode → write.
+"""Indexes instances in three stages: read → encode → write.
 
-Reading runs in other processes, encoding in threads, writing in one more; every queue is
-bounded, so memory does not grow with the archive. An instance is done in the
-ledger only after its points are flushed to disk: whenever the process is killed, the same
-command again finishes the job, and nothing is lost or counted twice.
+Files are read in other processes, encoded in threads, and written in one more thread. Every queue
+is bounded, so memory does not grow with the archive. The ledger records an instance as done only
+after its points are flushed to disk. So if the process is killed, the same command continues, and
+nothing is lost or counted twice.
 """
 
 import time
@@ -31,26 +31,34 @@ from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger.claims import Claims
 from indexer.ledger.instances import Done, Ledger, Pending, Refused
 from indexer.pipeline.file_reader import FileReader
-from indexer.pipeline.read_ahead import ahead
+from indexer.pipeline.read_ahead import read_ahead
 from indexer.pipeline.removal import remove_points
 from indexer.sources.base import ImageSource
 
-__all__ = ["Batch", "Indexer", "Pass", "Reading", "Tally", "labelled", "sweep"]
+__all__ = [
+    "Batch",
+    "Indexer",
+    "IndexingPass",
+    "Reading",
+    "Tally",
+    "delete_stale_points",
+    "ledger_and_index_entry",
+]
 
 _WRITES_WAITING = 4
 _GROUP = 256
-"""Instances decided on at once, also when few of them have pictures."""
-_SWEPT_AT_ONCE = 1000
+"""Most instances of a batch, even if they have fewer pictures than a batch of the encoder."""
+_DELETED_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of instances so far.
+    """Counts of instances that an indexing pass has handled so far.
 
     seen: read or refused. done: of these, recorded in the ledger. indexed: of the done, in the
-    index now. duplicates: of the indexed, those whose pictures were already there under another
-    name. points: pictures written. refused: of the done, by reason. seconds: time by stage,
-    added up over its threads; stages overlap.
+    index. duplicates: of the indexed, those whose content was already indexed from another file.
+    refused: of the done, by reason. points: pictures written. seconds: time by stage, summed over
+    its threads; stages overlap.
     """
 
     seen: int = 0
@@ -64,19 +72,27 @@ class Tally:
 
 @dataclass(slots=True)
 class Batch:
-    """Instances whose fate is known, in the order of the archive, until they are written."""
+    """Instances whose outcome is decided, in the order of the archive, on their way to the writer.
+
+    prepared: those of them that are to be encoded and written.
+    """
 
     outcomes: list[Done | Refused] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
 
 
 Reading = tuple[Pending, Prepared | ImageRefused]
+"""A pending instance, and what was read of it or why it was refused."""
 
 
 class Indexer:
-    """What reads, encodes and writes. Close it, or use it as a context manager.
+    """Indexes instances into one archive. Close it, or use it as a context manager.
 
-    Reading processes start with it and stay, so that one serves many chunks.
+    The reading processes are started once and stay, so that one indexer serves many calls of
+    :meth:`index`.
+
+    Args:
+        now: returns the time, for ``indexed_at`` and the ledger.
     """
 
     def __init__(
@@ -125,38 +141,43 @@ class Indexer:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[Tally], None] = lambda _: None,
     ) -> Tally:
-        """Brings instances of ``source`` into the store, and accounts for each in the ledger.
+        """Makes one indexing pass: indexes pending instances of ``source`` and records each outcome
+        in the ledger.
 
         Args:
-            run: under whose number the ledger keeps what became of them.
-            manifest: the run is a job, whose manifest is kept as well.
-            stop: asked before each instance; once True, what is under way is finished and
-                recorded, and the others stay pending.
+            run: number of the run or job that the outcomes are recorded under.
+            manifest: the run is a job: record the outcomes in its manifest as well.
+            stop: called before each instance; once it returns True, the instances being processed
+                are finished and recorded, and the others stay pending.
             progress: called often, from the calling thread.
 
         Raises:
             SourceError, StoreError, LedgerError, DiskFull, OSError: reading or writing failed;
-                what was recorded as done is done.
-            KeyboardInterrupt: after what was under way has been written.
+                instances recorded as done stay done.
+            KeyboardInterrupt: raised after the batches already with the writer are written.
         """
-        one = Pass(self, run, source, manifest, progress)
-        one.over(pending, stop)
-        return one.tally
+        indexing = IndexingPass(self, run, source, manifest, progress)
+        indexing.run(pending, stop)
+        return indexing.tally
 
 
-def sweep(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
-    """Removes the points that files had in earlier contents and that no file has any more;
-    returns how many. Nothing may be written to the archive meanwhile."""
-    swept = 0
-    while gone := ledger.stale(_SWEPT_AT_ONCE):
+def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+    """Deletes stale points, those of earlier file contents that no instance has any more, from
+    index and thumbnails; returns how many. Nothing else may write to the archive meanwhile."""
+    deleted = 0
+    while gone := ledger.stale(_DELETED_AT_ONCE):
         remove_points(gone, store, data_dir)
         ledger.forget_stale(gone)
-        swept += len(gone)
-    return swept
+        deleted += len(gone)
+    return deleted
 
 
-class Pass:
-    """One pass over pending instances. What becomes of them, a subclass may decide otherwise."""
+class IndexingPass:
+    """One indexing pass over pending instances of a source; ``tally`` counts them.
+
+    A subclass may override ``_decided``, ``_write`` and ``_record``: which instances are encoded,
+    and where points and outcomes go.
+    """
 
     def __init__(
         self,
@@ -183,9 +204,10 @@ class Pass:
         self._timing = Lock()
         self.tally = Tally()
 
-    def over(self, instances: Iterable[Pending], stop: Callable[[], bool]) -> None:
+    def run(self, instances: Iterable[Pending], stop: Callable[[], bool]) -> None:
+        """Reads, encodes and writes these instances; see :meth:`Indexer.index`."""
         indexing = self._settings.indexing
-        # Several batches at once, each on one thread: within one batch, threads would wait
+        # Several batches in parallel, each on one thread: several threads on one batch would wait
         # for each other, and for the readers, at every layer.
         encoders = ThreadPoolExecutor(
             indexing.encoders, "encoder", initializer=torch.set_num_threads, initargs=(1,)
@@ -213,7 +235,7 @@ class Pass:
                 while encoding:
                     hand_on()
         finally:
-            # Also after Ctrl-C or a failure: what is with the writer is written and recorded.
+            # Also after Ctrl-C or a failure: batches with the writer are written and recorded.
             encoders.shutdown(cancel_futures=True)
             writer.shutdown()
             torch.set_num_threads(threads)
@@ -225,7 +247,7 @@ class Pass:
     def _reading(
         self, instances: Iterable[Pending], stop: Callable[[], bool]
     ) -> Generator[Reading]:
-        """What the readers make of the pending instances, in order, some batches ahead."""
+        """The pending instances, read in order, some batches ahead of the encoders."""
         waiting: deque[Pending] = deque()
 
         def locators() -> Iterator[str]:
@@ -240,7 +262,7 @@ class Pass:
                 yield waiting.popleft(), result
 
         indexing = self._settings.indexing
-        made = ahead(readings(), (1 + indexing.encoders) * indexing.batch_size)
+        made = read_ahead(readings(), (1 + indexing.encoders) * indexing.batch_size)
         with closing(made):
             while True:
                 with self._timed("wait for readers"):
@@ -250,7 +272,7 @@ class Pass:
                 yield reading
 
     def _groups(self, readings: Iterable[Reading]) -> Iterator[list[Reading]]:
-        """Readings in groups that hold about a batch of pictures."""
+        """Readings in groups of about one encoder batch of pictures."""
         group: list[Reading] = []
         pictures = 0
         for reading in readings:
@@ -264,10 +286,10 @@ class Pass:
             yield group
 
     def _decided(self, readings: list[Reading]) -> Batch:
-        """What becomes of each instance: encoded, already there under another name, refused."""
+        """Decides the outcome of each instance: to be encoded, duplicate, or refused."""
         batch = Batch()
         readable = [
-            labelled(pending, result, self._source.name)
+            ledger_and_index_entry(pending, result, self._source.name)
             for pending, result in readings
             if isinstance(result, Prepared)
         ]
@@ -297,16 +319,17 @@ class Pass:
         return batch
 
     def _encoded(self, batch: Batch) -> EncodedImages:
-        """In an encoder's thread."""
+        """Encodes a batch; runs in an encoder thread."""
         canvases = [picture.canvas for one in batch.prepared for picture in one.pictures]
         with self._timed("encode"):
             return self._encoder.encode(canvases)
 
     def _write(self, batch: Batch, encoded: EncodedImages) -> None:
-        """In the writer's thread: points and thumbnails, then, from time to time, the ledger.
+        """Writes a batch's points and thumbnails and, every ``commit_every`` instances, the ledger.
+        Runs in the writer thread.
 
-        After a failure nothing more is written: a later batch may hold duplicates of
-        pictures that were to be written by the failed one.
+        After a failure nothing more is written: a later batch may hold duplicates of pictures
+        that the failed one should have written.
         """
         if self._broken:
             return
@@ -330,7 +353,8 @@ class Pass:
         self._broken = False
 
     def _record(self) -> None:
-        """Flushes the store, then records the outcomes: never the other way round."""
+        """Flushes the store, then records the outcomes in the ledger: never the other way round,
+        or the ledger might record points that the store loses."""
         if not self._unrecorded:
             return
         with self._timed("flush"):
@@ -358,8 +382,11 @@ class Pass:
                 self.tally.seconds[stage] = self.tally.seconds.get(stage, 0.0) + elapsed
 
 
-def labelled(pending: Pending, prepared: Prepared, source: str) -> tuple[Done, Prepared]:
-    """An instance as the ledger records it and as the index shows it."""
+def ledger_and_index_entry(
+    pending: Pending, prepared: Prepared, source: str
+) -> tuple[Done, Prepared]:
+    """What the ledger records of an instance that was read, and what the index is to hold of it:
+    the same ``Prepared`` with label and source in its record."""
     labels = () if pending.label is None else (pending.label,)
     record = replace(prepared.record, labels=labels, source=source)
     done = Done(

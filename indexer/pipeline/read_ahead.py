@@ -1,28 +1,28 @@
-"""Running an iterator ahead in a thread, a bounded number of items."""
+"""Runs an iterator in a thread, a bounded number of items ahead of its consumer."""
 
 from collections.abc import Generator, Iterable
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["read_ahead"]
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.1
 
 
 class _End(Generic[_T]):
-    """What the thread leaves last: nothing, or the error that ended it."""
+    """The thread's last entry in the queue: end of the items, or the error that ended them."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
-def ahead(items: Iterable[_T], size: int) -> Generator[_T]:
-    """The items in order, up to ``size`` of them made before they are asked for.
+def read_ahead(items: Iterable[_T], size: int) -> Generator[_T]:
+    """The items in order, up to ``size`` of them produced before they are asked for.
 
-    The iterator runs in one thread from its start to its end; closing the generator ends it
-    after the item it is making. Its error comes when the items before it are used up.
+    The whole iterator runs in one thread; closing the generator stops it after the current item.
+    An error of the iterator is raised after the items before it were consumed.
     """
     made: Queue[_T | _End[_T]] = Queue(size)
     stopped = Event()

@@ -1,7 +1,7 @@
-"""A pool of processes that read files, and that may die of one without taking others along.
+"""A pool of processes that read files, so that a file that crashes a decoder is the only one lost.
 
-Files of an archive are hostile until proved otherwise: decoders crash, loop and ask for all
-memory. Each process works on one task at a time, so that the task to blame is known. The
+Files are not trusted: they make decoders crash, loop forever or allocate all memory. Each process
+works on one task at a time, so that a crash can be attributed to its task. The
 processes are fresh interpreters rather than forks: they load nothing but the function they
 run, and share no file with the parent but one socket, whose end tells either side that the
 other is gone.
@@ -140,10 +140,10 @@ class ReaderPool(Generic[Task, Result]):
     def map(
         self, tasks: Iterable[Task], *, window: int | None = None
     ) -> Iterator[tuple[Task, Result | ImageRefused]]:
-        """Each task with its result or the reason why there is none, in order.
+        """Each task with its result, or the refusal that stands for it, in order.
 
         Tasks are taken from ``tasks`` as processes become free, never more than ``window``
-        (default: 4 a process) ahead of what was handed out. One map at a time.
+        (default: 4 a process) ahead of what was yielded. Only one map may run at a time.
         """
         limit = window or _TASKS_PER_PROCESS * len(self._workers)
         source = iter(tasks)
@@ -182,7 +182,7 @@ class ReaderPool(Generic[Task, Result]):
         return next((worker for worker in self._workers if worker.idle), None)
 
     def _give(self, worker: _Worker[Task, Result], slot: _Slot[Task, Result]) -> bool:
-        """Hand ``slot`` to ``worker``; False when the worker had died with nothing to do."""
+        """Sends ``slot`` to ``worker``; False when the worker had died while idle."""
         try:
             worker.connection.send(slot.task)
         except (BrokenPipeError, ConnectionResetError):
@@ -229,7 +229,7 @@ class ReaderPool(Generic[Task, Result]):
         else:
             status = _exit_status(worker)
         if not worker.ready:
-            # A new one for the next map: a passing shortage must not outlive itself.
+            # Replaced for the next map: the cause, such as a lack of memory, may pass.
             self._replace(worker)
             raise PrecedentError(
                 f"a reading process could not start ({_how(status)}); what it wrote to the "

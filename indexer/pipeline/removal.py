@@ -1,4 +1,4 @@
-"""Taking instances out of index, thumbnails and ledger."""
+"""Removes instances from index, thumbnails and ledger."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ __all__ = ["points_only_of", "remove", "remove_points"]
 
 
 def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
-    """Removes instances everywhere; returns how many points went.
+    """Removes instances from index, thumbnails and ledger; returns how many points were removed.
 
-    A point that another file has too stays. The ledger comes last, so that a removal that was
-    cut short can be repeated.
+    A point that another instance also has stays. The ledger is changed last, so that a removal
+    that was cut short can be repeated.
     """
     gone = points_only_of(locators, ledger)
     remove_points(gone, store, data_dir)
@@ -23,7 +23,7 @@ def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir
 
 
 def points_only_of(locators: Sequence[str], ledger: Ledger) -> list[str]:
-    """The points that none but these instances has."""
+    """The ids of the points that only these instances have."""
     ids = {i for found in ledger.points_of(locators).values() for i in found}
     leaving = set(locators)
     return [

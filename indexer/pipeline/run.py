@@ -1,4 +1,4 @@
-"""One run over a source in this process: discover, index what is new or changed, tidy up."""
+"""Runs the pipeline over a source: discover, index what is new or changed, delete stale points."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.ledger.instances import Ledger
-from indexer.pipeline.indexing import Indexer, Tally, sweep
+from indexer.pipeline.indexing import Indexer, Tally, delete_stale_points
 from indexer.pipeline.removal import remove
 from indexer.sources.base import Discovered, ImageSource
 
@@ -19,7 +19,8 @@ __all__ = ["IndexingReport", "Progress", "index_archive"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. total and done count instances; stage is "discover" or "index"."""
+    """The progress of a run. stage: "discover" or "index". total, done, refused: instances. points:
+    pictures written."""
 
     stage: str
     total: int
@@ -30,12 +31,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class IndexingReport:
-    """What became of every instance a run saw.
+    """Counts of the instances that a run saw, by outcome.
 
-    indexed: are in the index since this run. unchanged: were in it before.
-    refused: by reason. points: pictures written. duplicates: of the indexed, those whose
-    pictures were already there under another name.
-    stage_seconds: time by stage, added up over its threads; stages overlap.
+    indexed: added to the index by this run. unchanged: in the index before it. refused: by
+    reason. points: pictures written. duplicates: of the indexed, those whose content was already
+    indexed from another file. seconds: of the whole run.
+    stage_seconds: time by stage, summed over its threads; stages overlap.
     """
 
     indexed: int
@@ -61,19 +62,19 @@ def index_archive(
     progress: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> IndexingReport:
-    """Brings everything that ``source`` has into ``store``, and accounts for it in ``ledger``.
+    """Indexes all instances of ``source`` that are new or changed; records each in ``ledger``.
 
     Args:
-        retry_refused: read again what was refused before, also when it did not change.
-        again: read everything again, also what did not change.
-        vanished_from: instances of this source whose locators begin with one of these, and that
-            it no longer has, are removed; none of these = all of it, None = nothing is.
+        retry_refused: read refused instances again, even if they did not change.
+        again: read all instances again, even if they did not change.
+        vanished_from: remove the instances of this source that it no longer has and whose
+            locators begin with one of these prefixes. Empty = any locator; None = remove none.
         progress: called often, from the calling thread.
 
     Raises:
-        SourceError, StoreError, LedgerError, DiskFull: reading or writing failed; what was
-            recorded as done is done.
-        KeyboardInterrupt: after what was under way has been written.
+        SourceError, StoreError, LedgerError, DiskFull: reading or writing failed; instances
+            recorded as done stay done.
+        KeyboardInterrupt: raised after the batches already with the writer are written.
     """
     started = time.monotonic()
     stages: dict[str, float] = {}
@@ -97,7 +98,7 @@ def index_archive(
         with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
             tally = indexer.index(run, source, ledger.pending(run), progress=shown)
         optimising = time.monotonic()
-        sweep(ledger, store, data_dir)
+        delete_stale_points(ledger, store, data_dir)
         store.optimise()
         stages["optimise"] = time.monotonic() - optimising
     if vanished_from is not None:

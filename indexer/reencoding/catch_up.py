@@ -1,8 +1,8 @@
-"""An index brought to what the ledger says, with images read where it lacks them.
+"""Brings an index up to date with the ledger, by reading and encoding the instances that it lacks.
 
-The ledger says which instances there are, and the index itself how far it is: a point in it
-says when its instance was indexed, and is right as long as the ledger says the same. So nothing
-is noted anywhere else, and the work may be cut short at any moment.
+The ledger lists the instances. Progress is recorded in the index itself: each point holds the time
+at which its instance was indexed, and is current as long as the ledger has the same time. So the
+work may be stopped at any moment, and continues from the comparison of the two.
 """
 
 from collections import Counter
@@ -18,9 +18,16 @@ from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
 from indexer.ledger.database import open_database
-from indexer.ledger.indexed import Known, KnownInstances
+from indexer.ledger.indexed import IndexedInstance, IndexedInstances
 from indexer.ledger.instances import Done, Ledger
-from indexer.pipeline.indexing import Batch, Indexer, Pass, Reading, Tally, labelled
+from indexer.pipeline.indexing import (
+    Batch,
+    Indexer,
+    IndexingPass,
+    Reading,
+    Tally,
+    ledger_and_index_entry,
+)
 from indexer.pipeline.run import Progress
 from indexer.sources.base import ImageSource
 from indexer.sources.folder import FolderSource
@@ -30,25 +37,25 @@ __all__ = ["CatchUp"]
 
 _AT_ONCE = 1000
 _CHANGED = "changed"
-"""Why an instance was not encoded: its content, or the choice of frames, is another now."""
+"""Reason for not encoding an instance: its content, or the choice of frames, has changed."""
 
 
 @dataclass(slots=True)
 class _Currency:
-    """Which points of the new index are right.
+    """Tells which points of the index being filled are current.
 
-    until: the index was in force and complete up to this time. What was indexed earlier is in
-    it as it was indexed then.
+    until: the index was in force and complete until this time, so points of instances that were
+    indexed before it are current; None = it never was.
     """
 
     store: VectorStore
     ledger: Ledger
     until: str | None
 
-    def lacking(self, page: list[Known]) -> dict[str, str]:
-        """Points of these instances that are missing or out of date, with the first instance
-        that has each."""
-        ids = sorted({point_id for known in page for point_id in known.ids})
+    def lacking(self, page: list[IndexedInstance]) -> dict[str, str]:
+        """Ids of the points of these instances that are missing or not current; for each, the
+        locator of the first instance that has it."""
+        ids = sorted({point_id for instance in page for point_id in instance.ids})
         there = {point.id: point.indexed_at for point in self.store.get(ids)}
         owners = self.ledger.owners(ids)
         return {
@@ -67,21 +74,23 @@ class _Currency:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """An instance that could not be encoded. at: when it was indexed. reason: why."""
+    """An instance that could not be encoded. at: when it was indexed, UTC, ISO 8601."""
 
     at: str
     reason: str
 
 
 class CatchUp:
-    """Brings one index to what the ledger says. Use it as a context manager.
+    """Brings one index up to date with the ledger. Use it as a context manager.
 
-    encoded: pictures read and encoded so far. removed: points that were deleted from the archive
-    since they were encoded. left_out: instances that the index lacked at the last check.
+    encoded: pictures read and encoded so far. removed: points removed because their instances
+    were deleted from the archive after they were encoded. left_out: instances that the index
+    lacked at the last :meth:`check`.
 
     Args:
-        model: folder of the model that the index is of.
-        until: the index was in force until this time, UTC, ISO 8601, and complete; None = never.
+        model: folder of the model that the index belongs to.
+        store: the index.
+        until: the index was in force, and complete, until this time, UTC, ISO 8601; None = never.
         progress: called often, from the calling thread.
 
     Raises:
@@ -104,9 +113,9 @@ class CatchUp:
         self._opened = ExitStack()
         with ExitStack() as opened:
             database = opened.enter_context(open_database(settings, data_dir.ledger))
-            self._known = KnownInstances(database)
+            self._indexed = IndexedInstances(database)
             self._ledger = Ledger(database)
-            self._sources = {name: self._source(name) for name in self._known.sources()}
+            self._sources = {name: self._source(name) for name in self._indexed.sources()}
             encoder = following(load_encoder(model, settings), store.collection, settings)
             self._indexer = opened.enter_context(
                 Indexer(encoder, store, self._ledger, data_dir, settings)
@@ -124,60 +133,68 @@ class CatchUp:
         self._opened.close()
 
     def _source(self, name: str | None) -> ImageSource:
-        """Where instances of this source are read; files, wherever they came from, as files."""
+        """The source from which instances of this name are read again. Files, whichever source they
+        came from, are read by their paths."""
         if name is not None and isinstance(self._settings.sources.get(name), DicomWebSettings):
             return SourceSpec(name=name).open(self._settings)
-        if self._known.has_addresses(name):
-            # Says that the settings lack it, and how it is added.
+        if self._indexed.has_addresses(name):
+            # Raises the error that says that the settings lack it, and how to add it.
             SourceSpec(name=name).settings(self._settings)
         return FolderSource([], name=name or "folder")
 
     def encode(self) -> None:
-        """Reads and encodes what the index lacks."""
-        self._walked, total = 0, self._known.count()
+        """Reads and encodes the instances that the index lacks. Those that failed before, and were
+        not indexed again since, are not tried again."""
+        self._walked, total = 0, self._indexed.count()
 
         def shown(tally: Tally) -> None:
             points = self.encoded + tally.points
             self._progress(Progress("index", total, self._walked, points, len(self._failed)))
 
-        # Of several files with one content the first says what it is; another one is read
-        # only when that cannot be.
+        # Of several files with the same content the first one gives label and record; another
+        # one is read only if the first cannot be.
         for firsts in (True, False):
-            for name in self._known.sources():
-                if name not in self._sources:  # it has come meanwhile
+            for name in self._indexed.sources():
+                if name not in self._sources:  # it was added meanwhile
                     self._sources[name] = self._source(name)
-                one = _Pass(self._indexer, self._sources[name], self._failed, shown)
+                reencoding = _ReencodingPass(
+                    self._indexer, self._sources[name], self._failed, shown
+                )
                 try:
-                    one.over(self._lacking(name, firsts=firsts), lambda: False)
+                    reencoding.run(self._lacking(name, firsts=firsts), lambda: False)
                 finally:
-                    self.encoded += one.tally.points
+                    self.encoded += reencoding.tally.points
 
-    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[Known]:
-        for page in self._known.pages(source):
+    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[IndexedInstance]:
+        for page in self._indexed.pages(source):
             lacking = self._currency.lacking(page)
-            for known in page:
-                heads = {lacking[point_id] for point_id in known.ids if point_id in lacking}
-                wanted = heads and (known.locator in heads) == firsts
-                if wanted and not self._has_failed(known):
-                    yield known
+            for instance in page:
+                heads = {lacking[point_id] for point_id in instance.ids if point_id in lacking}
+                wanted = heads and (instance.locator in heads) == firsts
+                if wanted and not self._has_failed(instance):
+                    yield instance
             if firsts:
                 self._walked += len(page)
 
-    def _has_failed(self, known: Known) -> bool:
-        failed = self._failed.get(known.locator)
-        return failed is not None and failed.at == known.at
+    def _has_failed(self, instance: IndexedInstance) -> bool:
+        failed = self._failed.get(instance.locator)
+        return failed is not None and failed.at == instance.at
 
     def check(self, *, leave_out: bool, of_tried: bool = False) -> None:
-        """Whether all that can be encoded is.
+        """Counts the instances that the index still lacks, in ``left_out``.
 
         Args:
-            of_tried: pass over what was indexed since the last :meth:`encode`.
+            leave_out: the index may lack some.
+            of_tried: count only instances that could not be encoded, not those that were indexed
+                since the last :meth:`encode`.
 
         Raises:
-            SourceError: instances would have to be left out, and may not.
+            SourceError: it lacks some, and ``leave_out`` is False.
         """
         self.left_out = sum(
-            not of_tried or self._has_failed(known) for out, _ in self._parted() for known in out
+            not of_tried or self._has_failed(instance)
+            for out, _ in self._parted()
+            for instance in out
         )
         if self.left_out and not leave_out:
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.reasons().items())
@@ -188,32 +205,34 @@ class CatchUp:
                 "--leave-out"
             )
 
-    def settle(self) -> None:
-        """Makes ledger and index agree. Nobody may write meanwhile."""
+    def reconcile(self) -> None:
+        """Makes index and ledger agree: deletes points that no instance has, records instances that
+        the index lacks as refused, and those that it has again as done. Nothing else may write
+        to the archive meanwhile."""
         for gone in self._unowned():
             self.removed += self._store.delete(Filter(must=(Ids(gone),)))
         self._store.flush()
         for out, back in self._parted():
-            self._known.leave_out([known.locator for known in out])
-            self._known.take_back([known.locator for known in back])
+            self._indexed.leave_out([instance.locator for instance in out])
+            self._indexed.take_back([instance.locator for instance in back])
 
-    def _parted(self) -> Iterator[tuple[list[Known], list[Known]]]:
-        """Page by page the instances that the index lacks, and those that it has although they
-        had been left out."""
-        for name in self._known.sources():
-            for page in self._known.pages(name):
+    def _parted(self) -> Iterator[tuple[list[IndexedInstance], list[IndexedInstance]]]:
+        """Page by page, the instances that the index lacks, and those that it has although an
+        earlier exchange left them out."""
+        for name in self._indexed.sources():
+            for page in self._indexed.pages(name):
                 lacking = self._currency.lacking(page)
-                out = [known for known in page if not lacking.keys().isdisjoint(known.ids)]
-                missing = {known.locator for known in out}
+                out = [instance for instance in page if not lacking.keys().isdisjoint(instance.ids)]
+                missing = {instance.locator for instance in out}
                 back = [
-                    known
-                    for known in page
-                    if known.state == "refused" and known.locator not in missing
+                    instance
+                    for instance in page
+                    if instance.state == "refused" and instance.locator not in missing
                 ]
                 yield out, back
 
     def _unowned(self) -> Iterator[tuple[str, ...]]:
-        """Points that no instance has any more, some at a time."""
+        """Ids of points that no instance has any more, in groups."""
         found: list[str] = []
         page: list[str] = []
         for point in self._store.scroll(Filter(), page=_AT_ONCE):
@@ -230,20 +249,20 @@ class CatchUp:
         return [point_id for point_id in ids if point_id not in owners]
 
     def reasons(self) -> dict[str, int]:
-        """Why instances could not be encoded, counted."""
+        """How many instances could not be encoded, by reason."""
         return dict(sorted(Counter(one.reason for one in self._failed.values()).items()))
 
 
 @dataclass(slots=True)
 class _Batch(Batch):
-    """at: when each of the prepared was indexed."""
+    """at: when each of ``prepared`` was indexed, UTC, ISO 8601."""
 
     at: list[str] = field(default_factory=list)
 
 
-class _Pass(Pass):
-    """One pass over known instances: their points go into another index, and the ledger and the
-    thumbnails stay as they are."""
+class _ReencodingPass(IndexingPass):
+    """An indexing pass over indexed instances, whose points go into another index. Ledger and
+    thumbnails stay unchanged."""
 
     def __init__(
         self,
@@ -257,20 +276,20 @@ class _Pass(Pass):
 
     def _decided(self, readings: list[Reading]) -> Batch:
         batch = _Batch()
-        for known, result in readings:
-            if not isinstance(known, Known):
+        for instance, result in readings:
+            if not isinstance(instance, IndexedInstance):
                 raise TypeError("only what is known can be encoded anew")
             if isinstance(result, ImageRefused):
-                self._failed[known.locator] = _Failed(known.at, result.reason.value)
+                self._failed[instance.locator] = _Failed(instance.at, result.reason.value)
                 continue
-            done, prepared = labelled(known, result, self._source.name)
-            if not _is_as_indexed(known, done):
-                self._failed[known.locator] = _Failed(known.at, _CHANGED)
+            done, prepared = ledger_and_index_entry(instance, result, self._source.name)
+            if not _is_as_indexed(instance, done):
+                self._failed[instance.locator] = _Failed(instance.at, _CHANGED)
                 continue
-            pictures = tuple(one for one in prepared.pictures if one.point_id in known.ids)
+            pictures = tuple(one for one in prepared.pictures if one.point_id in instance.ids)
             batch.outcomes.append(done)
             batch.prepared.append(replace(prepared, pictures=pictures))
-            batch.at.append(known.at)
+            batch.at.append(instance.at)
         self.tally.seen += len(readings)
         return batch
 
@@ -292,8 +311,11 @@ class _Pass(Pass):
         self._store.flush()
 
 
-def _is_as_indexed(known: Known, done: Done) -> bool:
-    """Servers may write the same instance anew each time they are asked for it; which one it
-    is, its UID says."""
-    same = done.content == known.content or known.locator.startswith("http")
-    return same and {*known.ids} <= {one for one, _ in done.points}
+def _is_as_indexed(instance: IndexedInstance, done: Done) -> bool:
+    """Whether what was read is the instance as it was indexed: same content, all its points.
+
+    For an instance from a DICOMweb server its UID is enough: servers may encode the same instance
+    to other bytes for each request.
+    """
+    same = done.content == instance.content or instance.locator.startswith("http")
+    return same and {*instance.ids} <= {one for one, _ in done.points}

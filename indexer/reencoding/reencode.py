@@ -1,8 +1,8 @@
-"""An archive encoded anew by another model, beside the index in force, which it then replaces.
+"""Encodes an archive with another model into a new index, which then replaces the one in force.
 
-Searches go on in the index in force. When the new one is complete, it is compared with the
-ledger once more, while nobody writes, and then takes its place in one step. The one before is
-kept for the way back.
+Searches use the index in force meanwhile. When the new one is complete, it is compared with the
+ledger once more under the exclusive lock, and replaces the old one in one step. The old one is
+kept, so that the exchange can be undone.
 """
 
 import time
@@ -21,7 +21,7 @@ from engine.settings import Settings
 from engine.store.base import Collection
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import DataDir, InForce
-from indexer.datadir.models import keep_model, remove_models
+from indexer.datadir.models import keep_model, model_directory, remove_models
 from indexer.datadir.write_lock import exchanging
 from indexer.pipeline.run import Progress
 from indexer.reencoding.catch_up import CatchUp
@@ -31,13 +31,13 @@ __all__ = ["ReencodingReport", "drop_previous", "go_back", "reencode"]
 
 @dataclass(frozen=True, slots=True)
 class ReencodingReport:
-    """What came of it.
+    """The result of :func:`reencode`.
 
-    model: fingerprint of the one in force now. index: its name, in the data folder or on the
-    server. previous: name of the index that it replaced, and that is kept. encoded: pictures
-    that were read and encoded this time. removed: points that were deleted from the archive
-    since they were encoded. left_out: instances that could not be read as they were indexed.
-    reasons: why, by reason, of the last try.
+    model: fingerprint of the model in force now. index: name of the index in force, in the data
+    folder or on the server. previous: name of the index that it replaced, which is kept; None =
+    none was replaced. encoded: pictures read and encoded by this call. removed: points removed
+    because their instances were deleted after they were encoded. left_out: instances that could
+    not be read as they were indexed. reasons: how many of them, by reason.
     """
 
     model: str
@@ -58,23 +58,23 @@ def reencode(
     progress: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ReencodingReport:
-    """Encodes the archive with the model in the folder ``model``, and puts that in force.
+    """Encodes the archive with the model in the folder ``model``, and puts the result in force.
 
-    Nothing is read again when the index in force is of this model: then only its other parts,
-    such as the calibration, are taken over.
+    If the index in force already belongs to this model, nothing is read: only other parts of the
+    checkpoint, such as the calibration, are taken over. A call that was cut short continues.
 
     Args:
-        settings: ``settings.model`` names the one in force, if the data folder does not.
-        leave_out: exchange also when some instances cannot be encoded; they are refused in the
-            ledger, and stay in the index that is kept.
+        settings: ``settings.model`` names the model in force, if the data folder does not.
+        leave_out: replace the index even if some instances cannot be encoded; these are recorded
+            as refused in the ledger, and stay in the previous index.
         progress: called often, from the calling thread.
 
     Raises:
-        SourceError: some instances cannot be encoded, and ``leave_out`` was not asked for.
-        StoreLocked: it is being done already.
+        SourceError: some instances cannot be encoded, and ``leave_out`` is False.
+        StoreLocked: another process is re-encoding this archive.
         ModelError, StoreError, LedgerError, SettingsError: no usable model, store, ledger or
-            source; what is encoded is kept.
-        KeyboardInterrupt: after what was under way has been written.
+            source; points already encoded are kept.
+        KeyboardInterrupt: raised after the batches already with the writer are written.
     """
     started = time.monotonic()
     data_dir = DataDir(settings.data_dir)
@@ -96,14 +96,14 @@ def reencode(
         until = before.until if before is not None and before.index == name else None
         work = opened.enter_context(CatchUp(settings, data_dir, model, store, until, progress))
         work.encode()
-        # What came in the hours this took, so that writers need not wait long.
+        # Again, for what was indexed during the hours that took: writers then wait only briefly.
         work.encode()
         work.check(leave_out=leave_out, of_tried=True)
         store.optimise()
         with exchanging(data_dir.root):
             work.encode()
             work.check(leave_out=leave_out)
-            work.settle()
+            work.reconcile()
             at = _stamp(now)
             indexes.put_in_force(InForce(name, kept, since=at, previous=replace(left, until=at)))
     return ReencodingReport(
@@ -125,11 +125,10 @@ def go_back(
     progress: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ReencodingReport:
-    """Puts the index in force that was so before; first, what was indexed since then is encoded
-    for it, and what was deleted is removed. See :func:`reencode`.
+    """Puts the previous index back in force, after bringing it up to date with the ledger.
 
     Raises:
-        QueryError: none is kept.
+        QueryError: no previous index is kept with its model. Others as for :func:`reencode`.
     """
     data_dir = DataDir(settings.data_dir)
     before = indexes_of(settings, data_dir).in_force().previous
@@ -143,10 +142,10 @@ def go_back(
 
 
 def drop_previous(settings: Settings) -> list[str]:
-    """Removes all that is kept beside the index in force, half-made ones too; returns names.
+    """Removes all indexes beside the one in force, incomplete ones too; returns their names.
 
     Raises:
-        StoreLocked: it is in use, or being made.
+        StoreLocked: one of them is in use, or another process is re-encoding the archive.
     """
     data_dir = DataDir(settings.data_dir)
     indexes = indexes_of(settings, data_dir)
@@ -163,7 +162,7 @@ def drop_previous(settings: Settings) -> list[str]:
 
 @contextmanager
 def _alone(data_dir: DataDir) -> Iterator[None]:
-    """One exchange at a time. Raises StoreLocked."""
+    """Holds the lock that lets one process at a time re-encode an archive. Raises StoreLocked."""
     data_dir.make()
     lock = FileLock(data_dir.root / "reencode.lock", thread_local=False)
     try:
@@ -182,9 +181,8 @@ def _alone(data_dir: DataDir) -> Iterator[None]:
 def _model_of(
     old: InForce, collection: Collection, settings: Settings, data_dir: DataDir
 ) -> str | None:
-    """The model of the index in force, kept for the way back; None = it is nowhere."""
-    from indexer.datadir.models import model_directory
-
+    """The path, from the data folder, of the model of the index in force, which is copied there if
+    necessary; None = the model cannot be found."""
     if old.model is not None:
         return old.model
     directory = model_directory(settings)

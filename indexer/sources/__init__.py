@@ -1,1 +1,4 @@
-"""Where instances come from. ``opening.SourceSpec`` opens a source; ``base``: what each offers."""
+"""Sources of instances: folders, DICOMweb servers, and what a PACS pushes.
+
+``opening.SourceSpec`` opens a source; ``base.ImageSource`` is the protocol of all of them.
+"""

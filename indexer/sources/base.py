@@ -1,4 +1,4 @@
-"""What every source of instances offers: the protocol that the pipeline reads from."""
+"""The protocol of sources, from which the pipeline reads instances."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ __all__ = ["Discovered", "ImageSource"]
 class Discovered:
     """An instance that a source has.
 
-    locator: URI, the same at every discovery. size: bytes, 0 when not known. modified: an
-    opaque stamp that changes when the content does. label: a class the source knows for it.
+    locator: URI, the same at every discovery. size: bytes; 0 = not known. modified: an opaque
+    stamp that changes when the content does. label: the instance's class, if the source has one.
     """
 
     locator: str
@@ -25,27 +25,27 @@ class Discovered:
 
 
 class ImageSource(Protocol):
-    """Where instances come from."""
+    """A source of instances."""
 
     @property
     def name(self) -> str:
-        """A short word for it; it becomes the payload's ``source``."""
+        """A short name, stored as ``source`` with each point."""
         ...
 
     def instances(self) -> Iterator[Discovered]:
-        """All instances, each once, without reading them.
+        """All instances, each once, without reading their content.
 
         Raises:
-            SourceError: it cannot be reached.
+            SourceError: the source cannot be reached.
         """
         ...
 
     def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
-        """The content of each of these instances, or why there is none, in order.
+        """The content of each of these instances, or a refusal, in order.
 
-        A bounded number of locators is taken ahead.
+        Takes a bounded number of locators ahead.
 
         Raises:
-            SourceError: it cannot be reached, so that nothing can be said of any instance.
+            SourceError: the source as a whole cannot be reached, so no instance can be refused.
         """
         ...

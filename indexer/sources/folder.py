@@ -1,4 +1,4 @@
-"""Files in folders, in zip archives and on media with a DICOMDIR."""
+"""A source of files: in folders, in zip archives, and on media with a DICOMDIR."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,24 +31,25 @@ __all__ = ["FolderSource"]
 
 
 class FolderSource:
-    """All files below some folders, and files named one by one.
+    """All files below some folders, and files that are given one by one.
 
-    Links to folders are followed, but no folder is entered twice. What cannot be looked at
-    is reported like a file, so that the reader refuses it and it is accounted for.
+    Links to folders are followed, but no folder is entered twice. A folder that cannot be listed
+    is reported like a file: the reader refuses it, so it appears among the refused instances.
 
-    In a zip archive each file is an instance of its own. In folders what is called .zip is
-    opened; of files named one by one, what is a zip archive. A DICOMDIR that is named stands
-    for the files it refers to; in a folder it is a file among these files. Archives and
-    DICOMDIRs that cannot be used are reported as one file, and the reader says why.
+    Each file in a zip archive is an instance. Files in folders are opened as archives if their
+    name ends in .zip, files given one by one if they are zip archives. A DICOMDIR that is given
+    stands for the files it refers to; one found in a folder is treated like any other file.
+    Archives and DICOMDIRs that cannot be read are reported as one file, which the reader refuses
+    with the reason.
 
     Args:
         paths: folders and files.
-        name: what the index calls the source.
-        leave_out: a folder that is passed over (the data folder may lie in the archive).
-        label_from_folder: a file's label is the name of the folder it lies in.
+        name: of the source.
+        leave_out: a folder that is not entered (the data folder may lie in the archive).
+        label_from_folder: a file's label is the name of its folder.
         limits: for a DICOMDIR.
-        zip_limits: for archives.
-        open_archives: False reports zip archives as the files they are.
+        zip_limits: for zip archives.
+        open_archives: False = report zip archives as plain files.
 
     Raises:
         QueryError: a path does not exist.
@@ -79,12 +80,12 @@ class FolderSource:
     def instances(self) -> Iterator[Discovered]:
         """All files, folder by folder in the order of their names."""
         entered: set[tuple[int, int]] = set()
-        # Looked up only now: it may have been made since.
+        # Looked up only now: the folder may not have existed before.
         if self._leave_out is not None and (left_out := _identity(self._leave_out)):
             entered.add(left_out)
         given: set[Path] = set()
         for path in self._paths:
-            # os.path.isdir answers where Path.is_dir raises: a name too long, a closed folder.
+            # os.path.isdir returns False where Path.is_dir raises: name too long, no permission.
             if os.path.isdir(path):  # noqa: PTH112
                 yield from self._walk(path, entered, given)
             elif path not in given:
@@ -92,7 +93,7 @@ class FolderSource:
                 yield from self._named(path, entered, given)
 
     def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
-        """Where the content of each instance lies, or why there is none, in order."""
+        """The path, or zip member, of each instance, or a refusal, in order."""
         for locator in locators:
             yield _image(locator)
 
@@ -124,7 +125,7 @@ class FolderSource:
     def _named(
         self, path: Path, entered: set[tuple[int, int]], given: set[Path]
     ) -> Iterator[Discovered]:
-        """What a file that was named stands for, unless a walk had it."""
+        """The instances that a given file stands for, unless a walk has reported them."""
         ids = self._file_ids(path)
         if ids:
             yield from self._referenced(path, ids, entered, given)
@@ -143,7 +144,7 @@ class FolderSource:
             yield self._discovered(path)
 
     def _members(self, path: Path) -> dict[str, Entry]:
-        """What is in a zip archive; nothing when it is none, or cannot be used."""
+        """The members of a zip archive; empty when the file is none, or cannot be read."""
         try:
             with open_file(path) as fp:
                 if is_zip(fp) and not has_preamble(fp):
@@ -153,7 +154,7 @@ class FolderSource:
         return {}
 
     def _file_ids(self, path: Path) -> list[str]:
-        """What a DICOMDIR refers to; nothing when the file is none, or cannot be used."""
+        """The File IDs of a DICOMDIR; empty when the file is none, or cannot be read."""
         try:
             with open_file(path) as fp:
                 if path.name.upper() == "DICOMDIR" or is_dicomdir(fp):
@@ -169,12 +170,12 @@ class FolderSource:
         for file_id in ids:
             path = file_set.path(file_id)
             if path is None:
-                # The record itself is the instance, so that it can be refused.
+                # It points outside the medium: report the record as an instance, to be refused.
                 record = locator_of("file", os.fsencode(dicomdir), os.fsencode(file_id))
                 yield Discovered(record, 0, 0)
             elif path not in given:
                 given.add(path)
-                # A walk has seen what is there, and only that.
+                # A walk has reported the files of its folders, but not files that are missing.
                 if not (_identity(path.parent) in entered and os.path.lexists(path)):
                     yield self._discovered(path)
 

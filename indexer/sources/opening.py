@@ -1,4 +1,4 @@
-"""What to index, as jobs remember it, and the source that it stands for."""
+"""Specifies what to index, in a form that a job can store, and opens the source for it."""
 
 import json
 import os
@@ -19,12 +19,12 @@ _FOLDER = "folder"
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """Folders and files, or a source that the settings name.
+    """What to index: folders and files, or a source that the settings name.
 
     paths: absolute; empty for a named source. name: of the source in the settings.
-    labels: "folder" where a folder's name is its files' label.
-    since, until: study dates, both included; modality, study: DICOM's terms. These narrow
-    down what a DICOMweb server is asked for.
+    labels: "folder" = the name of a file's folder is its label; None = no labels.
+    since, until, modality, study: restrict the search on a DICOMweb server to study dates (ISO
+    8601, both inclusive), a modality, a Study Instance UID.
     """
 
     paths: tuple[str, ...] = ()
@@ -46,10 +46,10 @@ class SourceSpec:
         modality: str | None = None,
         study: str | None = None,
     ) -> "SourceSpec":
-        """What people ask for on the command line.
+        """The specification for arguments of the command line.
 
         Raises:
-            QueryError: neither paths nor a name, both, or an option that does not fit.
+            QueryError: both paths and a name, or neither; or ``labels`` is not "folder".
         """
         if bool(paths) == (name is not None):
             raise QueryError("name folders and files, or one source of the settings with --source")
@@ -60,7 +60,7 @@ class SourceSpec:
 
     @classmethod
     def parse(cls, text: str) -> "SourceSpec":
-        """What :meth:`to_json` wrote."""
+        """The specification that :meth:`to_json` wrote."""
         found = json.loads(text)
         return cls(**{**found, "paths": tuple(found["paths"])})
 
@@ -69,16 +69,16 @@ class SourceSpec:
 
     @property
     def source(self) -> str:
-        """The name under which the ledger and the index keep it."""
+        """The name of the source in ledger and index."""
         return self.name or _FOLDER
 
     @property
     def is_whole(self) -> bool:
-        """Whether it stands for all that the source has, so that the rest has vanished."""
+        """Whether it covers the whole source, so that instances not found have vanished from it."""
         return not (self.since or self.until or self.modality or self.study)
 
     def settings(self, settings: Settings) -> SourceSettings:
-        """When and how fast it may be read.
+        """The settings of the source: address or paths, hours, rates.
 
         Raises:
             SettingsError: the settings name no such source.
@@ -95,11 +95,11 @@ class SourceSpec:
             ) from None
 
     def open(self, settings: Settings) -> ImageSource:
-        """The source itself.
+        """Opens the source.
 
         Raises:
             SettingsError: the settings name no such source.
-            QueryError: a path does not exist, or a folder is asked what only a server knows.
+            QueryError: a path does not exist, or dates, modality or study are given for folders.
         """
         named = self.settings(settings)
         if self.name is None or isinstance(named, FolderSettings):
@@ -131,14 +131,14 @@ class SourceSpec:
         )
 
     def scope(self, settings: Settings) -> list[str]:
-        """What the locators of all its instances begin with; none = nothing in common."""
+        """The prefixes of the locators that its instances can have; empty = any locator."""
         named = self.settings(settings)
         if isinstance(named, DicomWebSettings):
             return [str(named.url).rstrip("/") + "/studies/"]
         starts = []
         for path in self._folders(named):
             name = os.fsencode(path)
-            # A folder's files, or the file itself; and what is packed in either.
+            # The files of a folder, or the file itself; and members of zip archives in either.
             starts += [start + "/" for start in beginnings("file", name)]
             starts += [start + end for start in beginnings("zip+file", name) for end in "/#"]
             if not path.is_dir():

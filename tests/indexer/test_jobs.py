@@ -23,7 +23,7 @@ from indexer.files.locators import shown
 from indexer.jobs.leases import Leases
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.polling import serve
-from indexer.jobs.records import DISCOVERY, SETTLING, JobOptions
+from indexer.jobs.records import DISCOVERY, FINISHING, JobOptions
 from indexer.jobs.runner import JobRunner
 from indexer.jobs.windows import is_open
 from indexer.ledger.database import Database
@@ -81,7 +81,7 @@ def test_a_job_gives_the_same_index_as_a_run_in_one_process(site, jobs, new_site
     assert (told.discovered, told.total, told.done, told.indexed) == (11, 11, 11, 10)
     assert told.refused == {"not-an-image": 1}
     assert told.points == 10
-    # Discovery, three chunks of four, four and three, and settling.
+    # Discovery, three chunks of four, four and three, and the last task.
     assert told.tasks == {"done": 5}
     assert fates(jobs, job) == {"indexed": 10, "refused": 1}
     alone = new_site()
@@ -264,16 +264,16 @@ def test_a_lapsed_lease_is_taken_over_and_a_live_one_is_not(site, jobs, database
     assert leases.beat(taken, now + 7)
 
 
-def test_settling_waits_for_all_tasks_and_holds_others_off(site, jobs, database):
+def test_finishing_waits_for_all_tasks_and_holds_others_off(site, jobs, database):
     first, second = submit(jobs, site), submit(jobs, site)
     leases = Leases(database, JOBS)
     with JobRunner(site.settings, database, "one") as runner:
         assert runner.run(first, DISCOVERY)
-        assert not runner.run(first, SETTLING)
+        assert not runner.run(first, FINISHING)
         assert runner.run(second, DISCOVERY)
         for chunk in (1, 2, 3):
             assert runner.run(first, chunk)
-        # Now the first could settle; until it has, no chunk of the second begins.
+        # Now the first could be finished; until it is, no chunk of the second begins.
         assert not runner.run(second, 1)
         busy = time.time()
         with database.begin() as connection:
@@ -281,9 +281,9 @@ def test_settling_waits_for_all_tasks_and_holds_others_off(site, jobs, database)
                 "UPDATE tasks SET state = 'running', worker = 'x', "
                 f"beat_at = {busy} WHERE job = {second} AND number = 1"
             )
-        assert leases.take(first, SETTLING, "one", busy, AT) is None
+        assert leases.take(first, FINISHING, "one", busy, AT) is None
         later = busy + JOBS.lapse_seconds + 1
-        assert leases.take(first, SETTLING, "one", later, AT) is not None
+        assert leases.take(first, FINISHING, "one", later, AT) is not None
 
 
 def test_no_more_workers_than_a_source_allows(site, jobs, database):
@@ -390,7 +390,7 @@ def test_files_of_one_uid_are_settled_as_one_process_would(new_site):
         jobs = JobLedger(database)
         job = submit(jobs, shared)
         with JobRunner(shared.settings, database, "one") as runner:
-            for number in (DISCOVERY, 2, 1, SETTLING):
+            for number in (DISCOVERY, 2, 1, FINISHING):
                 assert runner.run(job, number)
         told = jobs.summary(job, time.time())
         assert (told.state, told.indexed) == ("finished", 3)
@@ -410,7 +410,7 @@ def test_one_picture_under_two_labels_has_the_label_of_the_first(new_site, draw)
         spec = SourceSpec.asked([site.files], None, "folder")
         job = jobs.submit(spec, JobOptions(), at=AT)
         with JobRunner(site.settings, database, "one") as runner:
-            for number in (DISCOVERY, 2, 1, SETTLING):
+            for number in (DISCOVERY, 2, 1, FINISHING):
                 assert runner.run(job, number)
         assert Counter(one.fate for one in jobs.fates(job)) == {"indexed": 1, "duplicate": 1}
     (point,) = site.points().values()

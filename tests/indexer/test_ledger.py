@@ -392,7 +392,7 @@ def test_processes_that_write_the_same_instances_do_not_collide(
     # Of each instance the points of one content, never of two.
     assert {len(ids) for ids in held.values()} == {1}
     dead = set(ledger.stale(1000))
-    assert dead.isdisjoint(ledger.owners(sorted(dead), settled=True))
+    assert dead.isdisjoint(ledger.owners(sorted(dead), done_only=True))
 
 
 def test_what_was_recorded_is_there_after_reopening(ledger_url: str) -> None:

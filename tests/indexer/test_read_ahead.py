@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from indexer.pipeline.read_ahead import ahead
+from indexer.pipeline.read_ahead import read_ahead
 
 
 def eventually(true: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -45,13 +45,13 @@ class Source:
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 @pytest.mark.parametrize("count", [0, 1, 2, 300])
 def test_the_items_come_in_order(count: int, size: int) -> None:
-    assert list(ahead(range(count), size)) == list(range(count))
+    assert list(read_ahead(range(count), size)) == list(range(count))
     assert running() == 0
 
 
 def test_it_runs_ahead_but_not_further_than_asked() -> None:
     source = Source()
-    items = ahead(source, 3)
+    items = read_ahead(source, 3)
     assert next(items) == 0
     # Three wait, and one more was made before there was no place for it.
     assert eventually(lambda: source.made == 5)
@@ -64,7 +64,7 @@ def test_it_runs_ahead_but_not_further_than_asked() -> None:
 
 def test_nothing_is_made_before_the_first_item_is_asked_for() -> None:
     source = Source()
-    items = ahead(source, 3)
+    items = read_ahead(source, 3)
     time.sleep(0.1)
     assert source.made == 0
     items.close()
@@ -72,7 +72,7 @@ def test_nothing_is_made_before_the_first_item_is_asked_for() -> None:
 
 def test_an_error_comes_after_the_items_before_it() -> None:
     source = Source(4, OSError("the disk is gone"))
-    items = ahead(source, 10)
+    items = read_ahead(source, 10)
     assert [next(items) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
@@ -88,12 +88,12 @@ class CannotStart:
 @pytest.mark.timeout(5)
 def test_an_iterator_that_cannot_start_is_an_error_and_no_endless_wait() -> None:
     with pytest.raises(OSError, match="no such archive"):
-        next(ahead(CannotStart(), 1))
+        next(read_ahead(CannotStart(), 1))
     assert running() == 0
 
 
 def test_ctrl_c_in_the_iterator_is_passed_on() -> None:
-    items = ahead(Source(1, KeyboardInterrupt()), 5)
+    items = read_ahead(Source(1, KeyboardInterrupt()), 5)
     assert next(items) == 0
     with pytest.raises(KeyboardInterrupt):
         next(items)
@@ -102,7 +102,7 @@ def test_ctrl_c_in_the_iterator_is_passed_on() -> None:
 @pytest.mark.parametrize("taken", [1, 3])
 def test_closing_ends_the_thread_and_the_iterator(taken: int) -> None:
     source = Source()
-    items = ahead(source, 2)
+    items = read_ahead(source, 2)
     for _ in range(taken):
         next(items)
     assert running() == 1
@@ -118,7 +118,7 @@ def test_an_error_of_the_caller_ends_the_thread() -> None:
     source = Source()
 
     def use() -> None:
-        items = ahead(source, 2)
+        items = read_ahead(source, 2)
         try:
             for item in items:
                 if item == 2:
@@ -135,7 +135,7 @@ def test_an_error_of_the_caller_ends_the_thread() -> None:
 def test_the_iterator_lives_in_one_thread_from_start_to_end(ends_by_itself: bool) -> None:
     """A generator over a database or a pool of processes must not change threads."""
     source = Source(5 if ends_by_itself else None)
-    items = ahead(source, 2)
+    items = read_ahead(source, 2)
     next(items)
     if ends_by_itself:
         list(items)
@@ -154,7 +154,7 @@ def test_closing_waits_for_the_item_that_is_being_made() -> None:
         finished.append(True)
         yield 1
 
-    items = ahead(slow(), 1)
+    items = read_ahead(slow(), 1)
     assert next(items) == 0
     items.close()
     assert finished == [True]
@@ -168,7 +168,7 @@ def test_a_failure_at_the_end_of_the_iterator_is_not_lost() -> None:
         finally:
             raise OSError("could not be put away")
 
-    items = ahead(bad_end(), 4)
+    items = read_ahead(bad_end(), 4)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(OSError, match="put away"):
         next(items)

@@ -349,7 +349,7 @@ def test_the_same_again_changes_nothing(station: Any, send: Any, tmp_path: Path)
     path = instance(tmp_path / "one", "1.2.3", b"original..")
     send(running.port, path)
     running.inbox.take()
-    running.inbox.settle()
+    running.inbox.end_round()
     stored = running.files()["1.2.3"]
     before = stored.stat()
     (answer,) = send(running.port, path)
@@ -367,7 +367,7 @@ def test_a_corrected_instance_replaces_the_earlier_one(
     running = station()
     send(running.port, instance(tmp_path / "one", "1.2.3", b"original.."))
     assert len(running.inbox.take()) == 1
-    running.inbox.settle()
+    running.inbox.end_round()
     stored = running.files()["1.2.3"]
     before = stored.stat().st_mtime_ns
     (answer,) = send(running.port, instance(tmp_path / "one", "1.2.3", corrected))
@@ -449,7 +449,7 @@ def test_above_what_may_wait_the_sender_is_to_come_again(
     assert running.inbox.waiting_bytes == sum(path.stat().st_size for path in files[:2])
     running.inbox.take()
     assert send(running.port, files[2])[0].Status == OUT_OF_RESOURCES
-    running.inbox.settle()
+    running.inbox.end_round()
     assert send(running.port, files[2])[0].Status == 0
     assert running.files().keys() == {"1.0", "1.1", "1.2"}
     assert "instances are taken again" in caplog.text

@@ -1,7 +1,7 @@
-"""Brings the ledger's tables from what an earlier version made to what this one uses.
+"""Migrates the ledger's tables from any earlier version to the current one, with Alembic.
 
-To change the tables: change ``indexer/ledger/schema.py``, write the steps as the next file in
-``versions`` and name it as HEAD. What has been released is never edited.
+To change the tables: change ``indexer/ledger/schema.py``, write the migration as the next file in
+``versions``, and set HEAD to its revision. A migration that was released is never edited.
 """
 
 from threading import Lock
@@ -24,17 +24,17 @@ _FIRST = {
     "points": "locator id frame",
     "runs": "run",
 }
-"""Tables of ledgers made before revisions were kept, with their columns."""
+"""Tables, with their columns, of ledgers without a recorded revision."""
 
 _one_at_a_time = Lock()
-"""Alembic holds what it works on in module variables."""
+"""Alembic keeps its state in module variables, so threads migrate one at a time."""
 
 
 def revision_of(connection: Connection) -> str | None:
-    """What the database says it was brought to.
+    """The revision that the database records; None = it records none.
 
     Raises:
-        DBAPIError: it has no such table.
+        DBAPIError: the table of revisions is missing.
     """
     revision: str | None = connection.execute(
         text("SELECT version_num FROM alembic_version")
@@ -43,15 +43,15 @@ def revision_of(connection: Connection) -> str | None:
 
 
 def migrate(connection: Connection, place: str) -> None:
-    """Brings the database to HEAD, in the transaction that is open on ``connection``.
+    """Migrates the database to HEAD, within the open transaction of ``connection``.
 
     Args:
-        place: what the database is called in errors.
+        place: how error messages name the database.
 
     Raises:
-        LedgerError: it was made by a later version, or holds something else.
+        LedgerError: it was made by a later version, or has tables that are no ledger's.
     """
-    # Imported only where needed: nearly every start finds nothing to do.
+    # Imported here: nearly every start finds nothing to migrate.
     from alembic.command import upgrade
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -71,7 +71,7 @@ def migrate(connection: Connection, place: str) -> None:
 
 
 def _checked_revision(connection: Connection, place: str) -> str | None:
-    """The database's revision; None when it has none, and is empty or an early ledger."""
+    """The database's revision; None if it has none, being empty or an early ledger."""
     if connection.dialect.name == "postgresql":
         encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
         if encoding != "UTF8":

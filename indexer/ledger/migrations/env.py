@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, on the connection that ``migrate`` hands over."""
+"""Alembic's entry point: runs the migrations on the connection that ``migrate`` passes on."""
 
 from alembic import context
 

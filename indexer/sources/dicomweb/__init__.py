@@ -1,1 +1,1 @@
-"""DICOMweb servers (QIDO-RS, WADO-RS). ``source.DicomWebSource`` is the front door."""
+"""Reads instances from DICOMweb servers (QIDO-RS, WADO-RS): ``source.DicomWebSource``."""

@@ -1,4 +1,4 @@
-"""Where a DICOMweb server has an instance: the three UIDs of a WADO-RS URL."""
+"""The address of an instance on a DICOMweb server: the three UIDs of a WADO-RS URL."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ __all__ = ["Address", "is_uid"]
 
 
 def is_uid(value: object) -> bool:
-    """Whether it may stand in a URL as a UID. No component of it is empty: ".." leads upwards."""
+    """Whether ``value`` is a UID that is safe in a URL: no component is empty, so none is ".."."""
     return (
         isinstance(value, str)
         and len(value) <= 64
@@ -17,7 +17,7 @@ def is_uid(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An instance on a server."""
+    """An instance on a server, by its Study, Series and SOP Instance UID."""
 
     study: str
     series: str
@@ -25,7 +25,7 @@ class Address:
 
     @classmethod
     def of(cls, locator: str, base: str) -> "Address | None":
-        """What :meth:`locator` described for the server at ``base``; None = something else."""
+        """The address of a locator on the server at ``base``; None = it is no such locator."""
         names = locator.removeprefix(f"{base}/studies/").split("/")
         if len(names) != 5 or not all(map(is_uid, names[::2])):
             return None

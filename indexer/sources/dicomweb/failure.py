@@ -1,4 +1,4 @@
-"""What came of a request that failed, in words that hold no query, header or body."""
+"""Describes a failed request to a server, in words that quote no query, header or body."""
 
 import re
 import ssl
@@ -11,19 +11,19 @@ import urllib3
 __all__ = ["Failed", "broken_off", "of_status", "unanswered"]
 
 _LONGEST_ASKED = 120.0
-"""A server that asks to be left alone for more seconds is not waited for."""
+"""A request is not retried if the server asks for a pause of more seconds than this."""
 _BUSY = {408, 429}
 
 
 class Failed(Exception):
-    """A request came to nothing.
+    """A request failed.
 
     Args:
         words: what happened.
-        status: of the answer, in HTTP; None = there was none, or it broke off.
-        passing: it may well be gone at the next attempt.
-        pause: seconds that the server asks to be left alone.
-        untrusted: its certificate is not one that is trusted here.
+        status: the HTTP status of the answer; None = no answer, or an incomplete one.
+        passing: whether the failure is transient, so that a retry may succeed.
+        pause: seconds that the server asks to wait before the next request; None = it asks none.
+        untrusted: whether the server's certificate is not trusted here.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Failed(Exception):
 
 
 def of_status(response: requests.Response) -> Failed:
-    """An answer whose status says that it is none."""
+    """The failure for an answer with an error status."""
     status = response.status_code
     pause = _asked_pause(response)
     busy = status in _BUSY or 500 <= status < 600
@@ -57,7 +57,7 @@ def of_status(response: requests.Response) -> Failed:
 
 
 def unanswered(error: requests.RequestException) -> Failed:
-    """A request without an answer."""
+    """The failure for a request without an answer."""
     for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -76,7 +76,7 @@ def unanswered(error: requests.RequestException) -> Failed:
 
 
 def broken_off(error: urllib3.exceptions.HTTPError) -> Failed:
-    """An answer that ended before its end."""
+    """The failure for an answer whose body cannot be read to its end."""
     match error:
         case urllib3.exceptions.ReadTimeoutError():
             return Failed("the answer stopped midway", passing=True)
@@ -87,7 +87,8 @@ def broken_off(error: urllib3.exceptions.HTTPError) -> Failed:
 
 
 def _asked_pause(response: requests.Response) -> float | None:
-    """Seconds by Retry-After; one that is a date counts from the server's own clock."""
+    """The seconds of the Retry-After header; a date in it is compared with the answer's Date.
+    None = no valid header."""
     after = response.headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", after):
         return float(after)
@@ -99,7 +100,7 @@ def _asked_pause(response: requests.Response) -> float | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it. Some are handed on as an argument only."""
+    """An exception and its causes, at most 16; some libraries pass a cause only as an argument."""
     for _ in range(16):
         if error is None:
             return

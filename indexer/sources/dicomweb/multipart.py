@@ -1,4 +1,4 @@
-"""Splits a multipart answer into its parts as it comes, without holding a part in memory."""
+"""Splits a multipart answer into its parts while it arrives, without holding a part in memory."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,18 @@ _MAX_PREAMBLE = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The beginning of a part. media_type: in small letters, "" where it is not said."""
+    """Marks the start of a part. media_type: lower case, without parameters; "" = not given."""
 
     media_type: str
 
 
 def media_type(header: str) -> str:
-    """The type that a Content-Type header names, without parameters."""
+    """The media type of a Content-Type header, lower case, without parameters."""
     return header.partition(";")[0].strip().lower()
 
 
 def boundary_of(header: str) -> bytes | None:
-    """The boundary that a Content-Type header gives; None where there is none, or a bad one."""
+    """The boundary of a Content-Type header; None when it has none, or an invalid one."""
     quoted = re.search(r';\s*boundary\s*=\s*(?:"([^"]*)"|([^\s;"]+))', header, re.IGNORECASE)
     boundary = (quoted[1] or quoted[2] or "") if quoted else ""
     # RFC 2046 has at most 70 characters.
@@ -33,13 +33,13 @@ def boundary_of(header: str) -> bytes | None:
 
 
 def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
-    """Of each part first a :class:`Part`, then its content in pieces (RFC 2046, section 5.1.1).
+    """For each part a :class:`Part`, then its content in pieces (RFC 2046, section 5.1.1).
 
-    Pieces are not held back but for the length of a boundary. What follows the closing
-    boundary is left unread.
+    At most as many bytes as a boundary has are held back. What follows the closing boundary is
+    not read.
 
     Raises:
-        Failed: the answer ends before its closing boundary, or is not built as it should be.
+        Failed: the answer ends before its closing boundary, or is no valid multipart.
     """
     delimiter = b"\r\n--" + boundary
     source = iter(chunks)
@@ -63,7 +63,7 @@ def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
         # ``held`` begins with the delimiter. Its line ends with "--", or with nothing but spaces.
         line = _line(held, source, len(delimiter))
         if line is None:
-            # The same characters inside an image.
+            # The same bytes as a boundary, but inside an image.
             if inside:
                 yield bytes(held[:2])
             del held[:2]
@@ -76,7 +76,7 @@ def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
 
 
 def _line(held: bytearray, source: Iterator[bytes], start: int) -> bytes | None:
-    """What ends the line of a boundary: "--", or spaces and no line end yet; None = no boundary."""
+    """The rest of a boundary's line: "--" if it is the last, else spaces; None = no boundary."""
     while True:
         rest = bytes(held[start : start + 256])
         if rest.startswith(b"--"):
@@ -91,8 +91,8 @@ def _line(held: bytearray, source: Iterator[bytes], start: int) -> bytes | None:
 
 
 def _head(held: bytearray, source: Iterator[bytes]) -> str:
-    """Takes the header lines of a part, and says its media type."""
-    # They may be none: then the empty line follows that of the boundary.
+    """Removes the header lines of a part from ``held``; returns its media type."""
+    # There may be no header lines: then the empty line follows the boundary directly.
     while (end := held.find(b"\r\n\r\n")) < 0:
         if len(held) > _MAX_HEAD:
             raise Failed("a part of the answer has too long a head")

@@ -1,4 +1,4 @@
-"""A DICOMweb server: asked with patience, at a pace, and told of in words for people."""
+"""Requests to a DICOMweb server, with retries and a rate limit, and readable error messages."""
 
 import random
 import time
@@ -22,18 +22,19 @@ __all__ = ["Pace", "Wait", "WebServer"]
 _T = TypeVar("_T")
 
 Wait = Callable[[Event, float], object]
-"""Waits so many seconds, or until the event is set."""
+"""Waits the given seconds, or until the event is set."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
-"""Seconds before the second attempt, doubled with each further one, and where that ends."""
+"""Seconds before the second attempt; they double with each further one, up to the latter."""
 _REFUSED = {401, 403}
 
 
 class Pace:
-    """At most so many requests a second, over all threads; None = as many as there are.
+    """Limits the rate of requests over all threads.
 
     Args:
-        clock: a monotonic time in seconds.
+        per_second: the most requests a second; None = no limit.
+        clock: returns a monotonic time in seconds.
     """
 
     def __init__(self, per_second: float | None, *, clock: Callable[[], float], wait: Wait) -> None:
@@ -43,7 +44,7 @@ class Pace:
         self._lock = Lock()
 
     def __call__(self) -> None:
-        """Returns when the next request may be sent."""
+        """Blocks until the next request may be sent."""
         if not self._interval:
             return
         with self._lock:
@@ -55,11 +56,11 @@ class Pace:
 
 
 class WebServer:
-    """One DICOMweb server, which threads may share. Nothing is sent when it is made.
+    """A client of one DICOMweb server, which threads may share. The constructor sends nothing.
 
     Args:
         name: of the source in the settings.
-        wait: makes the pauses. clock: a monotonic time in seconds.
+        wait: makes the pauses. clock: returns a monotonic time in seconds.
 
     Raises:
         SettingsError: the address, the credentials or the certificates cannot be used.
@@ -90,14 +91,14 @@ class WebServer:
     def ask(
         self, call: Callable[[], _T], *, stopped: Event | None = None, attempts: int | None = None
     ) -> _T:
-        """What ``call`` returns, called again while it fails in a way that may pass.
+        """What ``call`` returns; it is retried while it fails with a transient failure.
 
         Args:
             stopped: once set, there are no further attempts.
-            attempts: None = as many as the settings allow.
+            attempts: the most attempts; None = as many as the settings allow.
 
         Raises:
-            Failed: the last attempt's.
+            Failed: of the last attempt.
         """
         ended = stopped or Event()
 
@@ -116,13 +117,13 @@ class WebServer:
 
     @contextmanager
     def get(self, url: str, accept: str) -> Iterator[requests.Response]:
-        """The answer, whose body is still to be read by :meth:`body`.
+        """The answer to a GET request; its body is still to be read with :meth:`body`.
 
         Raises:
-            Failed: there is none, or its status says that it is an error.
-            SourceError: it leads to where it may not lead.
+            Failed: there is no answer, or it has an error status.
+            SourceError: it redirects to a host that is not allowed.
         """
-        # Images are packed, if at all, by their transfer syntax.
+        # No HTTP compression: images are compressed by their transfer syntax, if at all.
         headers = {"Accept": accept, "Accept-Encoding": "identity"}
         timeout = self._settings.timeout_seconds
         response = self._session.get(url, headers=headers, stream=True, timeout=timeout)
@@ -138,18 +139,22 @@ class WebServer:
         attempts: int | None = None,
         **query: Any,
     ) -> list[dict[str, Any]]:
-        """The entries that one of the searches of :attr:`client` answers with.
+        """The entries (DICOM JSON) that a search finds.
+
+        Args:
+            search: one of the search methods of :attr:`client`.
+            attempts: the most attempts; None = as many as the settings allow.
 
         Raises:
             Failed: there is no answer, or it is no DICOM JSON.
-            SourceError: it leads to where it may not lead.
+            SourceError: it redirects to a host that is not allowed.
         """
 
         def entries() -> list[dict[str, Any]]:
             try:
                 found = search(**query)
             except (ValueError, RecursionError):
-                # Half an answer is no JSON either.
+                # Transient: an incomplete answer is invalid JSON as well.
                 raise Failed("its answer is no DICOM JSON", passing=True) from None
             if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
                 raise Failed("its answer is no DICOM JSON")
@@ -158,7 +163,7 @@ class WebServer:
         return self.ask(entries, attempts=attempts)
 
     def error(self, failed: Failed) -> SourceError:
-        """The failure in words for people."""
+        """The error for a failure, which says what to correct."""
         if failed.status in _REFUSED:
             return SourceError(
                 f"{self} refused access (HTTP {failed.status}); correct "
@@ -184,9 +189,9 @@ class WebServer:
 
 
 def _pause(state: RetryCallState) -> float:
-    """Seconds before the next attempt: at least what the server asked for, then ever more."""
+    """Seconds before the next attempt: what the server asked for, and an exponential backoff."""
     error = None if state.outcome is None else state.outcome.exception()
     asked = (error.pause if isinstance(error, Failed) else None) or 0.0
     backoff = min(_FIRST_PAUSE * 2.0 ** (state.attempt_number - 1), _LONGEST_PAUSE)
-    # Many clients that were sent away together shall not come back together.
+    # Random, so that many clients refused at once do not all return at once.
     return asked + random.uniform(0.5, 1.0) * backoff  # noqa: S311

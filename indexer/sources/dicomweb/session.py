@@ -1,10 +1,10 @@
-"""How requests to a DICOMweb server are sent: with its credentials, to it alone, within bounds.
+"""Sends requests to a DICOMweb server with its credentials, and only to allowed hosts.
 
-What it sends is not trusted. Redirects are followed to its own host and to those that the
-settings name, and nowhere else, for the credentials go along. Answers are read up to a limit.
-Proxies, ``.netrc`` and certificates that the environment names are not looked at: a password
-must go where the settings say, and an archive is not reached through the proxy that leads to
-the internet. Cookies are not kept.
+The server's answers are not trusted. Redirects are followed only to its own host and to hosts
+that the settings name, because the credentials are sent along. Answers are limited in size and
+time. Proxies, ``.netrc`` and certificates from the environment are ignored: a password must only
+go where the settings say, and an archive is not behind the proxy to the internet. Cookies are not
+stored.
 """
 
 import io
@@ -28,20 +28,20 @@ from indexer.sources.dicomweb.failure import Failed, broken_off, of_status, unan
 __all__ = ["Session"]
 
 _SLOWEST = 1024
-"""Bytes a second. An answer that comes more slowly than that counts as none."""
+"""Bytes a second. An answer that arrives more slowly is a failure."""
 _CHUNK = 64 * 1024
 _MAX_ANSWER = 64 * 1024**2
-"""Bytes of an answer that is no image: far more than any page of a search."""
+"""Most bytes of an answer that is no image: far more than any page of a search has."""
 _MAX_REDIRECTS = 5
 
 
 class Session(requests.Session):
-    """What everything is sent with; threads may share it. Nothing is sent when it is made.
+    """An HTTP session for one server; threads may share it. The constructor sends nothing.
 
     Args:
         name: of the source in the settings.
-        pace: called before each request; returns when that may be sent.
-        clock: a monotonic time in seconds.
+        pace: called before each request; blocks until it may be sent.
+        clock: returns a monotonic time in seconds.
 
     Raises:
         SettingsError: the address, the credentials or the certificates cannot be used.
@@ -71,19 +71,19 @@ class Session(requests.Session):
         self.mount("https://", adapter)
 
     def setting(self, name: str) -> str:
-        """How people know a setting of this source."""
+        """The full name of a setting of this source, for error messages."""
         return f"sources.{self._name}.{name}"
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        """The answer after redirects; its body is still to be read where ``stream`` is given.
+        """The answer after redirects; with the option ``stream`` its body is still to be read.
 
         Raises:
-            Failed: there is none, it is an error, or it is too long.
-            SourceError: it leads to where it may not lead.
+            Failed: there is no answer, it has an error status, or it is too long.
+            SourceError: it redirects to a host that is not allowed, or too many times.
         """
         streamed = options.get("stream", False)
         options = {**options, "stream": True, "allow_redirects": False}
-        # dicomweb-client leaves the port out of it.
+        # dicomweb-client sets a Host header without the port.
         request.headers.pop("Host", None)
         for _ in range(_MAX_REDIRECTS + 1):
             self._pace()
@@ -100,7 +100,7 @@ class Session(requests.Session):
                 f"{self.server} redirects more than {_MAX_REDIRECTS} times; give the address "
                 f"that it leads to in {self.setting('url')}"
             )
-        # dicomweb-client would log its text.
+        # dicomweb-client would log the text of this header.
         response.headers.pop("Warning", None)
         try:
             if not 200 <= response.status_code < 300:
@@ -113,22 +113,22 @@ class Session(requests.Session):
         return response
 
     def resolve_redirects(self, *_: Any, **__: Any) -> Any:
-        """None: requests would read the whole answer that redirects."""
+        """Yields nothing: :meth:`send` follows redirects; requests would read their bodies."""
         return iter(())
 
     def body(self, response: requests.Response, stopped: Event | None = None) -> Iterator[bytes]:
-        """The bytes of an answer as they come.
+        """The body of an answer in pieces as they arrive.
 
         Args:
-            stopped: once set, nothing more is read.
+            stopped: once set, reading ends with an error.
 
         Raises:
-            Failed: it broke off, or no more came for too long.
+            Failed: the answer broke off, came too slowly, or ``stopped`` was set.
         """
         started, received = self._clock(), 0
         while True:
             try:
-                # Unlike what requests offers, this does not wait until a chunk is full.
+                # Unlike iter_content of requests, this does not wait until a chunk is full.
                 data = response.raw.read1(_CHUNK, decode_content=True)
             except urllib3.exceptions.HTTPError as error:
                 raise broken_off(error) from None
@@ -164,7 +164,7 @@ class Session(requests.Session):
             ) from None
         if not possible:
             host = new.hostname or ""
-            # Nothing else of the address is told: signatures and queries stand in such.
+            # Only the host is named: the rest of the URL may hold signatures and queries.
             known = re.fullmatch(r"[A-Za-z0-9.-]{1,253}", host)
             raise SourceError(
                 f"{self.server} redirects to {host if known else 'a host'} over {new.scheme}, "
@@ -182,13 +182,13 @@ class Session(requests.Session):
         host, port = new.hostname or "", _port(new)
         if host in self._allowed or f"{host}:{port}" in self._allowed:
             return True
-        # Another port of the same host is another server, but for the step up to TLS.
+        # Another port of the same host is another server, except from 80 to 443 (TLS).
         own = _port(self._own)
         return host == self._own.hostname and (own == port or (own, port) == (80, 443))
 
 
 class _Adapter(HTTPAdapter):
-    """Bounded connections, with certificates checked by one TLS context."""
+    """Limits the number of connections, and checks certificates with one TLS context."""
 
     def __init__(self, tls: ssl.SSLContext, connections: int) -> None:
         self._tls = tls
@@ -198,7 +198,7 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*sizes, **options, ssl_context=self._tls)
 
     def cert_verify(self, *_: Any, **__: Any) -> None:
-        """Nothing: requests would add the certificates that it brings along."""
+        """Does nothing: requests would add its own bundle of certificates."""
 
 
 def _checked_base(name: str, settings: DicomWebSettings) -> str:
@@ -218,7 +218,7 @@ def _checked_base(name: str, settings: DicomWebSettings) -> str:
 
 
 def _credentials(name: str, settings: DicomWebSettings) -> dict[str, str]:
-    """The header that says who asks."""
+    """The Authorization header; empty when the settings have no credentials."""
     token = "" if settings.token is None else settings.token.get_secret_value()
     password = "" if settings.password is None else settings.password.get_secret_value()
     user = settings.username or ""
@@ -229,7 +229,7 @@ def _credentials(name: str, settings: DicomWebSettings) -> dict[str, str]:
         )
     if token:
         if re.fullmatch(r"[!-~]+", token) is None:
-            # Sent as it is, it would fail with an error that shows it.
+            # Sending it would fail with an error message that quotes it.
             raise SettingsError(
                 f"setting sources.{name}.token holds a space, a line end or a character beyond "
                 "ASCII; give the token alone, without the word Bearer"

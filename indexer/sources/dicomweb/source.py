@@ -1,8 +1,8 @@
-"""A DICOMweb server as a source: QIDO-RS finds the instances, WADO-RS hands them out.
+"""A DICOMweb server as a source: QIDO-RS lists the instances, WADO-RS delivers them.
 
-Studies are searched, then the series of each, then the instances of each series (PS3.18, section
-10.6), page by page. Memory does not grow with the archive, but for the UIDs of what one search
-lists: about 150 bytes for each study, and with dates it is a month of them.
+Studies are searched page by page, then the series of each, then the instances of each series
+(PS3.18, section 10.6). Memory grows only with the UIDs that one search lists: about 150 bytes for
+each study, and a search with dates lists only one month of them.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _STUDY_DATE, _MODALITY = "00080020", "00080060"
 _GONE = {404, 410}
 _MONTHS_FROM = date(2000, 1, 1)
-"""Studies before it are few enough to be searched at once."""
+"""The studies before this date are few enough for one search."""
 _EARLIEST = "18000101"
 
 _Entry = Mapping[str, Any]
@@ -40,7 +40,8 @@ _Fits = Callable[[_Entry], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A search. path: of what it lists, below the server's address. tag and keyword: of its UID."""
+    """A search of studies, series or instances. path: of what it lists, below the server's address.
+    tag, keyword: of the UID that it lists."""
 
     search: Callable[..., list[dict[str, Any]]]
     path: str
@@ -49,26 +50,26 @@ class _Level:
 
 
 class DicomWebSource:
-    """The instances of a DICOMweb server. Nothing is sent when it is made.
+    """The instances of a DICOMweb server. The constructor sends nothing.
 
-    What the server lists without a valid UID cannot be asked for, and does not get into a URL.
-    It is discovered under a locator that ends in "invalid-" and a digest, so that it is refused
-    when its turn comes, and accounted for.
+    Entries that the server lists without a valid UID cannot be retrieved, and what stands in
+    place of the UID is never put into a URL. Such an entry is discovered under a locator that
+    ends in "invalid-" and a digest, so that it is refused later and appears among the refused.
 
-    An instance does not change: another content has another SOP Instance UID. So all have the
-    same stamp; and no size, which is not known before they are fetched.
+    By the standard an instance never changes: other content has another SOP Instance UID. So all
+    instances have the same stamp. Their size is 0, because it is not known before retrieval.
 
     Args:
         name: of the source in the settings.
-        since, until: first and last Study Date. With one of them, the search goes month by
-            month, and studies without a date are not found, as the standard has it.
-        modality: of the series, as in "CT".
-        study: a Study Instance UID; that study alone.
-        wait: makes the pauses. clock: a monotonic time in seconds. today: where ``until``
-            ends that is not given.
+        since, until: first and last Study Date. If either is given, the search goes month by
+            month, and by the standard studies without a date are not found.
+        modality: only series of this modality, such as "CT".
+        study: only the study with this Study Instance UID.
+        wait: makes the pauses. clock: returns a monotonic time in seconds. today: returns the
+            last Study Date to search if ``until`` is not given.
 
     Raises:
-        QueryError: ``since`` is after ``until``, or modality or study are none.
+        QueryError: ``since`` is after ``until``, or ``modality`` or ``study`` is invalid.
         SettingsError: the address, the credentials or the certificates cannot be used.
     """
 
@@ -103,7 +104,7 @@ class DicomWebSource:
         """All instances that the server lists, series by series.
 
         Raises:
-            SourceError: it cannot be reached, refuses, or its answers are none.
+            SourceError: the server cannot be reached, refuses access, or answers invalidly.
         """
         client, base = self._server.client, self._server.base
         modality = {} if self._modality is None else {"Modality": self._modality}
@@ -140,10 +141,10 @@ class DicomWebSource:
             _log.warning("%s lists %d entries without a valid UID", self._server, invalid)
 
     def images(self, locators: Iterable[str]) -> Generator[bytes | ImageRefused]:
-        """The content of each instance as the server stores it, or why there is none, in order.
+        """The content of each instance as the server stores it, or a refusal, in order.
 
         Raises:
-            SourceError: the server cannot be reached, or refuses.
+            SourceError: the server cannot be reached, or refuses access.
         """
         return self._retrieval.images(locators)
 
@@ -160,13 +161,13 @@ class DicomWebSource:
         for first, last in study_dates(self._since, self._until, self._today()):
 
             def fits(entry: _Entry, first: str = first, last: str = last) -> bool:
-                """Not every server keeps to ranges, nor says the dates of studies."""
+                """Whether a study is in range: some servers ignore date ranges or omit dates."""
                 if not self._is_study(entry):
                     return False
                 if _STUDY_DATE in entry:
                     day = _value(entry, _STUDY_DATE)
                     return re.fullmatch(r"[0-9]{8}", day) is not None and first <= day <= last
-                # It would come again each month.
+                # Without a date it would be listed again for each month.
                 name = _name(entry, level.tag)
                 known = name in unsaid
                 unsaid.add(name)
@@ -182,15 +183,17 @@ class DicomWebSource:
         *,
         within: tuple[_Level, str] | None = None,
     ) -> Iterator[str]:
-        """The UIDs of a level, each once; in place of one that is none, "invalid-" and a digest.
+        """The UIDs that a search lists, each once; for an invalid one "invalid-" and a digest.
 
-        Servers may cap pages below what is asked for, so only an empty page is the end.
+        Servers may return shorter pages than asked for, so only an empty page ends the list.
 
         Args:
-            within: the level above, and the UID there, of what is listed here.
+            filters: of the search.
+            fits: whether to yield an entry, for servers that ignore filters.
+            within: the level above, and the UID of the study or series that is listed.
 
         Raises:
-            SourceError: there is no answer, or always the same.
+            SourceError: there is no valid answer, or the same page again.
         """
         offset, known = 0, set[str]()
         while True:
@@ -209,7 +212,7 @@ class DicomWebSource:
                 name: entry for name, entry in zip(names, page, strict=True) if name not in known
             }
             if not fresh:
-                # The rest of a list that it did not cut, and all of it when it knows no limit.
+                # The server ignores offset or limit, and has returned the whole list already.
                 if len(page) != self._page:
                     return
                 raise SourceError(
@@ -230,7 +233,7 @@ class DicomWebSource:
         return [_name(entry, level.tag) for entry in page]
 
     def _removed(self, within: tuple[_Level, str] | None) -> bool:
-        """Whether what was listed a moment ago is there no longer."""
+        """Whether the study or series above was deleted from the server meanwhile."""
         if within is None:
             return False
         level, uid = within
@@ -246,15 +249,16 @@ class DicomWebSource:
         return self._study is None or _value(entry, "0020000D") == self._study
 
     def _is_of_modality(self, entry: _Entry) -> bool:
-        """Not every server knows the filter; what does not say its modality may well be of it."""
+        """Whether a series may be of the modality: some servers ignore the filter. An entry without
+        modality is kept."""
         return self._modality is None or _value(entry, _MODALITY) in ("", self._modality)
 
 
 def study_dates(since: date | None, until: date | None, today: date) -> Iterator[tuple[str, str]]:
     """First and last Study Date (YYYYMMDD) of each month from ``since`` to ``until``.
 
-    What is before 2000 is one window when ``since`` is None. It is not open, as it might be
-    (PS3.4, section C.2.2.2.5): to some servers no date at all is before any other.
+    All dates before 2000 are one range if ``since`` is None. It has an explicit start: in an
+    open range (PS3.4, section C.2.2.2.5) some servers include studies without a date.
     """
     last = today if until is None else until
     if since is None:
@@ -279,7 +283,7 @@ def _value(entry: _Entry, tag: str) -> str:
 
 
 def _name(entry: _Entry, tag: str) -> str:
-    """The UID of an entry; where it is none, what stands for it, which says nothing of it."""
+    """The UID of an entry; for an invalid one "invalid-" and a digest, which does not reveal it."""
     uid = _value(entry, tag)
     if is_uid(uid):
         return uid

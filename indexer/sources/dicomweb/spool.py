@@ -1,4 +1,4 @@
-"""Instances of one series between the network and the readers: in memory, or in a file."""
+"""Buffers the instances of one series between network and readers, in memory or in a file."""
 
 import re
 import struct
@@ -21,12 +21,12 @@ class SpoolFull(Exception):
 
 
 class Spool:
-    """Contents of instances by locator. What is large lies in a file without a name.
+    """Contents of instances by locator; above 16 MiB together in an unnamed temporary file.
 
     Close it, or use it as a context manager.
 
     Args:
-        max_bytes: of all contents.
+        max_bytes: the most bytes of all contents together.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -52,7 +52,7 @@ class Spool:
         """Adds a piece to the content.
 
         Raises:
-            SpoolFull: it does not go in.
+            SpoolFull: it exceeds ``max_bytes``, or cannot be written to disk.
         """
         if self._end + len(piece) > self._max:
             raise SpoolFull
@@ -69,16 +69,16 @@ class Spool:
         return sop_of(self._file.read(min(self.written, _MAX_META)))
 
     def keep(self, locator: str) -> None:
-        """The content is whole, and this instance's."""
+        """Keeps the content that was written, which is complete, for this instance."""
         self._ranges[locator] = (self._start, self.written)
         self._start = self._end
 
     def refuse(self, locator: str, refused: ImageRefused) -> None:
-        """There is no content of this instance."""
+        """Records that this instance is refused."""
         self._refused[locator] = refused
 
     def content(self, locator: str) -> bytes | ImageRefused | None:
-        """What was kept of this instance, or why there is nothing; None = nothing is known."""
+        """The content of this instance, or its refusal; None = neither was recorded."""
         if locator in self._refused:
             return self._refused[locator]
         if locator not in self._ranges:

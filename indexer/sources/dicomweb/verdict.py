@@ -1,8 +1,8 @@
-"""Tells an instance that cannot be had from a server that cannot be used.
+"""Decides whether a failure concerns one instance, which is refused, or the server as a whole.
 
-The first is refused and the work goes on; with the second it ends, to be taken up again later.
-A server that fails on one instance, over and over, must not hold up the others; a server that
-is out of order must not leave behind an archive of refused instances.
+A failure of the server raises SourceError: the work stops and continues later. A server that fails
+on one instance again and again must not hold up the others; a server that is down must not cause
+every instance of the archive to be refused.
 """
 
 from threading import Lock
@@ -14,9 +14,9 @@ from indexer.sources.dicomweb.server import WebServer
 __all__ = ["ACCEPT", "Verdict", "gone", "unreadable"]
 
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-"""An instance in the transfer syntax in which it is stored."""
+"""Accept header for an instance in the transfer syntax in which it is stored."""
 _UNPROVEN = 3
-"""So many instances on which it fails, and none that it delivers: then it is the server."""
+"""After failures on this many instances, with none delivered, the server is considered down."""
 _PROBES = 2
 _GONE = {404, 410}
 _BUSY = {408, 429}
@@ -25,7 +25,7 @@ _OTHER_FORM = {406, 415}
 
 
 class Verdict:
-    """What threads that fetch from one server learn about it."""
+    """What is known of one server's health, shared by the threads that retrieve from it."""
 
     def __init__(self, server: WebServer) -> None:
         self._server = server
@@ -35,23 +35,23 @@ class Verdict:
         self._unproven = 0
 
     def delivered(self, url: str) -> None:
-        """It gave out the instance at this URL."""
+        """Records that the server delivered the instance at this URL."""
         with self._lock:
             self._delivered = url
             self._works = True
             self._unproven = 0
 
     def on(self, failed: Failed) -> ImageRefused:
-        """Why there is nothing of an instance of which only this failure came.
+        """The refusal of an instance whose retrieval ended in this failure, after all attempts.
 
         Raises:
-            SourceError: it is not the instance's fault.
+            SourceError: the server as a whole is at fault.
         """
         if failed.status in _REFUSED | _BUSY or failed.untrusted:
             raise self._server.error(failed)
         with self._lock:
             if failed.status in _GONE:
-                # A gateway whose server is away says the same of everything.
+                # A gateway whose server is down answers 404 for everything.
                 if not self._works:
                     self._ask()
                 return gone()
@@ -83,7 +83,7 @@ class Verdict:
             raise self._server.error(failed)
 
     def _ask(self) -> None:
-        """A search that any server has an answer to."""
+        """Makes a search that any working server answers."""
         try:
             self._server.search(self._server.client.search_for_studies, attempts=_PROBES, limit=1)
         except Failed as failed:
@@ -91,7 +91,7 @@ class Verdict:
         self._works = True
 
     def _peek(self) -> None:
-        """The beginning of an instance that it once delivered."""
+        """Reads the first bytes of an instance that the server delivered before."""
         with self._server.get(self._delivered or "", ACCEPT) as response:
             next(self._server.body(response), None)
 

@@ -1,7 +1,7 @@
-"""WADO-RS: the instances themselves, as they are stored (PS3.18, section 10.4).
+"""Retrieves instances by WADO-RS, as the server stores them (PS3.18, section 10.4).
 
-Several are under way at once, and they come out in order. They are not decoded, nor even parsed
-here: what a server sends is as hostile as any file, and that is for the reading processes.
+Several requests run in parallel; results come in order. Content is not parsed here: it is not
+trusted, and parsed only in the reading processes.
 """
 
 from collections import deque
@@ -33,23 +33,23 @@ _DICOM = {"application/dicom", ""}
 _HELD = 256 * 1024**2
 """Bytes that may wait for the readers before another instance is asked for."""
 _SPOOL = 8 * 1024**3
-"""Bytes of one series that may lie on disk; what goes beyond is fetched one by one."""
+"""Most bytes of one series on disk; instances beyond are retrieved one by one."""
 _RUN = 10_000
-"""Instances of a series that are taken together."""
+"""Most instances of a series that are retrieved together."""
 _HEADS = 64 * 1024
-"""Bytes that an answer may have besides its instance."""
+"""Most bytes that an answer may have besides its instance."""
 
 
 class Retrieval:
-    """Fetches instances from one server.
+    """Retrieves instances from one server.
 
-    At most ``max_connections`` of the settings are being received. Received ones wait in
-    memory, and no more are asked for while they have 256 MiB; in whole series they wait in
-    files without a name in the system's temporary folder.
+    At most ``max_connections`` of the settings are received at once. Received instances wait in
+    memory, and no more are requested while those have 256 MiB. If whole series are retrieved,
+    they wait in unnamed files in the system's temporary folder.
 
     Args:
-        limits: of them, ``max_file_bytes``.
-        spool_bytes: of one series on disk.
+        limits: only ``max_file_bytes`` applies here.
+        spool_bytes: the most bytes of one series on disk.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Retrieval:
         self._verdict = Verdict(server)
 
     def images(self, locators: Iterable[str]) -> Generator[_Content]:
-        """The content of each, or why there is none, in order; some are fetched ahead.
+        """The content of each instance, or a refusal, in order; some are retrieved ahead.
 
         Raises:
-            SourceError: the server cannot be reached, or refuses.
+            SourceError: the server cannot be reached, or refuses access.
         """
         stopped = Event()
         pool = ThreadPoolExecutor(self._connections, "dicomweb")
@@ -111,7 +111,7 @@ class Retrieval:
                 spool.close()
 
     def _single(self, locator: str, stopped: Event) -> _Content:
-        """One instance, asked for alone."""
+        """One instance, by a request of its own, or a refusal."""
         if Address.of(locator, self._server.base) is None:
             return unreadable(
                 f"{locator} is nothing that {self._server} can be asked for; it was listed without "
@@ -120,14 +120,14 @@ class Retrieval:
         try:
             content = self._server.ask(lambda: self._received(locator, stopped), stopped=stopped)
         except Failed as failed:
-            # Once nobody waits, nothing is to be found out any more.
+            # After a stop, do not ask the server whether it or the instance is at fault.
             return unreadable(failed.words) if stopped.is_set() else self._verdict.on(failed)
         if isinstance(content, bytes):
             self._verdict.delivered(locator)
         return content
 
     def _received(self, locator: str, stopped: Event) -> _Content:
-        """The one part of an answer.
+        """The instance in the answer to a single request, or a refusal.
 
         Raises:
             Failed: there is no answer, or it broke off.
@@ -156,7 +156,7 @@ class Retrieval:
             return read.getvalue() or gone()
 
     def _fetch_run(self, run: list[str], spool: Spool, stopped: Event) -> None:
-        """Instances of one series: from one answer as far as it has them, the others singly."""
+        """Retrieves instances of one series by one request, missing ones by single requests."""
         addresses = [Address.of(locator, self._server.base) for locator in run]
         wanted = {
             address.sop: locator
@@ -171,7 +171,7 @@ class Retrieval:
                     lambda: self._receive_series(url, wanted, spool, stopped), stopped=stopped
                 )
         except Failed:
-            # Whatever it is, the single ones will run into it as well, or they can be had.
+            # Ignored: the single requests below fail in the same way, or succeed.
             pass
         except SpoolFull:
             return
@@ -193,18 +193,18 @@ class Retrieval:
     def _receive_series(
         self, url: str, wanted: dict[str, str], spool: Spool, stopped: Event
     ) -> None:
-        """Puts what a series has of the instances into the spool, until it has them all.
+        """Requests a series and puts the wanted instances into the spool, until it has them all.
 
         Args:
-            wanted: their locators by SOP Instance UID.
+            wanted: locators by SOP Instance UID.
 
         Raises:
-            Failed: there is no answer, or it broke off. What came until then is kept.
-            SpoolFull: there is no room for more.
+            Failed: there is no answer, or it broke off. Instances received before are kept.
+            SpoolFull: the spool has no room for more.
         """
 
         def keep() -> bool:
-            """Ends a part; whether anything is still to come."""
+            """Ends a part; returns whether any wanted instance is still missing."""
             locator = wanted.get(spool.started() or "")
             if locator is not None and locator not in spool:
                 spool.keep(locator)
@@ -220,7 +220,7 @@ class Retrieval:
                         return
                     spool.begin()
                 elif spool.written + len(piece) > self._largest:
-                    # The next part lies behind it, however far that is.
+                    # Stop: the next part starts only after the rest of this one.
                     locator = wanted.get(spool.started() or "")
                     if locator is not None:
                         spool.refuse(locator, self._too_large())
@@ -238,19 +238,19 @@ class Retrieval:
 
 
 def _parts(response: requests.Response, chunks: Iterator[bytes]) -> Iterator[Part | bytes] | None:
-    """An answer's parts; None when it is neither multipart nor an instance."""
+    """The parts of an answer; None when it is neither multipart nor an instance."""
     header = response.headers.get("Content-Type", "")
     kind, boundary = media_type(header), boundary_of(header)
     if kind == "application/dicom":
         return chunks
     if kind == "multipart/related" and boundary is not None:
         return split(chunks, boundary)
-    # No content has no type.
+    # 204 No Content: no parts.
     return iter(()) if response.status_code == 204 else None
 
 
 def _finish(response: requests.Response, chunks: Iterator[bytes]) -> None:
-    """Reads what little may follow the last boundary, so that the connection can be used again."""
+    """Reads what follows the last boundary, so that the connection can be used again."""
     if {"Content-Length", "Transfer-Encoding"} & set(response.headers):
         with suppress(Failed):
             next(chunks, None)
@@ -262,7 +262,7 @@ def _announced(response: requests.Response) -> int:
 
 
 def _runs(locators: Iterable[str]) -> Iterator[list[str]]:
-    """Neighbours of one series, together."""
+    """Groups consecutive locators of the same series."""
     run: list[str] = []
     for locator in locators:
         series = locator.rpartition("/instances/")[0]
@@ -277,7 +277,7 @@ def _runs(locators: Iterable[str]) -> Iterator[list[str]]:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], ahead: int
 ) -> Iterator[_R]:
-    """What ``work`` makes of each item, up to ``ahead`` of them under way or waiting."""
+    """The results of ``work`` in the order of the items; up to ``ahead`` of them run or wait."""
     coming = iter(items)
     waiting: deque[Future[_R]] = deque()
     while True:
@@ -292,6 +292,6 @@ def _in_order(
 
 
 def _held(waiting: Iterable[Future[_R]]) -> int:
-    """Bytes of what is made and waits."""
+    """Bytes of the finished results that wait."""
     made = (one.result() for one in waiting if one.done() and one.exception() is None)
     return sum(len(one) for one in made if isinstance(one, bytes))

@@ -1,1 +1,1 @@
-"""What a PACS sends here by itself. ``storescp.StoreScp`` receives it, ``inbox.Inbox`` keeps it."""
+"""Instances pushed by a PACS: ``storescp.StoreScp`` receives them, ``inbox.Inbox`` stores them."""

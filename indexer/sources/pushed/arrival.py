@@ -1,5 +1,5 @@
-"""An instance while it is pushed to us: written as it comes, whole on disk before it is
-acknowledged. Its data set is not parsed here."""
+"""An instance being received: written to disk as it arrives, and acknowledged only once it is
+complete on disk. Its data set is not parsed here."""
 
 import logging
 import os
@@ -14,19 +14,19 @@ from typing import IO, Protocol
 __all__ = ["Answer", "Arrival", "Room", "file_head", "sync_folder"]
 
 _IMPLEMENTATION = "2.25.254318334066809804339014990472851343868"
-"""Of what writes the files: none but us (PS3.7, D.3.3.2)."""
+"""Implementation Class UID of this program, which writes the files (PS3.7, D.3.3.2)."""
 _CHECK_BYTES = 4 * 1024**2
-"""The disk's free space is looked at before each so many bytes of an instance."""
+"""Free disk space is checked once for every this many bytes of an instance."""
 _BUFFER_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
 
 
 class Answer(Enum):
-    """What a sender is told: the status of a C-STORE (PS3.4, table B.2-1), and a comment.
+    """The answer to a sender: the status of a C-STORE (PS3.4, table B.2-1), and a comment.
 
-    A status of 0xA7xx says that the same instance may well be taken later; with 0xCxxx there is
-    no use in sending it again.
+    With a status of 0xA7xx the sender may try the same instance again later; with 0xCxxx trying
+    again is useless.
     """
 
     STORED = 0x0000, ""
@@ -48,32 +48,33 @@ class Answer(Enum):
 
 
 class Room(Protocol):
-    """Where arrivals go."""
+    """Where arrivals are stored, with limited room for bytes that wait to be indexed."""
 
     @property
     def incoming(self) -> Path:
-        """A folder for files that are not complete."""
+        """The folder for incomplete files."""
         ...
 
     def reserve(self, before: int, more: int, *, check_disk: bool) -> Answer | None:
-        """Makes room for ``more`` bytes of an instance that has ``before``; else why there is
-        none."""
+        """Reserves room for ``more`` bytes of an instance that has ``before`` already; returns
+        None, or the answer if there is no room."""
         ...
 
     def release(self, count: int) -> None:
-        """Gives back what was reserved."""
+        """Releases this many reserved bytes."""
         ...
 
     def keep(self, temporary: Path, place: Path, size: int) -> None:
-        """Takes over a complete file, and the room for it. Raises OSError before it has."""
+        """Moves a complete file to ``place``, and takes over its reserved bytes. If it raises
+        OSError, it has done neither."""
         ...
 
 
 class Arrival:
-    """An instance while it is sent. Its bytes count as waiting from the first one on.
+    """An instance that is being received. Its bytes count as waiting from the first one on.
 
-    Of what is refused, nothing stays, and the bytes that still come are let go by. Methods may
-    be called from several threads.
+    Once it is refused, its file is removed and further bytes are ignored. Methods may be called
+    from several threads.
     """
 
     def __init__(self, room: Room, place: Path, head: bytes, refused: Answer | None) -> None:
@@ -93,7 +94,7 @@ class Arrival:
         return self._answer is not None
 
     def write(self, data: bytes) -> None:
-        """Takes the next bytes of the data set."""
+        """Writes the next bytes of the data set."""
         with self._lock:
             if self._answer is None:
                 self._answer = self._written(data)
@@ -101,7 +102,7 @@ class Arrival:
                     self._let_go()
 
     def finish(self) -> Answer:
-        """After the last byte: what the sender is to be told."""
+        """Completes the instance after its last byte; returns the answer for the sender."""
         with self._lock:
             if self._answer is None:
                 self._answer = self._kept()
@@ -110,7 +111,7 @@ class Arrival:
             return self._answer
 
     def discard(self) -> None:
-        """The sender is gone before the end."""
+        """Removes the instance, because the sender broke off."""
         with self._lock:
             if self._answer is None:
                 self._answer = Answer.NOT_WRITTEN
@@ -144,7 +145,7 @@ class Arrival:
             self._file.close()
             self._room.keep(self._temporary, self._place, self._bytes)
             self._bytes, self._temporary = 0, None
-            # Also for one that was there already: who stored it may not have come this far yet.
+            # Also if the file was there already: whoever stored it may not have synced it yet.
             sync_folder(self._place.parent)
         except OSError as error:
             return _failed(error)
@@ -162,7 +163,7 @@ class Arrival:
 
 
 def file_head(sop_class: str, sop_instance: str, syntax: str) -> bytes:
-    """Preamble and meta information of a DICOM file (PS3.10, 7.1), the same at every time."""
+    """Preamble and file meta information of a DICOM file (PS3.10, 7.1), always the same bytes."""
     meta = b"".join(
         [
             struct.pack("<HH2sHL2s", 2, 0x01, b"OB", 0, 2, b"\0\1"),
@@ -182,7 +183,7 @@ def _uid_element(number: int, uid: str) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was made, renamed or removed in the folder outlives a power cut."""
+    """Makes files created, renamed or removed in the folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

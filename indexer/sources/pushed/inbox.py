@@ -1,10 +1,9 @@
-"""Instances that others push to us: on disk before they are acknowledged, then waiting to be
-indexed.
+"""Stores instances that are pushed to us, and indexes them in rounds.
 
-    received/incoming/       what is being sent; emptied at every start
-    received/3f/a0/UID.dcm   what is complete; the folders are a hash of the SOP Instance UID
+    received/incoming/       incomplete instances; emptied at every start
+    received/3f/a0/UID.dcm   complete ones; the folders are a hash of the SOP Instance UID
 
-An instance gets its final name when all of it is on disk, so that a process may be killed at
+An instance gets its final name only when it is completely on disk, so the process may be killed at
 any moment. No data set is parsed here.
 """
 
@@ -35,7 +34,7 @@ __all__ = ["Inbox", "ReceivedSource", "index_in_rounds"]
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _FAN = re.compile(r"[0-9a-f]{2}")
 _ROUND = 10_000
-"""Instances indexed in one go: what a stop has to wait for, and when room is made."""
+"""Most instances indexed in one round. A stop waits for the round; its end frees their room."""
 _AT_ONCE = 1000
 _LONGEST_PAUSE = 300.0
 
@@ -43,17 +42,21 @@ _log = logging.getLogger(__name__)
 
 
 class Inbox:
-    """The folder of received instances, and which of them wait. One process at a time.
+    """The folder of received instances, and the queue of those that wait to be indexed.
 
-    Close it when nothing more can come, or use it as a context manager.
+    Only one process at a time may open it. Close it when no more instances can arrive, or use it
+    as a context manager.
+
+    A round indexes waiting instances: :meth:`wait` until one is due, :meth:`take` its instances,
+    then :meth:`end_round`, or :meth:`put_back` if it failed.
 
     Args:
-        folder: made when it does not exist, for its owner alone.
+        folder: created if it does not exist, accessible only to its owner.
         receive: how much may wait, how much of the disk stays free, when a round is due.
-        max_file_bytes: of one instance.
+        max_file_bytes: the most bytes of one instance.
 
     Raises:
-        StoreLocked: another process has it. SettingsError: it cannot be written to.
+        StoreLocked: another process has it open. SettingsError: it cannot be written to.
     """
 
     def __init__(self, folder: Path, receive: ReceiveSettings, max_file_bytes: int) -> None:
@@ -95,14 +98,14 @@ class Inbox:
         self._lock.release()
 
     def __iter__(self) -> Iterator[Path]:
-        """All that was received and is still there, ordered by folder."""
+        """The files of all received instances that are still there, ordered by folder."""
         for outer in _folders(self._folder):
             for inner in _folders(outer):
                 yield from sorted(path for path in inner.iterdir() if path.suffix == ".dcm")
 
     @property
     def waiting_bytes(self) -> int:
-        """Of instances that are not indexed yet, those that are being sent included."""
+        """Bytes of instances that are not indexed yet, including those being received."""
         return self._bytes
 
     @property
@@ -110,15 +113,19 @@ class Inbox:
         return self._closed
 
     def close(self) -> None:
-        """Nothing more is taken; what waits can still be indexed."""
+        """Refuses further instances; waiting ones can still be indexed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    # What comes in.
+    # Receiving.
 
     def arrive(self, sop_class: str, sop_instance: str, syntax: str) -> Arrival:
-        """A new arrival, for the bytes of a data set in this transfer syntax."""
+        """A new arrival, for the bytes of a data set.
+
+        Args:
+            sop_class, sop_instance: its UIDs. syntax: UID of its transfer syntax.
+        """
         if not (_UID.fullmatch(sop_class) and _UID.fullmatch(sop_instance)):
             return self.turn_away(Answer.NO_UID)
         digest = sha256(sop_instance.encode()).hexdigest()
@@ -126,11 +133,12 @@ class Inbox:
         return Arrival(self, place, file_head(sop_class, sop_instance, syntax), None)
 
     def turn_away(self, answer: Answer) -> Arrival:
-        """An arrival that is refused before it has begun."""
+        """An arrival that is refused from the start, with this answer."""
         return Arrival(self, self._folder, b"", answer)
 
     def reserve(self, before: int, more: int, *, check_disk: bool) -> Answer | None:
-        """Makes room for more bytes of an instance that has some; else why there is none."""
+        """Reserves room for ``more`` bytes of an instance that has ``before`` already; returns
+        None, or the answer if there is no room."""
         if before + more > self._max_file_bytes:
             return Answer.TOO_LARGE
         if check_disk:
@@ -144,12 +152,13 @@ class Inbox:
         return None
 
     def release(self, count: int) -> None:
+        """Releases this many reserved bytes."""
         with self._changed:
             self._bytes -= count
 
     def keep(self, temporary: Path, place: Path, size: int) -> None:
-        """Gives a complete file its name. An instance that is there already, with the same
-        content, stays as it is; with other content it is replaced."""
+        """Moves a complete file to its final place. A file of the same content that is already
+        there is left as it is, one of other content is replaced."""
         self._make(place.parent)
         if _equal(temporary, place):
             temporary.unlink()
@@ -158,27 +167,28 @@ class Inbox:
         with self._changed:
             _tell_apart(temporary, place)
             temporary.replace(place)
-            # Its own bytes were reserved; those of one that it replaces wait no more.
+            # Its bytes are reserved already; those of a file that it replaces are released.
             self._bytes -= self._waiting.pop(place, 0)
             self._waiting[place] = size
             self._last = time.monotonic()
             self._changed.notify_all()
 
     def _make(self, folder: Path) -> None:
-        # One at a time: who finds a folder must be able to rely on it.
+        # One thread at a time: a folder that another one finds must be synced already.
         with self._making:
             if not folder.is_dir():
                 for made in (folder.parent, folder):
                     made.mkdir(mode=0o700, exist_ok=True)
                     sync_folder(made.parent)
 
-    # What goes to the index.
+    # Indexing.
 
     def look_back(self, indexed: Callable[[Sequence[str]], Collection[str]]) -> None:
-        """Counts what was received earlier, before anything new comes; rounds go through it.
+        """Queues the files of earlier sessions, and counts the bytes of those not indexed yet. To
+        be called before anything new arrives.
 
         Args:
-            indexed: which of these locators are in the index.
+            indexed: returns which of the given locators are in the index.
         """
         walk = iter(self)
         while paths := list(islice(walk, _AT_ONCE)):
@@ -191,7 +201,8 @@ class Inbox:
             self._behind = iter(self)
 
     def wait(self) -> bool:
-        """Returns when a round is due: True; or when there will be none any more: False."""
+        """Blocks until a round is due and returns True; returns False when there will be none any
+        more."""
         with self._changed:
             while not self._closed:
                 if self._behind is not None or len(self._waiting) >= self._receive.batch:
@@ -205,12 +216,12 @@ class Inbox:
             return bool(self._waiting) or self._behind is not None
 
     def pause(self, seconds: float) -> None:
-        """Returns after so long, or when the inbox is closed."""
+        """Blocks for so many seconds, or until the inbox is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed, seconds)
 
     def take(self) -> list[Path]:
-        """The instances of the next round: new ones first, then those of earlier times."""
+        """Takes the instances of the next round: new ones first, then earlier ones."""
         with self._changed:
             self._round = dict(islice(self._waiting.items(), _ROUND))
             for path in self._round:
@@ -218,17 +229,17 @@ class Inbox:
         try:
             more = list(islice(self._behind or (), _ROUND - len(self._round)))
         except OSError:
-            # From the start: what was gone through is quickly gone through again.
+            # Start again: files that were taken before are found unchanged quickly.
             self._behind = iter(self)
             raise
         if len(self._round) + len(more) < _ROUND:
             self._behind = None
-        # Their bytes are counted together.
+        # 0: their bytes are counted together, in _behind_bytes.
         self._round = {**dict.fromkeys(more, 0), **self._round}
         return list(self._round)
 
-    def settle(self) -> None:
-        """The round is over: what it took is indexed or refused."""
+    def end_round(self) -> None:
+        """Ends a round that succeeded: releases the bytes of its instances."""
         with self._changed:
             self._bytes -= sum(self._round.values())
             self._round = {}
@@ -237,17 +248,17 @@ class Inbox:
                 self._behind_bytes = 0
 
     def put_back(self) -> None:
-        """The round has failed: what it took waits again."""
+        """Ends a round that failed: its instances wait again."""
         with self._changed:
             for path, size in self._round.items():
                 if path in self._waiting:
-                    # It was sent anew meanwhile.
+                    # It was received again meanwhile.
                     self._bytes -= size
             self._waiting = {**self._round, **self._waiting}
             self._round = {}
 
     def remove(self, locators: Iterable[str]) -> None:
-        """Deletes files that were indexed, but for those that were sent anew meanwhile."""
+        """Deletes the files of these instances, except those received again meanwhile."""
         for locator in locators:
             path = file_path(locator)
             with self._changed:
@@ -256,7 +267,7 @@ class Inbox:
 
 
 class ReceivedSource:
-    """Received instances as a source: these files, and no walk over all there are."""
+    """Some received instances as a source: the given files only."""
 
     name = "storescp"
 
@@ -264,13 +275,14 @@ class ReceivedSource:
         self._paths = paths
 
     def instances(self) -> Iterator[Discovered]:
-        """Those of the files that are still there."""
+        """The instances whose files are still there."""
         for path in self._paths:
             with suppress(FileNotFoundError):
                 status = path.stat()
                 yield Discovered(file_locator(path), status.st_size, status.st_mtime_ns)
 
     def images(self, locators: Iterable[str]) -> Iterator[Image]:
+        """The path of each instance, in order."""
         return map(file_path, locators)
 
 
@@ -282,17 +294,17 @@ def index_in_rounds(
     keep: bool,
     pause_seconds: float = 5.0,
 ) -> None:
-    """Indexes what waits, round after round, until the inbox is closed and nothing waits.
+    """Indexes waiting instances in rounds, until the inbox is closed and none waits.
 
     Args:
-        index: brings all of a source into the index.
-        indexed: which of these locators are in the index.
-        keep: keep the files of indexed instances. Those that were refused are kept in any case,
-            for people to look at.
-        pause_seconds: after a round that failed; it doubles with each, up to 5 minutes.
+        index: indexes all instances of a source.
+        indexed: returns which of the given locators are in the index.
+        keep: keep the files of indexed instances. Files of refused instances are always kept, for
+            inspection.
+        pause_seconds: pause after a round that failed; it doubles with each, up to 5 minutes.
 
     Raises:
-        StoreError: the last round, after the inbox was closed, has failed.
+        StoreError: a round failed after the inbox was closed.
     """
     pause = pause_seconds
     while inbox.wait():
@@ -314,7 +326,7 @@ def index_in_rounds(
             inbox.pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
-            inbox.settle()
+            inbox.end_round()
             pause = pause_seconds
 
 
@@ -330,8 +342,8 @@ def _equal(new: Path, old: Path) -> bool:
 
 
 def _tell_apart(new: Path, old: Path) -> None:
-    """Sees to it that a file's time of change is not that of the one it replaces: together with
-    the size, it tells the ledger that there is something to read."""
+    """Makes the modification time of a file differ from that of the file it replaces: by it and
+    the size the ledger detects that the instance has changed."""
     with suppress(FileNotFoundError):
         before, now = old.stat().st_mtime_ns, new.stat()
         if now.st_mtime_ns == before:

@@ -1,7 +1,7 @@
-"""A C-STORE SCP (PS3.4, annex B): what a PACS pushes goes into the inbox, byte for byte.
+"""A C-STORE SCP (PS3.4, annex B): stores what a PACS pushes in the inbox, byte for byte.
 
-The network is pynetdicom's. Added is what keeps a peer within bounds: neither its PDUs nor its
-data sets are gathered in memory, and none of them takes longer than it may.
+pynetdicom does the networking. This adds limits on peers: PDUs are limited in size and time, and
+data sets are written to disk as they arrive instead of being collected in memory.
 """
 
 import logging
@@ -43,29 +43,30 @@ _AE_TITLE = re.compile(r"(?=.*[^ ])[ -\[\]-~]{1,16}")
 """PS3.5, 6.2: printable ASCII without backslash, and not spaces alone."""
 
 _PDU_BYTES = 128 * 1024
-"""What senders are told to keep to."""
+"""The maximum PDU size that senders are told."""
 _LARGEST_PDU_BYTES = 1024**2
-"""An association request with all contexts there are may be larger than what comes after it."""
+"""A longer PDU ends the connection. Association requests with very many contexts may exceed what
+senders are told."""
 _COMMAND_BYTES = 64 * 1024
 _RECEIVE_BYTES = 64 * 1024
 
 _ASSOCIATE_SECONDS = 15.0
-"""From a connection to its association request."""
+"""Time limit from a connection to its association request."""
 _SILENT_SECONDS = 120.0
-"""A sender may pause for so long, and take as long for one PDU."""
+"""Time limit for a sender's pause, and for one PDU."""
 _CLOSE_SECONDS = 20.0
 
 _log = logging.getLogger(__name__)
 
 
 class StoreScp:
-    """Takes associations of the allowed AE titles, between :meth:`start` and :meth:`stop`.
+    """Accepts associations of the allowed AE titles, between :meth:`start` and :meth:`stop`.
 
-    While it runs, pynetdicom and pydicom say nothing in this process: they would quote what
-    peers send.
+    While it runs, log messages and warnings of pynetdicom and pydicom are suppressed in the whole
+    process: they would quote what peers send.
 
     Raises:
-        SettingsError: nobody is allowed to send, or an AE title is none.
+        SettingsError: no AE title is allowed to send, or one is invalid.
     """
 
     def __init__(self, receive: ReceiveSettings) -> None:
@@ -92,13 +93,14 @@ class StoreScp:
         self._ae.dimse_timeout = _SILENT_SECONDS
         self._ae.network_timeout = _SILENT_SECONDS
         self._ae.add_supported_context(_VERIFICATION)
-        # Of several that a sender offers together, the first one here is taken.
+        # Of several transfer syntaxes that a sender offers together, the first in this list is
+        # taken.
         syntaxes = [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
         for context in AllStoragePresentationContexts:
             self._ae.add_supported_context(cast(str, context.abstract_syntax), syntaxes)
 
     def start(self, inbox: Inbox) -> int:
-        """Begins to listen; returns the port. What comes goes to ``inbox``.
+        """Starts listening; returns the port. Received instances go to ``inbox``.
 
         Raises:
             SettingsError: the address cannot be listened on.
@@ -127,10 +129,11 @@ class StoreScp:
         return int(self._server.server_address[1])
 
     def stop(self, seconds: float) -> None:
-        """Takes no more associations, and returns when those there are have ended.
+        """Accepts no more associations, and returns when the open ones have ended.
 
-        seconds: after that they are cut off. An instance that was not complete is not kept; its
-        sender knows, having no answer.
+        Args:
+            seconds: after these, open associations are cut off. Incomplete instances are
+                discarded; their senders get no answer, and so know.
         """
         if self._server is None:
             return
@@ -146,19 +149,19 @@ class StoreScp:
         self._silence.close()
 
     def _opened(self, event: Event, inbox: Inbox) -> None:
-        """Before anything is read from a new connection."""
+        """Replaces parts of a new connection by limited ones, before anything is read from it."""
         association = event.assoc
         accepted = cast(AssociationSocket, association.dul.socket)
         association.dul.socket = _Connection(accepted)
-        # Whatever a peer does, it does not keep this process from ending.
+        # A daemon thread: no peer can keep this process from ending.
         association.dul.daemon = True
         association.dimse = _Messages(association, inbox)
 
     def _closed(self, event: Event) -> None:
         network = event.assoc.dul
         if network.state_machine.current_state == "Sta2":
-            # It waits for an association request, and would do so for as long as it may: so long
-            # one association fewer would be let in.
+            # Its thread still waits for an association request, and would until its time limit
+            # count as an open association. This wakes it up.
             network.to_user_queue.put(None)
         messages = event.assoc.dimse
         if isinstance(messages, _Messages):
@@ -177,7 +180,7 @@ class StoreScp:
         _log.warning("an association from %s was rejected: %s", peer.address, why)
 
     def _store(self, event: Event) -> Dataset | int:
-        """In the association's thread, when all of a data set has come."""
+        """Answers a C-STORE request whose data set is complete. Runs in its thread."""
         received = cast(Any, event.request).DataSet
         arrival = received.arrival if isinstance(received, _DataSet) else None
         answer = Answer.NO_DATA_SET if arrival is None else arrival.finish()
@@ -190,7 +193,7 @@ class StoreScp:
         return told
 
     def _note(self, answer: Answer, sender: str) -> None:
-        """Logs refusals; of those that a sender is to come back from only the first."""
+        """Logs refusals; of consecutive ones for lack of room only the first."""
         if answer is Answer.STORED:
             if self._refusing:
                 _log.warning("instances are taken again")
@@ -204,28 +207,28 @@ class StoreScp:
 
 
 class _Contexts(list[PresentationContext]):
-    """What is supported, the same for all: copying it for each new connection takes longer than
-    all else that is done for one, and it is only read."""
+    """The supported presentation contexts, shared by all associations: they are only read, and
+    copying them would be the slowest part of a new connection."""
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:
         return self
 
 
 class _Connection(AssociationSocket):
-    """An accepted connection whose peer is held to sizes and times.
+    """An accepted connection with limits on size and time of PDUs.
 
-    Without, a header of six bytes from anybody makes pynetdicom wait, however long, for up to
-    4 GiB and keep them in memory.
+    Without them, six bytes of a PDU header from anybody make pynetdicom wait without limit for up
+    to 4 GiB, and keep them in memory.
     """
 
     def __init__(self, accepted: AssociationSocket) -> None:
-        # All that it is so far; its own __init__ would announce the connection once more.
+        # Copies all state; the __init__ of the base class would announce the connection again.
         vars(self).update(vars(accepted))
         cast(socket.socket, self.socket).settimeout(_SILENT_SECONDS)
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to read. Unlike select, poll takes any descriptor."""
+        """Whether there is something to read. Unlike select, poll works for high descriptors."""
         if self.socket is None or not self._is_connected:
             return False
         poll = select.poll()
@@ -237,7 +240,11 @@ class _Connection(AssociationSocket):
             return False
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """So many bytes, or fewer at the end of the connection."""
+        """Reads ``nr_bytes`` bytes, or fewer at the end of the connection.
+
+        Raises:
+            OSError: more are asked for than a PDU may have. TimeoutError: they take too long.
+        """
         if nr_bytes > _LARGEST_PDU_BYTES:
             raise OSError("a PDU is too large")
         connection = cast(socket.socket, self.socket)
@@ -253,7 +260,7 @@ class _Connection(AssociationSocket):
         return received
 
     def _shutdown_socket(self) -> None:
-        """Closes it, also when there is nobody on the other side any more."""
+        """Closes the socket, also if the peer is gone."""
         if self.socket is not None:
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
@@ -261,7 +268,7 @@ class _Connection(AssociationSocket):
 
 
 class _DataSet(BytesIO):
-    """Stands where pynetdicom gathers a data set, and hands it on as it comes."""
+    """Takes the place of pynetdicom's buffer for a data set, and passes the bytes to an arrival."""
 
     def __init__(self, begin: Callable[[], Arrival]) -> None:
         super().__init__()
@@ -276,7 +283,8 @@ class _DataSet(BytesIO):
 
 
 class _Messages(DIMSEServiceProvider):
-    """The messages of an association; data sets go to the inbox. For the network's thread."""
+    """The DIMSE messages of an association, whose data sets go to the inbox. Used in the network
+    thread."""
 
     def __init__(self, association: Association, inbox: Inbox) -> None:
         super().__init__(association)
@@ -292,7 +300,7 @@ class _Messages(DIMSEServiceProvider):
                 raise ValueError("a command set is too large")
             super().receive_primitive(primitive)
         except Exception as error:
-            # Beyond here it would end the thread with a traceback, which may quote the peer.
+            # Uncaught it would end the thread with a traceback that may quote the peer.
             kind, peer = type(error).__name__, self.assoc.requestor.ae_title
             _log.warning("an association with %r is ended: its message is invalid (%s)", peer, kind)
             self.discard()
@@ -300,19 +308,19 @@ class _Messages(DIMSEServiceProvider):
             self.dul.event_queue.put("Evt19")  # an invalid PDU: abort
 
     def discard(self) -> None:
-        """Lets go of what is not complete."""
+        """Discards the arrivals that are not complete."""
         for arrival in self._arrivals:
             arrival.discard()
         self._arrivals = []
 
     def _begin(self) -> Arrival:
-        """For the data set of the current message, whose command set has been read."""
+        """The arrival for the data set of the current message, whose command set is complete."""
         message = self.message
         used = None if message is None else message.context_id
         accepted = self.assoc.accepted_contexts
         context = next((one for one in accepted if one.context_id == used), None)
         if context is None or not isinstance(message, C_STORE_RQ):
-            # pynetdicom ends the association, or answers that there is no such service.
+            # pynetdicom then aborts the association, or answers that the service is unknown.
             return self._inbox.turn_away(Answer.NO_DATA_SET)
         command = message.command_set
         arrival = self._inbox.arrive(

@@ -1,9 +1,9 @@
-"""What is left to do once all chunks of a job have ended.
+"""The last task of a job, run after all its chunks have ended: makes the result deterministic.
 
-Several workers at once see instances in no fixed order. Where it matters who came first, in
-several files of one SOP Instance UID, or of one content under several labels, those files are
-gone through once more in the order of their locators, as a single process would have done. So
-the index comes out the same however the work was shared.
+Several workers index instances in no fixed order. The order matters where several files share
+one SOP Instance UID but not their content, or one content but not their label: the first file
+decides. Such files are indexed once more in the order of their locators, as a single process
+would have done. So the index is the same however the chunks were spread over workers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,27 @@ from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Task
 from indexer.ledger.database import Database
 from indexer.ledger.schema import instances, points
-from indexer.pipeline.indexing import Indexer, sweep
+from indexer.pipeline.indexing import Indexer, delete_stale_points
 
-__all__ = ["settle"]
+__all__ = ["finish_job"]
 
 _IDS_AT_ONCE = 400
 
 
-def settle(
+def finish_job(
     task: Task, archive: Archive, indexer: Indexer, database: Database, settings: Settings
 ) -> None:
-    """Ends a job: disputes, what vanished, points that nothing has any more, tidying up."""
+    """Finishes a job: indexes order-dependent instances again, removes vanished instances if the
+    job asks for it, deletes stale points, and optimises the index.
+
+    Nothing else may write to the archive meanwhile.
+    """
     job = task.job
     chunks = Manifest(database, archive.ledger)
     disputed = {
         *chunks.left_open(task),
         *_conflicting(database, job.id),
-        *_labelled_otherwise(database, archive, job.id),
+        *_with_another_label(database, archive, job.id),
     }
     if disputed:
         pending = chunks.reopen(task, disputed)
@@ -41,12 +45,12 @@ def settle(
         scope = job.spec.scope(settings)
         for locators in archive.ledger.vanished(job.id, job.spec.source, scope):
             archive.delete(locators)
-    sweep(archive.ledger, archive.store, archive.data_dir)
+    delete_stale_points(archive.ledger, archive.store, archive.data_dir)
     archive.store.optimise()
 
 
 def _conflicting(database: Database, job: int) -> set[str]:
-    """Instances of the job that have a SOP Instance UID in common, and not their content."""
+    """Locators of the job's instances that share a SOP Instance UID, but not their content."""
     c = instances.c
     mine = and_(c.finished_in == job, c.state == "done")
     with database.begin(read=True) as connection:
@@ -61,7 +65,7 @@ def _conflicting(database: Database, job: int) -> set[str]:
         for some in _pages(uids):
             rows = connection.execute(select(c.locator, c.sop).where(mine, c.sop.in_(some))).all()
             held |= {(row.locator, row.sop) for row in rows}
-        # Two workers may both have taken theirs for the first.
+        # Two workers may both have indexed theirs as the first, so that none was refused.
         twice = (
             select(points.c.id)
             .join(instances)
@@ -82,8 +86,9 @@ def _conflicting(database: Database, job: int) -> set[str]:
     )
 
 
-def _labelled_otherwise(database: Database, archive: Archive, job: int) -> set[str]:
-    """Instances of one content whose point has not the label of the first of them."""
+def _with_another_label(database: Database, archive: Archive, job: int) -> set[str]:
+    """Locators of the job's instances that share a point whose label is not that of the first one,
+    ordered by locator."""
     c = instances.c
     mine = and_(c.finished_in == job, c.state == "done")
     shared = (
