@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from bench.vectors import Vectors
 
-__all__ = ["EF", "EF_CONSTRUCT", "LIBRARIES", "LINKS", "THREADS", "Index", "Measured"]
+__all__ = [
+    "EF",
+    "EF_CONSTRUCT",
+    "LIBRARIES",
+    "LINKS",
+    "THREADS",
+    "Code",
+    "Index",
+    "Measured",
+    "Rows",
+    "Z",
+]
 
 THREADS = min(2, os.cpu_count() or 1)
 LINKS, EF_CONSTRUCT = 16, 100  # of every graph, as in our own profile ``precise``

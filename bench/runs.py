@@ -37,7 +37,17 @@ from engine.training.augment import AugmentConfig
 from engine.training.sch import SchConfig
 from engine.training.trainer import TrainConfig, train
 
-__all__ = ["RESULTS", "Run", "Scale", "make_all", "packed", "train_identity", "unpacked"]
+__all__ = [
+    "RESULTS",
+    "SCRATCH",
+    "Bench",
+    "Run",
+    "Scale",
+    "make_all",
+    "packed",
+    "train_identity",
+    "unpacked",
+]
 
 RESULTS = Path(__file__).parent / "results" / "runs"
 SCRATCH = Path(__file__).parent / ".scratch"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "RECORD_FIELDS",
     "Answer",
     "EncodedImages",
     "Evidence",

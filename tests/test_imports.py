@@ -140,3 +140,26 @@ def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
     _, summary = COMMANDS[name]
     assert _loaded(name).help.split()[0] == summary.split()[0]
     assert summary.endswith(".")
+
+
+def exported(path: Path) -> set[str] | None:
+    """The names in a module's ``__all__``; None when it has none."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return {str(name) for name in ast.literal_eval(node.value)}
+    return None
+
+
+def test_what_other_modules_import_is_exported() -> None:
+    known = modules()
+    missing = set()
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.module not in known:
+                continue
+            public = exported(known[node.module])
+            for alias in node.names:
+                is_module = f"{node.module}.{alias.name}" in known
+                if public is not None and not is_module and alias.name not in public:
+                    missing.add(f"{node.module}: {alias.name} (used by {name})")
+    assert not missing, "\n".join(sorted(missing))

@@ -23,7 +23,7 @@ from engine.model.manifest import Manifest
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
 
-__all__ = ["Encoder", "Precision", "autocast", "canvas_tensor", "resolved"]
+__all__ = ["Encoder", "Precision", "autocast", "canvas_tensor", "centre_and_normalise", "resolved"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 

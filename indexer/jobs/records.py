@@ -8,6 +8,8 @@ from indexer.sources.opening import SourceSpec
 __all__ = [
     "DISCOVERY",
     "FINISHING",
+    "MOST_URGENT",
+    "Due",
     "Fate",
     "Job",
     "JobOptions",
