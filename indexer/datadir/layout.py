@@ -133,7 +133,7 @@ class DataDir:
     def _check_format(self) -> None:
         try:
             found = json.loads(self._about.read_bytes())["format"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits, ZipLimits
+from indexer.files import dicomdir
 from indexer.files.dicomdir import FileSet, file_ids, is_dicomdir
 from indexer.files.locators import file_locator, file_path, shown
 from indexer.imaging.prepare import ReadTask, prepare
-from indexer.sources import dicomdir
 from indexer.sources.folder import FolderSource
 
 MEDIA = SAMPLES / "dicomdirtests"

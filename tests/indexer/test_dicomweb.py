@@ -22,7 +22,7 @@ from services.needed import package
 
 from engine.errors import ImageRefused, QueryError, SettingsError, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
-from indexer.sources import spool, wado
+from indexer.sources.dicomweb import spool, wado
 from indexer.sources.dicomweb.source import DicomWebSource, study_dates
 
 KINDS = ["instance", "series"]
