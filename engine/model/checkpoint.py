@@ -1,4 +1,4 @@
-"""A model on disk: model.safetensors and manifest.json, tied together by a fingerprint."""
+"""A model on disk: the files model.safetensors and manifest.json, with a common fingerprint."""
 
 import hashlib
 import json
@@ -34,12 +34,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is.
+    """The description of a checkpoint.
 
-    fingerprint: 16 hex digits over everything that decides what an image is encoded to.
-        An index carries it; another model's codes never enter that index.
+    weights_sha256: of model.safetensors, hex.
+    fingerprint: 16 hex digits of a hash of everything that the encoding of an image depends on.
+        An index records it, and accepts no points of a model with another fingerprint.
     classes: names of the classifier's outputs.
-    training: how the weights came to be, for people.
+    training: how the model was trained, for people to read.
     """
 
     network: NetworkConfig
@@ -69,9 +70,9 @@ def save_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Manifest:
-    """Writes both files, the manifest last, and returns it.
+    """Writes both files, the manifest last, and returns the manifest.
 
-    dtype: of the stored weights; float16 halves the file.
+    dtype: number format of the stored weights; float16 halves the size of the file.
     """
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -90,7 +91,7 @@ def save_checkpoint(
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint folder; loads no weights.
+    """Reads the manifest of a checkpoint folder, without the weights.
 
     Raises:
         ModelError: the folder holds no checkpoint, or one of an unknown format.
@@ -117,7 +118,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
-    """The network in evaluation mode, with its manifest.
+    """Loads the network, in evaluation mode, with its manifest.
 
     Raises:
         ModelError: files are missing or damaged, or the weights are not the manifest's.
