@@ -54,8 +54,8 @@ def average_precision(
 
     With ``relevant`` the norm is min(k, relevant), the largest possible number of hits (Manning et
     al., "Introduction to Information Retrieval", 2008, 8.4, cut off at k). Without, it is the
-    number of hits among the first k, as in the hashing literature and in Nan et al. 2025; then a single
-    hit at the first place and none after it scores 1.
+    number of hits among the first k, as in the hashing literature and in Nan et al. 2025; then a
+    single hit at the first place and none after it scores 1.
 
     Args:
         hits: bool (Q, k), in ranking order.
