@@ -111,9 +111,9 @@ def target_codes(classes: int, bits: int, seed: int) -> Tensor:
 
     If B is a power of two and there are at most 2B classes, they are rows of the Hadamard matrix of
     order B, in random order and with random signs, so that distances are exactly B/2; classes
-    beyond B get the negatives of the first ones, at distance B from these. Otherwise they are drawn at
-    random, each as the best of 256 draws: the one farthest from the nearest code so far. Source of
-    both: Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval",
+    beyond B get the negatives of the first ones, at distance B from these. Otherwise they are drawn
+    at random, each as the best of 256 draws: the one farthest from the nearest code so far. Source
+    of both: Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval",
     CVPR 2020.
 
     Raises:
