@@ -54,7 +54,8 @@ class Rung:
         when nothing is searched.
     radius: every image within this Hamming distance of the query is a candidate; None = the
         candidates are not limited by distance.
-    bands: for each band of the code the values that a candidate may have in it; empty = no limit.
+    bands: for each band of the code the values within s flipped bits of the query's; a candidate
+        has one of these values in at least one band. Empty = no limit.
     """
 
     name: str
