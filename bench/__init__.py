@@ -1,3 +1,3 @@
-"""Measurements: each module is one command that prints a table and writes JSON."""
+"""Benchmarks. Modules that are commands print a table and write JSON to bench/results."""
 
 import engine  # noqa: F401 - before torch, for what it settles

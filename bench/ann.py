@@ -1,8 +1,8 @@
-"""Indexes of FAISS and usearch that ours is measured beside, and what an index here is.
+"""Indexes of FAISS and usearch to compare our search with, and the interface of an index.
 
-All are built from the same vectors with at most ``THREADS`` threads, and asked one query at
-a time from one thread, as a person's search comes. Those that find candidates by code read
-the vectors they re-rank by from the file they came in, as ours does.
+All are built from the same vectors with at most ``THREADS`` threads, and searched with one query at
+a time from one thread, as when a person searches. Those that select candidates by code re-rank them
+by vectors read from a file, as our search does.
 """
 
 import os
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 THREADS = min(2, os.cpu_count() or 1)
-LINKS, EF_CONSTRUCT = 16, 100  # of every graph, as in our own profile ``precise``
+LINKS, EF_CONSTRUCT = 16, 100  # of every graph, as in our profile ``precise``
 EF = (16, 32, 64, 128, 256, 512)
 
 _CANDIDATES = (100, 300, 1000, 3000, 10_000)
@@ -41,11 +41,11 @@ Z, Code, Rows = NDArray[np.float32], NDArray[np.uint8], NDArray[np.int64]
 
 
 class Index(Protocol):
-    """One way to search.
+    """An index to measure.
 
-    knob, values: what can be turned between searches, and to what it is turned.
-    seconds: of building, by stage.
-    kept: built in a folder by another process, and opened for searching.
+    knob: name of its search parameter, or "". values: the values of it to measure with.
+    seconds: seconds of building, by stage.
+    kept: it was built in a folder by another process, and is only opened for searching.
     """
 
     knob: str
@@ -64,18 +64,18 @@ class Index(Protocol):
         ...
 
     def bytes_on_disk(self) -> int:
-        """Of all that a search reads: where vectors are re-ranked by, they are part of it."""
+        """Size of all files that a search reads, including the vectors used for re-ranking."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What else there is to tell of the searches since it was last asked."""
+        """Further figures of the searches since the last call, by name."""
         ...
 
     def close(self) -> None: ...
 
 
 class Measured:
-    """What most peers share: one stage of building, one file, nothing else to tell."""
+    """Base of most indexes: built in one stage, stored in one file, without further figures."""
 
     knob = ""
     values: Sequence[Any] = (None,)
@@ -113,7 +113,7 @@ class Measured:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _nearest_of(self, rows: Rows, z: Z, k: int) -> Rows:
-        """The k of these rows that are most similar; rows below zero are none."""
+        """The k of these rows that are most similar to z; negative rows are ignored."""
         rows = rows[rows >= 0]
         similarity = self._z[rows] @ z
         best = np.argpartition(-similarity, k)[:k] if k < len(rows) else np.arange(len(rows))
@@ -121,7 +121,7 @@ class Measured:
 
 
 class _Faiss(Measured):
-    """A FAISS index over z, or over the codes."""
+    """Base of FAISS indexes, over z or over the codes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -148,7 +148,7 @@ class _Faiss(Measured):
 
 
 class FaissFlat(_Faiss):
-    """Every vector compared: the answer that recall is measured against, with an index's speed."""
+    """Exact search: all vectors are compared. Recall is measured against its results."""
 
     def _fill(self, vectors: Vectors) -> None:
         self._index = self._faiss.IndexFlatIP(vectors.z.shape[1])
@@ -170,7 +170,7 @@ class FaissGraph(_Faiss):
 
 
 class FaissCodes(_Faiss):
-    """All codes compared; the nearest are re-ranked by z."""
+    """All codes are compared; the nearest are re-ranked by z."""
 
     knob, values = "candidates", _CANDIDATES
 
@@ -185,7 +185,7 @@ class FaissCodes(_Faiss):
 
 
 class FaissMultiHash(_Faiss):
-    """Multi-index hashing as FAISS has it, on the bands that ours uses; re-ranked by z."""
+    """FAISS's multi-index hashing, on the same bands as ours; candidates are re-ranked by z."""
 
     knob, values = "nflip", (0, 1, 2)
 

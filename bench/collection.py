@@ -1,7 +1,7 @@
-"""The benchmark's images: a folder with a manifest, read once into canvases.
+"""The images of the benchmarks: a folder with a manifest, read once into canvases.
 
-``manifest.csv`` has the columns file, split (train, calibration, database, query, ood),
-class, subclass and group; no group is in two splits.
+``manifest.csv`` has the columns file, split (train, calibration, database, query, ood), class,
+subclass and group (the patient, for example); no group is in two splits.
 """
 
 import csv
@@ -21,7 +21,7 @@ __all__ = ["Collection", "Part"]
 
 @dataclass(frozen=True)
 class Part:
-    """Some images: uint8 canvases (N, S, S), their classes, subclasses, groups and files."""
+    """The images of a split: canvases uint8 (N, S, S), classes, subclasses, groups and files."""
 
     canvases: NDArray[np.uint8]
     classes: NDArray[np.str_]
@@ -46,7 +46,7 @@ class Part:
         return self.classes if by == "class" else self.subclasses
 
     def balanced(self, per_label: int, by: str = "subclass", seed: int = 0) -> "Part":
-        """Up to ``per_label`` random images of each label, in the order they stand."""
+        """Up to ``per_label`` random images of each label, in their original order."""
         rng = np.random.default_rng(seed)
         labels = self.labels(by)
         chosen = [
@@ -70,10 +70,10 @@ class Part:
 
 
 class Collection:
-    """Parts by split, read when first asked for.
+    """The collection by split; each split is read when it is first used.
 
     Args:
-        folder: where manifest.csv is.
+        folder: has manifest.csv.
         preprocess: makes the canvases.
     """
 

@@ -1,12 +1,11 @@
-"""The encoder: what the network costs beside its bare tower, and what bfloat16 does to codes.
+"""Encoder benchmark: speed of the network and of its bare tower, and codes in bfloat16 and fp32.
 
     python -m bench.encoder [FOLDER] [--model DIR] [--repeats 9] [--device cpu]
 
-FOLDER holds the images whose codes are compared; without one they are of a synthetic archive.
-The timings alternate, so that whatever else the machine does meets all of them alike. Speeds are
-of batches in memory, from images in [0, 1] to codes, on all cores: of the bare tower and of the
-whole network as PyTorch computes them, and of the network as the encoder does, so that an image
-gets the same bits in every batch.
+FOLDER holds the images whose codes are compared; the default is a synthetic archive.
+The timings alternate, so that other load on the machine affects all of them alike. Speeds are those
+of batches in memory, from images in [0, 1] to codes, on all cores: of the bare tower and the whole
+network as PyTorch computes them, and of the network as the encoder computes it, batch-invariantly.
 """
 
 import argparse
@@ -96,7 +95,7 @@ def main() -> None:
 
 
 def canvases_of(folder: Path, preprocess: Preprocess, most: int) -> list[NDArray[np.uint8]]:
-    """Middle frames of at most ``most`` files, evenly from the folder; refused ones are skipped."""
+    """Middle frames of up to ``most`` files, evenly from the folder; refused files are skipped."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     count = min(most, len(files))
     canvases = []
@@ -115,7 +114,7 @@ def canvases_of(folder: Path, preprocess: Preprocess, most: int) -> list[NDArray
 def speed(
     network: HashingNetwork, canvases: Sequence[NDArray[np.uint8]], device: str, repeats: int
 ) -> list[dict[str, object]]:
-    """Images per second, median of the repeats, of the tower, the whole and the encoder."""
+    """Images per second of the tower, the whole network and the encoder; median of the repeats."""
     network = network.to(device).to(memory_format=torch.channels_last)
     every = canvas_tensor(np.stack(list(islice(cycle(canvases), BATCH * _BATCHES))))
     every = every.to(device, memory_format=torch.channels_last)
@@ -166,7 +165,7 @@ def speed(
 
 
 def parts(network: HashingNetwork, weights: Path) -> list[dict[str, object]]:
-    """Parameters, and bytes of the file, of each part of the network."""
+    """Number of parameters, and bytes in the weights file, of each part of the network."""
     modules = {"tower": network.tower}
     for number, branch in enumerate(network.darf.branches):
         modules[f"darf.branches.{number}"] = branch
@@ -195,7 +194,7 @@ def parts(network: HashingNetwork, weights: Path) -> list[dict[str, object]]:
 
 
 def differing_bits(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> dict[str, object]:
-    """How much two lists of codes, uint8 (N, B / 8), differ."""
+    """In how many bits the codes of the same images differ; uint8 (N, B/8) each."""
     flips = np.unpackbits(one ^ other, axis=1)
     a_code = flips.sum(axis=1)
     return {

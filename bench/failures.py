@@ -1,11 +1,11 @@
-"""Pictures of where a model fails, for its model card.
+"""Draws examples of queries with a wrong answer, for the model card.
 
     python -m bench.failures FOLDER [--model DIR] [--out docs/images/failures.png]
 
-No image of a collection is shown: the queries are drawn (``bench.phantoms``, with another
-seed than training's, and ``bench.foreign``), changed as ``bench.shifts`` changes them, and
-asked against the real database. A picture's caption is what it shows, how it was changed,
-and the class of its first hit or how the OOD gate was wrong.
+No image of a collection is shown: the queries are synthetic (``bench.phantoms``, with another seed
+than in training, and ``bench.foreign``), changed as in ``bench.shifts``, and searched for in the
+real database. The caption says what the image shows, how it was changed, and the class of its first
+hit or the error of the OOD gate.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
 def _spread(
     pairs: list[tuple[NDArray[np.uint8], str]], count: int
 ) -> list[tuple[NDArray[np.uint8], str]]:
-    """Up to ``count``, evenly from the list."""
+    """Up to ``count`` items, evenly spaced in the list."""
     at = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
     return [pairs[i] for i in at]
 

@@ -1,7 +1,7 @@
-"""Images of no anatomy at all, made from a seed: noise, patterns and pages of documents.
+"""Synthetic foreign images without any anatomy: noise, patterns and pages of documents.
 
-For measuring what the OOD gate catches, never for calibrating it. The i-th image depends on
-the seed and on i alone, so that a longer list begins with the shorter one.
+They are used to measure the OOD gate, never to calibrate it. The i-th image depends on the seed and
+on i only, so a longer list begins with the shorter one.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""Archives to index, in five formats, made of a folder of grey pictures.
+"""Makes archives in five formats for the indexing benchmark, from a folder of grey pictures.
 
-A picture becomes a CT slice of 512 × 512 pixels with twelve bits stored: scaled up, with seeded
-noise as a scanner has, without which lossless codecs would have an easy day. Only so many
-different pictures are encoded; the other files repeat them under UIDs of their own, so that each
-file is a point of its own and is decoded like any other.
+A picture becomes a CT slice of 512 × 512 pixels of twelve bits: scaled up, with seeded noise like a
+scanner's, without which lossless codecs would compress it far too well. Only a limited number of
+pictures is encoded; further files repeat these with other UIDs, so that every file becomes a point
+of its own and is decoded in full.
 """
 
 import datetime
@@ -39,11 +39,11 @@ FORMATS: dict[str, UID | None] = {
 """Transfer syntaxes by name; None = files of eight bits without any header."""
 
 SPOKEN = dict(zip(FORMATS, ("jpeg-2000", "jpeg-ls", "rle", "jpeg", "uncompressed"), strict=True))
-"""What `precedent plan --format` calls them."""
+"""The name of each format in `precedent plan --format`."""
 
 SIDE = 512
 DISTINCT = 256
-"""Pictures that are encoded for a format; further files repeat them."""
+"""Most pictures that are encoded for a format; further files repeat them."""
 
 _MOST = 4095
 _NOISE = 10.0  # of _MOST; lossless codecs halve or third such files, as they do CT
@@ -55,7 +55,7 @@ _NUMBER = b"%012d"
 
 
 def spread(items: Sequence[Path], count: int) -> list[Path]:
-    """``count`` of the items, evenly; all of them where there are fewer."""
+    """``count`` evenly spaced items; all of them if there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -72,11 +72,11 @@ def write_archive(
     """Writes ``count`` files of a format and returns their paths, in order.
 
     Args:
-        folder: made here.
-        name: of FORMATS.
-        pictures: grey images of any size.
-        side: of the square that they become, in pixels; None = as they are.
-        distinct: at most so many of the pictures are encoded.
+        folder: is created.
+        name: key of FORMATS.
+        pictures: files of grey images of any size.
+        side: side of the square to which they are scaled, in pixels; None = keep their size.
+        distinct: most pictures that are encoded; further files repeat them.
     """
     folder.mkdir(parents=True)
     syntax = FORMATS[name]
@@ -95,7 +95,7 @@ def write_archive(
 
 
 def values(path: Path, side: int | None, seed: int) -> NDArray[np.uint16]:
-    """A picture as twelve-bit values (H, W), scaled to ``side`` × ``side``, noise on top."""
+    """A picture as uint16 (H, W) of 0 … 4095, scaled to ``side`` × ``side``, with seeded noise."""
     with Image.open(path) as image:
         grey = image.convert("L")
     if side is not None:
@@ -107,7 +107,7 @@ def values(path: Path, side: int | None, seed: int) -> NDArray[np.uint16]:
 
 
 def _dicom(pixels: NDArray[np.uint16], *, number: int, syntax: UID) -> bytes:
-    """A CT slice with the header that scanners write, under a UID to be replaced."""
+    """A CT slice as a DICOM file with a header like a scanner's, and a placeholder as its UID."""
     born = datetime.date(1950, 1, 1)
     patient = headers.Patient(f"B{number // 50}", "Bench^Mark", "O", born, 0, False)
     day = datetime.date(2020, 1, 1)
@@ -129,7 +129,7 @@ def _jpeg(pixels: NDArray[np.uint16], *, number: int) -> bytes:  # noqa: ARG001 
 
 
 def _numbered(encoded: Sequence[bytes], count: int, *, is_dicom: bool) -> Iterator[bytes]:
-    """``count`` files of these contents, each with a number of its own in its header."""
+    """``count`` files with these contents in turn, each with a number of its own in its header."""
     for number in range(count):
         content = encoded[number % len(encoded)]
         if is_dicom:

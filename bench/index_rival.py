@@ -1,21 +1,21 @@
-"""The same pictures through clip-retrieval's reader, runner and writer, with our model as mapper.
+"""Encodes the same pictures with clip-retrieval's pipeline and our model, to compare the speed.
 
-clip-retrieval pins older libraries than ours, so it lives in a virtual environment of its own:
+clip-retrieval pins older libraries than ours, so it needs a virtual environment of its own:
 
     python3 -m venv RIVAL
     RIVAL/bin/pip install clip-retrieval "setuptools<81" "torch==…" "timm==…" pydantic-settings
 
-with the torch and timm that Precedent runs with (its code imports pkg_resources, which later
-setuptools do not have); `python -m bench.indexing FOLDER
---rival RIVAL/bin/python` then runs this module in it. Its own mapper takes the CLIP models that
-it can download and no others, so the mapper here is ours: the shipped network, in the same
-precision and batch size, instead of CLIP. Reading (a PyTorch DataLoader with as many processes
-as we have readers), the loop and the writing (a .npy file of float16 embeddings and a Parquet
-file of paths) are its code, unchanged. In its favour: the process in which it collects
-statistics is left out, and the network has seen a batch before the clock starts.
+with the versions of torch and timm that Precedent uses (clip-retrieval imports pkg_resources, which
+later versions of setuptools lack). `python -m bench.indexing FOLDER --rival RIVAL/bin/python` then
+runs this module in it. clip-retrieval's own mapper supports only CLIP models that it downloads, so
+the mapper is replaced by ours: the shipped network, with the same precision and batch size as in
+our pipeline. Its reader (a PyTorch DataLoader with as many processes as our readers), runner and
+writer (a .npy file of float16 embeddings and a Parquet file of paths) are unchanged. In its favour,
+its process that collects statistics is left out, and the network has encoded a batch before the
+clock starts.
 
-What comes out is less than an index: no search structure, no thumbnails, no check of what is
-read, no record of what was done that survives a kill.
+The result is less than an index: it has no search structure, no thumbnails, no validation of the
+files, and no record of progress that survives a kill.
 """
 
 import argparse
@@ -54,14 +54,17 @@ def run_rival(
     device: str,
     precision: str,
 ) -> dict[str, Any]:
-    """One run over links to ``files``: ``instances_per_second`` and ``versions``.
+    """Runs clip-retrieval once over links to ``files``.
 
     Args:
-        python: the interpreter of an environment that has clip-retrieval.
+        python: interpreter of an environment with clip-retrieval.
         scratch: an empty folder.
 
+    Returns:
+        ``instances_per_second`` and ``versions``.
+
     Raises:
-        SystemExit: it failed, or not every file has an embedding.
+        SystemExit: the run failed, or a file has no embedding.
     """
     folder = scratch / "archive"
     folder.mkdir()
@@ -83,7 +86,7 @@ def run_rival(
 
 
 class Transform:
-    """A picture → what the network takes, in the reader's processes: float (1 or 3, S, S)."""
+    """Converts a picture to the network's input, float (1 or 3, S, S); used by the reader."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self._preprocess = preprocess
@@ -93,7 +96,7 @@ class Transform:
 
 
 class Mapper:
-    """A batch of the reader → what the writer keeps, in the form of clip-retrieval's own."""
+    """Encodes a batch of the reader for the writer; has the interface of the original mapper."""
 
     def __init__(self, network: HashingNetwork, device: str, precision: Precision) -> None:
         if device == "auto":
@@ -117,7 +120,7 @@ class Mapper:
 
 
 class _NoStatistics:
-    """In place of the process that collects them."""
+    """Replaces clip-retrieval's process that collects statistics; does nothing."""
 
     def start(self) -> None: ...
 
@@ -127,7 +130,7 @@ class _NoStatistics:
 
 
 def main() -> None:
-    """In clip-retrieval's environment: prints one line of JSON."""
+    """Runs in clip-retrieval's environment, and prints one line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
@@ -157,7 +160,7 @@ def main() -> None:
 def _runner(
     arguments: argparse.Namespace, transform: Transform, mapper: Mapper
 ) -> Callable[[int], None]:
-    # Only here: no environment but this one has it.
+    # Imported here, as only clip-retrieval's environment has it.
     reader, runner, writer = (
         import_module(f"clip_retrieval.clip_inference.{part}")
         for part in ("reader", "runner", "writer")

@@ -1,4 +1,4 @@
-"""One timed run of what the indexing benchmark compares: the command, its stages alone, workers."""
+"""Single timed runs for the indexing benchmark: the command, each of its stages alone, workers."""
 
 import json
 import os
@@ -40,8 +40,11 @@ _LOGGED = re.compile(r"job (\d+), task (-?\d+): (begun|[\d.]+ s$)")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of `precedent index`. Peaks are of resident memory, in MiB; anonymous: of the main
-    process, what no file backs; readers: of all of them together."""
+    """The result of one run of `precedent index`.
+
+    Peaks are those of resident memory, in MiB; anonymous: memory of the main process that is not
+    mapped from files; readers: of all reader processes together.
+    """
 
     instances_per_second: float
     stage_seconds: dict[str, float]
@@ -63,19 +66,19 @@ def index(
     settings: Mapping[str, object] | None = None,
     cores: Sequence[int] | None = None,
 ) -> Run:
-    """One run of the command over a folder of links to ``files``.
+    """Runs the command once over a folder of links to ``files``.
 
-    What was written before is on the disk when it begins. Its own data folder stays in ``place``:
-    on ext4, making files takes a multiple of its time for minutes after many were deleted, and
-    the next run would pay for that.
+    Earlier writes are synced to disk before it starts. Its data folder is left in ``place``: on
+    ext4, creating files is several times slower for minutes after many have been deleted, which
+    would slow down the next run.
 
     Args:
         place: a folder that the caller deletes after the last run.
-        settings: ``PRECEDENT_…`` variables on top of those in force, without that prefix.
-        cores: of this machine that it may use; None = as this process.
+        settings: further settings, as names of ``PRECEDENT_…`` variables without that prefix.
+        cores: cores of this machine that it may use; None = those of this process.
 
     Raises:
-        SystemExit: it failed, or not every file became a point.
+        SystemExit: the run failed, or a file did not become a point.
     """
     scratch = Path(tempfile.mkdtemp(dir=place))
     folder = scratch / "archive"
@@ -113,15 +116,16 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 class Peaks:
-    """Most resident memory, in bytes, that a process and each of its readers had so far: of its
-    children, those that run the same Python.
+    """The peaks of resident memory, in bytes, of a process and of each of its readers so far.
+
+    Readers are the child processes that run the same Python.
     """
 
     def __init__(self, process: psutil.Popen) -> None:
         self.main = self.anonymous = 0
         self.readers: dict[int, int] = {}
         self._process = process
-        # What the system says is empty until the process has come to run it.
+        # The system's answer would be empty until the process has executed its program.
         self._command = list(process.args)
         self._children: list[psutil.Process] = []
         self._samples = 0
@@ -136,7 +140,7 @@ class Peaks:
             self.anonymous = max(self.anonymous, anonymous)
         for child in self._children:
             with suppress(psutil.Error, OSError):
-                # A child that is only forked yet has the command, and the memory, of its parent.
+                # A child that has only been forked still has its parent's command line and memory.
                 command = child.cmdline()
                 if command == self._command or command[:1] != self._command[:1]:
                     continue
@@ -145,20 +149,20 @@ class Peaks:
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:
-    """Resident bytes, the most so far where the system keeps that, and anonymous ones now."""
+    """Resident bytes (the peak so far, if the system records it) and anonymous bytes now."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except FileNotFoundError:
         resident = process.memory_info().rss
         return resident, resident
     said = dict(line.split(":", 1) for line in lines)
-    if "VmHWM" not in said:  # it has ended, and only its number is left
+    if "VmHWM" not in said:  # a zombie: the process has ended
         return 0, 0
     return 1024 * int(said["VmHWM"].split()[0]), 1024 * int(said["RssAnon"].split()[0])
 
 
 class Alone:
-    """The stages of indexing on their own, as the settings would have them run."""
+    """Times the stages of indexing one by one, with the processes and threads of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -170,19 +174,21 @@ class Alone:
         )
 
     def decode(self, files: Sequence[Path]) -> float:
-        """Files per second of the reading processes, from their start on; results are dropped."""
+        """Files per second of the reader processes, including their start; results are dropped."""
         started = time.perf_counter()
         for _ in self._read(files):
             pass
         return len(files) / (time.perf_counter() - started)
 
     def canvases(self, files: Sequence[Path]) -> list[NDArray[np.uint8]]:
-        """What the network sees of each file."""
+        """The canvas of each file."""
         return [one.pictures[0].canvas for one in self._read(files)]
 
     def encode(self, canvases: Sequence[NDArray[np.uint8]], count: int) -> float:
-        """Images per second of the model on ``count`` canvases in memory, as many batches at once
-        as the pipeline encodes; the canvases are repeated as needed."""
+        """Images per second of the model on ``count`` canvases in memory.
+
+        As many batches are encoded at once as in the pipeline; canvases are repeated as needed.
+        """
         size = self._settings.indexing.batch_size
         every = list(islice(cycle(canvases), count))
         batches = [every[start : start + size] for start in range(0, count, size)]
@@ -218,7 +224,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpan:
-    """When a worker was at a chunk of so many instances; in seconds of one clock."""
+    """When a worker processed a chunk, and how many instances it had; seconds of one clock."""
 
     worker: int
     begun: float
@@ -231,10 +237,10 @@ def workers(
 ) -> float:
     """Instances per second of ``count`` workers on one job, in a new collection of the server.
 
-    Each has one reader and one encoder. The collection is removed afterwards.
+    Each worker has one reader and one encoder. The collection is deleted afterwards.
 
     Raises:
-        SystemExit: a worker failed, or not every file became a point.
+        SystemExit: a worker failed, or a file did not become a point.
     """
     collection = f"bench-{uuid.uuid4().hex}"
     chunk = max(1, -(-len(files) // (_CHUNKS_A_WORKER * count)))
@@ -280,9 +286,9 @@ def workers(
 
 
 def pace(spans: Sequence[TaskSpan]) -> float:
-    """Instances per second from when every worker has ended its first chunk, to the end.
+    """Instances per second, from the moment when all workers have finished a first chunk.
 
-    A chunk that was under way then counts for its part after that.
+    Of a chunk in progress at that moment, the share of its time after it is counted.
     """
     firsts: dict[int, float] = {}
     for span in spans:
@@ -298,7 +304,7 @@ def pace(spans: Sequence[TaskSpan]) -> float:
 
 
 def _spans(worker: int, process: "subprocess.Popen[str]") -> list[tuple[int, int, float, float]]:
-    """(worker, task, begun, ended) of each task that a worker's log tells of, as it is written."""
+    """(worker, task, begun, ended) of each task in the log of a worker, while it is written."""
     begun: dict[int, float] = {}
     found = []
     for line in process.stderr or ():
@@ -315,7 +321,7 @@ def _spans(worker: int, process: "subprocess.Popen[str]") -> list[tuple[int, int
 
 
 def _told(*command: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """What a command answers with --json."""
+    """Runs a command with --json and returns its parsed output."""
     done = subprocess.run(
         [*_PRECEDENT, *command, "--json"], stdout=subprocess.PIPE, env=dict(env), check=True
     )

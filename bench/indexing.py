@@ -1,35 +1,33 @@
-"""Indexing: instances per second by format, scaling, memory, and clip-retrieval on the same files.
+"""Indexing benchmark: speed by format, scaling, memory, and clip-retrieval on the same files.
 
     python -m bench.indexing FOLDER [--counts 1000] [--memory 1000 20000] [--repeats 3]
         [--parts formats scaling memory] [--rival PYTHON] [--server URL]
 
 FOLDER has grey pictures (PNG, JPEG), of which archives are made in a temporary folder (see
-``bench.index_formats``; 1,000 files of each format take 1.5 GB). Rounds are interleaved, and what
-is divided by each other comes from the same round; tables show medians over the rounds. A round
-that is not counted comes first. Every file has to become a point of its own, or there is no
-result. Settings (``PRECEDENT_…``) hold for all that is measured.
+``bench.index_formats``; 1,000 files of each format take 1.5 GB). Rounds are interleaved, and ratios
+are formed within a round; tables show medians over the rounds. A first round is not counted. If a
+file does not become a point of its own, the benchmark fails. ``PRECEDENT_…`` settings apply to all
+measurements.
 
-What counts as time, the same way for all: loading the model and opening the index do not; the
-start of the reading processes does.
+Times include the start of the reader processes, but not loading the model or opening the index.
 
 ``bench/results/indexing.json``:
 
 rows: for each format and count, in instances per second: ``instances_per_second`` of `precedent
-    index` in a process of its own; ``decode_alone_per_second``, the same reading processes with
-    their results thrown away; ``encode_alone_per_second``, the network on pictures in memory.
-    ``share_of_slower``: end to end over the slower of the two. ``share_of_both_in_turn``: over
-    reading everything first and encoding it then, each with all cores, which on a machine without
-    a GPU is the most that can be had. ``stage_seconds`` are of the median round. When all formats
-    were measured, `precedent plan` reckons with the last row of each (``api/measured.json``).
+    index` in a process of its own; ``decode_alone_per_second`` of the same reader processes, whose
+    results are dropped; ``encode_alone_per_second`` of the network on pictures in memory.
+    ``share_of_slower``: end to end relative to the slower of the two. ``share_of_both_in_turn``:
+    relative to reading everything first and then encoding it, each on all cores, which is the best
+    possible on a machine without a GPU. ``stage_seconds`` are those of the median round. When all
+    formats were measured, `precedent plan` uses the last row of each (``api/measured.json``).
 scaling: readers and encoders, one of each and two, and one of each on a single core.
-workers: with --server, workers (`precedent worker`) on one job, one reader and one encoder each:
-    an embedded index belongs to one process, so that they need a Qdrant server in common. Where
-    none is to be had, tests/contract/stand_in.py stands in, and ``store`` has to say so.
-    What was done before each of them had ended its first chunk does not count: they load the
-    model in it.
-memory: peaks in MiB of the main process (``anonymous``: what no file backs) and of all readers
-    together, by count; the largest over the rounds. ``growth``: of the last over the first.
-rival: see ``bench.index_rival``. On JPEG files, which it can read.
+workers: with --server, workers (`precedent worker`) on one job, with one reader and one encoder
+    each. They need a common Qdrant server, as only one process can open an embedded index. If there
+    is none, tests/contract/stand_in.py can take its place; ``store`` must say so. The time before
+    all of them have finished a first chunk, in which they load the model, is not counted.
+memory: peaks in MiB of the main process (``anonymous``: memory not mapped from files) and of all
+    readers together, by count; the largest over the rounds. ``growth``: the last over the first.
+rival: clip-retrieval, see ``bench.index_rival``; on JPEG files, which it can read.
 """
 
 import argparse
@@ -69,7 +67,7 @@ _LIBRARIES = (
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round found of a format, in instances per second."""
+    """The results of one round for a format, in instances per second."""
 
     run: Run
     decode: float
@@ -117,7 +115,7 @@ def main() -> None:
 
 
 def planned(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What ``precedent plan`` reckons with: of each format the last row."""
+    """The figures that ``precedent plan`` uses: the last row of each format."""
     on = machine()
     return {
         "machine": f"{on['cores']} cores, {on['cpu']}",
@@ -149,7 +147,7 @@ def measured_with(settings: Settings, repeats: int) -> dict[str, Any]:
 def measure(
     arguments: argparse.Namespace, settings: Settings, pictures: Sequence[Path], scratch: Path
 ) -> dict[str, Any]:
-    """All parts, one after another: what the module's docstring lists."""
+    """Measures the parts asked for, one after another; the module's docstring lists the results."""
     most = max(arguments.counts)
     archives = {}
     for number, name in enumerate(arguments.formats):
@@ -177,7 +175,7 @@ def formats(
     archives: dict[str, list[Path]],
     scratch: Path,
 ) -> dict[str, Any]:
-    """Rows by format and count, and what the rival did in the same rounds."""
+    """The rows by format and count, and the results of clip-retrieval in the same rounds."""
     most = max(arguments.counts)
     bench = Formats(settings, archives, scratch, arguments.rival)
     rounds: dict[tuple[str, int], list[Round]] = {}
@@ -203,7 +201,7 @@ def formats(
 
 
 class Formats:
-    """One round after another over the same archives."""
+    """Measures round after round over the same archives."""
 
     def __init__(
         self,
@@ -334,7 +332,7 @@ def memory(
 
 
 def rival(speeds: Sequence[tuple[float, float | None]], versions: dict[str, str]) -> dict[str, Any]:
-    """Ours and theirs, in pairs from the same rounds."""
+    """Our results and clip-retrieval's, paired by round."""
     ours = [one for one, _ in speeds]
     theirs = [other for _, other in speeds if other is not None]
     return {
@@ -377,7 +375,7 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Of the rows' figures and words; what is nested stays out."""
+    """A table of the numbers and texts of the rows, without nested values."""
     made = Table(title=title)
     flat = [{k: v for k, v in one.items() if isinstance(v, (str, int, float))} for one in rows]
     for name, value in flat[0].items():
@@ -390,7 +388,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def say(what: str) -> None:
-    """Progress, beside the tables."""
+    """Prints progress, apart from the tables."""
     print(what, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describes the machine of a measurement, and writes results."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit."""
+    """The processor, number of cores, versions of libraries, and commit."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=Path(__file__).parent,
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, str]:
-    """Which kernels PyTorch takes on this processor, and what the environment asks for."""
+    """Which CPU kernels PyTorch uses here, and the environment variables that influence it."""
     asked = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
     return {
         "aten": torch.backends.cpu.get_cpu_capability(),
@@ -57,7 +57,7 @@ def write_results(name: str, figures: dict[str, Any]) -> Path:
 
 
 def remember(**parts: Any) -> Path:
-    """Replaces parts of what ``precedent plan`` reckons with, and returns the path of it all."""
+    """Replaces some of the figures that ``precedent plan`` uses, and returns their file's path."""
     known = json.loads(_MEASURED.read_text()) if _MEASURED.is_file() else {}
     _MEASURED.write_text(json.dumps({**known, **parts}, indent=2, ensure_ascii=False) + "\n")
     return _MEASURED

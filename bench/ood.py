@@ -1,12 +1,13 @@
-"""What the OOD gate catches, and what every detector could.
+"""OOD benchmark: how many foreign images the gate and each detector find, of several kinds.
 
     python -m bench.ood FOLDER [--model DIR] [--folds] [--jobs 2]
 
 FOLDER as in ``bench.collection``, with photographs in the split ``ood``. Far: photographs,
 documents and noise (``bench.foreign``). Adversarial: FGSM and PGD on the hash logits of the
-queries. Near: with ``--folds``, models that never saw two of the classes are trained, and
-asked with those. Known, but not as here: the queries as other archives change images
-(``bench.shifts``), before and after the gate is calibrated on such images, and drawn ones.
+queries. Near: with ``--folds``, models are trained without two of the classes and queried with
+images of these. Known, but changed: the queries as other archives would show them
+(``bench.shifts``), with the shipped gate and with one calibrated on such images; and synthetic
+images of known kinds.
 """
 
 import argparse
@@ -64,7 +65,7 @@ FOLDS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def gate_rows(gate: OodGate, sets: dict[str, Observations]) -> list[dict[str, Any]]:
-    """Share called foreign, of known images and of each foreign kind."""
+    """For each set of images the share that the gate calls foreign."""
     return [
         {
             "images": name,
@@ -82,7 +83,7 @@ def gate_rows(gate: OodGate, sets: dict[str, Observations]) -> list[dict[str, An
 
 
 def mean_row(rows: Sequence[dict[str, Any]], of: str) -> dict[str, Any]:
-    """The plain mean of the rows whose name has ``of`` in it."""
+    """The unweighted mean of the rows whose name contains ``of``."""
     chosen = [row for row in rows if of in row["images"]]
     shares = [name for name in chosen[0] if name not in ("images", "count")]
     return {
@@ -97,14 +98,14 @@ def flagged(gate: OodGate, observed: Observations) -> float:
 
 
 def threshold(gate: OodGate, name: str) -> float:
-    """The score above which a detector alone would call foreign, at the gate's alpha."""
+    """The score above which the detector by itself calls an image foreign, at the gate's alpha."""
     scores = np.sort(gate.calibration[name])
     allowed = int(gate.alpha * (len(scores) + 1)) - 1
     return float(scores[-1 - max(allowed, 0)])
 
 
 def detector_rows(gate: OodGate, known: Observations, sets: dict[str, Observations]) -> Any:
-    """AUROC, AUPR, FPR@95TPR and the caught share at alpha of every detector, by kind."""
+    """AUROC, AUPR, FPR@95TPR and detection rate at alpha, for each detector and kind of image."""
     rows = []
     for detector in gate.detectors:
         scores = detector.score(known)
@@ -138,9 +139,9 @@ def far_sets(encoder: Encoder, photographs: Part) -> dict[str, Observations]:
 def changed_rows(
     encoder: Encoder, gate: OodGate, collection: Collection, photographs: Observations
 ) -> list[dict[str, Any]]:
-    """Known kinds of images as other archives show them, and drawn.
+    """Share called foreign of known images changed as in other archives, and of synthetic ones.
 
-    Of the former also what a gate says that was calibrated on images changed like them.
+    For changed images also the share by a gate that was calibrated on images changed in that way.
     """
     reference = collection["train"].balanced(REFERENCE, by="class")
     queries = collection["query"].balanced(100, by="class")
@@ -168,7 +169,7 @@ def changed(part: Part, shift: Callable[[Image.Image], Image.Image]) -> Part:
 
 
 def adversarial_rows(model: Path, encoder: Encoder, gate: OodGate, queries: Part) -> Any:
-    """Share flagged of attacked queries, and share of bits that the attack turned."""
+    """Share of attacked queries called foreign, and share of bits that the attack changed."""
     chosen = np.random.default_rng(0).permutation(len(queries))[:ATTACKED]
     canvases = queries.canvases[np.sort(chosen)]
     network, _ = load_checkpoint(model)
@@ -204,7 +205,7 @@ def bits_turned(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
 
 
 def fold(folder: Path, held_out: tuple[str, ...], size: int, epochs: int) -> dict[str, Any]:
-    """A model without two classes, asked with them. Kept, as in ``bench.runs``."""
+    """Trains a model without two classes and queries it with these; kept as in ``bench.runs``."""
     torch.set_num_threads(1)
     config = TrainConfig(epochs=epochs, seed=0)
     decider = {
@@ -246,7 +247,7 @@ def fold(folder: Path, held_out: tuple[str, ...], size: int, epochs: int) -> dic
         "machine": machine(),
         "gate": gate_rows(gate, {"known queries": queries, **sets}),
         "detectors": detector_rows(every, queries, sets),
-        # What to choose detectors by, so that nothing is chosen on the queries reported.
+        # For choosing detectors, which must not be done on the queries that are reported.
         "development": detector_rows(
             every, encoder.observe(list(parts["calibration"].canvases)), development
         ),

@@ -1,10 +1,10 @@
-"""Synthetic images with a class, drawn from the sample archive's phantoms.
+"""Synthetic labelled images for training, drawn from the sample archive's phantoms.
 
     python -m bench.phantoms OUT [--per-class 400] [--seed 0]
 
-They stand for scanners that the training collections do not hold: CT in the windows that
-readers use, other fields of view, and anatomy and pictures of which no real image is
-trained on. No image is anybody's.
+They stand in for scanners that the training collections lack: CT in the windows that radiologists
+use, other fields of view, and anatomy and pictures of which there are no real training images. No
+image shows a real person.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SOFT, LUNG, BONE, BRAIN, WIDE, LIVER = (
 
 
 def windowed(hu: NDArray[np.float32], rng: np.random.Generator, *choices: tuple[int, int]) -> Grey:
-    """float (H, W) in HU → uint8, in one of the windows."""
+    """Applies one of the CT windows: float (H, W) in HU → uint8 (H, W)."""
     centre, width = choices[rng.integers(len(choices))]
     width *= rng.uniform(0.75, 1.35)
     centre += rng.normal(0, 0.08) * width

@@ -1,11 +1,11 @@
-"""The same images encoded as on other processors, beside this one.
+"""Compares encodings of the same images as computed on older processors with those of this one.
 
     python -m bench.processors [FOLDER] [--model DIR] [--images 256]
 
-FOLDER holds the images; without one they are of a synthetic archive. Each row is a process that
-is kept to the instructions of an older processor, in both precisions. Codes are compared bit by
-bit, and the similarities of all pairs of images, with those of this processor in the same
-precision, and in fp32. Times are CPU milliseconds an image in batches of 32 on one thread.
+FOLDER holds the images; the default is a synthetic archive. Each row is a process that is limited
+to the instructions of an older processor, in both precisions. Codes (bit by bit) and the
+similarities of all pairs of images are compared with those of this processor in the same precision,
+and with those in fp32. Times are CPU milliseconds an image, in batches of 32 on one thread.
 """
 
 import argparse
@@ -54,8 +54,9 @@ _ROOT = Path(__file__).parents[1]
 def encoded_as_on(
     processor: str, canvases: NDArray[np.uint8], precision: str, model: Path = SHIPPED
 ) -> tuple[EncodedImages, float]:
-    """Images as a process encodes them that is kept to a processor's instructions, and the CPU
-    milliseconds that it took for one.
+    """Encodes images in a process that is limited to the instructions of a processor.
+
+    Returns also the CPU milliseconds that it took for an image.
 
     Args:
         processor: one of :data:`PROCESSORS`.
@@ -78,8 +79,9 @@ def encoded_as_on(
 def difference(one: EncodedImages, other: EncodedImages) -> dict[str, float]:
     """How much two encodings of the same images differ.
 
-    share_of_bits: of the codes. similarity: the most by which the similarity of two images
-    differs. across: the same where one image is encoded this way and the other that way.
+    share_of_bits: share of the bits of the codes that differ. similarity: the largest difference in
+    the similarity of two images. across: the same, when one image has the first encoding and the
+    other the second.
     """
     expected = _similarities(other, other)
     return {

@@ -1,9 +1,9 @@
-"""SCH with DaRF beside its peers and its own ablations, on one network, data and schedule.
+"""Quality benchmark: SCH with DaRF against its peers and ablations, with equal data and schedule.
 
     python -m bench.quality FOLDER [--table main|structure|knee|long] [--jobs 2]
 
-FOLDER has the images and ``manifest.csv`` (see ``bench.collection``). Runs that were made
-before are not made again: a stopped table goes on. ``--only-known`` prints what there is.
+FOLDER has the images and ``manifest.csv`` (see ``bench.collection``). Finished runs are not
+repeated, so an interrupted table can be continued. ``--only-known`` prints the finished runs.
 """
 
 import argparse
@@ -52,12 +52,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def main_table(scale: Scale, bits: Sequence[int], seeds: Sequence[int]) -> list[Run]:
-    """Full method and bottleneck peers first, so that a table cut short says most."""
+    """The runs of the main table, the most informative (full method, bottleneck peers) first."""
     runs = []
     for part in (_full, _bottleneck, _ablations, _with_darf):
         for b in bits:
             if part is _ablations and b != 64:
-                continue  # what a part is worth is told at one length
+                continue  # ablations are run at one code length only
             runs += [run for seed in seeds for run in part(Run("", scale, b, seed))]
     return runs
 
@@ -84,8 +84,8 @@ def _ablations(base: Run) -> list[Run]:
 
 
 def best_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
-    """The full method, the same without its shallow tap and transformer, and the peers that
-    do best in the main table.
+    """The runs of the full method, of the same without shallow tap and transformer, and of the
+    peers that are best in the main table.
     """
     runs = []
     for seed in seeds:
@@ -97,7 +97,7 @@ def best_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
 
 
 def structure_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
-    """Taught the coarse classes alone, judged by the fine ones."""
+    """Runs that are trained with the coarse classes only and evaluated with the fine ones."""
     runs = []
     for seed in seeds:
         base = Run("", scale, 64, seed, by="class")
@@ -109,11 +109,11 @@ def structure_table(scale: Scale, seeds: Sequence[int]) -> list[Run]:
 
 
 def rows_of(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each method and length: means over seeds, and p against the full method.
+    """One row for each method and code length: means over seeds, and p against the full method.
 
-    p: paired bootstrap over the queries, of AP averaged over the seeds, the full method's
-    content-guided answer against this row's answer in Hamming order (what a peer has), and
-    against this row's content-guided answer.
+    The p-values are those of paired bootstraps over the queries, of AP averaged over the seeds: the
+    full method in content order against this method in Hamming order (as the peers are published),
+    and against this method in content order.
     """
     grouped: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for run, result in zip(runs, results, strict=True):
@@ -143,12 +143,12 @@ def rows_of(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> list[dict
 
 
 def per_query(results: Sequence[dict[str, Any]], order: str) -> Any:
-    """AP of each query, mean over seeds, float64 (Q,)."""
+    """The AP of each query, averaged over seeds: float64 (Q,)."""
     return np.mean([unpacked(result["average_precision"][order]) for result in results], axis=0)
 
 
 def margins(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The full method against the best bottleneck peer, relative, at each length."""
+    """The relative gain of the full method over the best bottleneck peer, at each code length."""
     found = []
     for bits in sorted({row["bits"] for row in rows}):
         peers = [r for r in rows if r["bits"] == bits and r["method"].endswith("bottleneck")]
@@ -244,7 +244,7 @@ def main() -> None:
 
 
 def structure_rows(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds of what only the images' inner structure can give."""
+    """Means over seeds of the measures in ``bench.structure``."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for run, result in zip(runs, results, strict=True):
         grouped.setdefault(run.row, []).append(result["structure"])

@@ -1,9 +1,9 @@
-"""Retrieval and the OOD verdict of a model, through the same engine as `precedent search`.
+"""Retrieval benchmark: mAP and OOD verdicts of a model, with the engine of `precedent search`.
 
     python -m bench.retrieval FOLDER [--model DIR] [--foreign FOLDER]
 
-FOLDER has ``database`` and ``query``, each with one subfolder a class. A query's own
-images are not in the database. mAP@100 is normalised by min(100, relevant).
+FOLDER has the folders ``database`` and ``query``, each with a subfolder for every class. The
+database must not hold the queries. mAP@100 is normalised by min(100, relevant).
 """
 
 import argparse

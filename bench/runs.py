@@ -1,7 +1,7 @@
-"""Training runs, keyed by their whole configuration and kept with their result.
+"""Training runs whose results are cached by their whole configuration.
 
-A run that was made before, on this machine or another, is not made again: its result lies
-in ``bench/results/runs/KEY.json``, where KEY is a hash of everything that decides it.
+A run that has been made before, on this or another machine, is not repeated: its result is in
+``bench/results/runs/KEY.json``, where KEY is a hash of everything that the result depends on.
 """
 
 import base64
@@ -51,7 +51,7 @@ __all__ = [
 
 RESULTS = Path(__file__).parent / "results" / "runs"
 SCRATCH = Path(__file__).parent / ".scratch"
-_VERSION = 1  # of what is measured: another number makes every run again
+_VERSION = 1  # of what is measured: a new number makes all cached results invalid
 
 # What the paper's schedule has (crops), with little change of grey; no flips.
 PLAIN = AugmentConfig(
@@ -62,14 +62,15 @@ PLAIN = AugmentConfig(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the runs of a table are.
+    """The size of the runs of a table.
 
+    size: side of the canvas, in pixels. tower: see :class:`engine.model.config.TowerConfig`.
     train, database, queries: most images of each label. epochs: after the warm start.
-    warm_epochs: of the tower that all runs of the table start from, learned as a plain
-        classifier of the same training images; it stands for the pretrained towers that
-        others start from. 0 = from scratch.
+    warm_epochs: epochs for which the tower that all runs of the table start from is trained, as a
+        plain classifier on the same training images; it stands in for the pretrained towers of the
+        published methods. 0 = start from random weights.
     normalise: see :class:`engine.model.preprocess.Preprocess`.
-    classes: those that take part; none named = all.
+    classes: the classes used; empty = all.
     """
 
     size: int = 64
@@ -96,10 +97,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it is called in a table, and all that decides it.
+    """A training run: its name in a table (``row``), and everything that its result depends on.
 
-    by: the labels learned, "class" or "subclass". judged_by: the labels it is measured with.
-    shifts: measure changed queries too, see ``bench.shifts``.
+    by: labels used for training, "class" or "subclass". judged_by: labels used for evaluation.
+    shifts: evaluate changed queries too, see ``bench.shifts``.
     """
 
     row: str
@@ -160,7 +161,7 @@ def train_identity(config: TrainConfig) -> dict[str, Any]:
 
 
 class Bench:
-    """The images of one scale, and the runs over them."""
+    """The images of a scale, and the runs on them."""
 
     def __init__(self, folder: Path, scale: Scale) -> None:
         self.scale = scale
@@ -182,7 +183,7 @@ class Bench:
         self.digest = digest.hexdigest()
 
     def make(self, run: Run) -> dict[str, Any]:
-        """The run's result, made now or before."""
+        """The result of a run, computed now or cached."""
         path = RESULTS / f"{run.key(self.digest)}.json"
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
@@ -228,7 +229,7 @@ class Bench:
         )
 
     def warm(self, by: str) -> Path:
-        """The tower that all runs start from, as a state dict of timm's model."""
+        """The weights of the tower that all runs start from, as a state dict of timm's model."""
         decides = json.dumps([_VERSION, self.digest, self.scale.identity(), by], sort_keys=True)
         name = "warm-" + hashlib.sha256(decides.encode()).hexdigest()[:16]
         path = SCRATCH / f"{name}.safetensors"
@@ -259,7 +260,7 @@ def encoded(encoder: Encoder, part: Part, by: str) -> EvaluationSet:
 
 
 def figures(report: QualityReport) -> dict[str, Any]:
-    """What tables are made of: means by order and class, and AP of every query, packed."""
+    """The figures that tables use: means by order and class, and the packed AP of each query."""
     document = report.to_dict()
     return {
         "orders": {
@@ -288,7 +289,7 @@ def figures(report: QualityReport) -> dict[str, Any]:
 
 
 def packed(values: NDArray[np.float64]) -> str:
-    """Values in [0, 1] as compressed 16-bit text; NaN becomes 0."""
+    """Values in [0, 1] as text: 16 bits each, compressed, in base 64; NaN becomes 0."""
     steps = np.round(np.nan_to_num(values) * 65535).astype("<u2")
     return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
 
@@ -319,7 +320,7 @@ def make_all(
     jobs: int,
     done: Callable[[Run, dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """The results of all runs, which share one scale, in order; ``done`` hears of each."""
+    """The results of runs of one scale, in order; ``done`` is called with each run and result."""
     runs = list(runs)
     bench = Bench(folder, runs[0].scale)
     missing = [run for run in runs if not _known(bench, run)]

@@ -1,34 +1,35 @@
-"""Search: recall, latency, memory, disk and building, beside FAISS, usearch and plain Qdrant.
+"""Search benchmark: recall, latency, memory, disk and build time; FAISS, usearch and plain Qdrant.
 
     python -m bench.search [DATA] [--counts 10000 100000] [--kinds synthetic real]
 
-DATA has the images of kind ``real`` (see ``bench.collection``). Every system runs in a process
-of its own, one after another, on the same vectors; what was measured before is not measured
-again, so that a stopped run goes on. After a change of our engine, ``--fresh --systems hash
-precise hash-quantised`` measures ours anew.
+DATA has the images of kind ``real`` (see ``bench.collection``). The systems run one after another
+on the same vectors, each in a process of its own. Finished measurements are not repeated, so an
+interrupted run can be continued. After a change of our engine, ``--fresh --systems hash precise
+hash-quantised`` measures our profiles again.
 
 ``bench/results/search.json``, which ``precedent plan`` reads:
 
 systems: one for each kind, count and system.
-    build: ``seconds`` by stage (ours and Qdrant: upsert, optimise) and their ``total``. Making
-        points of arrays is part of plain Qdrant's upsert; ours is handed points ready-made.
-    disk_bytes: of the saved index; where candidates are re-ranked, with the vectors for that.
-    resident_bytes: how much the process grew by all searches, and by building where the index
-        lives in memory. Pages of the file that the vectors come in do not count; other
-        mapped files do. ``anonymous_bytes``: the part that no file backs.
-    cores: kept busy while ``building`` and ``searching``: where above 1, by a pool of threads.
-    searches: by knob value and k: ``p50_ms``, ``p99_ms`` of single queries after a warm-up
-        pass over the same ones, ``recall`` of the k exact neighbours; of ours also ``rungs``,
-        ``median_candidates`` and ``share_outside_store``, that of our Python; of plain
-        Qdrant ``segments`` and ``vectors_in_graph``, which is none for a small shard.
-    ranking, throughput: of ``hash``: content order at k = 100; queries per second, no facets.
-growth: exponents of p50 at k = 10 and of building, by least squares over the counts, log-log.
-ratios: building plain Qdrant's graph over building ``hash``, and p50 at k = 10 of ``hash`` over
-    that of the fastest peer with no less recall.
-api/measured.json: what ``precedent plan`` reckons with.
-capacity: of our profiles: ``disk_bytes_per_image``, ``resident_bytes_per_image``,
-    ``upsert_per_second``, ``optimise_per_second`` (images; null where the store found nothing
-    to do), ``p50_ms`` at k = 10.
+    build: ``seconds`` by stage (ours and Qdrant: upsert, optimise) and their ``total``. For plain
+        Qdrant the upsert includes making points from arrays; ours gets ready-made points.
+    disk_bytes: size of the saved index, with the vectors if candidates are re-ranked by them.
+    resident_bytes: growth of the process by all searches, and by building if the index is kept in
+        memory. Without pages of the vectors' file, but with other mapped files.
+        ``anonymous_bytes``: the part that is not mapped from files.
+    cores: cores kept busy while ``building`` and ``searching``; above 1 with a pool of threads.
+    searches: by knob value and k: ``p50_ms``, ``p99_ms`` of single queries after a warm-up pass
+        over the same queries, ``recall`` of the k exact neighbours; for ours also ``rungs``,
+        ``median_candidates`` and ``share_outside_store``, the share of time in our Python; for
+        plain Qdrant ``segments`` and ``vectors_in_graph``, which is 0 for a small shard.
+    ranking, throughput: for ``hash``: time of ranking in content order at k = 100; queries per
+        second without facets.
+growth: exponents of p50 at k = 10 and of build time over the counts, by log-log least squares.
+ratios: build time of plain Qdrant's graph over that of ``hash``; p50 at k = 10 of ``hash`` over
+    that of the fastest peer with at least the same recall.
+api/measured.json: the figures that ``precedent plan`` uses.
+capacity: for our profiles: ``disk_bytes_per_image``, ``resident_bytes_per_image``,
+    ``upsert_per_second``, ``optimise_per_second`` (images; null if the store had nothing to do),
+    ``p50_ms`` at k = 10.
 """
 
 import argparse
@@ -54,7 +55,7 @@ SYSTEMS = (*OURS, *PEERS)
 
 
 def summary(systems: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What search.json holds besides the machine."""
+    """The content of search.json, except for the machine."""
     whole = [one for one in systems if "failed" not in one]
     return {
         "systems": list(systems),
@@ -80,7 +81,7 @@ def growth(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def exponent(n: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """b of y = a · n^b, by least squares on the logarithms."""
+    """The exponent b of y = a · n^b, by least squares on the logarithms."""
     return round(float(np.polyfit(np.log(n), np.log(np.maximum(y, 1e-6)), 1)[0]), 3)
 
 
@@ -112,7 +113,7 @@ def at_ten(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def matched(one: dict[str, Any], least: float) -> dict[str, Any] | None:
-    """The fastest search at k = 10 that has this recall; None where no knob gives it."""
+    """The fastest search at k = 10 with at least this recall; None if no knob value reaches it."""
     able = [search for search in at_ten(one) if search["recall"] >= least]
     return min(able, key=lambda search: search["p50_ms"], default=None)
 
@@ -264,7 +265,7 @@ def measurements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def known(results: Path) -> list[dict[str, Any]]:
-    """All that was measured, in the order of the tables."""
+    """All finished measurements, in the order of the tables."""
     found = [json.loads(path.read_text()) for path in results.glob("*.json")]
     return sorted(found, key=lambda one: (one["kind"], one["count"], SYSTEMS.index(one["system"])))
 

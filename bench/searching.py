@@ -1,4 +1,4 @@
-"""One system measured on one archive, in a process of its own.
+"""Measures one system on one archive, in a process of its own.
 
 python -m bench.searching JOB
 """
@@ -44,8 +44,11 @@ _LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch"}  # the rest is Qdrant 
 
 @dataclass(frozen=True)
 class Job:
-    """One system on one archive. vectors: the folder that ``prepared`` made. seconds: most
-    that one pass over the queries may take; it then stops short."""
+    """A measurement of one system on one archive.
+
+    vectors: the folder that ``prepared`` made. seconds: after this time a pass over the queries
+    stops early.
+    """
 
     kind: str
     count: int
@@ -72,13 +75,13 @@ class Job:
 
 
 def searcher(store: VectorStore) -> Searcher:
-    """How our engine answers a query that was encoded before."""
+    """A function that searches with our engine for queries that are encoded already."""
     encoder: Any = SimpleNamespace(manifest=SimpleNamespace(fingerprint=MODEL), precision="fp32")
     return SearchEngine(encoder, store, SearchSettings()).answer
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The figures of one system; this process is theirs alone."""
+    """Measures one system; must run in a process of its own."""
     if hasattr(os, "sched_setaffinity"):  # Qdrant takes as many threads as there are cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     vectors = Vectors.opened(Path(job.vectors))
@@ -150,7 +153,7 @@ def index_of(job: Job) -> Index:
 
 
 def built(job: Job) -> tuple[dict[str, float], float]:
-    """Seconds by stage, and cores kept busy."""
+    """Builds the index: seconds by stage, and cores kept busy."""
     index = index_of(job)
     busy = fill(index, Vectors.opened(Path(job.vectors)))
     index.close()
@@ -158,7 +161,7 @@ def built(job: Job) -> tuple[dict[str, float], float]:
 
 
 def fill(index: Index, vectors: Vectors) -> float:
-    """Builds, and returns how many cores that kept busy."""
+    """Builds the index and returns how many cores that kept busy."""
     watch = _Cores()
     index.build(vectors)
     return watch.busy()
@@ -178,7 +181,7 @@ class _Cores:
 def asked(
     index: Index, vectors: Vectors, k: int, seconds: float
 ) -> tuple[list[NDArray[np.int64]], list[float]]:
-    """Rows found and milliseconds taken, by query."""
+    """Searches with each query: the rows found, and the milliseconds taken."""
     found, taken = [], []
     begun = time.perf_counter()
     for z, code in zip(vectors.query_z, vectors.query_codes, strict=True):
@@ -191,7 +194,7 @@ def asked(
 
 
 def resident(vectors: str) -> tuple[int, int]:
-    """Bytes of this process in memory, without those of the vectors' files; and anonymous."""
+    """Resident bytes of this process without the vectors' files, and anonymous bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed, by imports too, is nobody's
     maps = [m for m in psutil.Process().memory_maps() if not m.path.startswith(vectors)]
@@ -199,7 +202,7 @@ def resident(vectors: str) -> tuple[int, int]:
 
 
 def ranking(store: VectorStore, vectors: Vectors) -> dict[str, Any]:
-    """Putting what the store found for k = 100 into content order, as the engine does."""
+    """Times how long ranking the store's results for k = 100 in content order takes."""
     taken = []
     for z, code in zip(vectors.query_z, vectors.query_codes, strict=True):
         found = store.query([Nearest(z, Filter(), _RANKED)])[0]
@@ -210,8 +213,10 @@ def ranking(store: VectorStore, vectors: Vectors) -> dict[str, Any]:
 
 
 def make(job: Job, results: Path, scratch: Path, timeout: float, fresh: bool) -> dict[str, Any]:
-    """The figures of a job, from a process of its own now or from a file of before. One that
-    failed has ``failed`` instead, and is tried again the next time."""
+    """The figures of a job: measured now in a process of its own, or read from an earlier run.
+
+    If the job fails they hold ``failed``, the reason, and it is tried again the next time.
+    """
     path = results / job.file
     if path.exists() and not fresh:
         known: dict[str, Any] = json.loads(path.read_text())

@@ -1,7 +1,7 @@
-"""Queries as other archives would show them: windowed, cropped, noisy, and what a model is worth
-on them.
+"""Queries changed as other archives would show them, and the precision of a model on these.
 
-They are written apart from the changes that training makes (``engine.training.augment``).
+They are windowed, cropped or noisy. The changes are implemented independently of those in training
+(``engine.training.augment``).
 """
 
 from collections.abc import Callable, Iterable
@@ -103,7 +103,7 @@ def shifted(
 def shifted_precision(
     encoder: Encoder, preprocess: Preprocess, database: Part, queries: Part
 ) -> dict[str, float]:
-    """Macro P@1 of the class, by shift of the queries; and of phantoms, drawn not scanned."""
+    """Macro-averaged P@1 by class, for each change of the queries and for synthetic phantoms."""
     held = encoder.encode(list(database.canvases))
     found: dict[str, float] = {}
     for name, shift in SHIFTS.items():

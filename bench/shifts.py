@@ -1,10 +1,10 @@
-"""What each group of augmentations is worth on pictures that look otherwise.
+"""Ablation of the augmentations: precision on queries as other archives would show them.
 
     python -m bench.shifts FOLDER [--jobs 2]
     python -m bench.shifts FOLDER --model DIR    # how one model bears them
 
-One model with all of them, one without each, one without any; queries changed as other
-archives change them, in ways that are written apart from the training's own.
+Trains one model with all groups of augmentations, one without each group, and one without any. The
+queries are changed by code that is independent of the augmentations (``bench.shifted_queries``).
 """
 
 import argparse

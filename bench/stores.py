@@ -1,7 +1,7 @@
-"""Qdrant in this process: plain, as a peer, and as our own search in its profiles.
+"""Indexes on Qdrant Edge in this process: plain Qdrant as a peer, and our search in its profiles.
 
-Qdrant hands each segment of a shard to a pool of threads of its own. What is built here is
-kept in a folder, so that building and searching are measured in processes of their own.
+Qdrant searches the segments of a shard with its own pool of threads. The indexes are kept in a
+folder, so that building and searching can be measured in separate processes.
 """
 
 import time
@@ -34,7 +34,7 @@ Searcher = Callable[[Observations, Query], Answer]
 
 
 class PlainQdrant(Measured):
-    """A Qdrant Edge shard as it comes: float32 vectors in an HNSW graph, ids, no payload."""
+    """A plain Qdrant Edge shard: float32 vectors in an HNSW graph, ids, no payload."""
 
     knob, values = "hnsw_ef", EF
     kept = True
@@ -78,7 +78,7 @@ class PlainQdrant(Measured):
 
 
 class Watched:
-    """A VectorStore that passes everything on and sums up what its calls take."""
+    """A proxy for a VectorStore that sums up the time spent in its calls, in ``seconds``."""
 
     def __init__(self, store: VectorStore) -> None:
         self._store = store
@@ -100,7 +100,7 @@ class Watched:
 
 
 class Precedent(Measured):
-    """Our own search, from the query's vector and code to the answer with its evidence."""
+    """Our search, from the query's vector and code to the answer with its evidence."""
 
     knob, values = "asked", ("plainly", "with facets", "exactly")
     kept = True
@@ -142,7 +142,7 @@ class Precedent(Measured):
         return allocated(self._folder)
 
     def facts(self) -> dict[str, Any]:
-        """share_outside_store: of the time of a search. rungs: how many searches ended on each."""
+        """share_outside_store: of the search time. rungs: rung → number of searches on it."""
         answers, total = self._answers, self._total
         stored, self._watched.seconds = self._watched.seconds, 0.0
         self._answers, self._total = [], 0.0
@@ -157,8 +157,10 @@ class Precedent(Measured):
     def throughput(
         self, vectors: Vectors, threads: int, writing: bool, seconds: float
     ) -> dict[str, Any]:
-        """Queries per second through one engine; ``writing``: while one more thread adds
-        images, about as fast as a GPU encodes them."""
+        """Queries per second through one engine.
+
+        ``writing``: while another thread adds images, about as fast as a GPU encodes them.
+        """
         until = time.perf_counter() + seconds
         written = 0
 
@@ -196,7 +198,7 @@ class Precedent(Measured):
 
 
 def allocated(folder: Path) -> int:
-    """Bytes the folder's files take up on disk: stores reserve more than they have written."""
+    """Bytes allocated on disk for the files of a folder; stores reserve more than they write."""
     return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,7 +1,8 @@
-"""What codes keep of the structure inside a class, which their labels never told.
+"""Measures how much structure within a class the codes keep, beyond the labels of their training.
 
-The paper's point against codes that gather around class centres: among images of one class
-nothing tells the near from the far. Measured on three things that were not taught.
+Codes that gather around class centres cannot tell which images of one class are similar; this is
+the paper's argument against them. It is measured by three properties that were not used in
+training.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ _ORDERS = ("hamming_random", "content")
 
 
 def structure_kept(encoder: Encoder, database: Part, queries: Part) -> dict[str, float]:
-    """By order, "hamming_random" (the codes alone) and "content":
+    """The measures in the orders "hamming_random" (the codes alone) and "content":
 
     knee grade: mAP@100 of the Kellgren–Lawrence grade, knee queries against knees.
     same patient: mAP@100 of the patient's other images, cardiac MR of the database against

@@ -1,4 +1,4 @@
-"""How a benchmark shows its rows on the terminal."""
+"""Prints the rows of a benchmark as a table on the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["show"]
 def show(
     console: Console, title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]
 ) -> None:
-    """Prints a table; a value with one of the same name + " sd" is shown as value ± sd."""
+    """Prints a table; if a row has NAME and "NAME sd", they are shown as one value ± sd."""
     table = Table(title=title)
     for column in columns:
         left = column in ("method", "best peer", "measure", "peers' order")

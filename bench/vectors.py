@@ -1,8 +1,8 @@
-"""The vectors that searches are measured on, and their exact nearest neighbours.
+"""The vectors for the search benchmark, and their exact nearest neighbours.
 
-``synthetic`` needs no data: classes, clusters in them (a study, a patient, a protocol) and
-images around the clusters. ``real`` are a model's own encodings of a folder of images, blown
-up where more are asked for than there are.
+``synthetic`` vectors need no data: they are drawn as classes, clusters within these (a study, a
+patient, a protocol) and images around the clusters. ``real`` vectors are a model's encodings of a
+folder of images; if more are asked for than there are images, further vectors are drawn near these.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ __all__ = [
 KINDS = ("synthetic", "real")
 SCRATCH = Path(__file__).parent / ".scratch"
 DEEPEST = 100
-"""So many exact neighbours of each query are known."""
-_VERSION = 1  # of how vectors are made: another number makes them, and what hangs on them, anew
+"""Number of exact neighbours that are computed for each query."""
+_VERSION = 1  # of how vectors are made: a new number makes all cached vectors and results invalid
 _DIM, _BITS = 256, 64
 _CHUNK = 16_384  # rows made at once: 16 MB of z, however many there are in all
 
@@ -61,7 +61,7 @@ _SAMPLED = 3000  # images whose nearest other one is looked for
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """An archive as a model sees it, and queries that are not in it.
+    """The encodings of an archive, and of queries that are not in it.
 
     z, query_z: float32 (N, 256) and (Q, 256), centred per row and of unit length.
     codes, query_codes: uint8 (N, 8) and (Q, 8), packed.
@@ -85,7 +85,7 @@ class Vectors:
 
     @classmethod
     def opened(cls, folder: Path) -> "Vectors":
-        """As saved; z stays in its file and is read where it is used."""
+        """Opens saved vectors; z is memory-mapped."""
         arrays = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS if name != "z"}
         z = np.asarray(np.load(folder / "z.npy", mmap_mode="r"))
         return cls(name=(folder / "name").read_text(), z=z, **arrays)
@@ -95,7 +95,7 @@ _ARRAYS = ("z", "codes", "classes", "query_z", "query_codes")
 
 
 def synthetic(count: int, queries: int, seed: int = 0) -> Vectors:
-    """An archive with structure, the same for the same seed."""
+    """Draws the vectors of a synthetic archive; the same seed gives the same vectors."""
     rng = np.random.default_rng(seed)
     clusters = max(_CLASSES, count // _IN_CLUSTER)
     weights = rng.pareto(_TAIL, clusters) + 1
@@ -142,11 +142,10 @@ def real(
 ) -> Vectors:
     """The model's encodings of the images in ``folder``, which ``bench.collection`` describes.
 
-    The archive is splits train and database, a random part of them where ``count`` allows;
-    where it is larger, each of its vectors lies beside that of a random image: as far from it
-    as a random image is from its nearest other one, in the direction in which two random
-    images of its class differ. The codes are then the model's own hash of those vectors.
-    The queries are of split query, as they are.
+    The archive is the splits train and database: a random part of them, or, if ``count`` is larger,
+    vectors drawn near those of random images. Each of these is as far from its image as a random
+    image is from its nearest other one, in the direction in which two random images of its class
+    differ; its code is the model's hash of it. The queries are the split query, unchanged.
     """
     encodings = _encodings(folder, model, scratch)
     rng = np.random.default_rng(seed)
@@ -167,7 +166,7 @@ def real(
 
 
 def _encodings(folder: Path, model: Path, scratch: Path) -> dict[str, NDArray]:
-    """z, codes and classes of three splits, encoded now or before."""
+    """z, codes and classes of three splits, encoded now or cached."""
     path = scratch / f"encodings-{identity('real', folder, model)}.npz"
     if not path.exists():
         encoder = Encoder.load(model, batch_size=64)
@@ -186,7 +185,7 @@ def _encodings(folder: Path, model: Path, scratch: Path) -> dict[str, NDArray]:
 
 
 def identity(kind: str, folder: Path | None, model: Path = SHIPPED) -> str:
-    """16 hex digits of what, besides count and seed, decides the vectors."""
+    """16 hex digits of a hash of what the vectors depend on, besides count and seed."""
     decides: list[object] = [kind, _VERSION]
     if kind == "real" and folder is not None:
         manifest = json.loads((model / "manifest.json").read_text())
@@ -289,12 +288,12 @@ def points(vectors: Vectors, rows: Sequence[int], *, copy: int = 0) -> list[Poin
 
 
 def row_of(record: ImageRecord) -> int:
-    """Where in the archive's arrays the image is that :func:`points` described."""
+    """The row in the archive's arrays of an image that :func:`points` made."""
     return int((record.sop or "").rpartition(".")[2])
 
 
 def nearest(z: NDArray[np.float32], asked: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Rows of z most similar to each of the vectors asked for, by comparing with all of them.
+    """The rows of z most similar to each query vector, by comparing with all of them.
 
     Returns:
         int64 (Q, min(k, N)), most similar first, equals by row.
@@ -313,8 +312,11 @@ def nearest(z: NDArray[np.float32], asked: NDArray[np.float32], k: int) -> NDArr
 
 
 def recall(found: list[NDArray[np.int64]], exact: NDArray[np.int64], k: int) -> float:
-    """Share of the k exact neighbours (Q, ≥ k or all there are) that are among the first k
-    found, mean over the queries."""
+    """recall@k: the share of the k exact neighbours among the first k found, mean over queries.
+
+    found: for each query the rows found, most similar first.
+    exact: int64 (Q, n), the exact neighbours, n ≥ k unless there are fewer items.
+    """
     shares = [
         len(np.intersect1d(rows[:k], truth[:k])) / len(truth[:k])
         for rows, truth in zip(found, exact, strict=True)
@@ -331,8 +333,10 @@ def prepared(
     seed: int = 0,
     scratch: Path = SCRATCH,
 ) -> Path:
-    """A folder with those vectors, as :meth:`Vectors.opened` reads them, and ``exact.npy``,
-    int64 (Q, 100): made now or before."""
+    """A folder with these vectors for :meth:`Vectors.opened`, made now or cached.
+
+    It also holds ``exact.npy``, the exact neighbours of each query, int64 (Q, 100).
+    """
     folder = scratch / f"vectors-{kind}-{count}-{queries}-{seed}-{identity(kind, data)}"
     if folder.exists():
         return folder

@@ -1,13 +1,13 @@
-"""Builds the shipped model: trains it, its decoder and its OOD gate.
+"""Builds the shipped model: trains the network and the decoder, and calibrates the OOD gate.
 
     python -m bench.weights FOLDER OUT [--per-class 350] [--size 96] [--epochs 10 6 12]
 
-FOLDER as in ``bench.collection``: train and calibration are used, database and query are
-not. Beside the real images the model learns from drawn ones (``bench.phantoms``): of its
-own classes as other scanners show them, and of other things, which are classes of their own
-so that the real ones do not fill all of its space. It is trained several times, each time from
-the tower that the time before came to; the last time images of a class are placed apart by their
-structure, since codes are of the last time alone. Stopped, the same command goes on.
+FOLDER as in ``bench.collection``: the splits train and calibration are used, database and query are
+not. Besides the real images the model is trained on synthetic ones (``bench.phantoms``): of its own
+classes as other scanners show them, and of other things, as classes of their own, so that the real
+classes do not fill all of the feature space. It is trained several times, each time starting from
+the tower of the training before; only the last training, which determines the codes, separates
+images of one class by their structure. The same command continues an interrupted build.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHIPPED_DETECTORS = ("knn", "appearance")
 def with_phantoms(
     real: Part, preprocess: Preprocess, per_class: int, seed: int, others: dict[str, Draw]
 ) -> TrainingSet:
-    """The real images and drawn ones, of their classes and ``others``, in one set."""
+    """One training set of the real images and synthetic ones of their classes and ``others``."""
     known = {name: draw for name, draw in KNOWN.items() if name in set(real.classes.tolist())}
     # More of what has no real images, or its few would weigh more than they should.
     images = [
@@ -59,9 +59,9 @@ def with_phantoms(
 def calibrated_gate(
     encoder: Encoder, reference: Part, calibration: Part, seed: int, names: tuple[str, ...]
 ) -> OodGate:
-    """A gate of the detectors named, fitted on real training images."""
+    """An OOD gate with the detectors named, fitted on real training images."""
     classes = len(np.unique(reference.classes))
-    # Evenly over the classes: a small one is as well known as a large one.
+    # The same number of images of each class, so that small classes count as known as large ones.
     chosen = reference.balanced(REFERENCES // classes, by="class", seed=seed)
     labels = class_indices(encoder, chosen)
     known = encoder.observe(list(chosen.canvases))
@@ -70,7 +70,7 @@ def calibrated_gate(
 
 
 def class_indices(encoder: Encoder, part: Part) -> NDArray[np.int64]:
-    """int64 (N,), the classifier's outputs that the images' classes are."""
+    """For each image the index of its class among the classifier's outputs, int64 (N,)."""
     number = {name: i for i, name in enumerate(encoder.manifest.classes)}
     return np.array([number[name] for name in part.classes], dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""What makes the search: the model, the codes, the store and the ranking."""
+"""The search engine: model, codes, vector store and ranking."""
 
 from engine import reproducibility
 

@@ -1,9 +1,7 @@
 """Binary codes: packing, hex, 16-bit bands, their neighbourhoods, Hamming distance.
 
-The bands make multi-index hashing possible (Norouzi et al., "Fast Exact Search in Hamming
-Space with Multi-Index Hashing", TPAMI 2014). Two codes that differ in at most
-r = m (s + 1) − 1 of their bits have, among m bands, one that differs in at most s: were
-there s + 1 or more differing bits in each, they would be m (s + 1) together.
+A band is a slice of 16 bits of a code. engine/search/ladder.py explains how images are looked up
+by their bands (multi-index hashing).
 """
 
 from itertools import combinations
@@ -29,13 +27,13 @@ BAND_BITS = 16
 
 
 def pack_signs(h: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Codes of hash logits: bit = 1 where h ≥ 0, packed most significant bit first.
+    """The binary codes of hash logits: bit = 1 where h ≥ 0, most significant bit first.
 
     Args:
         h: float (..., B), B a multiple of 8.
 
     Returns:
-        uint8 (..., B/8).
+        uint8 (..., B/8), packed.
 
     Raises:
         QueryError: B is no multiple of 8.
@@ -63,7 +61,7 @@ def from_hex(text: str) -> NDArray[np.uint8]:
 
 
 def band_widths(bits: int) -> list[int]:
-    """Bits of each of the m bands of a code: 16, but 8 for the first where B/8 is odd."""
+    """The width in bits of each of the m = ⌈B/16⌉ bands: 16; 8 for the first if B/8 is odd."""
     rest = bits % BAND_BITS
     return ([rest] if rest else []) + [BAND_BITS] * (bits // BAND_BITS)
 
@@ -80,7 +78,7 @@ def bands(codes: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def neighbourhood(value: int, s: int, width: int = BAND_BITS) -> list[int]:
-    """All values of a band of ``width`` bits within ``s`` flipped bits of ``value``, sorted.
+    """All band values that differ from ``value`` in at most ``s`` of ``width`` bits, ascending.
 
     For 16 bits: 1 value for s = 0, 17 for s = 1, 137 for s = 2.
     """
@@ -93,11 +91,15 @@ def neighbourhood(value: int, s: int, width: int = BAND_BITS) -> list[int]:
 
 
 def radius(m: int, s: int) -> int:
-    """r = m (s + 1) − 1: every code within this distance shares a band up to s bits."""
+    """r = m (s + 1) − 1: two codes at most r bits apart have a band at most s bits apart.
+
+    Args:
+        m: bands of a code. s: differing bits allowed in a band.
+    """
     return m * (s + 1) - 1
 
 
 def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Differing bits of packed codes, broadcast over (..., B/8) → int64 (...)."""
+    """Hamming distance of packed codes: uint8 (..., B/8), broadcast → int64 (...)."""
     differing: NDArray[np.int64] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
     return differing

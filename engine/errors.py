@@ -1,6 +1,6 @@
-"""The one exception tree.
+"""The exceptions of this project, in one tree.
 
-Every message says what is wrong, with which value, and the way out.
+Every message says what is wrong, with which value, and what to do about it.
 
 PrecedentError
  ├── SettingsError          a setting is missing, unknown or out of range
@@ -103,7 +103,7 @@ class JobError(PrecedentError):
 
 
 class RefusalReason(StrEnum):
-    """Why an instance did not become a point. The values are stable."""
+    """Why an instance was not indexed. The values are stable: reports and scripts use them."""
 
     EMPTY_FILE = "empty-file"
     NOT_AN_IMAGE = "not-an-image"
@@ -125,8 +125,8 @@ class ImageRefused(PrecedentError):
     """One image cannot be used.
 
     Args:
-        reason: the stable code under which it is counted.
-        detail: one sentence with the offending value. Never patient text.
+        reason: the stable code under which refusals are counted.
+        detail: one sentence with the offending value; never text about a patient.
     """
 
     def __init__(self, reason: RefusalReason, detail: str) -> None:

@@ -1,6 +1,6 @@
-"""Optional dependencies, and the command that installs them.
+"""The name of the distribution, and the command that installs its optional dependencies.
 
-The distribution is not named as the command ``precedent`` is: on PyPI that name is somebody else's.
+The distribution is not named ``precedent`` like the command, as that name is taken on PyPI.
 """
 
 __all__ = ["DISTRIBUTION", "install_command"]
@@ -9,5 +9,5 @@ DISTRIBUTION = "precedent-imaging"
 
 
 def install_command(extra: str) -> str:
-    """What adds ``extra``, one of the project's optional dependencies, to an installation."""
+    """The pip command that installs ``extra``, one of the project's optional dependencies."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"

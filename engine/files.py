@@ -1,4 +1,4 @@
-"""Files that are whole or absent: nothing is left half-written."""
+"""Atomic writes: a file is complete or absent, never half-written."""
 
 import os
 import tempfile
@@ -11,9 +11,10 @@ __all__ = ["write_atomically", "writing_atomically"]
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Writes to a neighbour and renames it into place; survives a kill at any moment.
+    """Writes a temporary file beside ``path`` and renames it; the process may be killed any time.
 
-    durable: also survives a power cut; without, many small files are written much sooner.
+    durable: also flush the file to disk, so that it survives a power cut; False is much faster
+        for many small files.
     """
     with writing_atomically(path, durable=durable) as stream:
         stream.write(data)
@@ -21,7 +22,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 @contextmanager
 def writing_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file at ``path`` when the block ends well.
+    """A stream whose content becomes the file at ``path`` when the block ends without an error.
 
     durable: as for :func:`write_atomically`.
     """

@@ -1,4 +1,4 @@
-"""The domain types that travel between the model, the store, the search and the indexer."""
+"""The domain types that model, store, search and indexer exchange."""
 
 import uuid
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ __all__ = [
     "dicom_point_id",
 ]
 
-# uuid5(NAMESPACE_URL, "precedent-point"): our ids never meet those of another UUIDv5 user.
+# uuid5(NAMESPACE_URL, "precedent-point"): a namespace of its own, so that ids do not collide with
+# other UUIDv5 ids.
 _NAMESPACE = uuid.UUID("c117ea35-bdc3-54a3-b0a7-399a24a569a2")
 
 
@@ -38,10 +39,12 @@ def content_point_id(sha256_hex: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What the index knows of an image besides its vectors: the payload's allow-list.
+    """The metadata of an image that the index may keep: an allow-list.
 
-    ``patient`` is a keyed HMAC, never an identifier. ``age_band`` is a decade
-    ("60-69"), ``study_year`` a year; no other date is kept. ``frame`` counts from 0.
+    study, series, sop: DICOM UIDs. frame: index of the frame in the instance, from 0.
+    patient: keyed HMAC of the patient id, never the id itself.
+    age_band: decade of the age, as in "60-69". study_year: the only date that is kept.
+    burned_in: whether text may be burned into the pixels; None = unknown.
     """
 
     study: str | None = None
@@ -68,10 +71,10 @@ RECORD_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(ImageRecord))
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """The model's answer for N images.
+    """The encodings of N images.
 
-    z: float32 (N, D), blended features, centred per row and of unit length, so that a
-        dot product of two rows is their Pearson correlation.
+    z: float32 (N, D), blended features (embeddings), centred per row and of unit length, so that
+        the dot product of two rows is their Pearson correlation.
     codes: uint8 (N, B/8), SCH codes, packed most significant bit first.
     """
 
@@ -84,15 +87,15 @@ class EncodedImages:
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What a detector of foreign images may look at, for N images.
+    """The encodings of N images and what else OOD detectors use; None = not available.
 
     z: float32 (N, D), blended features, centred and of unit length.
     codes: uint8 (N, B/8), packed SCH codes.
-    logits: float32 (N, C), of the classifier; None for a model without one.
-    reconstruction: float32 (N,) in [0, 40], how badly the decoder rebuilds the image from
-        its deep map, for an image as hard as it is; None for a model without a decoder.
+    logits: float32 (N, C), class logits; None for a model without a classifier.
+    reconstruction: float32 (N,) in [0, 40], the decoder's error relative to how hard the image is
+        to rebuild (``ReconstructionScores.relative``); None for a model without a decoder.
     appearance: float32 (N, 384), layout and spectrum of the canvas, see
-        :func:`engine.model.appearance.appearance`; None where the image itself was not seen.
+        :func:`engine.model.appearance.appearance`; None if only the encoding is known.
     """
 
     z: NDArray[np.float32]
@@ -106,7 +109,7 @@ class Observations:
 
     @classmethod
     def joined(cls, parts: "Sequence[Observations]") -> "Observations":
-        """All images of the parts, which are of one model, in order."""
+        """The parts concatenated, in order; all of one model."""
         columns: dict[str, Any] = {}
         for name in (f.name for f in fields(cls)):
             values = [getattr(part, name) for part in parts]
@@ -114,7 +117,7 @@ class Observations:
         return cls(**columns)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> "Observations":
-        """Of some of the images: a slice, indices or a mask."""
+        """The observations of some of the images, given as a slice, indices or a mask."""
         return Observations(
             self.z[rows],
             self.codes[rows],
@@ -126,10 +129,12 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One image as the store keeps it.
+    """One indexed image: a frame of a DICOM instance, or a raster image.
 
-    z: float32 (D,), unit length. code: uint8 (B/8,), packed.
-    ``score`` is the similarity to the vector asked for, in [-1, 1], when there was one.
+    id: a UUID as text. code: uint8 (B/8,), packed.
+    z: float32 (D,), unit length; None = not read from the store.
+    score: similarity to the vector of the query, in [-1, 1]; None = not the result of a query.
+    indexed_at: time of indexing; None = not recorded.
     """
 
     id: str
@@ -142,7 +147,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found image. similarity: Pearson r in [-1, 1]. hamming: differing bits of B."""
+    """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B."""
 
     id: str
     similarity: float
@@ -152,13 +157,14 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class OodVerdict:
-    """Whether the query lies outside what the model knows.
+    """The verdict of the OOD gate: is the query unlike the images that the model was trained on?
 
-    foreign: p is at or below the operating point alpha.
-    p: of all detectors together, conformal, in (0, 1].
-    scores: by detector, raw, higher = more foreign.
-    p_values: by detector, conformal, in (0, 1]; of those detectors that could look at the
-        query. An image that is known by its vector alone has no ``appearance``.
+    foreign: it is, since p is at or below alpha.
+    p: joint conformal p-value of all detectors used, in (0, 1].
+    alpha: the operating point: share of known images that may be called foreign.
+    scores: detector → raw score, higher = more foreign.
+    p_values: detector → conformal p-value in (0, 1]. Has only the detectors used: for an indexed
+        image, of which only vector and code are known, "appearance" is missing, for example.
     """
 
     foreign: bool
@@ -170,24 +176,25 @@ class OodVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How an answer came about.
+    """The evidence of an answer: how the hits were found.
 
-    rung: "s0", "s1", "s2" for a pre-filter with that many flipped bits a band; "dense"
-        when no rung gave enough candidates, or was worth taking; "exact" when everything was
-        asked for; "none" when nothing was searched, because the query is foreign and the
-        policy refuses it.
-    radius: every image within this Hamming distance was a candidate; None = no distance
-        bounds the candidates: they are all images, or at rung "none" no image.
-    candidates: images that passed pre-filter and facet filters.
-    estimated: ``candidates`` is an estimate, and may be too high, four times at most.
-    facets_estimated: the facets' counts are estimates, from a sample.
-    compared: how many candidates' vectors could be looked at: all, or a sample of too many.
-    approximate: a graph or quantised vectors chose among them, and may have missed some.
-    ranked: how many of them, the most similar first, were put into order.
-    rungs_tried: candidates found on each rung, in the order they were tried.
-    precision: in which this process computes: "fp32" or "bf16". index_precision: that of the
-        process which made the index; None = not noted.
-    note: in words, what a reader of the list should know of how it came about; or None.
+    rung: the rung of the pre-filter (engine/search/ladder.py): "s0", "s1" or "s2", with that many
+        flipped bits allowed in a band; "dense" when all images were candidates, as no rung had
+        enough or would have saved time; "exact" when the query asked for that; "none" when nothing
+        was searched, because the query is foreign and the policy refuses it.
+    radius: every image within this Hamming distance was a candidate; None = the candidates are not
+        limited by distance (or there are none, at rung "none").
+    candidates: number of images that passed the pre-filter and the filters.
+    estimated: ``candidates`` is an estimate; it may be too high, by a factor of at most four.
+    facets_estimated: the counts of the facets are estimated from a sample.
+    compared: number of candidates in reach of the comparison: all, or a sample of too many.
+    approximate: a graph or quantised vectors preselected candidates, and may have missed some.
+    ranked: number of candidates, the most similar ones, that were put into order.
+    rungs_tried: rung → number of candidates, in the order tried.
+    order: "content" or "hamming". model: fingerprint of the model. bits: of a code.
+    precision: number format in which this process encodes, "fp32" or "bf16". index_precision: that
+        in which the index was computed; None = not recorded.
+    note: a sentence on limits of the result for the reader, or None.
     timings_ms: wall-clock milliseconds by stage.
     """
 
@@ -211,9 +218,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits in a total order, with how they were found and what matched besides them.
+    """The answer to a search.
 
-    next_page: cursor of the hits that follow; None = there are none.
+    hits: in a total order, see engine/search/ranking.py.
+    ood: verdict of the OOD gate; None = no verdict.
+    facets: field → value → number of matching images.
+    next_page: cursor of the next page; None = there is none.
     """
 
     hits: tuple[Hit, ...]

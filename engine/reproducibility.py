@@ -1,4 +1,4 @@
-"""What makes sums come out the same on every run, settled before PyTorch is loaded.
+"""Makes floating-point sums the same on every run; must be imported before PyTorch.
 
 Intel's MKL chooses the order of a sum by the alignment of the data and the number of threads
 unless ``MKL_CBWR`` asks for conditional numerical reproducibility in its strict form. It reads
@@ -16,11 +16,11 @@ _loaded_before = False
 
 
 class NotReproducible(UserWarning):
-    """An image encoded again may differ from its first encoding in the last bits."""
+    """Warning: an image encoded again may differ from its first encoding in the last bits."""
 
 
 def request() -> None:
-    """Asks MKL for strict reproducibility, unless the environment asks for something itself."""
+    """Asks MKL for strict reproducibility, unless the environment sets ``MKL_CBWR`` already."""
     global _loaded_before
     if _VARIABLE not in os.environ:
         _loaded_before = "torch" in sys.modules
@@ -28,7 +28,7 @@ def request() -> None:
 
 
 def shortfall() -> str | None:
-    """Why equal sums cannot be promised in this process, with the way out; None = they can."""
+    """Why sums may not be reproducible in this process, and what to do; None = they are."""
     asked = os.environ.get(_VARIABLE, "")
     if not asked.upper().endswith(_STRICT):
         return (

@@ -2,8 +2,7 @@
 
 Nested settings take a double underscore: ``PRECEDENT_SEARCH__MIN_CANDIDATES=200``.
 The TOML file is ``precedent.toml`` in the working directory, or what ``PRECEDENT_CONFIG``
-names. Unknown names in the file are refused, so that a typing error does not pass for a
-setting.
+names. Unknown names in the file are refused, so that a misspelt setting does not go unnoticed.
 """
 
 import os
@@ -63,7 +62,7 @@ class _Group(BaseModel):
 
 
 class ImageLimits(_Group):
-    """What an image may ask of us. Checked before anything is decoded."""
+    """Limits of one image file, checked before anything is decoded."""
 
     max_file_bytes: Annotated[int, Field(gt=0)] = 2 * 1024**3
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
@@ -78,17 +77,17 @@ class ImageLimits(_Group):
 
 
 class ZipLimits(_Group):
-    """What a zip archive may ask of us, checked on its directory and again while unpacking."""
+    """Limits of a ZIP archive, checked in its directory and again while unpacking."""
 
     max_members: Annotated[int, Field(gt=0)] = 100_000
     max_total_bytes: Annotated[int, Field(gt=0)] = 200 * 1024**3
-    """Of all members, unpacked. One member falls under ``limits.max_file_bytes``."""
+    """Of all members together, unpacked. Each member is limited by ``limits.max_file_bytes``."""
     max_ratio: Annotated[float, Field(ge=1)] = 200.0
-    """Of a member's unpacked to its packed size."""
+    """Largest ratio of unpacked to packed size of a member."""
 
 
 class IndexingSettings(_Group):
-    """How an archive becomes points."""
+    """How an archive is indexed: reading, encoding, and which frames become points."""
 
     readers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores)
     """Processes that read and decode files."""
@@ -103,12 +102,12 @@ class IndexingSettings(_Group):
     commit_every: Annotated[int, Field(ge=1)] = 1000
     """Files after which the store is flushed and the ledger committed."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 512 * 1024**2
-    """Of the disk of the data folder; indexing ends before there is less."""
+    """Free space on the disk of the data folder; indexing stops before there is less."""
     frames: Literal["spread", "all", "nth", "middle", "key"] = "spread"
     """Which frames of a multi-frame instance are indexed: evenly spaced ones, all, every n-th,
     the middle one, or those that key object selections of the instance itself name."""
     frames_per_instance: Annotated[int, Field(ge=1)] = 8
-    """At most so many frames of a multi-frame instance, whatever the policy."""
+    """Most frames indexed of a multi-frame instance, whatever the policy."""
     every_nth_frame: Annotated[int, Field(ge=1)] = 10
     """The n of the policy "nth"."""
     thumbnail_side: Annotated[int, Field(ge=16, le=1024)] = 192
@@ -116,58 +115,62 @@ class IndexingSettings(_Group):
 
 
 class StoreSettings(_Group):
-    """Where the points are, and how they are arranged."""
+    """Where the points are stored, and the profile of a new index."""
 
     url: str | None = None
-    """Of a Qdrant server, as in "https://qdrant.example:6333"; None = the embedded store."""
+    """A Qdrant server, as in "https://qdrant.example:6333"; None = the embedded store."""
     api_key: SecretStr | None = None
     collection: str = "precedent"
     """Name of the collection on the server."""
     prefer_grpc: bool = True
     grpc_port: Annotated[int, Field(ge=1, le=65535)] = 6334
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """For one request to the server."""
+    """Timeout of one request to the server."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
-    """Tries of one request, when the server is busy or not to be reached."""
+    """How often one request is sent at most, when the server is busy or unreachable."""
     shards: Annotated[int, Field(ge=1)] = 1
     replication_factor: Annotated[int, Field(ge=1)] = 1
-    """Copies of each shard. Shards and copies are settled when the collection is made."""
+    """Copies of each shard. Shards and copies apply when the collection is created."""
     profile: Literal["hash", "precise"] = "hash"
-    """Of an index that is made anew: without or with an HNSW graph; see docs/search.md."""
+    """Profile of a new index: without or with an HNSW graph; see docs/search.md."""
     quantised: bool = False
-    """Of an index that is made anew: candidates are found by eight-bit vectors."""
+    """Whether a new index finds candidates by eight-bit vectors."""
 
 
 class LedgerSettings(_Group):
-    """Where the record of instances and jobs is kept."""
+    """Where the ledger, the record of instances and jobs, is kept."""
 
     url: SecretStr | None = None
-    """Of a database, as in "postgresql+psycopg://user@db.example/precedent"; None = an SQLite
-    file in the data folder."""
+    """A database, as in "postgresql+psycopg://user@db.example/precedent"; None = an SQLite file
+    in the data folder."""
 
 
 class JobSettings(_Group):
-    """How bulk jobs are cut up and handed to workers."""
+    """How jobs are divided into chunks of instances and given to workers."""
 
     broker: SecretStr | None = None
-    """Of the message broker, as in "redis://…" or "amqp://…"; None = workers look for work in
-    the ledger itself."""
+    """URL of the message broker, as in "redis://…" or "amqp://…"; None = workers poll the
+    ledger."""
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Instances handed to a worker at once: some minutes of work."""
+    """Instances in a chunk: some minutes of work."""
     attempts: Annotated[int, Field(ge=1)] = 8
-    """Tries of a chunk before it is set aside as failed."""
+    """How often a chunk is attempted before it is marked as failed."""
     backoff_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Pause after the first failed try; it doubles with each, up to 15 minutes."""
+    """Pause after the first failed attempt; it doubles with each further one, up to 15 minutes."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """How often a worker notes that it is alive, and looks after what others left."""
+    """How often a worker renews its lease on a chunk, and looks for chunks that others left."""
     lapse_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Without a sign of life for so long, a worker's chunk is given to another."""
+    """A chunk whose worker has sent no heartbeat for this long is given to another."""
     queued: Annotated[int, Field(ge=1)] = 32
-    """Chunks with the broker at once; the others wait in the ledger."""
+    """Most chunks in the broker's queue; the others wait in the ledger."""
 
 
 def _window(written: str) -> str:
-    """A daily span of local time, HH:MM-HH:MM; it may pass midnight."""
+    """Checks a daily span of local time, HH:MM-HH:MM, which may pass midnight.
+
+    Raises:
+        ValueError: the text is not of this form.
+    """
     match = re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", written)
     if match is None:
         raise ValueError(f"{written!r} is no span of the day; write it as in 20:00-06:00")
@@ -175,12 +178,12 @@ def _window(written: str) -> str:
 
 
 class SourceSettings(_Group):
-    """What all sources of images that are named in the settings share."""
+    """Settings that all sources of images have."""
 
     window: Annotated[str, AfterValidator(_window)] | None = None
-    """Local time of day in which it may be read, as in "20:00-06:00"."""
+    """Local time of day in which the source may be read, as in "20:00-06:00"; None = always."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
-    """Chunks of it that may be worked on at the same time."""
+    """Most chunks of the source that are processed at the same time; None = no limit."""
 
 
 class FolderSettings(SourceSettings):
@@ -203,37 +206,37 @@ class DicomWebSettings(SourceSettings):
     ca_file: Path | None = None
     """Certificates to trust instead of the system's."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts that it may redirect to besides its own."""
+    """Other hosts to which the server may redirect."""
     retrieve: Literal["instance", "series"] = "instance"
     max_connections: Annotated[int, Field(ge=1, le=64)] = 4
-    """Of one worker; with ``max_workers`` that bounds what the server sees, but for one more
-    connection while the instances of a new job are being listed."""
+    """Most connections of one worker. Times ``max_workers`` this is the most that the server sees,
+    but for one more connection while the instances of a new job are being listed."""
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of one worker."""
+    """Most requests per second of one worker; None = no limit."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
-    """Tries of one request, when the server is busy or not to be reached."""
+    """How often one request is sent at most, when the server is busy or unreachable."""
     page: Annotated[int, Field(ge=1, le=10_000)] = 500
-    """Studies, series or instances asked for in one QIDO-RS request."""
+    """Studies, series or instances in the answer to one QIDO-RS request."""
 
 
 class ReceiveSettings(_Group):
-    """The C-STORE SCP, which takes what a PACS pushes."""
+    """The C-STORE SCP, which receives instances that a PACS sends."""
 
     ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
     allowed_ae_titles: tuple[str, ...] = ()
-    """Calling AE titles that are let in. There is no default: nobody is."""
+    """Calling AE titles that are accepted; by default none is."""
     max_associations: Annotated[int, Field(ge=1, le=256)] = 8
     max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
-    """Of received instances that are not indexed yet; above it senders are told to wait."""
+    """Bytes of received instances that are not indexed yet; above this senders are told to wait."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
-    """Of the disk; below it senders are told to wait."""
+    """Free space on the disk; below this senders are told to wait."""
     keep: bool = True
-    """Keep received files after indexing; a later model can only see kept ones."""
+    """Keep received files after indexing; only kept ones can be encoded again by a later model."""
     idle_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Indexing starts when nothing came for so long, or ``batch`` instances wait."""
+    """Indexing starts when nothing was received for this long, or ``batch`` instances wait."""
     batch: Annotated[int, Field(ge=1)] = 500
 
 
@@ -242,29 +245,29 @@ class SearchSettings(_Group):
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     min_candidates: Annotated[int, Field(ge=1)] = 1000
-    """A rung of the pre-filter is accepted from this many candidates on."""
+    """Least candidates that a rung of the pre-filter must have …"""
     candidates_per_hit: Annotated[int, Field(ge=1)] = 20
-    """… and from this many for each hit asked for."""
+    """… and least candidates for each hit asked for …"""
     candidates_share: Annotated[float, Field(ge=0, le=1)] = 0.0075
-    """… and from this share of the images that pass the filters, for ten hits; for more hits
-    it grows with the root of their number."""
+    """… and least share of the images that pass the filters, for up to ten hits; for more hits it
+    grows with the square root of their number."""
     max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
-    """Order ``hamming`` ranks at most so many candidates, the most similar first."""
+    """Order ``hamming`` ranks this many candidates at most: those most similar to the query."""
     max_counted: Annotated[int, Field(ge=1)] = 2_000
-    """Candidates are counted up to about this many; of more there is an estimate."""
+    """Up to about this many candidates are counted; larger numbers are estimated."""
     max_faceted: Annotated[int, Field(ge=1)] = 5_000
-    """Facets are counted over so many images that pass filters; of more they are estimates, from
-    a sample of this size."""
+    """Facets of a filtered search are counted over up to this many images; for more they are
+    estimated from a sample of this size."""
     max_scanned: Annotated[int, Field(ge=256)] = 5_000_000
-    """Without a graph, at most so many images are compared; of more, a fixed sample."""
+    """Most images compared in a search without a graph; of more, a fixed sample is compared."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Values listed for each facet."""
+    """Most values listed for each facet."""
     ood_policy: Literal["warn", "refuse"] = "warn"
-    """A query foreign to the model is answered with a warning, or with no hits at all."""
+    """What to do with a query foreign to the model: answer with a warning, or with no hits."""
 
 
 class ServerSettings(_Group):
-    """Where the HTTP server listens, and what a request may bring."""
+    """Where the HTTP server listens, and the largest upload it accepts."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -272,7 +275,7 @@ class ServerSettings(_Group):
 
 
 class Settings(BaseSettings):
-    """All settings. Build them with :func:`load_settings`, which words errors for people."""
+    """All settings. Use :func:`load_settings`, which turns errors into readable messages."""
 
     model_config = SettingsConfigDict(
         env_prefix="PRECEDENT_",
@@ -291,7 +294,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """"auto" computes in bfloat16 where the hardware gains from it."""
     pseudonym_key: SecretStr | None = None
-    """Key of the patient HMAC; None = made once and kept in the data folder."""
+    """Key of the HMAC that replaces patient ids; None = generated and kept in the data folder."""
     limits: ImageLimits = ImageLimits()
     zip: ZipLimits = ZipLimits()
     indexing: IndexingSettings = IndexingSettings()
@@ -332,7 +335,7 @@ def _config_file() -> Path | None:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings in force, with ``overrides`` (those that are not None) on top.
+    """The settings, with ``overrides`` that are not None taking precedence over all sources.
 
     Raises:
         SettingsError: a value is out of range, a name is unknown or the file is not TOML.

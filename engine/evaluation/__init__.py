@@ -1,1 +1,1 @@
-"""How good the search is, in figures and pictures."""
+"""Evaluation: measures of retrieval and OOD detection, and reports of them."""

@@ -1,7 +1,7 @@
-"""Measures of retrieval: what is right in a ranking, what codes are like, how sure a mean is.
+"""Retrieval metrics: precision and recall of rankings, statistics of codes, confidence intervals.
 
-Labels are memberships throughout, bool (N, C): one column a class, so that an image may have
-several. Two images are relevant to each other when they share one.
+Labels are bool arrays (N, C) with one column for each class, so an image may have several classes.
+Two images are relevant to each other when they have a class in common.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ __all__ = [
 def relevance(
     ranking: NDArray[np.int64], query_labels: NDArray[np.bool_], labels: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Whether each ranked item shares a label with its query: bool (Q, k); −1 never does.
+    """Whether each ranked item has a class in common with its query: bool (Q, k); False for −1.
 
     Args:
         ranking: int64 (Q, k), indices into the database, −1 = no more.
@@ -52,10 +52,10 @@ def average_precision(
 ) -> NDArray[np.float64]:
     """AP@k = Σ_i precision@i · hit_i / norm, float64 (Q,) in [0, 1]; 0 without any hit.
 
-    With ``relevant`` the norm is min(k, relevant), the most hits there can be (Manning et al.,
-    "Introduction to Information Retrieval", 2008, 8.4, cut off at k). Without, it is the hits
-    found in the first k, as the hashing literature has it and Nan et al. 2025 report it; then
-    one hit at the first place and none after it is a perfect answer.
+    With ``relevant`` the norm is min(k, relevant), the largest possible number of hits (Manning et
+    al., "Introduction to Information Retrieval", 2008, 8.4, cut off at k). Without, it is the
+    number of hits among the first k, as in the hashing literature and in Nan et al. 2025; then a
+    single hit at the first place and none after it scores 1.
 
     Args:
         hits: bool (Q, k), in ranking order.
@@ -116,15 +116,17 @@ def distance_counts(
     labels: NDArray[np.bool_],
     leave_out: LeaveOut | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Items at each Hamming distance from each query: relevant ones, and others.
+    """The numbers of relevant and of other items at each Hamming distance from each query.
 
-    Both int64 (Q, B + 1); summed over the queries, they are the histograms of distances
-    within and between classes.
+    Summed over the queries, they are the histograms of distances within and between classes.
 
     Args:
         query_codes: uint8 (Q, B/8). codes: uint8 (N, B/8). Packed.
         query_labels: bool (Q, C). labels: bool (N, C).
-        leave_out: which items take no part for which query.
+        leave_out: which items to ignore for which query.
+
+    Returns:
+        Two arrays int64 (Q, B + 1): relevant items, other items.
     """
     bins = 8 * codes.shape[1] + 1
     counts = np.zeros((len(query_codes), 2, bins), dtype=np.int64)
@@ -144,9 +146,9 @@ def distance_counts(
 def within_radius(
     relevant: NDArray[np.int64], others: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision and recall of what lies within each Hamming radius 0 … B. float64 (Q, B + 1).
+    """Precision and recall of the items within each Hamming radius 0 … B: float64 (Q, B + 1) each.
 
-    A query with nothing inside has precision 0 (Liu et al., "Supervised hashing with
+    A query without items inside the radius has precision 0 (Liu et al., "Supervised hashing with
     kernels", CVPR 2012); one without relevant items has recall 0.
 
     Args:
@@ -158,10 +160,14 @@ def within_radius(
 
 
 def macro_mean(values: NDArray[np.float64], query_labels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The mean over classes of the mean over a class's queries: (Q, …) → (…).
+    """The macro average: the mean over classes of the mean over each class's queries.
 
     Args:
-        query_labels: bool (Q, C); classes without a query take no part.
+        values: float64 (Q, …), one for each query.
+        query_labels: bool (Q, C); classes without a query are ignored.
+
+    Returns:
+        float64 (…).
     """
     classes = query_labels[:, query_labels.any(axis=0)].T
     means = [values[of_class].mean(axis=0) for of_class in classes]
@@ -171,10 +177,10 @@ def macro_mean(values: NDArray[np.float64], query_labels: NDArray[np.bool_]) -> 
 
 @dataclass(frozen=True, slots=True)
 class CodeStatistics:
-    """What a set of codes is like.
+    """Statistics of a set of codes.
 
-    distinct: different codes among the images. balance: share of ones of each bit; 0.5 tells
-    most, a bit at 0 or 1 tells nothing.
+    distinct: number of different codes. balance: for each bit the share of images in which it is 1;
+        a bit carries most information at 0.5, and none at 0 or 1.
     """
 
     images: int
@@ -219,6 +225,9 @@ def bootstrap_mean(
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
 
+    Args:
+        resamples: number of bootstrap samples. level: of confidence, in (0, 1).
+
     Raises:
         QueryError: there are no scores.
     """
@@ -235,26 +244,26 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """mean(a) − mean(b) of scores of the same queries, with interval and p-value.
+    """mean(a) − mean(b) of scores of the same queries, with interval and two-sided p-value.
 
-    d_i = a_i − b_i; the mean of R resamples of d is m*_1 … m*_R. Percentile interval as in
-    :func:`bootstrap_mean`. p = (1 + #{r : |m*_r − mean d| ≥ |mean d|}) / (R + 1): how often a
-    resample strays from the truth of its world as far as the scores do from no difference
-    (the shift method of Noreen 1989, for retrieval in Smucker et al., CIKM 2007; the added
-    ones as in Davison and Hinkley 1997, 4.2).
+    d_i = a_i − b_i; m*_1 … m*_R are the means of R bootstrap samples of d. The interval is as in
+    :func:`bootstrap_mean`. p = (1 + #{r : |m*_r − mean d| ≥ |mean d|}) / (R + 1): how often the
+    mean of a sample is as far from the mean of d as that is from 0 (the shift method of Noreen
+    1989, for retrieval in Smucker et al., CIKM 2007; the added ones as in Davison and Hinkley 1997,
+    4.2).
 
     Args:
         a, b: float (Q,), the same queries in the same order.
 
     Raises:
-        QueryError: there are no scores, or not as many in b as in a.
+        QueryError: there are no scores, or a and b have different lengths.
     """
     if len(a) != len(b):
         raise QueryError(f"{len(a)} scores against {len(b)}; give both of the same queries")
     values = np.asarray(a, dtype=np.float64) - b
     means, mean = _resampled(values, resamples, seed), float(values.mean())
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    # The last digit of a sum must not decide.
+    # A tolerance, so that rounding in the last digit of a sum does not matter.
     as_far = np.count_nonzero(np.abs(means - mean) >= abs(mean) - 1e-12)
     return Difference(mean, float(low), float(high), float((1 + as_far) / (resamples + 1)))
 

@@ -1,4 +1,4 @@
-"""How well a score tells foreign images from known ones."""
+"""Metrics of OOD detection: how well a score separates foreign images from known ones."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,14 @@ __all__ = ["Detection", "detection"]
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Foreign images are the positives; all in [0, 1].
+    """Metrics in [0, 1], with the foreign images as positives.
 
-    auroc: that a random foreign image scores higher than a random known one, ties half.
-    aupr: area under precision and recall, as average precision; depends on how many of
-        each there are.
-    fpr_at_95_tpr: share of known images at or above the score that 95 % of the foreign
-        ones reach.
+    auroc: probability that a random foreign image scores higher than a random known one; a tie
+        counts half.
+    aupr: area under the precision–recall curve, as average precision; depends on the ratio of
+        foreign to known images.
+    fpr_at_95_tpr: share of known images with a score at or above the threshold that 95 % of the
+        foreign ones reach.
     """
 
     auroc: float
@@ -27,7 +28,9 @@ class Detection:
 
 
 def detection(known: NDArray[np.floating], foreign: NDArray[np.floating]) -> Detection:
-    """Of the scores of known, float (N,), and foreign images, float (M,); higher = foreign.
+    """The metrics of the scores of known images, float (N,), and of foreign images, float (M,).
+
+    A higher score means more foreign.
 
     AUROC is the Mann–Whitney statistic (Hanley and McNeil, Radiology 1982); AUPR and
     FPR@95TPR are used as by Hendrycks and Gimpel, ICLR 2017.

@@ -1,4 +1,4 @@
-"""How well a model retrieves: one set of images asked for in another, in every order."""
+"""Evaluates the retrieval quality of a model: queries from one set of images, hits from another."""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, is_dataclass
@@ -42,15 +42,15 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """N encoded images and what they show.
+    """N encoded images with their classes.
 
     z: float32 (N, D), centred, rows of unit length. codes: uint8 (N, B/8), packed.
     labels: one class, or a tuple of classes, for each image.
-    ids: one for each image, each once; the last word in ties.
-    groups: the patient or study of each image, None or "" = of nobody else; None = no groups.
+    ids: a unique id for each image; decides the last ties of a ranking.
+    groups: the patient or study of each image, None or "" = in no group; None = no groups.
 
     Raises:
-        QueryError: the lengths differ, or an id is there twice.
+        QueryError: the lengths differ, or an id occurs twice.
     """
 
     z: NDArray[np.float32]
@@ -91,10 +91,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What some queries found in one order.
+    """Means over some queries, of rankings in one order.
 
-    map_found: mAP@k by the hits found in the first k, the paper's. map_relevant: mAP@k by
-    min(k, relevant). Both with 95 % intervals over the queries.
+    map_found: mAP@k normalised by the number of hits among the first k, as in the paper.
+    map_relevant: mAP@k normalised by min(k, relevant). Both with 95 % bootstrap intervals.
     """
 
     map_found: Interval
@@ -105,12 +105,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ClassQuality:
-    """The queries of one class.
+    """Results for the queries of one class.
 
-    unanswerable: those of the queries for which the database has nothing relevant; they are
-        in no mean. images: of the class in the database.
+    queries: number of queries. images: number of images of the class in the database.
+    unanswerable: number of queries for which the database has nothing relevant; these are excluded
+        from all means.
     foreign: share of the queries that the OOD gate calls foreign; None = no verdicts.
-    orders: empty when no query can be answered.
+    orders: order → scores; empty if all queries are unanswerable.
     """
 
     queries: int
@@ -122,7 +123,7 @@ class ClassQuality:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Precision and recall of everything within a Hamming radius; mean over the classes."""
+    """Precision and recall of the items within a Hamming radius; macro average over classes."""
 
     radius: int
     precision: float
@@ -131,21 +132,25 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class QualityReport:
-    """How well queries were answered. Means are over the queries unless said otherwise.
+    """The results of an evaluation. Means are over the queries unless said otherwise.
 
-    queries, database: images on either side. unanswerable: queries for which the database
-        has nothing relevant; they are in no mean. related: queries for which the database
-        has the image itself, or others of its group; those were left out for them.
-    orders: scores of all queries, by order. classes: the same by class of the query.
-    against_random: by order, mAP by min(k, relevant) against ties broken at random.
-    stability: by order, overlap@10 between shuffled databases, mean over pairs of shuffles.
+    k: hits that count. seed: see :func:`evaluate`.
+    queries, database: numbers of images.
+    unanswerable: number of queries for which the database has nothing relevant; these are excluded
+        from all means.
+    related: number of queries for which the database holds the image itself or others of its group;
+        those items were ignored for that query.
+    orders: order → scores of all queries. classes: class of the query → results.
+    against_random: order → difference of map_relevant from that of order "hamming_random".
+    stability: order → overlap@10 between shuffled databases, mean over the pairs of shuffles.
     curve: precision and recall by Hamming radius, 0 … B.
-    codes: of the database. within, between: pairs of query and item at each Hamming
-        distance 0 … B, of one class and of different ones.
-    foreign: share of queries called foreign; None = no verdicts.
-    average_precision: by order, float64 (Q,), AP@k by min(k, relevant); NaN where
-        unanswerable. For paired comparisons of models.
-    first_hits: int64 (Q, 10), order "content": places in the database; −1 = no more.
+    codes: statistics of the database's codes. within, between: number of pairs of a query and an
+        item at each Hamming distance 0 … B, of one class and of different classes.
+    foreign: share of queries that the OOD gate calls foreign; None = no verdicts.
+    average_precision: order → float64 (Q,), AP@k normalised by min(k, relevant); NaN for
+        unanswerable queries. For paired comparisons of models.
+    first_hits: int64 (Q, 10), the first hits in order "content" as indices into the database;
+        −1 = no more.
     """
 
     k: int
@@ -167,7 +172,7 @@ class QualityReport:
     first_hits: NDArray[np.int64]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; without what is there for each query."""
+        """The report as JSON values, without the fields that have a value for each query."""
         document: dict[str, Any] = _plain(self)
         del document["average_precision"], document["first_hits"]
         return document
@@ -182,18 +187,18 @@ def evaluate(
     shuffles: int = 3,
     foreign: NDArray[np.bool_] | None = None,
 ) -> QualityReport:
-    """How well the queries find their own classes in the database.
+    """Evaluates how well queries find images of their own classes in the database.
 
-    For a query, items with its own id or of its own group take no part.
+    Items with the query's own id or of its own group are ignored for that query.
 
     Args:
         k: hits that count.
-        seed: of ties broken at random, shuffles and bootstraps.
-        shuffles: databases in another order, for the stability; 0 = do without it.
-        foreign: bool (Q,), the OOD verdicts on the queries.
+        seed: of random ties, shuffles and bootstraps.
+        shuffles: number of shuffled databases to measure the stability with; 0 = do not measure it.
+        foreign: bool (Q,), the OOD verdicts on the queries; None = there are none.
 
     Raises:
-        QueryError: no query has a class that the database has, or the arguments do not fit.
+        QueryError: no query has relevant images in the database, or an argument is invalid.
     """
     if k < 1:
         raise QueryError(f"k is {k}; ask for at least one")
@@ -285,7 +290,7 @@ def _mean(values: NDArray[np.float64], seed: int) -> Interval:
 def _memberships(
     queries: EvaluationSet, database: EvaluationSet
 ) -> tuple[list[str], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The classes of either side in order, and who is in which: bool (Q, C), (N, C)."""
+    """All C classes, sorted, and the labels of queries, bool (Q, C), and database, bool (N, C)."""
     sides = (queries.classes_of, database.classes_of)
     classes = sorted({name for side in sides for names in side for name in names})
     column = {name: number for number, name in enumerate(classes)}
@@ -305,7 +310,7 @@ def _listed(classes: list[str], members: NDArray[np.bool_]) -> str:
 
 
 def _left_out(queries: EvaluationSet, database: EvaluationSet) -> tuple[LeaveOut, int]:
-    """Which items take no part, by id and by group, and for how many queries there are any."""
+    """Which items to ignore, by id and by group, and for how many queries there are such items."""
     at = {name: place for place, name in enumerate(database.ids)}
     own = np.array([at.get(name, -1) for name in queries.ids])
     numbers: dict[str, int] = {}
@@ -327,7 +332,7 @@ def _left_out(queries: EvaluationSet, database: EvaluationSet) -> tuple[LeaveOut
 
 
 def _places(database: EvaluationSet) -> NDArray[np.int64]:
-    """Each item's place in the order of ids."""
+    """Each item's rank when the items are sorted by id, int64 (N,)."""
     return np.argsort(np.argsort(np.array(database.ids)))
 
 

@@ -1,6 +1,6 @@
-"""The database in the order of its likeness to each query, for many queries at once.
+"""Ranks a database for many queries at once, in memory, without a store.
 
-The same orders as ``engine.search`` gives, without a store, beside two to compare them with.
+Has the orders of ``engine.search``, and two others to compare them with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +17,19 @@ __all__ = ["ORDERS", "LeaveOut", "chunks", "hamming_distances", "rankings"]
 ORDERS = ("hamming_random", "hamming", "content", "exact")
 
 LeaveOut = Callable[[slice], NDArray[np.bool_]]
-"""Rows of queries → bool (rows, N): True = this item takes no part for this query."""
+"""Rows of queries → bool (rows, N): True = ignore this item for this query."""
 
-# A pair of query and item becomes one integer of 64 bits, a field for each thing that it is
-# ordered by, so that the first k of a row are its k smallest integers, ties and all.
+# The sort key of a pair of query and item is one integer of 64 bits with a field for each
+# criterion, so that the first k items of a query are those with the k smallest keys.
 _HAMMING, _SIMILARITY, _PLACE = np.uint64(13), np.uint64(25), np.uint64(26)
 _ABSENT = np.uint64(2**64 - 1)
-# Similarities are compared in steps of 2⁻²³, what float32 resolves at 1. Products are summed
-# in float64, whose rounding, other for another place in the matrix, lies far below that.
+# Similarities are compared in steps of 2⁻²³, the resolution of float32 at 1. Products are summed
+# in float64, whose rounding depends on the position in the matrix, but is far smaller than that.
 _STEPS = 2.0**23
 _PAIRS_AT_ONCE = 500_000
 _AT_LEAST, _PER_HIT = 10, 5
-"""Items that a Hamming ball must hold, and for each hit. A service asks for far more, so that
-it misses less; here the codes are to decide, or all methods would be ranked alike."""
+"""Least items in a Hamming ball, in all and for each hit. A search asks for far more candidates, to
+miss fewer hits; but then the codes would hardly matter, and all methods would be ranked alike."""
 
 
 def rankings(
@@ -46,22 +46,22 @@ def rankings(
 
     "hamming_random": Hamming ascending, ties at random.
     "hamming": Hamming ascending, similarity descending, place ascending.
-    "content": what lies inside the Hamming ball by similarity descending, Hamming, place.
-        The ball is the smallest of the search ladder's that holds max(10, 5 k) items; where
-        none does, everything.
+    "content": the items inside a Hamming ball by similarity descending, Hamming, place. The ball
+        is the smallest with the radius of a rung (engine/search/ladder.py) that holds
+        max(10, 5 k) items; if none does, all items.
     "exact": similarity descending, place ascending.
 
     Source of "hamming" and "content": Nan et al., Medical Image Analysis 2025, 103553.
 
     Args:
-        places: int64 (N,), a permutation of 0 … N − 1: the item's place in the order of ids.
-            None = as they stand.
-        leave_out: which items take no part for which query.
-        seed: of the ties at random; the other orders do not depend on it.
+        places: int64 (N,), a permutation of 0 … N − 1, each item's rank by id; None = the order of
+            the database.
+        leave_out: which items to ignore for which query.
+        seed: of the random ties of "hamming_random".
 
     Raises:
-        QueryError: k is not positive, an order is unknown, the two sides are not of one
-            model, or there is more than a 64-bit key can tell apart.
+        QueryError: k is not positive, an order is unknown, queries and database have other lengths
+            of z or codes, or there are more items or bits than fit in a 64-bit sort key.
     """
     _check(queries, database, k, orders)
     count, bits = len(database), 8 * database.codes.shape[1]
@@ -123,7 +123,7 @@ def _check(queries: EncodedImages, database: EncodedImages, k: int, orders: Sequ
 
 
 def chunks(queries: int, items: int) -> Iterator[slice]:
-    """Rows that need bounded memory for all their pairs, however many items there are."""
+    """Slices of the queries that limit the memory for all pairs with ``items`` items."""
     step = max(1, _PAIRS_AT_ONCE // max(1, items))
     for start in range(0, queries, step):
         yield slice(start, min(start + step, queries))
@@ -132,7 +132,7 @@ def chunks(queries: int, items: int) -> Iterator[slice]:
 def _ball(
     distance: NDArray[np.uint16], radii: Sequence[int], enough: int, bits: int
 ) -> NDArray[np.int64]:
-    """The smallest radius with enough items inside, else ``bits``, for each row: (rows, 1)."""
+    """For each row the smallest of ``radii`` with enough items inside, else ``bits``: (rows, 1)."""
     ball = np.full((len(distance), 1), bits)
     for radius in reversed(radii):
         inside = np.count_nonzero(distance <= radius, axis=1, keepdims=True)
@@ -141,7 +141,7 @@ def _ball(
 
 
 def _first(keys: NDArray[np.uint64], k: int, item_at: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The items with the k smallest keys of each row, ascending; −1 where nobody is left."""
+    """The items with the k smallest keys of each row, ascending; −1 where there are no more."""
     if k < keys.shape[1]:
         keys = np.partition(keys, k - 1, axis=1)[:, :k]
     keys = np.sort(keys, axis=1)

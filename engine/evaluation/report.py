@@ -1,7 +1,6 @@
-"""A folder that shows how well a model retrieves: report.md, report.json and pictures.
+"""Writes an evaluation as a folder with report.md, report.json and plots.
 
-The pictures are drawn by matplotlib, which is not installed by default. The same figures
-make the same bytes.
+The plots need matplotlib, an optional dependency. The same results give the same bytes.
 """
 
 import io
@@ -41,9 +40,9 @@ _EXPLAINED = {
 
 @dataclass(frozen=True, slots=True)
 class ExampleHit:
-    """A hit to show. canvas: uint8 (S, S) or (S, S, 3); None = it cannot be read any more.
+    """A hit to show. canvas: uint8 (S, S) or (S, S, 3); None = its file cannot be read any more.
 
-    right: it has a class of the query.
+    right: it has a class in common with the query.
     """
 
     canvas: NDArray[np.uint8] | None
@@ -61,7 +60,7 @@ class ExampleRow:
 
 
 def require_matplotlib() -> None:
-    """Returns when reports can be drawn.
+    """Checks that plots can be drawn.
 
     Raises:
         PrecedentError: matplotlib is not installed.
@@ -82,11 +81,11 @@ def write_report(
     about: Mapping[str, str] | None = None,
     examples: Sequence[ExampleRow] = (),
 ) -> None:
-    """Writes the report into ``folder``, which is made when there is none.
+    """Writes the report into ``folder``, which is created if necessary.
 
     Args:
-        about: what to say on top, such as model and folders, by name.
-        examples: queries with their first hits; those of a wrong class are framed in red.
+        about: name → text to list at the top, such as the model and the folders.
+        examples: queries with their first hits; hits of a wrong class are framed in red.
 
     Raises:
         PrecedentError: matplotlib is not installed, or the folder cannot be written to.
@@ -102,7 +101,7 @@ def write_report(
     document = {"about": dict(about), **report.to_dict()}
     files = {name: _png(figure) for name, figure in figures.items()}
     files["report.json"] = (json.dumps(document, indent=2) + "\n").encode()
-    # Last: it shows all the others.
+    # Written last, as it refers to the other files.
     files["report.md"] = _page(report, about, shows_examples=bool(examples)).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +233,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: str) -> str:
-    """A name as it is: neither markup nor the end of a table's cell."""
+    """A text escaped for Markdown, also inside the cell of a table."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in " ".join(value.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 

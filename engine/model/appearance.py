@@ -1,4 +1,4 @@
-"""What an image looks like, whatever a network makes of it: coarse layout and spectrum."""
+"""Appearance features for OOD detection: coarse layout and spectrum of an image, not learned."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _SPECTRUM = (16, 8)
 DIM = _LAYOUT[0] * _LAYOUT[1] + _SPECTRUM[0] * _SPECTRUM[1]
 _BATCH = 256
 _LEAST_SPREAD = 1e-3
-# Keeps what JPEG and resampling leave of empty frequencies from counting.
+# Added to the power, so that traces which JPEG and resampling leave in empty frequencies are lost.
 _LEAST_POWER = 1e-4
 # Natural logarithms of amplitude count a tenth, so that both parts weigh about the same.
 _LOGARITHM = 0.1
@@ -25,12 +25,12 @@ _LOGARITHM = 0.1
 
 @torch.inference_mode()
 def appearance(canvases: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Layout and spectrum of N canvases side by side, float32 (N, 384).
+    """Layout (256 values) and spectrum (128 values) of N canvases: float32 (N, 384).
 
-    Of grey values standardised to zero mean and unit variance, so that brightness and contrast
-    do not count. Layout: 256 means of 16 × 16 fields, over 16: at most of unit length. Spectrum:
-    a tenth of the logarithm of the root mean square amplitude in 16 × 8 fields of the half
-    plane of frequencies, less its mean.
+    Both are computed of grey values standardised to zero mean and unit variance, so that brightness
+    and contrast do not matter. Layout: the means of a 16 × 16 grid of cells, divided by 16, so that
+    its length is at most 1. Spectrum: a tenth of the logarithm of the root mean square amplitude in
+    a 16 × 8 grid of cells of the frequency half-plane, minus the mean over the cells.
 
     Args:
         canvases: each uint8 (S, S), or (S, S, 3) in colour, S ≥ 16.

@@ -1,4 +1,4 @@
-"""Taps: two intermediate maps of any image tower that open_clip can build."""
+"""The image tower: any that open_clip can build, with two intermediate feature maps ("taps")."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,38 +18,38 @@ from engine.model.config import TowerConfig
 __all__ = ["HUB", "TappedTower", "tower_statistics"]
 
 HUB = "hub"
-"""As ``pretrained``: the weights that timm publishes for the tower."""
+"""Value of ``pretrained`` that stands for the weights that timm publishes for the tower."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _TIMM = "timm:"
 _REPOSITORY = "hf-hub:"
-# Below this share of the values a file is of another tower: in a family, from ResNet-18 to
-# ResNet-152, half of one or more are called and shaped as in the next.
+# A file with less than this share of the tower's values belongs to another tower. Members of a
+# family, such as ResNet-18 to ResNet-152, share half of their values by name and shape, or more.
 _LEAST_SHARE = 0.75
 _NAMED = 4
 _Statistics = tuple[float, float, float]
-# open_clip builds image and text towers together; this text tower is thrown away at once.
+# open_clip builds image and text towers together; this smallest text tower is discarded at once.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=2, vocab_size=2, width=8, heads=1, layers=1)
 
 
 class TappedTower(nn.Module):
-    """An image tower that answers with a shallow and a deep map.
+    """An image tower that returns a shallow and a deep feature map.
 
     Args:
-        config: which tower, and which two of its intermediates.
+        config: which tower, and which two of its intermediate maps.
         image_size: side S of the square input, in pixels.
-        pretrained: where the weights come from. A file of the tower's, or of a model that it
-            is part of: safetensors, or tensors saved by PyTorch; an open_clip tag of a named
-            tower; :data:`HUB` for a timm tower; "hf-hub:OWNER/NAME", a repository that the
+        pretrained: where the weights come from: a file with the weights of the tower or of a model
+            that contains it (safetensors, or tensors saved by PyTorch); a tag of open_clip for
+            the tower; :data:`HUB` for a timm tower; "hf-hub:OWNER/NAME", a repository that the
             user may read; None = random weights.
 
     Attributes:
         shapes: ((C_s, H_s, W_s), (C_d, H_d, W_d)) for an input of image_size.
 
     Raises:
-        ModelError: open_clip cannot build the tower, it has no such intermediates, or
-            ``pretrained`` cannot be had or is of another tower.
+        ModelError: open_clip cannot build the tower, the tower has no such intermediate maps, or
+            ``pretrained`` cannot be read or fetched or belongs to another tower.
     """
 
     def __init__(self, config: TowerConfig, image_size: int, pretrained: str | None = None) -> None:
@@ -88,10 +88,10 @@ class TappedTower(nn.Module):
 def tower_statistics(
     config: TowerConfig, pretrained: str | None = None
 ) -> tuple[_Statistics, _Statistics]:
-    """Mean and standard deviation (RGB, of values in [0, 1]) of what the tower learned from.
+    """Mean and standard deviation of the tower's training images: RGB, of values in [0, 1].
 
-    For a file these are what open_clip or timm declare for the tower, where all its published
-    weights agree; else open_clip's own.
+    For weights from a file, those that open_clip or timm declare for the tower, if all its
+    published weights agree; otherwise those of OpenAI's CLIP.
 
     Raises:
         ModelError: there is no such tower.
@@ -113,7 +113,7 @@ def tower_statistics(
 
 
 def _architecture(config: TowerConfig) -> tuple[dict[str, Any], int, bool]:
-    """Fields of open_clip's vision configuration, embedding size, QuickGELU or not."""
+    """open_clip's vision configuration of the tower, embedding size, and if it has QuickGELU."""
     if config.name.startswith(_TIMM):
         name = config.name.removeprefix(_TIMM)
         if not timm.is_model(name):
@@ -152,7 +152,7 @@ def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.M
 def _published(
     config: TowerConfig, vision: dict[str, Any], quick_gelu: bool, pretrained: str
 ) -> dict[str, Tensor]:
-    """The tensors that ``pretrained`` stands for, whatever they are called there."""
+    """The tensors of ``pretrained``, under the names that they have there."""
     timm_name = vision.get("timm_model_name")
     if pretrained == HUB and timm_name:
         return _fetched(
@@ -184,7 +184,10 @@ def _published(
 
 
 def _check_activation(name: str, quick_gelu: bool, pretrained: str, tag: Mapping[str, Any]) -> None:
-    """An activation has no weights, so that nothing else would notice the wrong one."""
+    """Raises ModelError if the tag was trained with another activation than the tower has.
+
+    An activation has no weights, so no other check would find it.
+    """
     if tag.get("quick_gelu", False) != quick_gelu:
         plain = name.removesuffix("-quickgelu")
         raise ModelError(
@@ -206,7 +209,7 @@ def _fetched(what: str, fetch: Callable[[], _T]) -> _T:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        # Of training checkpoints the state dict; nothing but tensors is ever unpickled.
+        # Also finds the state dict in a training checkpoint; only tensors are ever unpickled.
         found = timm.models.load_state_dict(str(path), weights_only=True)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
     except Exception as error:  # what a damaged file provokes depends on its bytes
@@ -218,12 +221,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _take_over(clip: Any, found: Mapping[str, Tensor], name: str, pretrained: str) -> None:
-    """Loads those tensors that are the tower's, and says what was not among them.
+    """Loads the tensors that belong to the tower, and logs those that are missing.
 
     Raises:
-        ModelError: these are less than three quarters of the tower.
+        ModelError: they are less than three quarters of the tower's values.
     """
-    # What open_clip puts around a timm model has no counterpart in timm's files.
+    # The modules that open_clip wraps around a timm model are not in timm's files.
     tower: nn.Module = getattr(clip.visual, "trunk", clip.visual)
     own = tower.state_dict()
     named = _by_own_names(own, found)
@@ -256,9 +259,10 @@ def _take_over(clip: Any, found: Mapping[str, Tensor], name: str, pretrained: st
 
 
 def _by_own_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of ``found`` is called as in ``own``, after the prefix under which most of it fits.
+    """The tensors of ``found`` under the names of ``own``, their common prefix removed.
 
-    In its file a tower may be ``visual``, ``module.visual.trunk`` or anything else.
+    The tower of a file may be called ``visual``, ``module.visual.trunk`` or anything else. The
+    prefix under which most tensors fit in name and shape is taken.
     """
     prefixes = {name.removesuffix(mine) for mine in own for name in found if name.endswith(mine)}
 

@@ -1,4 +1,4 @@
-"""A model on disk: model.safetensors and manifest.json, tied together by a fingerprint."""
+"""A model on disk: the files model.safetensors and manifest.json, with a common fingerprint."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ def save_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Manifest:
-    """Writes both files, the manifest last, and returns it.
+    """Writes both files, the manifest last, and returns the manifest.
 
-    dtype: of the stored weights; float16 halves the file.
+    dtype: number format of the stored weights; float16 halves the size of the file.
     """
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -50,7 +50,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
-    """The network in evaluation mode, with its manifest.
+    """Loads the network, in evaluation mode, with its manifest.
 
     Raises:
         ModelError: files are missing or damaged, or the weights are not the manifest's.

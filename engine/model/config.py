@@ -1,4 +1,4 @@
-"""The network's sizes, as data: the paper's and a small CPU model are the same code."""
+"""Configuration of the network, for the sizes of the paper as well as for a small CPU model."""
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -47,13 +47,13 @@ class TowerConfig:
 class DarfConfig:
     """Depth-aware Representation Fusion. The defaults are the paper's (z has 3584 values).
 
-    fusion: what z is made of, see :data:`FUSIONS`. Whatever it is, z keeps its length, so
-        that nothing but the fusion differs between two of them.
+    fusion: what z consists of, see :data:`FUSIONS`. The length of z does not depend on it, so that
+        fusions can be compared.
     window, attention_heads, attention_head_dim: of the windowed attention on each tap.
-    grid: side of the map that both taps are pooled to before they are fused.
+    grid: side of the map to which both taps are pooled before they are fused.
     cross_heads, cross_head_dim, cross_dim: of the cross-attention; u has cross_dim values.
-    width, depth, heads, last_blocks: of the pixel transformer; the outputs of its
-        last_blocks blocks make the global (global_dim) and the local (local_dim) vector.
+    width, depth, heads: of the pixel transformer. last_blocks: the outputs of this many last blocks
+        are projected to the global (global_dim) and the local (local_dim) vector.
     """
 
     fusion: str = "darf"
@@ -90,7 +90,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """Everything that decides the shape of the network. classes = 0: no classifier."""
+    """The configuration of the whole network. classes = 0: no classifier."""
 
     tower: TowerConfig = field(default_factory=TowerConfig)
     darf: DarfConfig = field(default_factory=DarfConfig)
@@ -119,7 +119,7 @@ class NetworkConfig:
 
 
 def small_network(classes: int, bits: int = 64, tower: str = "timm:regnetx_004") -> NetworkConfig:
-    """A network for a CPU, with a blended feature of 256 values."""
+    """The configuration of a network for CPUs, with a blended feature z of 256 values."""
     return NetworkConfig(
         tower=TowerConfig(tower),
         darf=DarfConfig(
@@ -148,7 +148,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[_T], values: dict[str, Any]) -> _T:
-    """A config dataclass from what :func:`to_dict` gave, nested ones included.
+    """The config dataclass, nested ones included, that :func:`to_dict` converted.
 
     Raises:
         ModelError: a name is unknown, or a value is not of the kind expected.

@@ -1,8 +1,8 @@
-"""The decoder: deep map → small grey image, so that what it fails to rebuild shows as foreign.
+"""The decoder: rebuilds a small grey image from the tower's deep map, for OOD detection.
 
-It only ever learns to rebuild known images, through a narrow bottleneck; its error on others
-is larger. Source: Nan et al., Medical Image Analysis 2025, 103553; that only an image's own
-area counts, and the comparison with its layout, are ours.
+It is trained on known images only, with a narrow bottleneck, so its error on foreign images is
+larger. Source: Nan et al., Medical Image Analysis 2025, 103553. Two things are added to it: the
+error is measured on the image's own area only, and compared with that of the image's coarse layout.
 """
 
 import hashlib
@@ -46,11 +46,11 @@ _LAYOUT_SLACK = 0.05  # no image is easier than this
 class DecoderSize:
     """Widths of the decoder.
 
-    bottleneck: channels that are left of the deep map. The fewer, the more of a rebuilt
-        image is what known images have in common.
+    bottleneck: channels to which the deep map is reduced. With fewer, a rebuilt image depends less
+        on the image and more on what known images have in common.
     width: channels at the map's own size; halved with each doubling of the side, down to 16.
-    resolution: side of the rebuilt image, in pixels. Finer detail is rebuilt by chance, in
-        known images too.
+    resolution: side of the rebuilt image, in pixels. Finer detail is rebuilt only by chance, even
+        in known images.
     """
 
     bottleneck: int = 8
@@ -77,9 +77,9 @@ class Decoder(nn.Module):
         size: all widths.
 
     Attributes:
-        fingerprint: 16 hex digits over the stored weights, or None before they are stored.
-            Scores of two decoders cannot be compared.
-        made: how it came to be, as :func:`save_decoder` was told.
+        fingerprint: 16 hex digits of a hash of the stored weights; None before they are stored.
+            Scores of decoders with different fingerprints cannot be compared.
+        made: how it was trained: ``training`` of :func:`save_decoder`.
     """
 
     def __init__(self, deep: tuple[int, int, int], size: DecoderSize) -> None:
@@ -123,13 +123,13 @@ def _norm_conv(channels: int, out: int) -> nn.Module:
 
 
 class ReconstructionScores(NamedTuple):
-    """How badly images were rebuilt; float32 (N,) each, higher = worse.
+    """Reconstruction errors of N images; float32 (N,) each, higher = worse.
 
-    squared: mean squared error over the image's own area, in units of its own variance.
+    squared: mean squared error over the image's own area, in units of its variance there.
     pearson: 1 − Pearson's r over that area, in [0, 2]; 1 for an image without contrast.
-    relative: the same, divided by how badly the image's own 2 × 2 means would do: what is
-        hard to rebuild in any case is forgiven, what is easy is not (input complexity,
-        Serrà et al., ICLR 2020). In [0, 40].
+    relative: ``pearson`` divided by the same error of the image's own 2 × 2 means, in [0, 40]. So
+        an error counts for less in an image that is hard to rebuild in any case (input complexity,
+        Serrà et al., ICLR 2020).
     """
 
     squared: Tensor
@@ -138,20 +138,20 @@ class ReconstructionScores(NamedTuple):
 
 
 def reconstruction_target(images: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
-    """What the decoder is to rebuild, and where.
+    """The image that the decoder is trained to rebuild, and the weight of each of its cells.
 
-    An image's own area is the smallest upright rectangle around everything in it that is not
-    black. Outside lies what brought it to a square, which every decoder rebuilds well, and
-    which would hide how badly the rest fares.
+    An image's own area is the smallest upright rectangle around everything in it that is not black.
+    Outside is the padding to a square, which any decoder rebuilds well; counting it would hide the
+    error of the rest.
 
     Args:
         images: float (N, 1 or 3, S, S) in [0, 1], as the network sees them.
         resolution: side R of the target.
 
     Returns:
-        Grey area means, standardised over the own area (zero outside, and everywhere in an
-        image without contrast): the deep map of a standardised input knows no brightness. And
-        the share of each cell that lies in the own area. Both float32 (N, 1, R, R).
+        Grey area means, standardised over the own area (zero outside, and everywhere in an image
+        without contrast), since the deep map of a standardised input has no brightness; and the
+        share of each cell that lies in the own area, in [0, 1]. Both float32 (N, 1, R, R).
     """
     grey = images.float().mean(dim=1, keepdim=True)
     own = _own_area(grey)
@@ -161,11 +161,11 @@ def reconstruction_target(images: Tensor, resolution: int) -> tuple[Tensor, Tens
 
 
 def reconstruction_scores(images: Tensor, rebuilt: Tensor) -> ReconstructionScores:
-    """How far what the decoder made of images is from them.
+    """The reconstruction errors of images.
 
     Args:
         images: float (N, 1 or 3, S, S) in [0, 1].
-        rebuilt: float (N, 1, R, R), the decoder's answer.
+        rebuilt: float (N, 1, R, R), the decoder's output for them.
     """
     rebuilt = rebuilt.float()
     target, weight = reconstruction_target(images, rebuilt.shape[-1])
@@ -176,7 +176,7 @@ def reconstruction_scores(images: Tensor, rebuilt: Tensor) -> ReconstructionScor
 
 
 def _own_area(grey: Tensor) -> Tensor:
-    """1 inside the rectangle, else 0; float32 (N, 1, S, S). A black image is all its own."""
+    """1 inside the own area, else 0; float32 (N, 1, S, S). All of a black image is its own area."""
     lit = grey > _BLACK
     rows, columns = _span(lit.any(dim=3)), _span(lit.any(dim=2))
     own = rows[..., :, None] & columns[..., None, :]
@@ -184,7 +184,7 @@ def _own_area(grey: Tensor) -> Tensor:
 
 
 def _span(lit: Tensor) -> Tensor:
-    """From the first to the last that is lit, bool (…, S)."""
+    """True from the first to the last True, bool (…, S) → (…, S)."""
     seen = lit.cumsum(dim=-1) > 0
     to_come = lit.flip(-1).cumsum(dim=-1).flip(-1) > 0
     return seen & to_come
@@ -227,9 +227,9 @@ def save_decoder(
     """Writes the decoder into a checkpoint folder.
 
     Args:
-        model: fingerprint of the model whose deep map it reads; no other may use it.
-        training: how it came to be, for people.
-        dtype: of the stored weights.
+        model: fingerprint of the model whose deep map it takes; it is loaded for no other.
+        training: how it was trained, for people to read.
+        dtype: number format of the stored weights.
     """
     tensors = {
         name: value.detach().to(dtype).contiguous().cpu()
@@ -249,10 +249,10 @@ def save_decoder(
 
 
 def load_decoder(directory: Path, model: str) -> Decoder | None:
-    """The decoder of a checkpoint folder, in evaluation mode; None when none was trained.
+    """The decoder of a checkpoint folder, in evaluation mode; None if the folder has none.
 
     Args:
-        model: fingerprint of the model it is to serve.
+        model: fingerprint of the model that it must have been trained for.
 
     Raises:
         ModelError: the file is damaged, or belongs to another model.
@@ -286,7 +286,7 @@ def load_decoder(directory: Path, model: str) -> Decoder | None:
 
 
 def _digest(tensors: dict[str, Tensor], *words: str) -> str:
-    """sha256, hex, of everything that decides what is rebuilt."""
+    """SHA-256, hex, of everything that the decoder's output depends on."""
     running = hashlib.sha256(repr((_FORMAT, words)).encode())
     for name in sorted(tensors):
         value = tensors[name]

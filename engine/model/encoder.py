@@ -1,4 +1,4 @@
-"""Images → blended features and codes, and what else the OOD gate looks at, in batches."""
+"""The encoder: computes blended features, codes and OOD observations of images, in batches."""
 
 import warnings
 from collections.abc import Sequence
@@ -29,24 +29,27 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Encoder:
-    """A model ready to encode.
+    """A model ready to encode images.
 
-    On a CPU an image gets the same bits whatever the batch, its size, the order of the images,
-    the number of threads and the process, on one machine with one version of PyTorch. Other
-    machines differ in the last digits: docs/model.md says by how much. Where this cannot
-    be promised, a :class:`~engine.reproducibility.NotReproducible` warning says why.
+    On a CPU the encoding of an image is the same to the bit whatever the size of the batch, the
+    other images, their order, the number of threads and the process, on one machine with one
+    version of PyTorch. Other machines differ in the last digits: docs/model.md says by how
+    much. If that cannot be ensured, a :class:`~engine.reproducibility.NotReproducible` warning says
+    why.
 
     Args:
         network: in evaluation mode.
-        manifest: what the network is.
-        decoder: in evaluation mode, rebuilds images from the network's deep map; None: no
-            image is rebuilt.
-        device: "cpu", "cuda", …; "auto" = a GPU where there is one.
+        manifest: describes the network.
+        decoder: in evaluation mode; None = observations have no reconstruction errors.
+        device: "cpu", "cuda", …; "auto" = a GPU if there is one.
         precision: "bf16" computes the network in bfloat16; "auto" does so where the
             hardware gains from it.
         batch_size: images that go through the network at once. On a GPU shorter batches are
-            padded to this size, because a sum may come out differently in the last digit for
-            another shape: so an image's code does not depend on its neighbours there either.
+            padded to this size, as sums over another shape may differ in the last digit. So there,
+            too, an image's code does not depend on the other images of its batch.
+
+    Raises:
+        ModelError: the model cannot run on the device.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Encoder:
 
     @property
     def decoder_fingerprint(self) -> str | None:
-        """16 hex digits of the decoder; reconstruction scores of two cannot be compared."""
+        """The decoder's fingerprint; None = there is no decoder."""
         return None if self._decoder is None else self._decoder.fingerprint
 
     def with_precision(self, precision: Precision) -> "Encoder":
@@ -133,9 +136,9 @@ class Encoder:
         return EncodedImages(seen.z, seen.codes)
 
     def observe(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
-        """What a detector of foreign images may look at, in one pass over the network.
+        """The encodings of N canvases, with all that the OOD detectors use.
 
-        z and codes are those of :meth:`encode`, to the bit.
+        One pass through the network. z and codes equal those of :meth:`encode` to the bit.
 
         Args:
             canvases: as for :meth:`encode`.
@@ -175,7 +178,7 @@ class Encoder:
     def _forward(
         self, canvases: NDArray[np.uint8], decoder: Decoder | None
     ) -> tuple[NetworkOutput, Tensor | None]:
-        """The batch's output, and how badly the decoder rebuilt each image."""
+        """The network's output for a batch, and its relative reconstruction errors, or None."""
         if not self._on_cpu and len(canvases) < self.batch_size:
             filler = [(0, self.batch_size - len(canvases))] + [(0, 0)] * (canvases.ndim - 1)
             canvases = np.pad(canvases, filler)
@@ -202,7 +205,7 @@ def canvas_tensor(canvases: NDArray[np.uint8]) -> Tensor:
 
 
 def centre_and_normalise(z: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of z (N, D) minus their mean, at unit length: dot products become Pearson's r."""
+    """Rows of z (N, D), centred and scaled to unit length: their dot products are Pearson's r."""
     centred = z - z.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
     unit: NDArray[np.float32] = (centred / np.maximum(norm, 1e-12)).astype(np.float32)
@@ -210,7 +213,7 @@ def centre_and_normalise(z: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
-    """The context that computes in ``precision`` on ``device``."""
+    """A context in which ``device`` computes in ``precision``."""
     enabled = resolved(device, precision) == "bf16"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 

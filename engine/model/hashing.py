@@ -17,8 +17,8 @@ __all__ = ["HashHead", "KanLinear"]
 class KanLinear(nn.Module):
     """A KAN layer: every edge carries a B-spline, beside a SiLU base branch.
 
-    The splines live on a uniform grid of ``grid`` intervals over [-span, span]; outside of
-    it (and ``order`` intervals more) only the base branch speaks.
+    The splines have a uniform grid of ``grid`` intervals over [-span, span]. Beyond it, and
+    ``order`` further intervals at either end, only the base branch contributes.
 
     Args:
         inputs, outputs: feature counts.
@@ -62,7 +62,7 @@ class HashHead(nn.Module):
 
     def __init__(self, inputs: int, config: HeadConfig) -> None:
         super().__init__()
-        # The splines' grid is fixed, so what enters has to be of a known scale.
+        # The grid of the splines is fixed, so their inputs must have a known scale.
         self.norm = nn.LayerNorm(inputs, elementwise_affine=False)
         self.hidden_norm = nn.LayerNorm(config.hidden, elementwise_affine=False)
         if config.kind == "kan":

@@ -1,12 +1,13 @@
-"""The operations of a network so that an image gets the same bits in every batch.
+"""Batch-invariant operations: the network's output for an image is the same in every batch.
 
-PyTorch takes another kernel for a small batch than for a large one, and a matrix library
-sums in another order for another number of rows or threads. oneDNN's convolution does not: it
-sums over the input of one output pixel in one order, whatever else there is to compute. So every
-convolution goes to it, and every product with a weight matrix as a 1 × 1 convolution.
+PyTorch uses different kernels for small and large batches, and matrix libraries sum in an order
+that depends on the number of rows and threads. oneDNN's convolution sums the inputs of an output
+pixel always in the same order. So all convolutions are computed by it, and all products with a
+weight matrix as 1 × 1 convolutions by it.
 
-Functions such as the sigmoid are computed a vector register at a time, and what is left at the
-end by another algorithm, whose last bit may differ. So nothing is left at the end.
+Functions such as the sigmoid are computed one vector register at a time, and the values left over
+at the end by another algorithm, whose last bit may differ. So tensors are padded to whole
+registers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,16 +24,16 @@ _ONE, _NONE = [1, 1], [0, 0]
 
 
 _REGISTERS = 64
-"""Values that PyTorch's vectorised loops take at once divide this."""
+"""A multiple of the number of values that PyTorch's vectorised loops take at once."""
 _SERIAL = 32_768
-"""Values that PyTorch does not share out among threads (at::internal::GRAIN_SIZE)."""
+"""Up to this many values PyTorch computes in one thread (at::internal::GRAIN_SIZE)."""
 
 
 class BatchInvariant(TorchFunctionMode):
     """A context in which convolutions, products with weights and activations are invariant.
 
-    An image's rows of the result depend on neither the other images, nor their number, nor its
-    place among them, nor the number of threads. For tensors on the CPU, float32 or, under
+    The result for an image depends neither on the other images of the batch, nor on their number
+    and order, nor on the number of threads. This holds for tensors on the CPU, float32 or, under
     autocast, bfloat16; anything else is computed as without the context.
 
     The products of attention stay with PyTorch: each of their matrices belongs to one image and
@@ -58,7 +59,7 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """What ``torch.nn.functional.conv2d`` gives, by oneDNN alone.
+    """The same as ``torch.nn.functional.conv2d``, always computed by oneDNN.
 
     Args:
         x: float (N, C, H, W). weight: float (O, C / groups, h, w). bias: float (O,).
@@ -74,7 +75,7 @@ def conv2d(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What ``torch.nn.functional.linear`` gives, as a 1 × 1 convolution over the rows of x.
+    """The same as ``torch.nn.functional.linear``, as a 1 × 1 convolution over the rows of x.
 
     Args:
         x: float (…, K). weight: float (O, K). bias: float (O,).
@@ -90,8 +91,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def image_mean(x: Tensor) -> Tensor:
     """The mean of each image, float (N, …, H, W) → (N, 1, …, 1).
 
-    It is summed by rows first. A single sum over one large image PyTorch would share out among
-    its threads.
+    Rows are averaged first, as PyTorch would split a single sum over a large image among threads.
     """
     rows = x.mean(dim=-1, keepdim=True)
     return rows.mean(dim=tuple(range(1, x.dim())), keepdim=True)
@@ -104,10 +104,10 @@ def _matmul(x: Tensor, other: Tensor) -> Tensor:
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of each value of a tensor, such that its results depend on nothing else.
+    """Makes an elementwise function invariant: each result depends on its own value alone.
 
     Returns:
-        The function of a float tensor of any shape, with the other arguments of ``function``.
+        A function of a float tensor of any shape, which takes the other arguments of ``function``.
     """
 
     def invariant(x: Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Tensor:
@@ -129,7 +129,7 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _share_of_a_thread(count: int) -> int:
-    """How many of so many values PyTorch gives each thread but the last (at::parallel_for)."""
+    """How many of ``count`` values PyTorch gives each thread but the last (at::parallel_for)."""
     threads = min(torch.get_num_threads(), -(-count // _SERIAL))
     return -(-count // threads)
 
@@ -155,8 +155,10 @@ def _attention(
     out_proj_bias: Tensor | None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """``multi_head_attention_forward`` of a tower: of (L, N, E) to itself, without any mask.
-    Anything else is computed by PyTorch."""
+    """``multi_head_attention_forward`` for self-attention of (L, N, E) without masks, as in towers.
+
+    Anything else is computed by PyTorch.
+    """
     plain = query is key and key is value and in_proj_weight is not None and bias_k is None
     masks = (more.get("key_padding_mask"), more.get("attn_mask"))
     unusual = more.get("need_weights", True) or add_zero_attn or more.get("training", True)
@@ -224,16 +226,21 @@ def _convolution(
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """x with the strides of channels last also along axes of length one. From their strides
-    PyTorch would guess the layout, and guess otherwise for a batch of one."""
+    """x with the strides of the channels-last layout, also along axes of length 1.
+
+    PyTorch infers the layout from the strides, and would infer another one for a batch of one.
+    """
     _, channels, height, width = x.shape
     strides = (channels * height * width, 1, channels * width, channels)
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether oneDNN takes bfloat16 on this processor; otherwise float32 does, which is rounded:
-    products of bfloat16 are summed in float32 on either."""
+    """Whether oneDNN supports bfloat16 on this processor.
+
+    If not, the products are computed in float32 and rounded; products of bfloat16 are summed in
+    float32 in either case.
+    """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -247,7 +254,7 @@ def _pair(value: int | Iterable[int]) -> list[int]:
 def _padded(
     x: Tensor, padding: str, kernel: Iterable[int], dilation: list[int]
 ) -> tuple[Tensor, list[int]]:
-    """x and what oneDNN is to add around it, for the named paddings "valid" and "same"."""
+    """x, and the padding that oneDNN is to add, for the named paddings "valid" and "same"."""
     if padding == "valid":
         return x, _NONE
     rows, columns = (step * (side - 1) for step, side in zip(dilation, kernel, strict=True))

@@ -30,12 +30,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is.
+    """The description of a checkpoint.
 
-    fingerprint: 16 hex digits over everything that decides what an image is encoded to.
-        An index carries it; another model's codes never enter that index.
+    weights_sha256: of model.safetensors, hex.
+    fingerprint: 16 hex digits of a hash of everything that the encoding of an image depends on.
+        An index records it, and accepts no points of a model with another fingerprint.
     classes: names of the classifier's outputs.
-    training: how the weights came to be, for people.
+    training: how the model was trained, for people to read.
     """
 
     network: NetworkConfig
@@ -56,7 +57,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint folder; loads no weights.
+    """Reads the manifest of a checkpoint folder, without the weights.
 
     Raises:
         ModelError: the folder holds no checkpoint, or one of an unknown format.

@@ -16,7 +16,7 @@ __all__ = ["HashingNetwork", "NetworkOutput"]
 
 
 class NetworkOutput(NamedTuple):
-    """z (N, D), hash logits h (N, B) and class logits (N, classes), or None without any."""
+    """Blended features z (N, D), hash logits h (N, B), and class logits (N, classes) or None."""
 
     z: Tensor
     h: Tensor
@@ -43,7 +43,7 @@ class HashingNetwork(nn.Module):
         self.classifier = nn.Linear(config.head.hidden, config.classes) if config.classes else None
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Of float images (N, 1 or 3, S, S) in [0, 1]."""
+        """The output for float images (N, 1 or 3, S, S) in [0, 1]."""
         return self.fuse(*self.maps(images))
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class HashingNetwork(nn.Module):
         return shallow, deep
 
     def fuse(self, shallow: Tensor, deep: Tensor) -> NetworkOutput:
-        """What :meth:`forward` makes of the maps of images."""
+        """The output of :meth:`forward`, given the maps that :meth:`maps` returned."""
         z = self.darf(shallow, deep)
         hidden, h = self.head(z)
         logits = None if self.classifier is None else self.classifier(hidden)

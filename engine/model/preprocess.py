@@ -1,4 +1,4 @@
-"""Display pixels → the square canvas that the network sees. Loads no neural network."""
+"""Preprocessing: from display pixels to the square canvas that the network takes."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ __all__ = ["Preprocess"]
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How an image is brought to the network; part of the model's fingerprint.
+    """How an image is prepared for the network; part of the model's fingerprint.
 
     size: side S of the canvas, in pixels.
     colour: keep three channels; False = luma only.
-    normalise: "standardise" gives every image zero mean and unit variance, so that the
-        grey window it was saved with matters less; "fixed" uses mean and std (RGB, of
-        values in [0, 1]), as pretrained towers want.
+    normalise: "standardise" gives every image zero mean and unit variance, so that the window it
+        was saved with matters less; "fixed" subtracts ``mean`` and divides by ``std`` (RGB, of
+        values in [0, 1]), as pretrained towers expect.
     """
 
     size: int = 128
@@ -34,10 +34,10 @@ class Preprocess:
             raise ModelError(f"normalise is {self.normalise!r}; use 'standardise' or 'fixed'")
 
     def canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The image scaled to fit, aspect kept, centred on black.
+        """The canvas: the image scaled to fit, aspect ratio kept, centred on black.
 
         Args:
-            pixels: uint8 (H, W) or (H, W, 3), display polarity.
+            pixels: uint8 (H, W) or (H, W, 3), as displayed (0 = black).
 
         Returns:
             uint8 (S, S), or (S, S, 3) when ``colour``.

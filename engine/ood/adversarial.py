@@ -1,10 +1,10 @@
-"""Adversarial images: changed so little that nobody sees it, and hashed elsewhere.
+"""Adversarial attacks on the code: imperceptible changes of an image that give it another code.
 
-Untargeted, within an L∞ ball: the hash logits h are driven away from the image's own code, by
-lowering the cosine of h and that code. FGSM: Goodfellow et al., "Explaining and Harnessing
-Adversarial Examples", ICLR 2015. PGD: Madry et al., "Towards Deep Learning Models Resistant to
-Adversarial Attacks", ICLR 2018. Codes as what is attacked: Yang et al., "Adversarial Examples
-for Hamming Space Search", IEEE Transactions on Cybernetics 2020.
+The attacks are untargeted, within an L∞ ball: they lower the cosine of the hash logits h and the
+code of the unchanged image. FGSM: Goodfellow et al., "Explaining and Harnessing Adversarial
+Examples", ICLR 2015. PGD: Madry et al., "Towards Deep Learning Models Resistant to Adversarial
+Attacks", ICLR 2018. Attacks on codes: Yang et al., "Adversarial Examples for Hamming Space Search",
+IEEE Transactions on Cybernetics 2020.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ __all__ = ["as_canvases", "fgsm", "pgd"]
 
 
 def fgsm(network: HashingNetwork, images: Tensor, eps: float) -> Tensor:
-    """One step of length ``eps`` against the code, float32 of the images' shape, in [0, 1].
+    """Images attacked by one step of length ``eps``: float32 of the same shape, in [0, 1].
 
     Args:
-        network: left as it is found; attacked in evaluation mode and float32.
+        network: not changed; attacked in evaluation mode and float32.
         images: float (N, 1 or 3, S, S) in [0, 1], on the network's device.
         eps: largest change of a pixel, in grey values of [0, 1].
 
@@ -46,14 +46,14 @@ def pgd(
     step_size: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Steps against the code, each brought back to within ``eps`` of the image.
+    """Images attacked by several steps, each projected back to within ``eps`` of the image.
 
     Args:
         network, images, eps: as for :func:`fgsm`.
-        steps: how many, at least 1.
-        step_size: of one step, in grey values; None = 2.5 eps / steps (Madry et al.), which
-            reaches the border of the ball from any start.
-        seed: of the start, drawn evenly from the ball.
+        steps: number of steps, at least 1.
+        step_size: length of a step, in grey values of [0, 1]; None = 2.5 eps / steps (Madry et
+            al.), which reaches the border of the ball from any start.
+        seed: seed of the start, which is drawn uniformly from the ball.
 
     Returns:
         float32 of the images' shape, in [0, 1].
@@ -75,9 +75,9 @@ def pgd(
 
 
 def as_canvases(images: Tensor) -> NDArray[np.uint8]:
-    """The images as a file would carry them: uint8 (N, S, S), or (N, S, S, 3) in colour.
+    """The images as canvases: uint8 (N, S, S), or (N, S, S, 3) in colour.
 
-    Rounding keeps the bound of an attack whose eps is a multiple of 1/255.
+    Rounding to whole grey values keeps an attack within its eps if that is a multiple of 1/255.
 
     Args:
         images: float (N, 1 or 3, S, S) in [0, 1].
@@ -89,17 +89,20 @@ def as_canvases(images: Tensor) -> NDArray[np.uint8]:
 
 
 def _ascent(network: HashingNetwork, images: Tensor, code: Tensor) -> Tensor:
-    """Sign of the gradient along which h leaves the code, of the images' shape."""
+    """Sign of the gradient of −cos(h, code) with respect to the images, of their shape."""
     moved = images.detach().requires_grad_()
     away = -cosine_similarity(network(moved).h, code, dim=1).sum()
-    # For the images alone: the parameters' own gradients are not touched.
+    # With respect to the images alone: the gradients of the parameters are left as they are.
     (gradient,) = torch.autograd.grad(away, moved)
     return gradient.sign()
 
 
 @contextmanager
 def _attacked(network: HashingNetwork, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Clean images and their codes in {−1, +1}, with the network as it answers queries."""
+    """A context with the clean images and their codes in {−1, +1}.
+
+    Within it the network is in evaluation mode and float32, as when it encodes queries.
+    """
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

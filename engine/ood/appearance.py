@@ -1,4 +1,4 @@
-"""How unlike in looks the image is to every known one, whatever the network makes of it."""
+"""Detector "appearance": distance of an image's layout and spectrum to those of known images."""
 
 from typing import ClassVar, Self
 
@@ -15,20 +15,20 @@ _LEAST_SPACING = 1e-3
 
 
 class AppearanceDetector:
-    """Distance in layout and spectrum to known images, for how densely these lie there.
+    """Distance in layout and spectrum to known images, relative to how dense these are nearby.
 
-    A network that has learned a few kinds of images finds one of them in anything with a body,
-    a contour and a background: z of anatomy that it never saw lies among the known. The looks
-    of the image itself do not, since nothing was learned to forget in them.
+    A network trained on a few kinds of images maps anything with a body, a contour and a background
+    to one of them, so z of unseen anatomy lies among the z of known images. Layout and spectrum are
+    computed from the image itself without training, so they do not lose that difference.
 
     The score is the geometric mean of two: the distance to the k-th nearest known image
-    (Ramaswamy et al., SIGMOD 2000), and that distance over the same distance of the neighbours
-    themselves, as in the local outlier factor (Breunig et al., SIGMOD 2000). Some kinds of
-    images are much more alike among themselves than others: the first alone misses what lies
-    just beside those, the second calls every unusual image of them foreign.
+    (Ramaswamy et al., SIGMOD 2000), and that distance divided by the mean distance of the k
+    neighbours to their own k-th neighbours, as in the local outlier factor (Breunig et al., SIGMOD
+    2000). Some kinds of images resemble each other much more than others do. Near these, the first
+    distance alone misses foreign images, and the second calls every unusual known image foreign.
 
     Args:
-        k: how many neighbours; all known images where there are fewer.
+        k: number of neighbours; all known images if there are fewer.
     """
 
     name: ClassVar[str] = "appearance"
@@ -41,16 +41,16 @@ class AppearanceDetector:
         self._spacing = np.zeros(0, dtype=np.float32)
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:  # noqa: ARG002
-        """Keeps how known images look, and how far each lies from its own k-th neighbour.
+        """Keeps the appearance of the known images, and the distance of each to its k-th neighbour.
 
         Raises:
-            ModelError: there is no image, or the images themselves were not observed.
+            ModelError: there are no images, or ``known.appearance`` is None.
         """
         looks = _looks(some(known, self.name))
         self._origin = looks.mean(axis=0)
-        # float16 moves a distance by 1e-3 at most, and halves the stored gate.
+        # float16 changes a distance by at most 1e-3, and halves the size of the stored gate.
         self._reference = (looks - self._origin).astype(np.float16).astype(np.float32)
-        # The nearest is the image itself.
+        # k + 1, as the nearest image is the image itself.
         own, _ = nearest(self._reference, self._reference, self.k + 1)
         self._spacing = np.maximum(own[:, -1], _LEAST_SPACING)
         return self
@@ -64,8 +64,11 @@ class AppearanceDetector:
         return scores
 
     def state(self) -> State:
-        """origin: float32 (384,). reference: float16 (R, 384), from there. spacing: float32
-        (R,). k: int64 (1,).
+        """The arrays to store.
+
+        origin: float32 (384,), mean of the known images. reference: float16 (R, 384), the known
+        images relative to it. spacing: float32 (R,), distance of each to its k-th neighbour.
+        k: int64 (1,).
         """
         return {
             "origin": self._origin,

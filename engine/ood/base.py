@@ -1,4 +1,7 @@
-"""What a detector of foreign images is: fit on what is known, then score; higher = more foreign."""
+"""The interface of OOD detectors, and what they share.
+
+A detector is fitted on known images and then scores others; a higher score = more foreign.
+"""
 
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -25,57 +28,57 @@ _ROWS = 1024
 
 
 class Detector(Protocol):
-    """A score of how foreign an image is.
+    """Scores how foreign images are.
 
-    name: stable; verdicts, settings and stored calibrations carry it.
-    needs: fields of ``Observations`` that it looks at and that not every model has.
+    name: identifies the detector in verdicts, settings and stored calibrations; never changed.
+    needs: the optional fields of ``Observations`` that it uses.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:
-        """Learns what is known, and returns itself.
+        """Fits the detector to known images, and returns it.
 
         Args:
-            known: of R known images; best those that the model was trained on.
+            known: observations of R known images; best of those that the model was trained on.
             labels: int64 (R,), their classes, for the detectors that use them.
 
         Raises:
-            ModelError: there is no image, or the observations lack what it ``needs``.
+            ModelError: there are no images, or a field that it ``needs`` is None.
         """
 
     def score(self, observations: Observations) -> NDArray[np.float32]:
-        """float32 (N,), higher = more foreign.
+        """The scores of N images: float32 (N,), higher = more foreign.
 
         Raises:
-            ModelError: it was not fitted, or the observations lack what it ``needs``.
+            ModelError: it is not fitted, or a field that it ``needs`` is None.
         """
 
     def state(self) -> State:
-        """What it needs to score alike elsewhere, as arrays. Raises ModelError: not fitted."""
+        """What it has learned, as arrays by name. Raises ModelError: it is not fitted."""
 
     @classmethod
     def from_state(cls, state: State) -> Self:
-        """The detector whose ``state`` this is. Raises KeyError or ValueError: it is none."""
+        """The detector with this state. Raises KeyError or ValueError: the state is not valid."""
 
 
 def some(known: Observations, name: str) -> Observations:
-    """``known``. Raises ModelError when it is of no images."""
+    """Returns ``known``. Raises ModelError: it has no images."""
     if not len(known):
         raise ModelError(f"detector {name!r} was given no known images; fit it on some")
     return known
 
 
 def fitted(value: _T | None, name: str) -> _T:
-    """``value``, which ``fit`` sets. Raises ModelError when it did not."""
+    """Returns ``value``, which ``fit`` sets. Raises ModelError: it is None, so not fitted."""
     if value is None:
         raise ModelError(f"detector {name!r} is not fitted; call fit with known images first")
     return value
 
 
 def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
-    """The logits, float32 (N, C). Raises ModelError when there are none."""
+    """The classifier's logits, float32 (N, C). Raises ModelError: there are none."""
     if observations.logits is None:
         raise ModelError(
             f"detector {name!r} looks at the classifier's logits, and there are none; take a "
@@ -87,14 +90,14 @@ def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
 def nearest(
     asked: NDArray[np.float32], reference: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Euclidean distances to the k nearest references, and which they are, nearest first.
+    """Euclidean distances to the k nearest references, and their rows, nearest first.
 
     Args:
-        asked, reference: float32 (N, F) and (R, F).
-        k: how many; all R where there are fewer.
+        asked: float32 (N, F). reference: float32 (R, F).
+        k: number of neighbours; all R if there are fewer.
 
     Returns:
-        float32 and int64, each (N, min(k, R)).
+        Distances, float32, and rows of ``reference``, int64; each (N, min(k, R)).
     """
     k = min(k, len(reference))
     distances = np.empty((len(asked), k), dtype=np.float32)

@@ -1,14 +1,16 @@
-"""The OOD gate: detectors' scores as conformal p-values, stored beside the model.
+"""The OOD gate: turns detectors' scores into conformal p-values and verdicts.
 
-A known image is called foreign at most a share alpha of the time, whatever the detectors,
-as long as it is drawn like the calibration images (Vovk et al., "Algorithmic Learning in a
-Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023). It is
-a share of all known images, not of each kind of them.
+Whatever the detectors, at most a share alpha of known images is called foreign, as long as these
+come from the same distribution as the calibration images (Vovk et al., "Algorithmic Learning in a
+Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023). The share
+holds for all known images together, not for each kind of them.
 
-Several detectors are one score: the sum of the logarithms of their ranks among the calibration
-images, Fisher's way of joining p-values ("Statistical Methods for Research Workers", 1932), and
-this score is calibrated in its turn. So nothing is lost to detectors that say the same, as with
-Bonferroni, and what two find a little odd counts.
+Several detectors are combined into one score, the sum of the logarithms of their ranks among the
+calibration images (as Fisher combines p-values, "Statistical Methods for Research Workers", 1932),
+and this score is calibrated again. Unlike Bonferroni's correction, this loses nothing when
+detectors agree, and an image that two detectors find slightly unusual can be foreign.
+
+The gate is stored in the model's checkpoint folder.
 """
 
 import hashlib
@@ -43,13 +45,13 @@ ALPHA = 0.03
 _FORMAT = "3"
 _SCORES = "scores"
 _ROWS = 1024
-_ROUNDING = 1e-9  # sums of the same logarithms in another order are equal
+_ROUNDING = 1e-9  # sums of logarithms that differ by less count as equal
 
 
 def conformal_p(
     scores: NDArray[np.floating], calibration: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """p(x) = (1 + #{i : s_i ≥ s(x)}) / (n + 1), float64 (N,) in (0, 1].
+    """Conformal p-values p(x) = (1 + #{i : s_i ≥ s(x)}) / (n + 1), float64 (N,) in (0, 1].
 
     Args:
         scores: float (N,), higher = more foreign.
@@ -67,10 +69,12 @@ def _ranks(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> N
 
 
 def fewest_calibration_images(alpha: float) -> int:
-    """The least n for which the least p, 1/(n + 1), is at or below alpha.
+    """The least number of calibration images n with which an image can be called foreign.
+
+    For fewer, the smallest possible p, 1/(n + 1), is above alpha.
 
     Raises:
-        ModelError: alpha is no share.
+        ModelError: alpha is not between 0 and 1.
     """
     if not 0 < alpha < 1:
         raise ModelError(f"alpha is {alpha}; choose a share between 0 and 1")
@@ -78,15 +82,16 @@ def fewest_calibration_images(alpha: float) -> int:
 
 
 class JointCalibration:
-    """Scores of the same n known images by m detectors, and what queries' scores are among them.
+    """Conformal p-values of queries, calibrated on the scores of n known images by m detectors.
 
-    The joint p-value: T = Σ_j log r_j, where r_j is the rank from above by detector j among the
-    n calibration images and the query; the same of every calibration image among the same n + 1.
-    Then p = (1 + #{i : T_i ≤ T}) / (n + 1). The query is treated as the others are, so that the
-    promise is exact for any n and however the detectors depend on each other.
+    The joint p-value: T = Σ_j log r_j, where r_j is the query's rank by detector j among the n
+    calibration images and the query itself, 1 = the highest score. T_i is the same for calibration
+    image i, ranked among the same n + 1 images. Then p = (1 + #{i : T_i ≤ T}) / (n + 1). As query
+    and calibration images are treated alike, p is valid for any n and any dependence between the
+    detectors.
 
     Args:
-        scores: float (n, m), higher = more foreign, in any order of images.
+        scores: float (n, m), higher = more foreign; row i has the scores of image i.
     """
 
     def __init__(self, scores: NDArray[np.floating]) -> None:
@@ -94,17 +99,17 @@ class JointCalibration:
         self._scores = scores
         self._ascending = np.sort(scores, axis=0)
         self._logarithms = np.log(np.arange(1, n + 2))
-        # Of each among themselves; no image is above itself.
+        # Number of other calibration images that score as high as each, or higher.
         self._among = [_ranks(scores[:, j], self._ascending[:, j]) - 1 for j in range(detectors)]
 
     def alone(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """``conformal_p`` by each detector, float64 (N, m), of scores float (N, m)."""
+        """The p-value of each detector alone: scores float (N, m) → float64 (N, m) in (0, 1]."""
         columns = range(scores.shape[1])
         each = [conformal_p(scores[:, j], self._ascending[:, j]) for j in columns]
         return np.stack(each, axis=1)
 
     def joint(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The p-value of all detectors together, float64 (N,) in (0, 1], of scores float (N, m)."""
+        """The joint p-value of all detectors: scores float (N, m) → float64 (N,) in (0, 1]."""
         n, detectors = self._scores.shape
         p = np.empty(len(scores))
         for start in range(0, len(scores), _ROWS):
@@ -120,20 +125,21 @@ class JointCalibration:
 
 
 class OodGate:
-    """Says whether images are foreign to the model.
+    """Decides whether images are foreign to the model.
 
-    An image is foreign when the p-value of its detectors together (``JointCalibration``) is at or
-    below alpha; with one detector that is its own p-value.
+    An image is foreign when the joint p-value of the detectors (:class:`JointCalibration`) is at or
+    below alpha.
 
     Args:
-        detectors: fitted on known images, best on those the model was trained on.
-        calibration: for each detector by name float32 (n,), its scores of the same n known
-            images, which took no part in that.
-        alpha: share of known images that may be called foreign.
+        detectors: fitted on known images, best on those that the model was trained on.
+        calibration: detector name → float32 (n,), its scores of n known images that it was not
+            fitted on; the same images in the same order for every detector.
+        alpha: share of known images that may be called foreign, between 0 and 1.
 
     Raises:
-        ModelError: no or equal detectors, scores that are not of the same images, alpha is no
-            share, or there are too few images for any verdict of foreign.
+        ModelError: there is no detector, or one is given twice; the numbers of scores differ, or a
+            score is not finite; alpha is out of range; or there are too few calibration images for
+            any image to be called foreign.
     """
 
     def __init__(
@@ -167,13 +173,19 @@ class OodGate:
     def calibrated(
         cls, detectors: Sequence[Detector], known: Observations, alpha: float = ALPHA
     ) -> "OodGate":
-        """The gate of fitted detectors, calibrated on ``known`` images that they were not
-        fitted on. Raises ModelError as the constructor and the detectors do.
+        """The gate of fitted detectors, calibrated on other known images.
+
+        Args:
+            detectors: fitted.
+            known: observations of known images that the detectors were not fitted on.
+
+        Raises:
+            ModelError: as the constructor and ``Detector.score`` raise it.
         """
         return cls(detectors, {d.name: d.score(known) for d in detectors}, alpha)
 
     def detectors_for(self, observations: Observations) -> tuple[Detector, ...]:
-        """The detectors for which ``observations`` have all that they need."""
+        """The detectors whose needed fields ``observations`` has."""
         return tuple(
             detector
             for detector in self.detectors
@@ -181,13 +193,14 @@ class OodGate:
         )
 
     def verdicts(self, observations: Observations) -> list[OodVerdict]:
-        """One verdict for each of N images, by the detectors that can look at them.
+        """The verdicts on N images, by the detectors whose needed fields ``observations`` has.
 
-        With fewer detectors than the gate has the promise holds as well; what only the
-        others would notice is missed. The verdict's ``p_values`` show who looked.
+        If these are not all detectors of the gate, at most a share alpha of known images is still
+        called foreign, but images that only the others would detect are missed. The ``p_values`` of
+        a verdict name the detectors used.
 
         Raises:
-            ModelError: none of the gate's detectors can look at these observations.
+            ModelError: no detector has the fields that it needs.
         """
         used = self.detectors_for(observations)
         if not used:
@@ -212,15 +225,19 @@ class OodGate:
         ]
 
     def _joint(self, names: tuple[str, ...]) -> JointCalibration:
-        """Of these detectors; in order from the second call on."""
+        """The calibration of these detectors, which is kept for the next call."""
         if names not in self._joints:
             scores = np.stack([self.calibration[name] for name in names], axis=1)
             self._joints[names] = JointCalibration(scores)
         return self._joints[names]
 
     def save(self, directory: Path, model: str, decoder: str | None = None) -> None:
-        """Writes the gate into a checkpoint folder, bound to the fingerprints of the model and,
-        where it looks at reconstructions, of the decoder.
+        """Writes the gate into a checkpoint folder.
+
+        Args:
+            directory: the checkpoint folder.
+            model: fingerprint of the model; the gate is loaded for no other.
+            decoder: fingerprint of the decoder, recorded if a detector uses reconstructions.
         """
         tensors: State = {}
         for detector in self.detectors:
@@ -244,17 +261,17 @@ class OodGate:
 
     @classmethod
     def load(cls, directory: Path, model: str, decoder: str | None = None) -> "OodGate | None":
-        """The gate of a checkpoint folder; None when it was never calibrated.
+        """The gate in a checkpoint folder; None if the folder has none.
 
         Args:
-            directory: of the checkpoint.
+            directory: the checkpoint folder.
             model: fingerprint of the model.
-            decoder: fingerprint of the decoder beside it, None = there is none; then the
-                gate does without what looks at reconstructions.
+            decoder: fingerprint of the decoder; None = there is no decoder, so detectors that use
+                reconstructions will not be used.
 
         Raises:
-            ModelError: the file is damaged, of an earlier version, or of another model or
-                decoder.
+            ModelError: the file is damaged, of another version of the format, or was made for
+                another model or decoder.
         """
         path = directory / CALIBRATION
         if not path.is_file():
@@ -289,13 +306,13 @@ class OodGate:
 
 
 def _part(tensors: Mapping[str, NDArray[Any]], name: str) -> State:
-    """The state of one detector."""
+    """The state of the detector ``name``."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
 
 
 def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """sha256, hex: safetensors itself does not notice a changed byte."""
+    """SHA-256 of the tensors, hex; safetensors itself has no checksum."""
     running = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name]

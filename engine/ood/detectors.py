@@ -1,4 +1,4 @@
-"""All detectors of foreign images, and the one of a name."""
+"""The registry of OOD detectors by name."""
 
 from engine.errors import ModelError
 from engine.ood.appearance import AppearanceDetector
@@ -40,7 +40,7 @@ DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in _KINDS}
 
 
 def detector_kind(name: str) -> type[Detector]:
-    """The class of detectors of that name. Raises ModelError: there is none."""
+    """The detector class of this name. Raises ModelError: the name is unknown."""
     if name not in DETECTORS:
         raise ModelError(f"there is no detector {name!r}; use some of {', '.join(DETECTORS)}")
     return DETECTORS[name]

@@ -1,4 +1,4 @@
-"""How little the classifier says for any class."""
+"""Detector "energy": the classifier's evidence for any class at all."""
 
 from typing import ClassVar, Self
 
@@ -12,7 +12,7 @@ __all__ = ["EnergyDetector"]
 
 
 class EnergyDetector:
-    """−log Σ exp(logits), unbounded.
+    """The energy −log Σ exp(logits), unbounded.
 
     Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, at temperature 1.
     """

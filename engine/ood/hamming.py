@@ -1,4 +1,4 @@
-"""Distance to the nearest known code."""
+"""Detector "hamming": Hamming distance to the nearest code of a known image."""
 
 from typing import ClassVar, Self
 
@@ -13,10 +13,10 @@ __all__ = ["HammingDetector"]
 
 
 class HammingDetector:
-    """Differing bits to the nearest known code, 0 … B.
+    """Hamming distance to the nearest code of a known image, 0 … B.
 
-    What the hash alone can tell: the score of Sun et al., "Out-of-Distribution Detection with
-    Deep Nearest Neighbors", ICML 2022, for k = 1 and codes in place of features.
+    Uses the code alone: the score of Sun et al., "Out-of-Distribution Detection with Deep Nearest
+    Neighbors", ICML 2022, for k = 1 and with codes in place of features.
     """
 
     name: ClassVar[str] = "hamming"

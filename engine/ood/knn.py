@@ -1,4 +1,4 @@
-"""Distance to the k-th nearest known image."""
+"""Detector "knn": distance of z to the k-th nearest known image."""
 
 from typing import ClassVar, Self
 
@@ -17,7 +17,7 @@ class KnnDetector:
     Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
 
     Args:
-        k: which neighbour; the farthest known image where there are fewer.
+        k: which neighbour; the farthest known image if there are fewer than k.
     """
 
     name: ClassVar[str] = "knn"
@@ -33,8 +33,12 @@ class KnnDetector:
         return fitted(self._reference, self.name)
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:  # noqa: ARG002
-        """Keeps z of the known images, rounded to what is stored of it."""
-        # float16 moves a score by 1e-4 at most, and halves the stored gate.
+        """Keeps z of the known images, rounded to float16 as it is stored.
+
+        Raises:
+            ModelError: there are no images.
+        """
+        # float16 changes a score by at most 1e-4, and halves the size of the stored gate.
         self._reference = some(known, self.name).z.astype(np.float16).astype(np.float32)
         return self
 

@@ -1,4 +1,4 @@
-"""Distance to the nearest class, in units of how classes spread."""
+"""Detector "mahalanobis": Mahalanobis distance of z to the nearest class mean."""
 
 from typing import ClassVar, Self
 
@@ -13,11 +13,11 @@ __all__ = ["MahalanobisDetector", "ledoit_wolf"]
 
 
 class MahalanobisDetector:
-    """Least squared Mahalanobis distance of z to the mean of a class; one covariance for all.
+    """Squared Mahalanobis distance of z to the nearest class mean; all classes share a covariance.
 
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
-    Adversarial Attacks", NeurIPS 2018; the covariance is shrunk, for z has nearly as many
-    dimensions as small classes have images.
+    Adversarial Attacks", NeurIPS 2018. The covariance is shrunk (:func:`ledoit_wolf`), as z has
+    nearly as many dimensions as a small class has images.
     """
 
     name: ClassVar[str] = "mahalanobis"
@@ -28,14 +28,15 @@ class MahalanobisDetector:
         self._means: NDArray[np.float32] | None = None
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:
-        """Learns means and covariance.
+        """Computes the class means and the covariance.
 
         Args:
-            known: of R known images.
-            labels: int64 (R,). None = what the classifier says; without one, a single class.
+            known: observations of R known images.
+            labels: int64 (R,), their classes; None = those that the classifier predicts, or a
+                single class if the model has no classifier.
 
         Raises:
-            ModelError: there is no image, or no class has two that differ.
+            ModelError: there are no images, or no class has two different ones.
         """
         z = some(known, self.name).z.astype(np.float64)
         if labels is None:
@@ -50,7 +51,7 @@ class MahalanobisDetector:
                 f"detector 'mahalanobis' was given {len(z)} known images in {len(means)} classes "
                 "that do not spread at all; fit it on several images of each class"
             )
-        # Directions without any spread (z is centred: there is one) say nothing.
+        # Leave out directions without variance; there is one, as z is centred.
         weights = (values > 1e-12 * values[-1]) / np.sqrt(np.maximum(values, 1e-300))
         self._whiten = (vectors * weights).astype(np.float32)
         self._means = (means @ self._whiten).astype(np.float32)
@@ -65,7 +66,7 @@ class MahalanobisDetector:
         return nearest
 
     def state(self) -> State:
-        """whiten: float32 (D, D), to unit covariance. means: float32 (C, D), whitened."""
+        """whiten: float32 (D, D), maps z to unit covariance. means: float32 (C, D), whitened."""
         return {
             "whiten": fitted(self._whiten, self.name),
             "means": fitted(self._means, self.name),
@@ -79,14 +80,14 @@ class MahalanobisDetector:
 
 
 def ledoit_wolf(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """The shrunk covariance (1 − ρ) S + ρ μ I, float64 (D, D), and ρ in [0, 1].
+    """The Ledoit–Wolf covariance (1 − ρ) S + ρ μ I, float64 (D, D), and the shrinkage ρ in [0, 1].
 
     Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
     Journal of Multivariate Analysis 88, 2004, section 3.2: S = XᵀX/n, μ = tr S / D,
     d² = ‖S − μI‖², b² = min(d², n⁻² Σ ‖xxᵀ − S‖²), ρ = b²/d².
 
     Args:
-        x: float64 (n, D), centred: of mean zero, or each row less the mean of its class.
+        x: float64 (n, D), with mean zero, or with the mean of its class subtracted from each row.
     """
     n, dim = x.shape
     s = x.T @ x / n

@@ -1,4 +1,4 @@
-"""How badly the decoder, which learnt to rebuild known images, rebuilds this one."""
+"""Detector "reconstruction": the error of the decoder, which was trained on known images only."""
 
 from typing import ClassVar, Self
 
@@ -12,18 +12,18 @@ from engine.records import Observations
 __all__ = ["ReconstructionDetector"]
 
 _LEAST_SPREAD = 1e-3
-# A kind of fewer images says little of its own spread: it is judged by all images'.
+# A class of fewer images is too small for quantiles of its own: those of all images are used.
 _FEWEST = 20
 
 
 class ReconstructionDetector:
-    """The decoder's error, standardised among known images of the kind the query looks like.
+    """The decoder's reconstruction error, standardised within the class of the query.
 
     Nan et al., "Revisiting Medical Image Retrieval via Knowledge Consolidation", Medical Image
-    Analysis 2025, compare errors as they are. But some kinds of images are harder to rebuild
-    than others, and one threshold for all calls many of the hard ones foreign: from each error
-    the median of the kind is taken, and the rest divided by the kind's interquartile range.
-    The kind is that of the nearest class mean in z.
+    Analysis 2025, use the error itself. But some classes are harder to reconstruct than others,
+    and one threshold for all would call many of their images foreign. So the median error of the
+    class is subtracted, and the difference is divided by the interquartile range of the class. The
+    class is the one whose mean z is nearest.
     """
 
     name: ClassVar[str] = "reconstruction"
@@ -34,11 +34,15 @@ class ReconstructionDetector:
         self._levels = np.zeros((0, 2), dtype=np.float32)
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:
-        """Learns each class's mean z and errors; without labels, of the classes that the
-        model predicts, or of all images together when it has no classifier.
+        """Computes for each class its mean z, and median and interquartile range of its errors.
+
+        Args:
+            known: observations of R known images.
+            labels: int64 (R,), their classes; None = those that the classifier predicts, or a
+                single class if the model has no classifier.
 
         Raises:
-            ModelError: there is no image, or there was no decoder.
+            ModelError: there are no images, or ``known.reconstruction`` is None.
         """
         errors = _reconstruction(some(known, self.name))
         if labels is None:
@@ -59,7 +63,7 @@ class ReconstructionDetector:
         return self
 
     def score(self, observations: Observations) -> NDArray[np.float32]:
-        """float32 (N,), in interquartile ranges above the median of its kind."""
+        """float32 (N,), in interquartile ranges above the median error of the class."""
         means = fitted(self._means, self.name)
         errors = _reconstruction(observations)
         lengths = np.maximum(np.linalg.norm(means, axis=1), _LEAST_SPREAD)

@@ -1,4 +1,4 @@
-"""How unsure the classifier is of its class."""
+"""Detector "max-softmax": uncertainty of the classifier."""
 
 from typing import ClassVar, Self
 
@@ -30,7 +30,7 @@ class MaxSoftmaxDetector:
         """float32 (N,) in [0, 1 − 1/C]."""
         logits = np.sort(logits_of(observations, self.name).astype(np.float64), axis=1)
         odds = np.exp(logits[:, :-1] - logits[:, -1:]).sum(axis=1)
-        # The others' share: one minus the largest would be 0 for every image that is sure.
+        # The summed probability of the other classes: 1 − the largest would round to 0.
         share: NDArray[np.float32] = (odds / (1 + odds)).astype(np.float32)
         return share
 

@@ -1,4 +1,4 @@
-"""What of z lies outside the directions that known images take, against the logits."""
+"""Detector "vim": the part of z outside the subspace of known images, compared with the logits."""
 
 from typing import ClassVar, Self
 
@@ -13,14 +13,15 @@ __all__ = ["VimDetector"]
 
 
 class VimDetector:
-    """The virtual logit α‖residual of z‖ − log Σ exp(logits): its log odds, unbounded.
+    """The log odds of a virtual class, α‖residual of z‖ − log Σ exp(logits), unbounded.
 
-    Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022. There the
-    features are the input of the last linear layer, whose bias gives the origin; here an
-    activation lies between z and the logits, so the origin is the mean of the known z.
+    The residual is the part of z outside the principal subspace of known images. Wang et al.,
+    "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022. There the features are the
+    input of the last linear layer, whose bias gives the origin; here nonlinear layers lie between z
+    and the logits, so the origin is the mean z of the known images.
 
     Args:
-        principal: dimensions of the space that known images take; None = half of z's.
+        principal: dimensions of the principal subspace; None = half of those of z.
     """
 
     name: ClassVar[str] = "vim"
@@ -32,12 +33,14 @@ class VimDetector:
         self._residual: NDArray[np.float32] | None = None
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:  # noqa: ARG002
-        """Learns the principal space, and α: so that the virtual logit of known images is on
-        average as large as their largest one.
+        """Computes the principal subspace and α.
+
+        α is chosen so that the virtual logits of the known images are on average as large as their
+        largest logits.
 
         Raises:
-            ModelError: besides the usual, ``principal`` leaves no direction over, or the
-                largest logits are negative on average, so that no α matches them.
+            ModelError: there are no images or no logits, ``principal`` leaves no dimension for the
+                residual, or the largest logits are not positive on average, so that no α exists.
         """
         logits, z = logits_of(known, self.name), some(known, self.name).z.astype(np.float64)
         dim = z.shape[1]
@@ -56,7 +59,7 @@ class VimDetector:
                 f"the largest logits of known images are {top:.3g} on average, which no virtual "
                 "logit can match; use the detector 'energy' instead"
             )
-        # Folded into the directions: their length is α.
+        # α is multiplied into the directions, so that each has length α.
         scale = top / max(float(residual), 1e-12)
         self._origin = origin.astype(np.float32)
         self._residual = (directions * scale).astype(np.float32)

@@ -1,1 +1,1 @@
-"""How a query becomes an answer."""
+"""Search: from a query image to ranked hits, with evidence of how they were found."""

@@ -1,4 +1,4 @@
-"""Connected components that grow pair by pair, for many pairs at once."""
+"""Connected components of a graph whose edges are added in bulk (union-find)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ __all__ = ["Components"]
 
 
 class Components:
-    """N items, each alone at first (union-find with path compression).
+    """A partition of the items 0 … N − 1, each at first a component of its own.
 
     Args:
         count: N.
@@ -17,7 +17,7 @@ class Components:
         self._parent = np.arange(count, dtype=np.int64)
 
     def of(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The component of each item, by its smallest member: int64 (n,) → (n,)."""
+        """For each item the smallest member of its component: int64 (n,) → (n,)."""
         parent = self._parent
         roots: NDArray[np.int64] = parent[items]
         while True:
@@ -29,17 +29,17 @@ class Components:
         return roots
 
     def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        """Makes one component of those of ``a[i]`` and ``b[i]``, for every i."""
+        """Merges the components of ``a[i]`` and ``b[i]``, for every i; int64 (n,) each."""
         while len(a):
             one, other = self.of(a), self.of(b)
             apart = one != other
             a, b = one[apart], other[apart]
-            # Where several pairs would hang one root below others, the smallest of these wins;
-            # the other pairs come again in the next round.
+            # When several pairs give one root different parents, the smallest is taken; the
+            # other pairs are merged in the next round.
             np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
 
     def groups(self) -> list[NDArray[np.int64]]:
-        """The members, ascending, of every component with two or more; largest first."""
+        """The components of two or more items, largest first; members in ascending order."""
         roots = self.of(np.arange(len(self._parent)))
         order = np.argsort(roots, kind="stable")
         starts = np.flatnonzero(np.diff(roots[order], prepend=-1))

@@ -1,8 +1,8 @@
-"""Hits that differ from each other: maximal marginal relevance.
+"""Re-ranks hits so that they differ from each other: maximal marginal relevance (MMR).
 
 Source: Carbonell and Goldstein, "The Use of MMR, Diversity-Based Reranking for Reordering
-Documents and Producing Summaries", SIGIR 1998. Next comes the hit with the highest
-(1 − d) · r(hit, query) − d · max over chosen ones of r(hit, chosen).
+Documents and Producing Summaries", SIGIR 1998. Hits are chosen one by one; each time the one with
+the highest (1 − d) · r(hit, query) − d · max r(hit, c) over the hits c chosen before.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ def diverse(store: VectorStore, hits: Sequence[Hit], k: int, diversity: float) -
     """``k`` of the hits, in the order in which they are chosen.
 
     Args:
-        store: where their vectors are.
-        hits: the shortlist, most similar first; that order decides between equals.
-        diversity: d in [0, 1]; 0 = the first k.
+        store: holds the vectors of the hits.
+        hits: the shortlist, most similar first; of equally good hits the earlier one is chosen.
+        diversity: d in [0, 1]; 0 = the first ``k`` hits.
     """
     if diversity == 0 or len(hits) <= 1:
         return list(hits[:k])
     points = store.get([hit.id for hit in hits], with_z=True)
     vectors = {point.id: point.z for point in points if point.z is not None}
-    # Deleted since: not to be shown any more.
+    # Leave out hits that have been deleted from the store since.
     left = [hit for hit in hits if hit.id in vectors]
     if not left:
         return []

@@ -1,14 +1,14 @@
-"""Groups of images that are the same picture, or nearly: copies, re-saved and resized ones.
+"""Finds groups of duplicate images: the same picture copied, re-saved or resized.
 
-Two images belong together when their codes differ in at most ``max_bits`` bits and their
-blended similarity is high enough, and so do those that others connect. All such pairs are found
-without comparing every image with every other:
+Two images are duplicates when their codes differ in at most ``max_bits`` bits and the similarity r
+of their vectors is at least t. Groups are the connected components of these pairs. All pairs are
+found without comparing every image with every other:
 
-- codes that differ in fewer bits than there are bands have a band in common (pigeonhole
-  principle, engine/codes.py), so only images with an equal band are compared;
-- of those with a band in common, unit vectors with r(a, b) ≥ t are at most sqrt(2 − 2 t)
-  apart, and so are their shadows on any axis: along the one on which they spread most, only
-  a narrow window has to be compared.
+- Codes that differ in fewer bits than they have bands are equal in at least one band (pigeonhole
+  principle, engine/search/ladder.py), so only images with an equal band are compared.
+- Unit vectors with r(a, b) ≥ t are at most sqrt(2 − 2 t) apart, and so are their projections onto
+  any axis. So images with an equal band are sorted along the axis on which they spread most, and
+  each is compared only with those at most that far away on it.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,31 +28,43 @@ from engine.store.base import Filter, VectorStore
 __all__ = ["DuplicateGroup", "Member", "Progress", "duplicates"]
 
 SIMILARITY, MAX_BITS = 0.9999, 2
-"""Measured with the shipped model on 370 images of the synthetic archive: at 0.9999 and 2 bits
-all losslessly re-saved copies are found, 99.7 % of JPEG copies at quality 95 and 85, 94 % at
-quality 50 or resized to 90 or 150 %, 78 % resized to half; and of pairs that are no copies no
-neighbouring CT slices (of 145), 4 % of neighbouring MR slices (of 110) and no nearest images of
-other patients (of 370). At 0.9995 half-size copies are at 95 %, but so are 6 % of CT and 44 % of
-MR neighbours, and chains of them grow into stacks. Small and noisy pictures lose more by JPEG or
-resizing: of 600 real ones, most of 64 × 64 pixels, 97 % of JPEG copies at quality 95 and 72 % at
-85 are found."""
+"""Default thresholds.
+
+Measured with the shipped model on 370 images of the synthetic archive. At 0.9999 and 2 bits all
+losslessly re-saved copies are found, 99.7 % of the JPEG copies at quality 95 and 85, 94 % at
+quality 50 or resized to 90 or 150 %, and 78 % of those resized to half. Of pairs that are not
+copies, none of 145 neighbouring CT slices is called a duplicate, 4 % of 110 neighbouring MR slices,
+and none of 370 images with the nearest one of another patient. At 0.9995, 95 % of half-size copies
+are found, but also 6 % of the CT and 44 % of the MR neighbours, and chains of these join whole
+stacks of slices. Small and noisy pictures change more by JPEG or resizing: of 600 real ones, most
+of 64 × 64 pixels, 97 % of the JPEG copies at quality 95 and 72 % at 85 are found."""
 
 _SAME = 1 - 1e-6
+"""Least similarity of images called identical."""
 _BLOCK = 1024
+"""Images compared with as many others by one matrix product."""
 _VALUES = 2**22
+"""Most values of the arrays that are computed at once."""
 _SAMPLE = 2048
-_TURNS = 10
+"""About so many images are used to find the axis on which they spread most."""
+_POWER_ITERATIONS = 10
 _TINY = 1e-6
+"""An axis shorter than this has no direction."""
 _PAGE = 1000
+"""Points read at once, and images between two reports of progress."""
 
 Progress = Callable[[str, int, int], None]
-"""What is done ("read" or "compare"), how much of it, out of how much."""
+"""Called with the stage ("read" or "compare"), the work done so far and the work in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """similarity: r to the group's first member, from the stored vectors. identical: that is
-    at least 1 − 1e-6 and the code is the same: most likely the same pixels."""
+    """An image of a group.
+
+    similarity: r to the first member of the group, from the stored vectors.
+    identical: r to the first member is at least 1 − 1e-6 and the codes are equal; most likely
+        the pixels are the same.
+    """
 
     id: str
     record: ImageRecord
@@ -62,13 +74,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Two images or more; the one with the least id first, then the most similar to it."""
+    """Two or more duplicates: first the one with the smallest id, then by similarity to it."""
 
     members: tuple[Member, ...]
 
     @property
     def studies(self) -> int:
-        """How many studies it spans; an image that names none is one by itself."""
+        """How many studies it spans; an image that names no study counts as one."""
         return len({one.record.study or f"image {one.id}" for one in self.members})
 
 
@@ -80,18 +92,21 @@ def duplicates(
     where: Filter | None = None,
     progress: Progress = lambda *_: None,
 ) -> Iterator[DuplicateGroup]:
-    """The groups among the images that ``where`` lets pass, largest first.
+    """The groups of duplicates among the images that pass ``where``, largest first.
 
-    Takes 2 · D + B/8 + 16 bytes of memory an image (0.55 GB for a million of 256 values) and
-    reads the index once. What comes into the index meanwhile may be missing.
+    Reads the index once and takes 2 · D + B/8 + 16 bytes of memory for each image (0.55 GB for a
+    million vectors of 256 values). Images added while it runs may be missing.
 
     Args:
-        similarity: t, the least r of two duplicates, of float16 vectors as the store keeps
-            them, rounded to float32.
-        max_bits: the most bits in which their codes differ; below the number of 16-bit bands.
+        similarity: t, in (0, 1]: the least r of two duplicates, computed from the stored float16
+            vectors and rounded to float32.
+        max_bits: the most bits in which the codes of two duplicates differ; less than the number
+            of bands.
+        where: which images to compare; None = all.
+        progress: called from time to time.
 
     Raises:
-        QueryError: a value is out of range.
+        QueryError: ``similarity`` or ``max_bits`` is out of range.
     """
     bits = store.collection.bits
     most = len(band_widths(bits)) - 1
@@ -107,7 +122,7 @@ def duplicates(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Images:
-    """ids: uint8 (N, 16), ascending. codes: uint8 (N, B/8). z: float16 (N, D)."""
+    """ids: uint8 (N, 16), UUIDs ascending. codes: uint8 (N, B/8), packed. z: float16 (N, D)."""
 
     ids: NDArray[np.uint8]
     codes: NDArray[np.uint8]
@@ -130,7 +145,7 @@ def _read(store: VectorStore, where: Filter, progress: Progress) -> _Images:
     )
     row = 0
     for point in store.scroll(where, page=_PAGE, with_z=True):
-        if row == count:  # More were written since; there is no room for them.
+        if row == count:  # Points were added since they were counted: the arrays are full.
             break
         if point.z is None:
             continue
@@ -145,7 +160,7 @@ def _read(store: VectorStore, where: Filter, progress: Progress) -> _Images:
 
 
 class _Comparison:
-    """Joins what belongs together."""
+    """Finds all pairs of duplicates and merges their components in ``found``."""
 
     def __init__(
         self, images: _Images, found: Components, similarity: float, max_bits: int
@@ -154,7 +169,8 @@ class _Comparison:
         self._found = found
         self._max_bits = max_bits
         self._least = np.float32(similarity)
-        # A product in float32 may be so far from the true one, for vectors of unit length.
+        # Bound on the rounding error of a dot product of unit vectors in float32. Pairs nearer to
+        # the threshold than this are computed again in float64.
         slack = 4 * images.z.shape[1] * float(np.finfo(np.float32).eps)
         self._surely, self._maybe = similarity + slack, similarity - slack
         self._window = float(np.sqrt(max(0.0, 2 - 2 * self._maybe))) + slack
@@ -175,7 +191,7 @@ class _Comparison:
         progress("compare", steps, steps)
 
     def _bucket(self, rows: NDArray[np.int64]) -> None:
-        """Compares the images of one band value, those within the window with each other."""
+        """Compares the images that share a band value, if near enough along their main axis."""
         if len(rows) <= _BLOCK:
             self._blocks(rows, rows, same=True)
             return
@@ -183,7 +199,7 @@ class _Comparison:
         order = np.argsort(shadows, kind="stable")
         rows, shadows = rows[order], shadows[order]
         starts = range(0, len(rows), _BLOCK)
-        # Neighbours first: what they join need not be compared any more.
+        # Near blocks first: images that they join need not be compared again.
         for apart in range(len(starts)):
             met = False
             for start in starts[: len(starts) - apart]:
@@ -196,14 +212,17 @@ class _Comparison:
                 return
 
     def _shadows(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Projections on the principal axis of a sample: any unit axis would be right."""
+        """Projections of the vectors on the principal axis of a sample of them, float64 (n,).
+
+        The result of the comparison does not depend on the axis, only its speed.
+        """
         step = -(-len(rows) // _SAMPLE)
         sample = self._vectors(rows[::step])
         sample -= sample.mean(axis=0)
         axis = sample[(sample * sample).sum(axis=1).argmax()]
-        for _ in range(_TURNS):  # power iteration
+        for _ in range(_POWER_ITERATIONS):  # power iteration
             length = np.linalg.norm(axis)
-            if length < _TINY:  # All are the same vector.
+            if length < _TINY:  # All vectors are equal.
                 axis = np.eye(1, sample.shape[1], dtype=np.float32)[0]
                 break
             axis = sample.T @ (sample @ (axis / length))
@@ -218,15 +237,15 @@ class _Comparison:
         return unit(self._images.z[rows]).astype(np.float32)
 
     def _blocks(self, a: NDArray[np.int64], b: NDArray[np.int64], *, same: bool) -> None:
-        """Compares every image of ``a`` with every one of ``b``; same: they are the same."""
+        """Compares each image of ``a`` with each of ``b``; same: ``a`` and ``b`` are equal."""
         if not self._apart(a, b).any():
             return
         left = self._vectors(a)
         likeness = left @ (left if same else self._vectors(b)).T
         if same:
             np.fill_diagonal(likeness, -1)
-        # Where much is alike there are far more pairs than images: one pair of each image first,
-        # and what these have joined need not be looked at any more.
+        # A block of many duplicates has far more pairs than images. So first join each image to
+        # its nearest one; pairs that are in one component by then need no further check.
         nearest = likeness.argmax(axis=1)
         sure = likeness[np.arange(len(a)), nearest] > self._surely
         self._pairs(a[sure], b[nearest[sure]], exact=False)
@@ -241,12 +260,15 @@ class _Comparison:
         return apart
 
     def _pairs(self, a: NDArray[np.int64], b: NDArray[np.int64], *, exact: bool) -> None:
-        """Joins those with near codes; exact: and with a similarity that has to be looked at."""
+        """Joins the pairs whose codes are near enough.
+
+        exact: also compute their similarity in float64 and compare it with the threshold.
+        """
         images = self._images
         step = _rows_at_once(images)
         for start in range(0, len(a), step):
             one, other = a[start : start + step], b[start : start + step]
-            # What earlier pairs have joined need not be looked at.
+            # Skip pairs that earlier pairs have joined already.
             apart = self._found.of(one) != self._found.of(other)
             one, other = one[apart], other[apart]
             near = hamming(images.codes[one], images.codes[other]) <= self._max_bits
@@ -258,12 +280,12 @@ class _Comparison:
 
 
 def _rows_at_once(images: _Images) -> int:
-    """So that what is computed from them has a bounded size, whatever the model."""
+    """How many vectors to compute with at once, so that the arrays stay below a fixed size."""
     return max(1, _VALUES // int(images.z.shape[1]))
 
 
 def _group(store: VectorStore, images: _Images, rows: NDArray[np.int64]) -> DuplicateGroup | None:
-    """The group of these rows; None when deletions have left less than two of them."""
+    """The group of the images in these rows; None if deletions have left fewer than two."""
     first = rows[:1]
     step = _rows_at_once(images)
     parts = (images.z[rows[start : start + step]] for start in range(0, len(rows), step))

@@ -1,4 +1,8 @@
-"""A search, from the query's picture to the answer with its evidence."""
+"""The search engine: from a query image to the answer with its evidence.
+
+A query is encoded, checked by the out-of-distribution (OOD) gate, pre-filtered by its code
+(ladder.py), and the most similar candidates are ranked.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +31,13 @@ class SearchEngine:
     """Answers queries over one store with one model.
 
     Args:
-        encoder: the model; must be the one that the store was filled with.
-        store: where the points are.
-        settings: how many candidates are enough, what becomes of foreign queries.
-        gate: the OOD gate; None = answers carry no verdict.
+        encoder: the model; must be the one whose points are in the store.
+        store: holds the indexed points.
+        settings: limits of the pre-filter and the ranking, and the OOD policy.
+        gate: the OOD gate; None = answers have no OOD verdict.
 
     Raises:
-        FingerprintMismatch: the store was filled by another model.
+        FingerprintMismatch: the store holds points of another model.
     """
 
     def __init__(
@@ -59,11 +63,13 @@ class SearchEngine:
         query: Query,
         own: Sequence[ImageRecord] | None = None,
     ) -> list[Answer]:
-        """One answer for each canvas (uint8, as ``Preprocess.canvas`` gives it), in order.
+        """One answer for each query image, in order.
 
         Args:
-            own: for each canvas, what its file says of study and patient, for
-                ``query.exclude``.
+            canvases: each uint8 (S, S) or (S, S, 3), as ``Preprocess.canvas`` returns it.
+            query: the same for all of them.
+            own: for each canvas the record of its file, whose study and patient
+                ``query.exclude`` leaves out; None = unknown.
         """
         watch = Stopwatch()
         with watch("encode"):
@@ -75,13 +81,14 @@ class SearchEngine:
         ]
 
     def search_like(self, image_id: str, query: Query) -> Answer:
-        """The answer for an indexed image; it is itself left out.
+        """The answer for an indexed image as the query; the image itself is excluded.
 
-        Of an indexed image there are z and code only: the verdict is that of the detectors
-        which need no more.
+        Only the vector and the code of an indexed image are known, so the OOD verdict comes from
+        the detectors that need nothing else.
 
         Raises:
             ImageNotFound: no indexed image has this id.
+            StoreError: the image is stored without its vector.
         """
         watch = Stopwatch()
         with watch("fetch"):
@@ -90,16 +97,17 @@ class SearchEngine:
             raise StoreError(f"image {image_id} is stored without its vector; index it again")
         others = (*query.where.must_not, Ids((image_id,)))
         narrowed = replace(query, where=replace(query.where, must_not=others))
-        # Stored as float16: its length is one only nearly.
+        # Rounding to float16 in the store changed its length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
         return self.answer(seen, narrowed, point.record, watch.milliseconds)
 
     def recommend(self, examples: Examples, wanted: Wanted) -> Recommendation:
-        """The images, one of each study unless asked otherwise, most like liked examples.
+        """The images most similar to the liked examples; by default one of each study.
 
         Raises:
-            QueryError: the examples cannot be asked with. ImageNotFound: one is not indexed.
+            QueryError: no image of the example study is left to be liked.
+            ImageNotFound: an example is not indexed.
         """
         found = recommend(self._store, self._settings, self.verdict, examples, wanted)
         if examples.seen is None:
@@ -117,7 +125,7 @@ class SearchEngine:
         return found[0]
 
     def facets(self, where: Filter) -> Facets:
-        """Counts by field value over the images that ``where`` lets pass."""
+        """Counts by field value over the images that pass ``where``."""
         return self._facets(where, Size(self._store.count(where, exact=False)))[0]
 
     def _facets(self, where: Filter, size: Size) -> tuple[Facets, bool]:
@@ -125,7 +133,7 @@ class SearchEngine:
         return facet_counts(self._store, where, size, values=values, max_counted=most)
 
     def observed(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
-        """What the gate and the search look at, of canvases as :meth:`search` takes them."""
+        """The canvases encoded, with what the OOD gate needs if there is one."""
         if self._gate is not None:
             return self._encoder.observe(canvases)
         encoded = self._encoder.encode(canvases)
@@ -138,12 +146,12 @@ class SearchEngine:
         own: ImageRecord | None = None,
         timings_ms: dict[str, float] | None = None,
     ) -> Answer:
-        """The answer for an image that has been observed.
+        """The answer for a query image that has been encoded.
 
         Args:
-            seen: of the one query image.
-            own: its study and patient, for ``query.exclude``.
-            timings_ms: of the stages so far; the answer reports them as well.
+            seen: observations of this one image.
+            own: record of the query image, for ``query.exclude``; None = unknown.
+            timings_ms: wall-clock milliseconds of earlier stages, to be reported with the others.
         """
         watch = Stopwatch(timings_ms)
         z, code = seen.z[0], seen.codes[0]
@@ -157,7 +165,8 @@ class SearchEngine:
             taken = self.candidates(code, query, where)
         with watch("rank"):
             points = self._points(z, query, taken)
-        # Where there were fewer than estimated; a page has to stay on its rung.
+        # The rung was taken for an estimate that proved too high: go on to wider rungs. A further
+        # page of a list stays on the rung of the first.
         while (
             len(points) < query.k
             and taken.size.estimated
@@ -186,10 +195,13 @@ class SearchEngine:
         )
 
     def verdict(self, seen: Observations) -> OodVerdict | None:
-        """None without a gate, or when none of its detectors can look at the query.
+        """The OOD verdict on a query of one or more images.
 
-        Of several images, that of the one with the least p, whose p counts n-fold among n:
-        else more known images would make it likelier that they are called foreign.
+        Of n images, the verdict on the one with the smallest p-value, its p multiplied by n
+        (Bonferroni); otherwise a query of more images would be called foreign more often.
+
+        Returns:
+            None without a gate, or when none of its detectors has what it needs.
         """
         if self._gate is None or not self._gate.detectors_for(seen):
             return None
@@ -200,7 +212,12 @@ class SearchEngine:
     def candidates(
         self, code: NDArray[np.uint8], query: Query, where: Filter, above: Climb | None = None
     ) -> Climb:
-        """Where a query with this code, uint8 (B/8,), is searched for; see ``climb``."""
+        """The pre-filter's result for a query with this packed code, uint8 (B/8,).
+
+        Args:
+            where: the query's filters.
+            above: an earlier result with too few candidates, see :func:`climb`.
+        """
         settings = self._settings
         if query.exact:
             size = size_of(self._store, where, settings.max_counted)
@@ -219,7 +236,7 @@ class SearchEngine:
         )
 
     def _points(self, z: NDArray[np.float32], query: Query, taken: Climb) -> list[Point]:
-        """The candidates that are put into order: among them the hits wanted, and one more."""
+        """The candidates to rank: the hits wanted, one more (is there a next page?) and ties."""
         store, exact = self._store, not taken.approximate
         wanted = query.offset + query.k + 1
         if query.order == "hamming":

@@ -1,4 +1,4 @@
-"""Counts by field value over what matched."""
+"""Facets: how many of the matching images have each value of a field."""
 
 from engine.search.sizes import Size, sample_of, sampled_buckets
 from engine.store.base import Filter, VectorStore
@@ -7,24 +7,27 @@ from engine.store.payload import BUCKETS, FACET_FIELDS
 __all__ = ["Facets", "facet_counts"]
 
 Facets = dict[str, dict[str, int]]
+"""Field → value → number of images."""
 
 
 def facet_counts(
     store: VectorStore, where: Filter, size: Size, *, values: int, max_counted: int
 ) -> tuple[Facets, bool]:
-    """For each facet field its most frequent values with counts; fields without any left out.
+    """The most frequent values of each facet field with their counts.
 
     Args:
-        size: of what ``where`` lets pass.
-        values: at most so many of a field.
-        max_counted: of more images than this the counts are estimates, from a fixed sample
-            of the index that has about so many images.
+        where: which images to count.
+        size: how many images pass ``where``.
+        values: most values listed for a field.
+        max_counted: when more images than this pass a filter, they are not all counted; a fixed
+            sample of about this many images of the index is, and the counts are scaled up.
 
     Returns:
-        The counts, and whether they are estimates.
+        The counts, without fields that no image has, and whether they are estimates.
     """
     filtered = bool(where.must or where.must_not or where.bands)
-    estimated = filtered and size.count > max_counted  # of the whole index, the store knows
+    # Without any filter the store knows the counts from its payload indexes.
+    estimated = filtered and size.count > max_counted
     counted, factor = where, 1.0
     if estimated:
         buckets = sampled_buckets(store.count(Filter(), exact=False), max_counted)

@@ -1,10 +1,23 @@
-"""The coarse binary pre-filter: which rung of multi-index hashing to search on.
+"""The pre-filter: selects the candidates, the images whose vectors are compared with the query's.
 
-Rung s lets every image pass that has some 16-bit band within s bits of the query's; by the
-pigeonhole principle (engine/codes.py) that is every image within Hamming distance
-r = m (s + 1) − 1, and more. The first rung with enough candidates is taken, if it leaves so
-few that looking them up costs less than comparing everything; else everything is a candidate.
-docs/search.md has the measurements behind the constants.
+Comparing the query with every stored vector is exact, but slow in a large index. The pre-filter
+selects candidates by their binary codes instead, with multi-index hashing (Norouzi et al., "Fast
+Exact Search in Hamming Space with Multi-Index Hashing", TPAMI 2014):
+
+- A code of B bits is cut into m bands of 16 bits. The store indexes every band, so that the
+  images with a given band value are found by lookup.
+- An image is a candidate on rung s when at least one of its bands differs from the same band of
+  the query in at most s bits. For each band, the query's value and all values within s flipped
+  bits are looked up: 1 value for s = 0, 17 for s = 1, 137 for s = 2.
+- By the pigeonhole principle this misses no image within Hamming distance r = m (s + 1) − 1 of the
+  query: if all m bands differed in s + 1 bits or more, the codes would differ in m (s + 1) bits or
+  more. Images at a larger distance can be candidates too.
+
+The rungs s0, s1 and s2 form a ladder of growing candidate sets. Its last rung, "dense", takes every
+image that passes the filters. A search takes the first rung with enough candidates
+(:func:`enough_for`). Looking up a candidate costs more than comparing the next vector in a row, so
+where a rung has too large a part of the images, "dense" is taken instead. docs/search.md has the
+measurements behind the constants.
 """
 
 from collections.abc import Iterator
@@ -23,17 +36,27 @@ from engine.store.payload import BUCKETS
 __all__ = ["RUNGS", "Climb", "Rung", "climb", "enough_for", "rungs"]
 
 _FLIPS = (0, 1, 2)
+"""s of each rung: how many bits of a band may differ."""
 RUNGS = (*(f"s{s}" for s in _FLIPS), "dense")
+"""Names of the rungs, the narrowest first."""
 
 _COST_OF_LOOKUP = 12
-"""Looking a candidate up costs about as much as comparing so many in a row."""
+"""Looking up one candidate takes about as long as comparing this many vectors in a row."""
 _SMALL = 2_000
-"""So few candidates are looked up in any case, and compared by their own vectors."""
+"""Up to this many candidates are always looked up, and compared by their full-precision vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """name: "s0", "s1", "s2" or "dense". radius: the promise, None = everything passes."""
+    """One level of the pre-filter.
+
+    name: "s0", "s1", "s2" or "dense"; "exact" when the query asks to compare everything; "none"
+        when nothing is searched.
+    radius: every image within this Hamming distance of the query is a candidate; None = the
+        candidates are not limited by distance.
+    bands: for each band of the code the values within s flipped bits of the query's; a candidate
+        has one of these values in at least one band. Empty = no limit.
+    """
 
     name: str
     radius: int | None
@@ -42,13 +65,17 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Climb:
-    """Where the search takes place.
+    """The outcome of climbing the ladder: the rung taken, and the filter that selects candidates.
 
-    where: the rung's filter with all others. size: of what passes the rung. tried: that of
-    every rung tried. approximate: the store may use its graph or its quantised vectors, if
-    it has them, and miss some. buckets: where the rung's candidates are too many to be
-    compared, how many of 256 parts of them ``where`` lets pass. note: why, in words, when
-    this is not simply the first rung with enough candidates.
+    where: the query's filters together with the rung's bands.
+    size: number of candidates on the rung.
+    tried: number of candidates of each rung that was tried, by name.
+    approximate: the store may answer from its graph or its quantised vectors, where it has them,
+        and so may miss some of the most similar candidates.
+    buckets: ``where`` selects the images of this many of the store's 256 buckets; fewer than 256
+        when there are too many candidates to compare, so that only a sample of them is.
+    note: why the rung is not simply the first one with enough candidates; a sentence for the
+        reader of the answer, or None.
     """
 
     rung: Rung
@@ -61,12 +88,12 @@ class Climb:
 
     @property
     def compared(self) -> int:
-        """Of how many candidates the vectors can be looked at."""
+        """How many candidates are within reach of the comparison: all, or those in the sample."""
         return self.size.count * self.buckets // BUCKETS
 
 
 def rungs(code: NDArray[np.uint8]) -> Iterator[Rung]:
-    """The rungs of a packed code, uint8 (B/8,), narrowest first; "dense" is the last."""
+    """The rungs for a query's packed code, uint8 (B/8,), narrowest first; "dense" is the last."""
     widths = band_widths(8 * len(code))
     values = [int(value) for value in bands(code)]
     for s in _FLIPS:
@@ -79,7 +106,11 @@ def rungs(code: NDArray[np.uint8]) -> Iterator[Rung]:
 
 
 def enough_for(store: VectorStore, where: Filter, k: int, settings: SearchSettings) -> int:
-    """Candidates that a rung must have for k hits: then few of the best are on no rung so near."""
+    """How many candidates a rung must have for k hits.
+
+    Enough that few of the k most similar images are missing from them: the largest of a fixed
+    minimum, a number for each hit, and a share of the images that pass the filters.
+    """
     total = store.count(where, exact=False)
     share = settings.candidates_share * max(1.0, sqrt(k / 10))
     return max(settings.min_candidates, settings.candidates_per_hit * k, round(share * total))
@@ -96,26 +127,31 @@ def climb(
     only: str | None = None,
     above: Climb | None = None,
 ) -> Climb:
-    """The rung to search on, for an image with this code.
+    """The rung on which to search for images like one with this code.
 
     Args:
         code: uint8 (B/8,), packed.
-        where: the other filters.
-        enough: candidates that a rung must have; where they are many, about so many.
-        settings: how far things are counted and compared.
-        by_code: the answer is ordered by code, so a graph over vectors is no shortcut.
-        only: name of the rung to take whatever it has: that of an earlier page.
-        above: the rung taken before, which turned out to have too few after all.
+        where: the query's filters.
+        enough: candidates that a rung must have. Large numbers of candidates are estimates, so
+            the rung taken may have fewer.
+        settings: up to which number candidates are counted and compared.
+        by_code: hits are ordered by Hamming distance, so rungs are tried even where the store
+            has a graph or holds few images.
+        only: take the rung of this name, however many candidates it has. For a further page of
+            a list, which must stay on the rung of the first page.
+        above: an earlier result whose rung turned out to have too few candidates; start with
+            the rung after it.
     """
     has_graph = store.profile.graph == "precise"
     tried = {} if above is None else dict(above.tried)
-    # Where there is little to compare, no rung with enough candidates can be worth taking.
+    # Skip the lookups if the graph does the work, or if "enough" candidates would be so large a
+    # part of the images that comparing all of them is faster.
     total = store.count(where, exact=False)
-    straight = has_graph or total <= _COST_OF_LOOKUP * enough
+    skip_rungs = has_graph or total <= _COST_OF_LOOKUP * enough
     for rung in rungs(code):
         if only not in (None, rung.name) or rung.name in tried:
             continue
-        if straight and only is None and not by_code and rung.radius is not None:
+        if skip_rungs and only is None and not by_code and rung.radius is not None:
             continue
         narrowed = replace(where, bands=rung.bands)
         size = size_of(store, narrowed, settings.max_counted)
@@ -123,8 +159,8 @@ def climb(
         if only is not None or size.count >= enough:
             break
     note = None
-    useless = size.count > max(_SMALL, total // _COST_OF_LOOKUP)
-    if only is None and rung.radius is not None and useless:
+    too_many = size.count > max(_SMALL, total // _COST_OF_LOOKUP)
+    if only is None and rung.radius is not None and too_many:
         whole = size_of(store, where, settings.max_counted)
         note = (
             f"the codes of {size.text} of {whole.text} images are near: the pre-filter "
@@ -138,7 +174,7 @@ def climb(
 
 
 def _bounded(found: Climb, most: int) -> Climb:
-    """The same place, with a fixed sample of it where there is too much to compare."""
+    """The same, limited to a fixed sample when there are more than ``most`` candidates."""
     if found.size.count <= most:
         return found
     buckets = sampled_buckets(found.size.count, most)

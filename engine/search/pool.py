@@ -1,4 +1,4 @@
-"""Candidates of several examples together, each compared with every example."""
+"""Candidates for a recommendation: fetched for each liked example, compared with all examples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +15,22 @@ from engine.store.base import Filter, Ids, Nearest, VectorStore
 __all__ = ["Example", "Pool", "Suggestion"]
 
 _AT_ONCE = 1000
+"""Points fetched from the store with one request."""
 _GROW = 4
-_MOST = 4096
+"""The limit of a request is multiplied by this when it brought too few groups …"""
+_LARGEST_LIMIT = 4096
+"""… up to this limit."""
 _ROUNDS = 12
+"""Most round trips of one :meth:`Pool.fill`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """An image to compare with. id: None = it was uploaded. z: float32 (D,). code: uint8
-    (B/8,), packed."""
+    """A liked or disliked image.
+
+    id: None = the image was uploaded, not taken from the index.
+    z: float32 (D,), unit length. code: uint8 (B/8,), packed.
+    """
 
     id: str | None
     record: ImageRecord
@@ -33,19 +40,25 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """hit: its similarity and Hamming distance are those to the example that it is most like.
-    because: the id of that example; None = the uploaded image."""
+    """A recommended image.
+
+    hit: with similarity and Hamming distance to the liked example it is most similar to.
+    because: id of that example; None = the uploaded image.
+    """
 
     hit: Hit
     because: str | None
 
 
 class Pool:
-    """The candidates found so far, without those nearer to a disliked example.
+    """The candidates found so far for a set of examples.
+
+    Candidates more similar to a disliked example than to every liked one are counted, but not
+    suggested.
 
     Args:
-        store: where they are.
-        liked, disliked: the examples.
+        store: where the candidates are.
+        liked, disliked: the examples; at least one is liked.
     """
 
     def __init__(
@@ -60,43 +73,54 @@ class Pool:
 
     @property
     def compared(self) -> int:
-        """Candidates compared with the examples."""
+        """How many different candidates were compared with the examples."""
         return len(self._found)
 
     @property
     def nearer_to_disliked(self) -> int:
-        """How many of these are nearer to a disliked example than to any liked one."""
+        """How many of them are more similar to a disliked example than to every liked one."""
         return sum(one is None for one in self._found.values())
 
     def suggestions(self) -> list[Suggestion]:
-        """Most similar first; equals by Hamming distance, then by id."""
+        """The candidates kept, most similar first; ties by Hamming distance, then by id."""
         kept = [one for one in self._found.values() if one is not None]
         return sorted(kept, key=lambda one: (-one.hit.similarity, one.hit.hamming, one.hit.id))
 
     def fill(self, asked: Sequence[Nearest], group_by: str | None, wanted: int) -> bool:
-        """Adds what is most similar to each example; False when it was given up before.
+        """Adds the candidates most similar to each liked example.
 
-        All that are not nearer to a disliked example are added of which one of ``asked``
-        knows fewer than ``wanted`` better ones; with ``group_by``, the best of each of the
-        ``wanted`` best groups. One round trip asks for all; what it was too short for is
-        asked again, without what is known, so that no large study can hide the rest.
+        When it has returned True, the pool has for each request the ``wanted`` most similar images
+        that are not nearer to a disliked example, or all there are; with ``group_by``, the best
+        image of each of the ``wanted`` most similar groups. All requests go in one round trip.
+        Those that brought too few are sent again with the images and groups known so far excluded,
+        as one study with very many similar images would otherwise take up the whole list.
+
+        Args:
+            asked: one request for each liked example.
+            group_by: "study", "patient" or None.
+            wanted: images, or groups, for each request.
+
+        Returns:
+            False if some request still had fewer than ``wanted`` after the last round trip allowed.
         """
-        lines = [_Line(one, group_by) for one in asked]
+        requests = [_Request(one, group_by) for one in asked]
         limit = 2 * wanted
         for _ in range(_ROUNDS):
-            answers = each_most_similar(self._store, [line.question(limit) for line in lines])
+            answers = each_most_similar(
+                self._store, [request.question(limit) for request in requests]
+            )
             self._add(point for points in answers for point in points)
-            for line, points in zip(lines, answers, strict=True):
+            for request, points in zip(requests, answers, strict=True):
                 for point in points:
-                    line.note(point, kept=self._found.get(point.id) is not None)
-            lines = [
-                line
-                for line, points in zip(lines, answers, strict=True)
-                if len(points) >= limit and line.count < wanted
+                    request.note(point, kept=self._found.get(point.id) is not None)
+            requests = [
+                request
+                for request, points in zip(requests, answers, strict=True)
+                if len(points) >= limit and request.count < wanted
             ]
-            if not lines:
+            if not requests:
                 return True
-            limit = min(_GROW * limit, max(_MOST, limit))
+            limit = min(_GROW * limit, max(_LARGEST_LIMIT, limit))
         return False
 
     def _add(self, points: Iterable[Point]) -> None:
@@ -112,7 +136,7 @@ class Pool:
         likeness = np.stack([cosines(z, one) for one in self._likes], axis=1)
         distances = hamming(np.stack([point.code for point in points])[:, None], self._codes)
         best = likeness.max(axis=1)
-        # Between examples that are equally like it, the one with the nearest code.
+        # Of several equally similar examples, take the one with the smallest Hamming distance.
         equal = likeness == best[:, None]
         nearest = np.where(equal, distances, np.iinfo(np.int64).max).argmin(axis=1)
         worst = np.full(len(points), -np.inf)
@@ -126,8 +150,8 @@ class Pool:
             )
 
 
-class _Line:
-    """What one question has brought so far."""
+class _Request:
+    """One request, and the groups and images that it has found so far."""
 
     def __init__(self, asked: Nearest, group_by: str | None) -> None:
         self._asked = asked
@@ -138,20 +162,21 @@ class _Line:
 
     @property
     def count(self) -> int:
-        """Groups known; an image that is in none is one by itself."""
+        """Groups found; an image that is in no group counts as one."""
         return len(self._groups) + self._alone
 
     def note(self, point: Point, *, kept: bool) -> None:
+        """Notes a point that was found; kept: it is not nearer to a disliked example."""
         group = None if self._group_by is None else getattr(point.record, self._group_by)
         if not kept or group is None:
-            # A group of which nothing is kept yet may have another image that is.
+            # Exclude this image alone, not its group: another image of the group may be kept.
             self._images[point.id] = None
             self._alone += kept
         else:
             self._groups[group] = None
 
     def question(self, limit: int) -> Nearest:
-        """Asks for more than is known."""
+        """The request for further points: the same, without what has been found so far."""
         where: Filter = self._asked.where
         if self._group_by is not None:
             where = without_groups(where, self._group_by, self._groups)

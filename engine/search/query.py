@@ -1,4 +1,4 @@
-"""What a person asks: how many hits, filtered how, in which order."""
+"""The search request: how many hits, filters, order, grouping and page."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,10 @@ _ASKABLE = sorted(name for name, kind in FILTER_FIELDS.items() if kind is not Fi
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where the next page of a list begins. Written as "s1:20"; answers carry it.
+    """The start of the next page of hits, written as in "s1:20"; an answer's ``next_page``.
 
-    rung: that of the first page: another rung would be another list.
-    offset: hits (or groups) before the page.
+    rung: the rung of the first page; on another rung the list would be another one.
+    offset: number of hits (one for each group, when grouped) before the page.
     """
 
     rung: str
@@ -34,7 +34,11 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Raises QueryError: the text is no cursor."""
+        """The cursor that :meth:`__str__` wrote.
+
+        Raises:
+            QueryError: the text is not a cursor.
+        """
         found = re.fullmatch(rf"({'|'.join(_PAGED)}):([1-9]\d{{0,5}})", text)
         if found is None:
             raise QueryError(
@@ -51,15 +55,16 @@ _PAGED = (*RUNGS, "exact")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A search besides its image.
+    """A search request, except for the query image.
 
-    k: hits wanted. where: facet filters, see :func:`parse_where`.
-    order: "content" or "hamming". exact: skip the pre-filter, compare with everything.
-    group_by: "study" or "patient": one hit of each, the most similar; images that name none
-        stand for themselves.
-    exclude: "study" leaves out the query's own study, "patient" its own patient as well.
-    page: where to go on in the list of an earlier answer; all else must be as it was.
-    facets: count the values of what matched.
+    k: number of hits. where: filters, see :func:`parse_where`.
+    order: "content" (by similarity) or "hamming" (by Hamming distance), see ranking.py.
+    exact: skip the pre-filter and compare with all images that pass the filters.
+    group_by: "study" or "patient": only the first hit of each; an image that names none is a
+        group by itself.
+    exclude: "study" excludes the query's own study, "patient" also the query's own patient.
+    page: cursor from the previous page's answer; everything else must be as it was for that page.
+    facets: count the field values of the matching images.
 
     Raises:
         QueryError: a value is out of range or unknown.
@@ -95,12 +100,17 @@ class Query:
 
     @property
     def offset(self) -> int:
-        """Hits before the first one wanted."""
+        """Number of hits on the pages before."""
         return 0 if self.page is None else self.page.offset
 
 
 def without_own(where: Filter, exclude: str | None, own: Sequence[ImageRecord]) -> Filter:
-    """The filter, which the studies (and with "patient" the patients) of ``own`` then fail."""
+    """The filter, with the studies of ``own`` excluded; with "patient", their patients too.
+
+    Args:
+        exclude: "study", "patient" or None.
+        own: records of the query images.
+    """
     fields = {None: (), "study": ("study",), "patient": ("study", "patient")}[exclude]
     named = {field: {getattr(record, field) for record in own} - {None} for field in fields}
     mine = tuple(Match(field, tuple(sorted(values))) for field, values in named.items() if values)
@@ -108,14 +118,14 @@ def without_own(where: Filter, exclude: str | None, own: Sequence[ImageRecord]) 
 
 
 def parse_where(terms: Iterable[str]) -> Filter:
-    """Filter terms as people write them.
+    """Parses filter terms as users write them.
 
-    ``modality=CT``; ``study_year=2015..2020`` for a range, either end of which may be left
-    open; ``modality!=CT`` to leave out. All terms hold together, but several of one field
-    with ``=`` mean any of its values.
+    ``modality=CT`` selects a value and ``modality!=CT`` excludes it; ``study_year=2015..2020`` is a
+    range, in which either bound may be left out. Terms are combined with AND, except that several
+    ``=`` terms of one field select any of their values.
 
     Raises:
-        QueryError: a term is not of this form, names no field or has a wrong value.
+        QueryError: a term is not of this form, names an unknown field or has a wrong value.
     """
     any_of: dict[str, list[str]] = {}
     must: list[Condition] = []
@@ -173,6 +183,8 @@ def _number(term: str, text: str) -> int:
 
 
 def parse_group(text: str | None) -> str | None:
-    """What ``group_by`` or ``exclude`` is to be: None for "none" and for the empty choice of a
-    form. Other words are checked where the query is made."""
+    """The value of ``group_by`` or ``exclude`` given as text: None for "none" and for "".
+
+    Other values are returned as they are; :class:`Query` checks them.
+    """
     return None if text in (None, "", "none") else text

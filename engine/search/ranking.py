@@ -1,7 +1,8 @@
-"""Content-guided ranking: total orders, so that two runs give the same list.
+"""Content-guided ranking: puts candidates into a total order, the same on every run.
 
-Source: Nan et al., Medical Image Analysis 2025, 103553: plain Hamming order leaves ties in
-whatever order the database has; similarity of the blended features breaks them.
+Source: Nan et al., Medical Image Analysis 2025, 103553. Ordering by Hamming distance alone leaves
+ties in whatever order the database returns them; the similarity of the blended features breaks
+them.
 """
 
 from collections.abc import Sequence
@@ -22,13 +23,13 @@ def ranked(points: Sequence[Point], code: NDArray[np.uint8], order: str) -> list
     """The points as hits, in a total order.
 
     Args:
-        points: with scores, in any order.
+        points: with their scores (similarity to the query), in any order.
         code: uint8 (B/8,), the query's packed code.
-        order: "content" = similarity descending, then Hamming, then id;
-            "hamming" = Hamming ascending, then similarity descending, then id.
+        order: "content" = similarity descending, then Hamming distance, then id;
+            "hamming" = Hamming distance ascending, then similarity descending, then id.
 
     Raises:
-        QueryError: there is no such order.
+        QueryError: ``order`` is unknown.
     """
     if order not in ORDERS:
         raise QueryError(f"order is {order!r}; use one of {', '.join(ORDERS)}")

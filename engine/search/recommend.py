@@ -1,9 +1,10 @@
-"""A recommendation: the cases most like examples that are liked, and unlike disliked ones.
+"""Recommendations: images similar to liked examples and not to disliked ones.
 
-Every liked example climbs the ladder by its own code and brings its most similar candidates;
-each candidate is then compared with all examples. Its similarity is the highest r to any liked
-one, and it is left out when it is nearer to a disliked one: the "best score" rule. Averages of
-the examples are not taken: the mean of a chest and a hand is like neither.
+The pre-filter (ladder.py) runs once for each liked example, by its own code, and the most similar
+candidates of each are collected. Every candidate is then compared with all examples. Its similarity
+is the highest r to any liked example, and it is left out if its r to some disliked example is
+higher (the "best score" rule). The examples are not averaged: the mean of a chest and a hand
+resembles neither.
 """
 
 from collections import Counter
@@ -36,25 +37,26 @@ __all__ = [
 ]
 
 MAX_EXAMPLES = 32
-"""Liked by id, liked of a study, and disliked: of each so many."""
+"""Most examples liked by id, most images of the liked study, and most disliked examples."""
 
 _WIDER = 8
-"""How many times as many candidates are looked for when those at hand are of too few studies."""
+"""Factor by which more candidates are asked for when those found are of too few studies."""
 _PER_HIT, _SHORTLIST = 5, 500
-"""A diverse list is chosen among so many for each hit, and so many at most."""
+"""A diverse list is chosen from this many candidates for each hit, up to the second number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """What to recommend by: at least one liked image, however it is named.
+    """The examples of a recommendation; at least one image is liked.
 
     liked, disliked: ids of indexed images.
-    study: its images are liked; of more than 32, 32 that are evenly spaced over it.
-    seen: observations of one uploaded image, which is liked.
-    record: what its file says of study and patient. seen_id: its id, if it is indexed.
+    study: a study whose images are liked; of more than 32, 32 evenly spaced ones.
+    seen: observations of one uploaded image, which is liked; None = nothing was uploaded.
+    record: record of the uploaded image's file, with its study and patient.
+    seen_id: point id of the uploaded image, by which it is left out if it is indexed.
 
     Raises:
-        QueryError: nothing is liked, an image is liked and disliked, or there are too many.
+        QueryError: no image is liked, an image is both liked and disliked, or there are too many.
     """
 
     liked: tuple[str, ...] = ()
@@ -80,7 +82,7 @@ class Examples:
 
 
 def _plain(image_id: str) -> str:
-    """The id as the index writes it; what is none will not be found."""
+    """The id in the form that the index uses; a text that is no UUID is returned as it is."""
     try:
         return str(UUID(image_id))
     except ValueError:
@@ -89,12 +91,13 @@ def _plain(image_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for besides the examples.
+    """The options of a recommendation.
 
-    k, where, exact: as in a Query.
-    group_by: "study" or "patient": the best image of each; None = every image for itself.
-    exclude: leaves out the liked examples' studies, and with "patient" all of their patients.
-    diversity: 0 = the most similar ones; above, up to 1, the more alike hits are avoided.
+    k, where, exact: as in :class:`Query`.
+    group_by: "study" or "patient": only the best image of each; None = every image.
+    exclude: "study" excludes the studies of the liked examples, "patient" also their patients.
+    diversity: in [0, 1]; 0 = the most similar images, higher values avoid hits that resemble each
+        other (diversity.py).
 
     Raises:
         QueryError: a value is out of range or unknown.
@@ -115,11 +118,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What the hits' labels speak for; no probability, the hits are no fair sample of cases.
+    """The support that the hits give to a label.
 
-    share: the r of the hits with this label as a share of the r of all that carry labels, in
-        [0, 1]; r below 0 counts as 0. Hits with several labels vote for each of them.
-    hits: how many carry it.
+    Not a probability: the hits are not a random sample of cases.
+
+    share: summed similarity of the hits with this label, divided by that of all hits with labels,
+        in [0, 1]. A similarity below 0 counts as 0. A hit with several labels counts for each.
+    hits: number of hits with this label.
     """
 
     label: str
@@ -129,19 +134,21 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """How a recommendation came about.
+    """The evidence of a recommendation: how it was found.
 
-    liked, disliked: examples that took part.
-    rungs: of the ladder, by how many liked examples searched there; empty when nothing was
-        searched, because an example is foreign and the policy refuses it.
-    candidates: images that passed, summed over the liked examples. estimated: of some not
-        counted, and then perhaps too high.
-    approximate: a graph or quantised vectors chose among them, and may have missed some.
-    ranked: different images that were compared with every example.
-    nearer_to_disliked: how many of these were left out for that.
-    index_precision: in which the process computed that made the index; None = not noted.
-    precision: in which an example was encoded that is no indexed image; None = all are indexed.
-    note: in words, what a reader of the list should know of how it came about; or None.
+    liked, disliked: number of examples used.
+    rungs: rung → number of liked examples searched for on it; empty when nothing was searched,
+        because an example is foreign and the policy refuses foreign queries.
+    candidates: number of candidates, summed over the liked examples.
+    estimated: ``candidates`` is in part an estimate, and may be too high.
+    approximate: a graph or quantised vectors preselected candidates, and may have missed some.
+    ranked: number of different images that were compared with all examples.
+    nearer_to_disliked: how many of them were left out as nearer to a disliked example.
+    model: fingerprint of the model. bits: of a code.
+    index_precision: number format in which the index was computed; None = not recorded.
+    precision: number format in which the uploaded example was encoded; None = none was uploaded.
+    note: a sentence on limits of the result for the reader, or None.
+    timings_ms: wall-clock milliseconds by stage.
     """
 
     liked: int
@@ -163,9 +170,12 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Hits, most similar first (with diversity, in the order they were chosen).
+    """The recommended images, with evidence.
 
-    ood: the verdict of the strictest liked example: see ``SearchEngine.verdict``.
+    hits: most similar first; with diversity, in the order in which they were chosen.
+    votes: labels of the hits, the largest share first.
+    ood: of the OOD verdicts on the uploaded and on the indexed liked examples (see
+        ``SearchEngine.verdict``) the one with the smaller p; None = no verdict.
     """
 
     hits: tuple[Suggestion, ...]
@@ -181,14 +191,15 @@ def recommend(
     examples: Examples,
     wanted: Wanted,
 ) -> Recommendation:
-    """What ``examples`` lead to.
+    """The images recommended for ``examples``.
 
     Args:
-        verdict: of the OOD gate, on observed images.
+        verdict: returns the OOD verdict on observed images, or None.
 
     Raises:
-        ImageNotFound: an example, or the study, is not indexed.
-        QueryError: of the study nothing is left to be liked.
+        ImageNotFound: an example, or the example study, is not indexed.
+        QueryError: all images of the example study are disliked.
+        StoreError: an example is stored without its vector.
     """
     watch = Stopwatch()
     with watch("fetch"):
@@ -228,7 +239,7 @@ def recommend(
             hits = [one.hit for one in found]
             if wanted.group_by is not None:
                 hits = list(first_of_each(hits, wanted.group_by))
-        # The codes of many images may be near, and all of them be of one study.
+        # A rung may have many candidates that are all of a few studies: try again with wider rungs.
         if len(hits) >= wanted.k or all(taken.rung.radius is None for taken in climbs):
             break
         enough *= _WIDER
@@ -250,7 +261,7 @@ def recommend(
 
 
 def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], list[Example]]:
-    """Those liked, the uploaded image first, and those disliked."""
+    """The liked examples, the uploaded image first, and the disliked ones."""
     ids = [*examples.liked, *examples.disliked]
     if examples.study is not None:
         mine = _of_study(store, examples.study, examples.disliked)
@@ -264,7 +275,7 @@ def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], lis
     for one, point in found.items():
         if point.z is None:
             raise StoreError(f"image {one} is stored without its vector; index it again")
-        # Stored as float16: its length is one only nearly.
+        # Rounding to float16 in the store changed its length slightly.
         z = point.z / np.linalg.norm(point.z)
         made[one] = Example(one, point.record, z, point.code)
     liked = [made[one] for one in ids if one not in examples.disliked]
@@ -276,7 +287,7 @@ def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], lis
 
 
 def _of_study(store: VectorStore, study: str, disliked: Sequence[str]) -> list[str]:
-    """Ids of up to 32 images of the study, evenly spaced over it, first and last among them."""
+    """Ids of up to 32 evenly spaced images of the study, including the first and the last."""
     records = {
         point.id: point.record for point in store.scroll(Filter(must=(Match("study", (study,)),)))
     }
@@ -293,7 +304,7 @@ def _of_study(store: VectorStore, study: str, disliked: Sequence[str]) -> list[s
 
 
 def _place(image_id: str, record: ImageRecord) -> tuple[object, ...]:
-    """Where an image is in its study: UIDs count up by number, not by text."""
+    """Sort key of an image in its study: series, instance, frame; UIDs by their numbers."""
     return _numbers(record.series), _numbers(record.sop), record.frame, image_id
 
 
@@ -306,7 +317,11 @@ def _strictest(
     liked: Sequence[Example],
     seen: Observations | None,
 ) -> OodVerdict | None:
-    """That with the least p; of an upload more is known than of what is indexed."""
+    """The verdict with the smallest p.
+
+    Uploaded and indexed examples are judged apart: of an upload, more detectors have what they
+    need.
+    """
     indexed = [example for example in liked if example.id is not None]
     observed = [] if seen is None else [seen]
     if indexed:
@@ -323,7 +338,7 @@ def _climbs(
     where: Filter,
     enough: int | None,
 ) -> list[Climb]:
-    """Where each liked example is searched for; enough: None = everywhere."""
+    """The pre-filter's result for each liked example; enough: None = compare with all images."""
     if enough is None:
         size = size_of(store, where, settings.max_counted)
         return [Climb(Rung("exact", None), where, size, {})] * len(liked)
@@ -347,7 +362,7 @@ def _note(climbs: Sequence[Climb], *, whole: bool) -> str | None:
 
 
 def _votes(hits: Sequence[Hit]) -> tuple[Vote, ...]:
-    """The largest share first."""
+    """The votes of the hits' labels, the largest share first."""
     weights: dict[str, float] = {}
     counts: Counter[str] = Counter()
     total = 0.0

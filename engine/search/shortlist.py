@@ -1,4 +1,7 @@
-"""The candidates that are put into order: the most similar ones, or the best of each group."""
+"""Fetches the shortlist: the most similar candidates, or the most similar of each group.
+
+A group is a study or a patient. The shortlist is then put into a total order (ranking.py).
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,30 +23,40 @@ __all__ = [
     "without_groups",
 ]
 
-_MORE = 0.05
-"""Over-fetched, as a share of what is wanted, to see the end of a run of equal scores."""
+_OVERFETCH = 0.05
+"""Share of points fetched beyond those wanted, so as to see where a run of equal scores ends."""
 _GROW = 4
+"""The limit of a request is multiplied by this when the answer was too short."""
 _ROUNDS = 12
+"""Most requests made to find enough groups."""
 _VALUES_AT_ONCE = 256
+"""Most values in one filter condition."""
 
 
 def most_similar(
     store: VectorStore, z: NDArray[np.float32], where: Filter, wanted: int, *, exact: bool
 ) -> list[Point]:
-    """The ``wanted`` most similar points and all that equal the last of them."""
+    """The ``wanted`` points most similar to ``z``, and all with the same score as the last.
+
+    Args:
+        z: float32 (D,), unit length.
+        where: which points take part.
+        wanted: how many; fewer are returned when fewer take part.
+        exact: compare with all that take part; False = the store may approximate.
+    """
     (points,) = each_most_similar(store, [Nearest(z, where, wanted, exact)])
     return points
 
 
 def each_most_similar(store: VectorStore, asked: Sequence[Nearest]) -> list[list[Point]]:
-    """For each question its ``limit`` most similar points and all that equal the last of them.
+    """For each request its ``limit`` most similar points, and all with the same score as the last.
 
-    The store cuts its lists at a limit in any order among equals, so a list has to go on
-    until the last one wanted has no equal left behind. All questions go in one round trip,
-    and in another those whose lists have to go on.
+    Among points with equal scores the store returns any that fit its limit. So that the result
+    does not depend on which, more are fetched until the score drops below that of the last point
+    wanted. All requests go in one round trip; those whose lists are too short go in another one.
     """
     found: list[list[Point]] = [[] for _ in asked]
-    limits = {at: one.limit + max(2, int(_MORE * one.limit)) for at, one in enumerate(asked)}
+    limits = {at: one.limit + max(2, int(_OVERFETCH * one.limit)) for at, one in enumerate(asked)}
     while limits:
         answers = store.query([replace(asked[at], limit=limit) for at, limit in limits.items()])
         for (at, limit), points in zip(list(limits.items()), answers, strict=True):
@@ -72,9 +85,17 @@ def best_of_each(
     *,
     exact: bool,
 ) -> list[Point]:
-    """Points among which are the most similar ones of the ``wanted`` most similar groups.
+    """Points that include the most similar one of each of the ``wanted`` most similar groups.
 
-    Each round leaves out the groups that are known, so one large study cannot hide the rest.
+    Each further request excludes the groups found so far; otherwise one study with very many
+    similar images would take up the whole list.
+
+    Args:
+        z: float32 (D,), unit length.
+        where: which points take part.
+        group_by: "study" or "patient". An image without one is a group by itself.
+        wanted: how many groups.
+        exact: as for :func:`most_similar`.
     """
     found: list[Point] = []
     names: dict[str, None] = {}
@@ -89,7 +110,7 @@ def best_of_each(
                 unnamed.add(point.id)
             else:
                 names[name] = None
-        # Images without a name come back in every round.
+        # Images that name no group are not excluded, so every request returns them again.
         if len(points) < limit or len(names) + len(unnamed) >= wanted:
             break
         limit = min(_GROW * limit, 4096)
@@ -97,7 +118,7 @@ def best_of_each(
 
 
 def without_groups(where: Filter, field: str, names: Iterable[str]) -> Filter:
-    """The filter, which the images of these studies or patients then fail."""
+    """The filter, with the images excluded whose ``field`` is one of these studies or patients."""
     values = iter(names)
     chunks = iter(lambda: tuple(islice(values, _VALUES_AT_ONCE)), ())
     seen = tuple(Match(field, chunk) for chunk in chunks)
@@ -107,13 +128,13 @@ def without_groups(where: Filter, field: str, names: Iterable[str]) -> Filter:
 def ranked_groups(
     points: Sequence[Point], code: NDArray[np.uint8], order: str, group_by: str | None
 ) -> list[Hit]:
-    """The points in their total order; with ``group_by``, the first one of each group."""
+    """The points as hits in total order; with ``group_by``, only the first hit of each group."""
     hits = ranked(points, code, order)
     return hits if group_by is None else list(first_of_each(hits, group_by))
 
 
 def first_of_each(hits: Iterable[Hit], group_by: str) -> Iterator[Hit]:
-    """The first hit of each study or patient; images that name none stand for themselves."""
+    """The first hit of each study or patient; an image that names none is a group by itself."""
     seen: set[str] = set()
     for hit in hits:
         name = getattr(hit.record, group_by) or f"image {hit.id}"

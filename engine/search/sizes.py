@@ -1,4 +1,4 @@
-"""How many images a filter lets pass, and samples of those that are too many to go through."""
+"""How many images pass a filter, and fixed samples of them where there are too many to compare."""
 
 from dataclasses import dataclass, replace
 
@@ -10,23 +10,28 @@ __all__ = ["Size", "sample_of", "sampled_buckets", "size_of"]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """count: how many. estimated: by the store, from statistics of its payload indexes, which
-    take the filter's conditions for independent. Bands are not: where codes have collapsed
-    an estimate is too high, by up to their number."""
+    """A number of images, counted or estimated.
+
+    count: the number of images.
+    estimated: the store estimated it from the statistics of its payload indexes, as if the
+        conditions of the filter were independent. The bands of a code are not: where many images
+        share a code, each of its bands counts them again, so that the estimate is too high by a
+        factor of up to the number of bands.
+    """
 
     count: int
     estimated: bool = False
 
     @property
     def text(self) -> str:
-        """For people, as in "about 1,200,000"."""
+        """The number as shown to people, such as "about 1,200,000"."""
         return f"about {self.count:,}" if self.estimated else f"{self.count:,}"
 
 
 def size_of(store: VectorStore, where: Filter, max_counted: int) -> Size:
-    """How many points take part: counted where they seem to be ``max_counted`` at most.
+    """The number of points that pass the filter: counted, or estimated above ``max_counted``.
 
-    Counting takes as long as searching; an estimate is there at once.
+    Counting takes as long as searching; an estimate takes no time.
     """
     about = store.count(where, exact=False)
     if about > max_counted:
@@ -35,10 +40,13 @@ def size_of(store: VectorStore, where: Filter, max_counted: int) -> Size:
 
 
 def sampled_buckets(count: int, most: int) -> int:
-    """How many of the buckets hold about ``most`` of ``count`` points: at least one."""
+    """How many of the store's 256 buckets together hold about ``most`` of ``count`` points.
+
+    At least 1. Every point belongs to one bucket, given by its id.
+    """
     return max(1, min(BUCKETS, most * BUCKETS // max(count, 1)))
 
 
 def sample_of(where: Filter, buckets: int) -> Filter:
-    """The same, in so many buckets only."""
+    """The filter limited to the points of the first ``buckets`` buckets."""
     return replace(where, must=(*where.must, Match(BUCKET_FIELD, tuple(range(buckets)))))

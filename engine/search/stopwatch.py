@@ -1,4 +1,4 @@
-"""How long the stages of an answer took."""
+"""Measures how long each stage of a search takes."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ class Stopwatch:
     """Wall-clock milliseconds by stage.
 
     Args:
-        before: of the stages so far.
+        before: milliseconds of earlier stages, to start from.
     """
 
     def __init__(self, before: dict[str, float] | None = None) -> None:
@@ -19,7 +19,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times what is done within; a stage that comes again adds to its time."""
+        """A context that times a stage; a stage that is entered again adds to its time."""
         started = time.perf_counter()
         yield
         passed = (time.perf_counter() - started) * 1000

@@ -1,1 +1,1 @@
-"""Where points are kept."""
+"""The vector store: keeps, filters and ranks the indexed points."""

@@ -1,22 +1,24 @@
-"""Figures of the profiles that every store shares, and the name of the vector they arrange."""
+"""Constants of the vector index that all stores share: graph, quantisation, oversampling."""
 
 __all__ = ["EF", "EF_CONSTRUCT", "FULL_SCAN_KB", "LINKS", "QUANTILE", "VECTOR", "oversampling"]
 
 VECTOR = "blended"
+"""Name of the vector of a point."""
 LINKS, EF_CONSTRUCT, EF = 16, 100, 128
-"""Of the graph, where there is one: edges a node, and nodes kept in view while building it
-and while searching it."""
+"""HNSW parameters of profile "precise": m (edges of a node), ef_construct and, for searches, ef."""
 FULL_SCAN_KB = 10_000
-"""Vectors of fewer kilobytes are compared one by one, graph or not."""
+"""Below this many kilobytes of vectors all are compared, even where there is a graph."""
 QUANTILE = 0.99
-"""Share of the values that eight-bit vectors tell apart; those beyond are cut off."""
+"""Quantile of the values that eight-bit vectors cover; values beyond it are clipped."""
 _LEAST, _MOST, _RESCORED = 4.0, 64.0, 512
+"""Bounds of the oversampling, and how many candidates to rescore where it lies within them."""
 
 
 def oversampling(limit: int) -> float:
-    """Candidates that quantised vectors find, for each that is scored again and returned.
+    """How many candidates to fetch by quantised vectors for each of ``limit`` points returned.
 
-    Vectors of a well-trained model lie so close together within a class that eight bits leave
-    the ten nearest somewhere among the first hundreds (docs/search.md).
+    The candidates are scored again by their full vectors. Within a class the vectors of a
+    well-trained model lie so close together that the ten nearest may only be among the first few
+    hundred by eight-bit vectors (docs/search.md).
     """
     return max(_LEAST, min(_MOST, _RESCORED / limit))

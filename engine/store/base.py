@@ -1,4 +1,7 @@
-"""What the search and the indexer ask of a vector store, in our own types."""
+"""The interface of a vector store, and the types of its filters and requests.
+
+A point "takes part" in a request when it passes the request's filter.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +32,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The field has any of these values (for a list field: holds any of them)."""
+    """Holds for points whose field has one of these values; a list field: contains one of them."""
 
     field: str
     values: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
@@ -37,7 +40,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The number lies within these bounds, both included; None = open."""
+    """Holds for points whose number lies within these bounds, both inclusive; None = no bound."""
 
     field: str
     low: int | None = None
@@ -46,7 +49,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """The point is one of these."""
+    """Holds for the points with these ids."""
 
     values: tuple[str, ...]
 
@@ -56,11 +59,12 @@ Condition = Match | Range | Ids
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which points take part.
+    """Selects points.
 
-    must: all of these hold. must_not: none of these holds.
-    bands: for each 16-bit band of the code, the values it may have; a point takes part
-        when at least one of its bands has one of them. Empty = no pre-filter.
+    must: all of these conditions hold. must_not: none of these holds.
+    bands: the pre-filter (engine/search/ladder.py): for each 16-bit band of the code the allowed
+        values; at least one band of a point must have one of its allowed values. Empty = no
+        pre-filter.
     """
 
     must: tuple[Condition, ...] = ()
@@ -70,11 +74,11 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a store was made for.
+    """The kind of points that a store holds.
 
-    model: fingerprint of the model whose codes it holds. dim: length of z. bits: of a code.
-    precision: in which that model computed when the store was made; None = not noted. Two stores
-        that differ in nothing else hold the same, but for rounding.
+    model: fingerprint of the model that encoded them. dim: length D of z. bits: B, of a code.
+    precision: number format in which the model computed when the store was created; None = not
+        recorded. It takes no part in comparisons: it changes the points by rounding only.
     """
 
     model: str
@@ -83,7 +87,7 @@ class Collection:
     precision: Literal["fp32", "bf16"] | None = field(default=None, compare=False)
 
     def noted(self) -> dict[str, Any]:
-        """What a store writes down of it, as keyword arguments; what is not known is left out."""
+        """The fields to record in the store, as keyword arguments, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -108,12 +112,12 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a store arranges its vectors; docs/search.md says which to take when.
+    """How a store indexes its vectors; docs/search.md says which profile suits what.
 
-    graph: "hash" keeps none, the pre-filter does the work; "precise" keeps an HNSW graph over
-        the dense vectors as well.
-    quantised: eight-bit copies of the vectors in memory find candidates, which are then
-        scored again by the vectors themselves.
+    graph: "hash" keeps no graph, so that searches rely on the pre-filter; "precise" also keeps an
+        HNSW graph over the vectors.
+    quantised: keep eight-bit copies of the vectors in memory to find candidates, which are then
+        scored again by the full vectors.
     """
 
     graph: Literal["hash", "precise"] = "hash"
@@ -122,11 +126,11 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nearest:
-    """Asks for the points most similar to a vector.
+    """A request for the points most similar to a vector.
 
-    z: float32 (D,), unit length. limit: at most so many points.
-    exact: compare with every point that takes part; without it, a graph and quantised
-        vectors may be used where the profile has them, and can miss some.
+    z: float32 (D,), unit length. where: which points take part. limit: most points returned.
+    exact: compare with every point that takes part. False = the store may use the graph and the
+        quantised vectors of its profile, which can miss some.
     """
 
     z: NDArray[np.float32]
@@ -136,9 +140,12 @@ class Nearest:
 
 
 class VectorStore(Protocol):
-    """Points by id, found by filter, ranked by vector. All errors are StoreError.
+    """Stores points by id, selects them by filter and ranks them by vector.
 
-    Reading and writing may be done from several threads at once.
+    Several threads may read and write at the same time.
+
+    Raises, from any method:
+        StoreError: the store cannot do what was asked.
     """
 
     @property
@@ -148,7 +155,7 @@ class VectorStore(Protocol):
     def profile(self) -> Profile: ...
 
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile, and returns when the store has been rebuilt accordingly."""
+        """Changes the profile and rebuilds the vector index; returns when that is done."""
         ...
 
     def upsert(self, points: Sequence[Point]) -> None:
@@ -156,38 +163,38 @@ class VectorStore(Protocol):
         ...
 
     def flush(self) -> None:
-        """Returns when all that was written survives a power cut."""
+        """Makes all writes durable: on return, they survive a power cut."""
         ...
 
     def optimise(self) -> None:
-        """Lets the store tidy up after a bulk of writes."""
+        """Lets the store optimise its segments after bulk writes."""
         ...
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        """For each question its points, most similar first, each with its score.
+        """For each request its points, most similar first, with their scores but without z.
 
-        All questions go in one round trip. The points carry no z.
+        All requests go in one round trip.
         """
         ...
 
     def count(self, where: Filter, *, exact: bool = True) -> int:
-        """How many points take part; not ``exact``: an estimate at once, from statistics."""
+        """How many points take part; ``exact=False``: an immediate estimate from statistics."""
         ...
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
-        """Counts by value of the field, most frequent first, at most ``limit`` values."""
+        """Value of the field → number of points; the ``limit`` most frequent, descending."""
         ...
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
-        """The points with these ids, in this order; unknown ids are left out."""
+        """The points with these ids, in the order given; unknown ids are skipped."""
         ...
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
-        """All points that take part, ordered by id."""
+        """All points that take part, ordered by id; read ``page`` at a time."""
         ...
 
     def delete(self, where: Filter) -> int:
-        """Removes the points that take part and returns how many there were."""
+        """Deletes the points that take part and returns how many there were."""
         ...
 
     def close(self) -> None: ...

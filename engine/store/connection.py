@@ -1,4 +1,4 @@
-"""A connection to a Qdrant server: made from the settings, patient when the server is busy."""
+"""The connection to a Qdrant server, with retries while the server is busy or unreachable."""
 
 import math
 import random
@@ -24,12 +24,13 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
-"""Seconds before the second attempt, doubled with each further one, and where that ends."""
+"""Seconds before the second attempt, doubled before each further one, up to the second value."""
 _LONGEST_ASKED = 120.0
-"""A server that asks to be left alone for more seconds is not waited for."""
+"""A request is not repeated if the server asks for a longer pause than this, in seconds."""
 _RECONNECT_WITHIN_MS = 5_000
-"""gRPC alone would stay away from a server for up to two minutes after it has come back."""
+"""gRPC by itself may wait two minutes before it reconnects to a server that is back."""
 _LONGEST_WORDS = 300
+"""Most characters of a server's message that are quoted."""
 
 _BUSY_STATUS = {408, 429}
 _BUSY_CODES = {
@@ -42,10 +43,11 @@ _REFUSED_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DE
 
 
 def connect(settings: StoreSettings) -> QdrantClient:
-    """The client of the server that ``settings.url`` names. Nothing is sent yet.
+    """A client for the server at ``settings.url``. Nothing is sent yet.
 
     Raises:
-        SettingsError: the url or the key cannot be used.
+        SettingsError: the URL is missing or no plain web address, or the key holds characters
+            that cannot be sent.
     """
     url = _checked_url(settings.url)
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
@@ -62,7 +64,7 @@ def connect(settings: StoreSettings) -> QdrantClient:
         grpc_port=settings.grpc_port,
         grpc_options={"grpc.max_reconnect_backoff_ms": _RECONNECT_WITHIN_MS},
         timeout=math.ceil(settings.timeout_seconds),  # it takes whole seconds only
-        # Its own check warns from a thread; ServerStore refuses what it cannot work with.
+        # The client's own check would warn from a thread; ServerStore refuses old servers itself.
         check_compatibility=False,
     )
 
@@ -89,9 +91,11 @@ def _checked_url(url: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """What an exception of the client means.
+    """The diagnosis of an exception that the client raised.
 
-    passing: it may well be gone at the next attempt. pause: seconds the server asks for.
+    words: a description. passing: temporary, so that another attempt may succeed.
+    pause: seconds that the server asks to wait. refused: access was denied.
+    missing: the collection does not exist.
     """
 
     words: str
@@ -102,11 +106,11 @@ class _Trouble:
 
 
 class Connection:
-    """A client, and how it is asked. One that is shared between threads is fine.
+    """A client with the settings and the retries of its requests; may be shared between threads.
 
     Args:
-        settings: its ``collection`` is the one that a store over this connection has, and
-            its ``attempts`` how often one request is sent at most.
+        settings: ``collection`` names the collection of a store on this connection, ``attempts``
+            is how often a request is sent at most.
         sleep: called with the seconds to wait between two attempts.
     """
 
@@ -123,21 +127,23 @@ class Connection:
 
     @property
     def server(self) -> str:
-        """Where the server is, in words, without credentials."""
+        """The server's name for messages, with its address but without credentials."""
         if self.settings.url is None:
             return "the Qdrant server in this process"
         return f"the Qdrant server at {_bare(urlsplit(self.settings.url))}"
 
     def ask(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The answer of one request, sent again while the server is busy or not to be reached.
+        """The result of one request, which is repeated while the server is busy or unreachable.
 
-        Sending again is safe even when the first request did arrive and only its answer was
-        lost: points are written under ids that follow from the image, deletions and
-        settings name their result and not a change, and readers change nothing.
+        All requests are idempotent, so repeating one is safe even if only its answer was lost:
+        point ids are derived from the image, and deletions and settings state the result.
+
+        Args:
+            call: a method of the client, called with the other arguments.
 
         Raises:
-            StoreError: no attempt was answered, or the answer is an error.
-            StoreNotFound: the collection is not there.
+            StoreError: every attempt failed, or the server answered with an error.
+            StoreNotFound: the collection does not exist.
         """
         attempts = Retrying(
             sleep=self.sleep,
@@ -187,11 +193,11 @@ def _bare(parts: SplitResult) -> str:
 
 
 def _pause(state: RetryCallState) -> float:
-    """Seconds before the next attempt: at least what the server asked for, then ever more."""
+    """Seconds before the next attempt: what the server asked for, plus exponential backoff."""
     error = None if state.outcome is None else state.outcome.exception()
     asked = (_diagnosed(error).pause if error is not None else None) or 0.0
     backoff = min(_FIRST_PAUSE * 2.0 ** (state.attempt_number - 1), _LONGEST_PAUSE)
-    # Many clients that were sent away together shall not come back together.
+    # Jitter, so that clients that failed together do not retry together.
     return asked + random.uniform(0.5, 1.0) * backoff  # noqa: S311
 
 
@@ -249,6 +255,6 @@ def _of_grpc(error: grpc.RpcError) -> _Trouble:
 
 
 def _short(said: object) -> str:
-    """Words of others on one line."""
+    """A message of the server or the client on one line, shortened."""
     words = " ".join(str(said).split())
     return words if len(words) <= _LONGEST_WORDS else words[: _LONGEST_WORDS - 1] + "…"

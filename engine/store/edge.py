@@ -1,4 +1,4 @@
-"""The embedded store: the Qdrant engine in this process, on disk, for one process at a time."""
+"""The embedded store: Qdrant Edge in this process, on disk, for one process at a time."""
 
 import contextlib
 import json
@@ -49,9 +49,9 @@ _T = TypeVar("_T")
 
 
 class EdgeStore:
-    """Points in a folder. Open one with :meth:`open` or :meth:`create`; close it after use.
+    """A store in a folder. Open it with :meth:`open` or :meth:`create`; close it after use.
 
-    The folder's lock is held until :meth:`close`, or until the process ends in any way.
+    The folder is locked until :meth:`close`, or until the process ends in any way.
     """
 
     def __init__(
@@ -67,14 +67,16 @@ class EdgeStore:
     def create(
         cls, directory: Path, collection: Collection, profile: Profile | None = None
     ) -> "EdgeStore":
-        """Opens the store in ``directory``, made anew if there is none.
+        """Opens the store in ``directory``; creates it if there is none.
 
         Args:
-            profile: of a store that is made anew; one that exists keeps its own.
+            collection: the kind of points that the store must hold.
+            profile: profile of a new store; an existing one keeps its own.
 
         Raises:
-            StoreLocked: another process holds it.
-            FingerprintMismatch: it belongs to another model.
+            StoreLocked: another process has it open.
+            FingerprintMismatch: it holds points of another model.
+            StoreError: ``directory`` exists and is not a store, or cannot be read or locked.
         """
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory)
@@ -88,11 +90,14 @@ class EdgeStore:
 
     @classmethod
     def open(cls, directory: Path, collection: Collection | None = None) -> "EdgeStore":
-        """Opens an existing store; with ``collection``, only if it was made for that.
+        """Opens the existing store in ``directory``.
+
+        Args:
+            collection: the kind of points that it must hold; None = any.
 
         Raises:
-            StoreNotFound: there is none.
-            StoreLocked, FingerprintMismatch: as for :meth:`create`.
+            StoreNotFound: there is no store.
+            StoreLocked, FingerprintMismatch, StoreError: as for :meth:`create`.
         """
         described(directory)
         lock = _locked(directory)
@@ -123,7 +128,7 @@ class EdgeStore:
         return self._profile
 
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile; no other thread may use the store meanwhile."""
+        """Changes the profile and rebuilds; no other thread may use the store meanwhile."""
         self.flush()
         _wrapped(self._shard.close)
         config = _config(self._collection, profile)
@@ -172,9 +177,9 @@ class EdgeStore:
 
     def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
         passing = _translated(where)
-        # Without a filter the payload index knows the counts.
+        # Without a filter, the payload index has the counts.
         request = qdrant.FacetRequest(field, limit=limit, exact=passing is not None, filter=passing)
-        # Values that only deleted points had are listed with none.
+        # Values of deleted points are listed with a count of 0.
         hits = [(str(h.value), h.count) for h in _wrapped(self._shard.facet, request) if h.count]
         return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
 
@@ -231,10 +236,11 @@ class EdgeStore:
 
 
 def described(directory: Path) -> tuple[Collection, Profile]:
-    """What the store in ``directory`` was made for, also while another process has it.
+    """The kind of points and the profile of the store in ``directory``; needs no lock.
 
     Raises:
-        StoreError: it does not say.
+        StoreNotFound: there is no store.
+        StoreError: its description cannot be read.
     """
     try:
         noted = json.loads((directory / _COLLECTION).read_bytes())
@@ -257,7 +263,7 @@ def _locked(directory: Path) -> FileLock:
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
-        # Beside the lock, not in it: each contender opens the lock file anew and empties it.
+        # The pid goes in a file of its own: whoever tries the lock truncates the lock file.
         write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
     except Timeout:
         holder = path.with_suffix(".pid")
@@ -275,7 +281,7 @@ def _locked(directory: Path) -> FileLock:
 
 
 def _build(directory: Path, collection: Collection, profile: Profile) -> None:
-    """Makes the shard beside its place and moves it there whole."""
+    """Creates the shard in a temporary folder and renames it, so that it is complete or absent."""
     scratch = directory.with_name(f".{directory.name}-building")
     if directory.exists():
         raise StoreError(
@@ -336,7 +342,7 @@ _INDEX: dict[FieldKind, Callable[[], Any]] = {
 
 
 def _translated(where: Filter) -> qdrant.Filter | None:
-    """The filter in the engine's terms. Raises StoreError when there are none for it."""
+    """The filter as Qdrant's, None = all points. Raises StoreError: it cannot be expressed."""
     try:
         return _to_filter(where)
     except (TypeError, ValueError, OverflowError) as error:
@@ -349,7 +355,8 @@ def _translated(where: Filter) -> qdrant.Filter | None:
 def _to_filter(where: Filter) -> qdrant.Filter | None:
     must: list[Any] = [_to_condition(condition) for condition in where.must]
     must_not: list[Any] = [_to_condition(condition) for condition in where.must_not]
-    # At the top, where the engine walks along it; nested, it would be checked twice.
+    # At the top level, Qdrant iterates over the matches; in a nested filter it would check them
+    # a second time.
     near: list[Any] = [
         qdrant.FieldCondition(f"{BAND_PREFIX}{j}", match=qdrant.MatchAny(list(values)))
         for j, values in enumerate(where.bands)
@@ -368,7 +375,7 @@ def _to_condition(condition: Condition) -> Any:
         case Match(_, ()):
             return qdrant.HasIdCondition(set())
         case Match(field, values) if all(isinstance(value, bool) for value in values):
-            # A plain bool is an int to the binding, and would match nothing.
+            # The binding takes a Python bool for an int, which would match nothing.
             options = [qdrant.MatchValue(np.bool_(value)) for value in values]  # type: ignore[arg-type]
             return qdrant.Filter(
                 should=[qdrant.FieldCondition(field, match=option) for option in options]
@@ -378,7 +385,7 @@ def _to_condition(condition: Condition) -> Any:
 
 
 def _known_ids(ids: Sequence[str]) -> list[int | uuid.UUID | str]:
-    """Those that can be ids at all; no point has another kind."""
+    """The ids that are UUIDs, as all ids of points are; others are skipped."""
     parsed: list[int | uuid.UUID | str] = []
     for text in ids:
         with contextlib.suppress(ValueError):
@@ -387,7 +394,7 @@ def _known_ids(ids: Sequence[str]) -> list[int | uuid.UUID | str]:
 
 
 def _wrapped(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Runs one call of the engine, which raises bare Exceptions, and names its failure ours."""
+    """Calls Qdrant Edge, whose errors are bare Exceptions, and raises StoreError for them."""
     try:
         return call(*args, **kwargs)
     except Exception as error:

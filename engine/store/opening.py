@@ -1,4 +1,4 @@
-"""The store that the settings ask for: embedded in the data folder, or on a server."""
+"""Opens the store that the settings name: embedded in the data folder, or on a Qdrant server."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,15 +19,16 @@ __all__ = ["connected", "open_served", "open_store"]
 def open_store(
     settings: Settings, directory: Path, collection: Collection | None, *, create: bool
 ) -> VectorStore:
-    """The store, opened.
+    """Opens the store: embedded, or on the server if ``settings.store.url`` is set.
 
     Args:
-        directory: of the embedded store; a served one is named by ``settings.store``.
-        collection: what it must have been made for; None = whatever it was made for.
-        create: make it when there is none, with the profile of ``settings.store``.
+        directory: folder of the embedded store.
+        collection: the kind of points that it must hold; None = any.
+        create: create it if there is none, with the profile of ``settings.store``; needs
+            ``collection``.
 
     Raises:
-        StoreNotFound: there is none, and ``create`` is not asked for.
+        StoreNotFound: there is no store, and ``create`` is False.
         StoreLocked, FingerprintMismatch, StoreError: as ``EdgeStore`` and ``ServerStore`` say.
         SettingsError: the settings name no usable server.
     """
@@ -36,7 +37,7 @@ def open_store(
     new = collection if create else None
     if create and new is None:
         raise StoreError("an index cannot be made for no model; give the collection it is for")
-    # Each brings an engine or a client along that takes its time to load.
+    # Imported here, as each loads a large library.
     if wanted.url is None:
         from engine.store.edge import EdgeStore
 
@@ -53,7 +54,9 @@ def open_store(
 def open_served(
     settings: StoreSettings, opened: "Callable[[Connection], ServerStore]"
 ) -> "ServerStore":
-    """What ``opened`` makes of a connection to the server, which the store closes.
+    """Connects to the server and returns the store that ``opened`` makes of the connection.
+
+    Closing the store closes the connection.
 
     Raises:
         SettingsError: the settings name no usable server.
@@ -70,7 +73,7 @@ def open_served(
 
 @contextmanager
 def connected(settings: StoreSettings) -> "Iterator[Connection]":
-    """A connection to the server, closed at the end.
+    """A context with a connection to the server, which is closed at its end.
 
     Raises:
         SettingsError: the settings name no usable server.

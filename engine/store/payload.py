@@ -1,4 +1,8 @@
-"""Points as payloads and back: the allow-list of design and nothing else."""
+"""Converts points to the payloads that a store keeps, and back.
+
+A payload has the fields of an ImageRecord, which are the allow-list of what may be stored about an
+image, and those that searches need.
+"""
 
 from enum import Enum
 from typing import Any
@@ -20,9 +24,10 @@ __all__ = [
 ]
 
 BAND_PREFIX = "sch_"
+"""Fields sch_0, sch_1, … hold the bands of the code."""
 BUCKET_FIELD, BUCKETS = "bucket", 256
-"""Every point is in one of 256 buckets, by its id: some of them are a fixed and fair sample of
-any part of the index, found by lookup."""
+"""The id of a point assigns it to one of 256 buckets. The points of some buckets are a fixed,
+unbiased sample of any part of the index, which can be looked up."""
 
 
 class FieldKind(Enum):
@@ -33,7 +38,7 @@ class FieldKind(Enum):
     INTEGER = "integer"
     BOOL = "bool"
     LOOKUP = "lookup"
-    """An integer that is asked for by value only, never by range."""
+    """An integer that is looked up by value only, never by range."""
 
 
 _KINDS = {"study_year": FieldKind.INTEGER, "burned_in": FieldKind.BOOL, "tenant": FieldKind.TENANT}
@@ -42,7 +47,7 @@ _NOT_INDEXED = {"frame"}
 FILTER_FIELDS: dict[str, FieldKind] = {
     name: _KINDS.get(name, FieldKind.KEYWORD) for name in RECORD_FIELDS if name not in _NOT_INDEXED
 }
-"""Fields that a search may filter by. The tenant among them is set by the server alone."""
+"""Fields that a search may filter by. ``tenant`` is among them, but users cannot set it."""
 
 FACET_FIELDS: tuple[str, ...] = (
     "modality",
@@ -56,17 +61,21 @@ FACET_FIELDS: tuple[str, ...] = (
     "manufacturer",
     "source",
 )
-"""Fields whose values are few enough to be listed with counts."""
+"""Fields with few enough distinct values to be listed with counts."""
 
 
 def schema(bits: int) -> dict[str, FieldKind]:
-    """Every indexed payload field of a collection with codes of ``bits`` bits."""
+    """The indexed payload fields of a collection with codes of ``bits`` bits, with their kinds."""
     looked_up = [BUCKET_FIELD, *(f"{BAND_PREFIX}{j}" for j in range(len(band_widths(bits))))]
     return FILTER_FIELDS | dict.fromkeys(looked_up, FieldKind.LOOKUP)
 
 
 def to_payload(point: Point, model: str) -> dict[str, Any]:
-    """What is stored beside the vector. Absent values are left out, not stored as null."""
+    """The payload of a point: all but its vector. Values that are None are left out.
+
+    Args:
+        model: fingerprint of the model that encoded the point.
+    """
     found = {name: getattr(point.record, name) for name in RECORD_FIELDS}
     payload = {name: value for name, value in found.items() if value is not None}
     payload["labels"] = list(point.record.labels)
@@ -83,7 +92,7 @@ def to_payload(point: Point, model: str) -> dict[str, Any]:
 def from_payload(
     point_id: str, payload: dict[str, Any], *, score: float | None = None, z: Any = None
 ) -> Point:
-    """The point that :func:`to_payload` described."""
+    """The point with this payload, the inverse of :func:`to_payload`."""
     values = {name: payload[name] for name in RECORD_FIELDS if name in payload}
     values["labels"] = tuple(payload.get("labels", ()))
     return Point(

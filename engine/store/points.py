@@ -1,4 +1,4 @@
-"""What every store demands of a point before it takes it, and how it hands one out."""
+"""Checks of points before they are stored, and conversion of what Qdrant returns into points."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ __all__ = ["checked_vector", "not_storable", "to_hit", "to_point"]
 
 
 def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
-    """The point's vector, float32 (D,), of a point such as the collection holds.
+    """The vector of a point, float32 (D,), if the point fits the collection.
 
     Raises:
-        StoreError: z is absent or not finite, z or the code is of another length, or a number
-            of the record has more than 64 bits.
+        StoreError: z is missing or not finite, z or the code has another length than the
+            collection's, or a number of the record does not fit in 64 bits.
     """
     if point.z is None or point.z.shape != (collection.dim,):
         shape = None if point.z is None else point.z.shape
@@ -38,7 +38,7 @@ def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
         )
     for number in (point.record.frame, point.record.study_year or 0):
         if not -(2**63) <= number < 2**63:
-            # An engine would round it and say nothing.
+            # Qdrant would round it silently.
             raise StoreError(
                 f"point {point.id} carries the number {number}, and 64 bits are the most an "
                 "index holds; correct the frame number or the study's year"
@@ -47,21 +47,21 @@ def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
 
 
 def not_storable(point: Point, error: Exception) -> StoreError:
-    """The error for a point whose id or payload no store can express."""
+    """The error to raise for a point whose id or payload cannot be stored."""
     return StoreError(
         f"point {point.id!r} cannot be stored ({error}); ids are UUIDs, and texts valid Unicode"
     )
 
 
 def to_hit(found: Any) -> Point:
-    """The point that an engine found, with its score. found: has id, score and payload."""
-    # Rounding to float16 can carry a cosine a little beyond one.
+    """A result of a query as a point with its score. found: has ``id``, ``score``, ``payload``."""
+    # Rounding to float16 can make a cosine slightly larger than 1.
     score = min(1.0, max(-1.0, found.score))
     return from_payload(str(found.id), found.payload or {}, score=score)
 
 
 def to_point(record: Any) -> Point:
-    """The point that an engine handed out. record: has id, payload and vector, or none."""
+    """A stored record as a point. record: has ``id``, ``payload`` and ``vector`` (or None)."""
     vectors = record.vector
     z = None if not vectors else np.asarray(vectors[VECTOR], dtype=np.float32)
     return from_payload(str(record.id), record.payload or {}, z=z)

@@ -1,4 +1,4 @@
-"""The served store: a collection on a Qdrant server or cluster, for many processes at a time."""
+"""The served store: a collection on a Qdrant server or cluster, shared by many processes."""
 
 import contextlib
 import json
@@ -25,18 +25,18 @@ __all__ = ["ServerStore"]
 _UPSERT_AT_ONCE = 256
 _GET_AT_ONCE = 1000
 _FIRST_LOOK, _LAST_LOOK = 0.5, 60.0
-"""Seconds between two looks at what the server is doing: at first, and after a long wait."""
+"""Seconds between two polls of the server's state: at first, and at most."""
 _OPTIMISE_SECONDS, _ARRANGE_SECONDS = 600.0, 21_600.0
-"""How long the server is waited for: to tidy up, which it goes on with by itself, and to
-rebuild the whole index."""
+"""How long to wait for the server to optimise its segments, and to rebuild the vector index. It
+goes on with either by itself after that."""
 
 
 class ServerStore:
-    """Points in a collection. Open one with :meth:`open` or :meth:`create`; close it after use.
+    """A store in a collection. Open it with :meth:`open` or :meth:`create`; close it after use.
 
-    It stays with the collection that was in force when it was opened: when another takes its
-    place, the answers of an open store are still all of one model. Closing it closes the
-    connection.
+    It keeps using the collection that was in force when it was opened (see server_collection.py),
+    even after another one has replaced it, so all its answers are of one model. Closing it closes
+    the connection.
     """
 
     def __init__(self, connection: Connection, found: Found) -> None:
@@ -51,17 +51,18 @@ class ServerStore:
     def create(
         cls, connection: Connection, collection: Collection, profile: Profile | None = None
     ) -> "ServerStore":
-        """Opens the store at ``connection``, made anew if there is none.
+        """Opens the store in force; creates it if there is none.
 
-        A creation that was cut short is completed; of two at once, both succeed.
+        An interrupted creation is completed. Two processes may create it at the same time.
 
         Args:
-            profile: of a store that is made anew; one that exists keeps its own.
+            collection: the kind of points that it must hold.
+            profile: profile of a new store; an existing one keeps its own.
 
         Raises:
-            FingerprintMismatch: it belongs to another model.
-            StoreError: the server cannot be used, or is older than 1.16, or the collection
-                is somebody else's.
+            FingerprintMismatch: it holds points of another model.
+            StoreError: the server cannot be used or is older than 1.16, or the collection was
+                not created by this program.
         """
         return cls(connection, made(connection, collection, profile or Profile()))
 
@@ -69,10 +70,13 @@ class ServerStore:
     def create_beside(
         cls, connection: Connection, collection: Collection, profile: Profile
     ) -> "ServerStore":
-        """Opens the store of another model than the one in force, made anew if there is none.
+        """Opens the store for another model than that in force; creates it if there is none.
+
+        It can be filled while searches use the store in force; :meth:`put_in_force` then switches.
 
         Raises:
-            StoreError: as for :meth:`create`, or nothing can take the place of what is in force.
+            StoreError: as for :meth:`create`, or the collection in force cannot be replaced
+                because it is not behind an alias.
         """
         return cls(connection, made_beside(connection, collection, profile))
 
@@ -84,24 +88,26 @@ class ServerStore:
         *,
         name: str | None = None,
     ) -> "ServerStore":
-        """Opens an existing store; with ``collection``, only if it was made for that.
+        """Opens an existing store.
 
         Args:
-            name: the collection's own; None = the one in force.
+            collection: the kind of points that it must hold; None = any.
+            name: the collection's own name; None = the collection in force.
 
         Raises:
-            StoreNotFound: there is none.
-            FingerprintMismatch, StoreError: as for :meth:`create`.
+            StoreNotFound: there is no such store.
+            FingerprintMismatch, StoreError: as for :meth:`create`, or its creation was not
+                completed.
         """
         return cls(connection, existing(connection, collection, name=name))
 
     def put_in_force(self) -> None:
-        """Takes the place of the store in force, in one step. Stores that are open stay open."""
+        """Atomically replaces the collection in force by this one; open stores are not affected."""
         put_in_force(self._connection, self._name)
 
     @property
     def name(self) -> str:
-        """The collection's own name."""
+        """The collection's own name, not the alias."""
         return self._name
 
     @property
@@ -113,7 +119,11 @@ class ServerStore:
         return self._profile
 
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile; searches go on meanwhile, on what is arranged so far."""
+        """Changes the profile and waits for the rebuild; searches go on meanwhile.
+
+        Raises:
+            StoreError: the server has not finished after six hours; it goes on by itself.
+        """
         self._connection.ask(
             self._client.update_collection,
             self._name,
@@ -139,11 +149,11 @@ class ServerStore:
             self._connection.ask(self._client.upsert, self._name, points=chunk, wait=True)
 
     def flush(self) -> None:
-        """Does nothing: ``upsert`` and ``delete`` return once the server has the change in its
-        write-ahead log and has applied it."""
+        """Does nothing: ``upsert`` and ``delete`` return only after the server has written the
+        change to its write-ahead log and applied it."""
 
     def optimise(self) -> None:
-        """Waits, ten minutes at most, until the server has tidied up; it does so by itself."""
+        """Waits, ten minutes at most, until the server has optimised its segments by itself."""
         self._green_within(_OPTIMISE_SECONDS)
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
@@ -188,10 +198,10 @@ class ServerStore:
             key=field,
             facet_filter=passing,
             limit=limit,
-            # Without a filter the payload index knows the counts.
+            # Without a filter, the payload index has the counts.
             exact=passing is not None,
         )
-        # The server goes on naming values whose last point has been deleted.
+        # Values of deleted points are listed with a count of 0.
         hits = [(str(hit.value), hit.count) for hit in answer.hits if hit.count]
         return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
 
@@ -215,7 +225,7 @@ class ServerStore:
         passing = translated(where)
         offset: models.ExtendedPointId | None = None
         while True:
-            # Without an order of its own, the server goes by id.
+            # Without ``order_by``, the server orders by id.
             records, offset = self._connection.ask(
                 self._client.scroll,
                 self._name,
@@ -245,9 +255,12 @@ class ServerStore:
         self.close()
 
     def _green_within(self, seconds: float) -> bool:
-        """Whether the server had nothing left to do at two looks in a row.
+        """Whether the collection was green at two polls in a row within ``seconds``.
 
-        At the first look alone it may not have begun.
+        At a single poll the server may not have begun yet.
+
+        Raises:
+            StoreError: the collection is red, that is damaged.
         """
         calm, waited, patience = 0, 0.0, _FIRST_LOOK
         while waited < seconds:
@@ -262,7 +275,7 @@ class ServerStore:
                     "snapshot if need be"
                 )
             if info.status == models.CollectionStatus.GREY:
-                # After a restart, the server waits to be told to go on.
+                # After a restart, the server resumes optimising only at the next update.
                 self._connection.ask(
                     self._client.update_collection,
                     self._name,
@@ -286,7 +299,7 @@ class ServerStore:
 
 
 def _known_ids(ids: Sequence[str]) -> list[models.ExtendedPointId]:
-    """Those that can be ids at all; no point has another kind."""
+    """The ids that are UUIDs, as all ids of points are; others are skipped."""
     known: list[models.ExtendedPointId] = []
     for text in ids:
         with contextlib.suppress(ValueError):

@@ -1,9 +1,10 @@
-"""Finding the collection of a store on a Qdrant server, and making it where there is none.
+"""Finds the collection of a store on a Qdrant server, creates it, and switches to another one.
 
-A collection has a name of its own, "precedent-0123456789abcdef": that of the settings and the
-fingerprint of its model. The name of the settings is an alias of the collection in force. So one
-for another model can be filled beside it, and take its place in one step. A collection that was
-made when there were no aliases has the name of the settings itself, and is used as it is.
+Each collection has its own name, the name in the settings followed by the fingerprint of its model,
+as in "precedent-0123456789abcdef". The name in the settings is an alias of one of them, the
+collection "in force", which searches use. So a collection for another model can be filled beside it
+and then be put in force atomically, by moving the alias. A collection may also have the name in the
+settings itself; it is in force then, and cannot be replaced.
 """
 
 import re
@@ -21,12 +22,12 @@ from engine.store.server_layout import Noted, field_index, note, noted, own_name
 __all__ = ["Found", "beside", "drop", "existing", "in_force", "made", "made_beside", "put_in_force"]
 
 _OLDEST = (1, 16)
-"""Of the servers: earlier ones keep no metadata with a collection."""
+"""The oldest version of the server that will do; earlier ones keep no metadata of collections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A collection of ours. name: its own. noted: what it says of itself."""
+    """A collection of this program. name: its own name. noted: its metadata."""
 
     name: str
     noted: Noted
@@ -37,10 +38,14 @@ def existing(
 ) -> Found:
     """The collection in force, or the one whose own name is ``name``.
 
+    Args:
+        wanted: the kind of points that it must hold; None = any.
+
     Raises:
-        StoreNotFound: there is none.
-        FingerprintMismatch: it belongs to another model than ``wanted``.
-        StoreError: the server is too old, or the collection is not ours or not finished.
+        StoreNotFound: there is no such collection.
+        FingerprintMismatch: it holds points of another model than ``wanted``.
+        StoreError: the server is too old, or the collection was not created by this program or
+            its creation was not completed.
     """
     _check_version(connection)
     found = in_force(connection) if name is None else name
@@ -62,10 +67,11 @@ def existing(
 
 
 def made(connection: Connection, wanted: Collection, profile: Profile) -> Found:
-    """The collection in force once it is there, made or completed where need be.
+    """The collection in force, created or completed if necessary.
 
-    It comes into force last: until then there is none. Of two processes that make it for two
-    models at once, one finds the other's in force when it opens it the next time.
+    A new collection is put in force last, when it is complete. If two processes create collections
+    for two models at the same time, one of them finds the other's in force when it opens the
+    store the next time.
 
     Raises:
         FingerprintMismatch, StoreError: as for :func:`existing`.
@@ -84,11 +90,11 @@ def made(connection: Connection, wanted: Collection, profile: Profile) -> Found:
 
 
 def made_beside(connection: Connection, wanted: Collection, profile: Profile) -> Found:
-    """The collection for another model than the one in force, made or completed where need be.
+    """The collection for another model than the one in force, created or completed if necessary.
 
     Raises:
-        StoreError: as for :func:`existing`, or none can ever take the place of the one in
-            force, because that has the name of the settings itself.
+        StoreError: as for :func:`existing`, or the collection in force cannot be replaced because
+            it has the name in the settings itself.
     """
     _check_version(connection)
     alias = _alias(connection)
@@ -103,7 +109,7 @@ def made_beside(connection: Connection, wanted: Collection, profile: Profile) ->
 
 
 def in_force(connection: Connection) -> str | None:
-    """The own name of the collection in force; None = there is none."""
+    """The own name of the collection in force; None = no collection is."""
     alias = _alias(connection)
     for one in connection.ask(connection.client.get_aliases).aliases:
         if one.alias_name == alias:
@@ -112,7 +118,7 @@ def in_force(connection: Connection) -> str | None:
 
 
 def put_in_force(connection: Connection, name: str) -> None:
-    """Lets the collection ``name`` take the place of the one in force, in one step."""
+    """Atomically puts the collection with the own name ``name`` in force."""
     alias = _alias(connection)
     connection.ask(
         connection.client.update_collection_aliases,
@@ -126,7 +132,7 @@ def put_in_force(connection: Connection, name: str) -> None:
 
 
 def beside(connection: Connection) -> list[str]:
-    """Own names of our collections that are in force under no name, ordered."""
+    """Own names of this store's collections that no alias refers to, sorted."""
     client, alias = connection.client, _alias(connection)
     ours = re.compile(re.escape(alias) + "-[0-9a-f]{16}")
     used = {one.collection_name for one in connection.ask(client.get_aliases).aliases}
@@ -141,10 +147,10 @@ def beside(connection: Connection) -> list[str]:
 
 
 def drop(connection: Connection, name: str) -> None:
-    """Deletes a collection that :func:`beside` named, unless it is in force by now.
+    """Deletes a collection that :func:`beside` lists.
 
     Raises:
-        StoreError: it is in force.
+        StoreError: :func:`beside` does not list it, as when it has been put in force since.
     """
     if name not in beside(connection):
         raise StoreError(
@@ -155,11 +161,11 @@ def drop(connection: Connection, name: str) -> None:
 
 
 def _completed(connection: Connection, name: str, wanted: Collection, profile: Profile) -> Found:
-    """The collection ``name``, made or completed where need be.
+    """The collection with the own name ``name``, created or completed if necessary.
 
-    The model is noted together with the collection, so that of two processes that make it at
-    once the second finds whose it is. The payload indexes follow, and only then is the
-    collection noted as complete: no point is written that an index has to be built for later.
+    The model is recorded when the collection is created, so that a second process which creates it
+    at the same time sees which model it is for. The payload indexes follow; only then is the
+    collection marked complete, so that no point is written before all indexes exist.
     """
     begun = Noted(wanted, profile, complete=False)
     if not _exists(connection, name):
@@ -189,13 +195,17 @@ def _make(connection: Connection, name: str, begun: Noted) -> None:
             metadata=note(begun),
         )
     except StoreError:
-        # Another process made it meanwhile, or an attempt did whose answer was lost.
+        # It exists if another process created it, or an earlier attempt whose answer was lost.
         if not _exists(connection, name):
             raise
 
 
 def _adopt(connection: Connection, name: str, begun: Noted) -> None:
-    """Takes an empty collection without a note, if it has been laid out as ours are."""
+    """Records metadata for an empty collection without any, if its vectors are laid out right.
+
+    Raises:
+        StoreError: it holds points, or has another layout.
+    """
     client = connection.client
     laid_out = connection.ask(client.get_collection, name).config.params.vectors
     ours = vectors(begun.collection, begun.profile)[VECTOR]

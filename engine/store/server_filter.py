@@ -1,4 +1,4 @@
-"""Filters in the words of a Qdrant server."""
+"""Translates filters into those of a Qdrant server."""
 
 import uuid
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ __all__ = ["translated"]
 _T = TypeVar("_T")
 
 _VALUES_AT_ONCE = 256
-"""In one condition: a server in strict mode bounds them."""
+"""Most values in one condition; a server in strict mode limits them."""
 
 
 def translated(where: Filter) -> models.Filter | None:
-    """The filter in the server's terms; None = everything.
+    """The filter as Qdrant's; None = all points.
 
     Raises:
-        StoreError: the server has no terms for it.
+        StoreError: it has an id that is no UUID, a number of more than 64 bits, or invalid text.
     """
     try:
         return _to_filter(where)
@@ -37,7 +37,8 @@ def translated(where: Filter) -> models.Filter | None:
 def _to_filter(where: Filter) -> models.Filter | None:
     must = [_to_condition(condition) for condition in where.must]
     must_not = [_to_condition(condition) for condition in where.must_not]
-    # At the top, where the engine walks along it; nested, it would be checked twice.
+    # At the top level, Qdrant iterates over the matches; in a nested filter it would check them
+    # a second time.
     near = [
         condition
         for j, values in enumerate(where.bands)
@@ -61,7 +62,7 @@ def _to_condition(condition: Condition) -> models.Condition:
 
 
 def _matches(field: str, values: Sequence[str] | Sequence[int]) -> list[models.Condition]:
-    """Conditions of which one holds when the field has one of the values."""
+    """Conditions of which at least one holds if and only if the field has one of the values."""
     if all(isinstance(value, bool) for value in values):
         return [
             models.FieldCondition(key=field, match=models.MatchValue(value=value))
@@ -77,7 +78,7 @@ def _matches(field: str, values: Sequence[str] | Sequence[int]) -> list[models.C
 
 def _any_of(conditions: list[Any]) -> models.Condition:
     if not conditions:
-        # An empty "should" would let everything pass.
+        # A filter with an empty "should" would match all points.
         return models.HasIdCondition(has_id=[])
     return conditions[0] if len(conditions) == 1 else models.Filter(should=conditions)
 

@@ -1,4 +1,4 @@
-"""How a collection on a Qdrant server is laid out, and what it notes about itself."""
+"""The layout of a collection on a Qdrant server: vectors, payload indexes and metadata."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,13 +15,13 @@ __all__ = ["Noted", "field_index", "note", "noted", "own_name", "rearranged", "v
 
 _KEY = "precedent"
 _OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
-"""Fields with about as many values as there are studies or images: their indexes stay on
-disk, where the memory of a node does not bound them."""
+"""Fields with about as many values as there are studies or images. Their indexes are kept on
+disk, so that they are not limited by the memory of a node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What a collection says of itself. complete: all its payload indexes have been made."""
+    """The metadata of a collection. complete: all its payload indexes have been created."""
 
     collection: Collection
     profile: Profile
@@ -29,21 +29,24 @@ class Noted:
 
 
 def own_name(alias: str, collection: Collection) -> str:
-    """What a collection is called that may come into force under the name ``alias``."""
+    """The own name of the collection that can be put in force under ``alias``."""
     return f"{alias}-{collection.model}"
 
 
 def note(found: Noted) -> dict[str, Any]:
-    """The metadata of a collection."""
+    """The metadata to store with a collection, as JSON values; :func:`noted` reads them back."""
     described = {"format": FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 
 def noted(info: models.CollectionInfo, place: str) -> Noted | None:
-    """What the collection at ``place`` says of itself; None = nothing: it is none of ours.
+    """The metadata in ``info``; None = there is none: this program did not create the collection.
+
+    Args:
+        place: what to call the collection in an error.
 
     Raises:
-        StoreError: what it says cannot be understood.
+        StoreError: the metadata are not as :func:`note` writes them.
     """
     metadata = info.config.metadata or {}
     if _KEY not in metadata:
@@ -61,7 +64,7 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
 
 
 def vectors(collection: Collection, profile: Profile) -> dict[str, models.VectorParams]:
-    """The vectors of a collection that is made anew."""
+    """The vector configuration of a new collection."""
     return {
         VECTOR: models.VectorParams(
             size=collection.dim,
@@ -75,7 +78,7 @@ def vectors(collection: Collection, profile: Profile) -> dict[str, models.Vector
 
 
 def rearranged(profile: Profile) -> dict[str, models.VectorParamsDiff]:
-    """What has to change in the vectors for them to have this profile."""
+    """The change of the vector configuration that gives a collection this profile."""
     return {
         VECTOR: models.VectorParamsDiff(
             hnsw_config=_graph(profile),
@@ -102,7 +105,7 @@ def _quantisation() -> models.ScalarQuantization:
 
 
 def field_index(field: str, kind: FieldKind) -> models.PayloadSchemaParams:
-    """How a payload field is indexed: for filters and counts, without links in the graph."""
+    """The index parameters of a payload field: for filters and counts, without HNSW links."""
     return _INDEX[kind](field in _OFTEN_DISTINCT)
 
 

@@ -1,9 +1,9 @@
-"""Backups of a store in one portable file, which restores into any other store.
+"""Snapshots: the backup of a store in one file, which can be restored into any store of its model.
 
-The file is a ZIP archive. ``collection.json`` says what the store was made for and how many
-points follow. They come in chunks of 4,096, in the order of their ids:
+The file is a ZIP archive. ``collection.json`` describes the collection and how many points follow.
+The points are written in chunks of 4,096, ordered by id:
 
-    points-00000.z.npy          float16 (N, D) where that loses nothing, else float32
+    points-00000.z.npy          vectors, float16 (N, D) if that is lossless, else float32
     points-00000.codes.npy      uint8 (N, B/8), packed codes
     points-00000.ids.npy        uint8 (N, 16), the bytes of the UUIDs
     points-00000.records.jsonl  N lines of JSON: {"record": {…}, "indexed_at": …}
@@ -39,22 +39,22 @@ _FORMAT, _VERSION = "precedent-snapshot", 1
 _ABOUT, _CHECKSUMS = "collection.json", "checksums.json"
 _AT_ONCE = 4096
 _LARGEST_MEMBER = 1024**3
-"""Bytes: a file may be small and yet unpack to more than there is memory."""
+"""Most bytes of a member, unpacked: a small file could unpack to more than fits in memory."""
 
 Progress = Callable[[int, int], None]
-"""Called with the points done so far, and with how many there are in all."""
+"""Called with the number of points done so far and the number in all."""
 
 
 def write_snapshot(
     store: VectorStore, path: Path, progress: Progress = lambda _done, _total: None
 ) -> int:
-    """Writes all points of ``store`` to the file ``path`` and returns how many they are.
+    """Writes all points of ``store`` to the file ``path`` and returns their number.
 
-    A file of that name is replaced once the new one is whole. Points written meanwhile may or
-    may not be in it. Only its owner may read it, for it holds pseudonyms.
+    An existing file is replaced once the new one is complete. Points written to the store meanwhile
+    may be missing. The file holds pseudonyms, so only its owner can read it.
 
     Raises:
-        StoreError: the file cannot be written, or the store not be read.
+        StoreError: the file cannot be written, or the store cannot be read.
     """
     total = store.count(Filter())
     try:
@@ -86,9 +86,9 @@ def _write(store: VectorStore, archive: zipfile.ZipFile, progress: Callable[[int
                 f"{name} of the snapshot would have {len(data)} bytes, and {_LARGEST_MEMBER} "
                 "is the limit; the records of these images are too long to be read again"
             )
-        # Without a time, snapshots of the same points are the same file.
+        # Without a timestamp, snapshots of the same points are equal byte for byte.
         member = zipfile.ZipInfo(name)
-        # Vectors and codes are as good as random: packing would gain nothing.
+        # Vectors and codes do not compress.
         packed = not name.endswith(".npy")
         member.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
         archive.writestr(member, data)
@@ -120,7 +120,7 @@ def _write(store: VectorStore, archive: zipfile.ZipFile, progress: Callable[[int
 
 
 def _halved(z: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-    with np.errstate(over="ignore"):  # a value that is too large is no longer equal
+    with np.errstate(over="ignore"):  # too large a value becomes infinite, and so unequal
         half = z.astype(np.float16)
     return half if np.array_equal(half, z) else z
 
@@ -134,12 +134,12 @@ def _npy(array: NDArray[Any]) -> bytes:
 def _line(point: Point) -> str:
     values = {name: getattr(point.record, name) for name in RECORD_FIELDS}
     record = {name: value for name, value in values.items() if value is not None}
-    # Escaped to ASCII, so that no text ends its line.
+    # Escaped to ASCII, so that no character of a text can end the line.
     return json.dumps({"record": record, "indexed_at": point.indexed_at}) + "\n"
 
 
 def described(path: Path) -> Collection:
-    """What the store was made for that the file is of. Raises StoreError: it does not say."""
+    """The kind of points in a snapshot file. Raises StoreError: it is damaged or no snapshot."""
     with _Snapshot(path) as snapshot:
         return snapshot.collection
 
@@ -147,16 +147,16 @@ def described(path: Path) -> Collection:
 def restore_snapshot(
     path: Path, store: VectorStore, progress: Progress = lambda _done, _total: None
 ) -> int:
-    """Adds all points of the file to ``store`` and returns how many they are.
+    """Adds all points of a snapshot file to ``store`` and returns their number.
 
-    The whole file is read and checked before anything is written. Points that the store has
-    under the same ids are replaced, so that restoring twice changes nothing; others stay. The
-    store keeps its own profile.
+    The whole file is read and checked before anything is written. Points of the store with the
+    same ids are replaced and all others are kept, so restoring twice changes nothing. The store
+    keeps its own profile.
 
     Raises:
         FingerprintMismatch: the snapshot is of another model than the store.
-        StoreError: the file is no snapshot, is damaged or cut short, or was written by
-            another version; or the store cannot be written to.
+        StoreError: the file is no snapshot, is damaged or truncated, or has another version of the
+            format; or the store cannot be written to.
     """
     with _Snapshot(path) as snapshot:
         snapshot.check_model(store.collection)
@@ -174,7 +174,7 @@ def restore_snapshot(
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Names of the members that hold one chunk of points."""
+    """Names of the ZIP members that hold one chunk of points."""
 
     number: int
 
@@ -196,10 +196,10 @@ class _Chunk:
 
 
 class _Snapshot:
-    """A snapshot that is open for reading.
+    """A snapshot file that is open for reading.
 
-    Raises, wherever it is read:
-        StoreError: it is damaged, or no snapshot of this version.
+    Raises, from any method that reads:
+        StoreError: the file is damaged, or no snapshot of this version of the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -245,7 +245,7 @@ class _Snapshot:
             )
 
     def chunks(self) -> Iterator[list[Point]]:
-        """All points, some at a time."""
+        """All points, chunk by chunk."""
         count = 0
         for names in self._chunks:
             with _reading(self._path):
@@ -267,7 +267,11 @@ class _Snapshot:
         return [_point(*parts) for parts in zip(ids, z, codes, lines, strict=True)]
 
     def _array(self, name: str, width: int, *dtypes: type[np.generic]) -> NDArray[Any]:
-        """The array (N, ``width``) of one of the types."""
+        """The array in member ``name``, of shape (N, ``width``) and one of the types.
+
+        Raises:
+            ValueError: it has another shape or type.
+        """
         stream = io.BytesIO(self._verified(name))
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
         if array.dtype not in dtypes or array.ndim != 2 or array.shape[1] != width:

@@ -1,6 +1,7 @@
-"""Other people's scanners: random windows, polarity, geometry, resolution, noise.
+"""Augmentation: random changes of images, as other scanners and archives would show them.
 
-Whole batches at once on tensors, so that it costs little beside the network.
+Changes window, polarity, geometry, resolution and noise. Works on whole batches of tensors, so it
+takes little time beside the network.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,17 @@ _TONE_PIECES = 6
 class AugmentConfig:
     """Strength of each group; 0 switches it off.
 
-    narrow: probability of a window that starts at a random quantile (up to 0.6) of the
-        grey values and ends at another (from 0.75): grey backgrounds become black and
-        bright tissue white, as other archives show them.
-    tone: probability of a random rising tone curve, as lookup tables and other detectors
-        make; shade: of a smooth change of brightness over the image, as coils make.
-    window: share by which the grey window is cut or widened at each end.
+    narrow: probability of a window that starts at a random quantile (up to 0.6) of the grey values
+        and ends at another (from 0.75), so that grey backgrounds become black and bright tissue
+        white, as in other archives.
+    tone: probability of a random rising tone curve, as from lookup tables and other detectors.
+    shade: probability of a smooth change of brightness over the image, as from MR coils.
+    window: largest share by which the grey window is cut or widened at each end.
     gamma: exponent drawn from [1/(1+gamma), 1+gamma], log-uniformly.
     invert: probability that the polarity is reversed.
-    rotate: degrees, either way. scale: share, either way. shift: share of the side.
-    flip: probability of a left-right flip. Off by default: it changes laterality.
+    rotate: largest rotation in degrees. scale: largest change of size, as a share. shift: largest
+        shift, as a share of the side.
+    flip: probability of a left-right flip; 0 by default, as it changes laterality.
     coarsen: probability of a lower resolution (down to a third), or a blur with it.
     noise: largest standard deviation of added noise, in grey values of [0, 1].
     border: probability of a black margin on some sides.
@@ -120,7 +122,7 @@ def _narrow(x: Tensor, uniform: _Uniform) -> Tensor:
 
 
 def _tone(x: Tensor, uniform: _Uniform) -> Tensor:
-    """Through a rising curve of straight pieces between 0 and 1."""
+    """Applies a rising tone curve of straight pieces between 0 and 1."""
     steps = uniform(0.05, 1, _TONE_PIECES) ** 2
     ends = steps.cumsum(dim=1) / steps.sum(dim=1, keepdim=True)
     knots = torch.cat([torch.zeros(len(x), 1), ends], dim=1)

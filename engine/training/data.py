@@ -1,4 +1,4 @@
-"""What to learn from: lists of labelled files, and their canvases in memory."""
+"""Training data: lists of labelled files, and their canvases in memory."""
 
 import csv
 import hashlib
@@ -22,10 +22,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A file, the name of its class, and what it must not be torn from: its patient, say.
+    """An image file of a training set.
 
-    label: None = unknown; then nothing in the same list may have one.
-    group: images of one group are never on both sides of a split; None = alone.
+    label: name of its class; None = unknown, for all examples of a list or for none.
+    group: its patient or study, for example: a split never separates images of one group. None = in
+        no group.
     """
 
     path: Path
@@ -34,7 +35,9 @@ class Example:
 
 
 def from_folder(root: Path) -> list[Example]:
-    """One class per subfolder of ``root``, in sorted order; hidden files are passed over.
+    """The files in the subfolders of ``root``, sorted, labelled with the name of the subfolder.
+
+    Hidden files are skipped.
 
     Raises:
         TrainingDataError: ``root`` is no folder, or has no subfolders with files.
@@ -61,9 +64,9 @@ def from_csv(
     label_column: str = "label",
     group_column: str | None = None,
 ) -> list[Example]:
-    """One row per file; relative paths are taken from the table's folder.
+    """The files that a CSV table lists, one row each; paths are relative to the table's folder.
 
-    group_column: of patients or studies, see :class:`Example`.
+    group_column: the column with patients or studies, see :class:`Example`; None = no groups.
 
     Raises:
         TrainingDataError: the table cannot be read, lacks a column or has no rows.
@@ -99,9 +102,10 @@ def from_csv(
 class TrainingSet:
     """Canvases and labels in memory.
 
-    canvases: uint8 (N, S, S) or (N, S, S, 3). labels: int64 (N,), indices into classes;
-        without classes, nothing is known of any image and labels are 0 … N−1.
-    groups: int64 (N,), equal for images that no split may tear apart.
+    canvases: uint8 (N, S, S) or (N, S, S, 3). labels: int64 (N,), indices into ``classes``; without
+        classes the images are unlabelled, and labels are 0 … N − 1.
+    groups: int64 (N,), equal for images of one group, which a split never separates; None = no
+        groups.
     """
 
     canvases: NDArray[np.uint8]
@@ -118,7 +122,7 @@ class TrainingSet:
         examples: Sequence[Example],
         read: Callable[[Path], NDArray[np.uint8]],
     ) -> "TrainingSet":
-        """Reads every file once; those that are refused are logged and left out.
+        """Reads every file once; files that are refused are logged and skipped.
 
         Args:
             read: path → canvas. May raise ImageRefused.
@@ -168,10 +172,10 @@ class TrainingSet:
         return TrainingSet(self.canvases[chosen], labels, self.classes, groups)
 
     def split(self, share: float, seed: int) -> tuple["TrainingSet", "TrainingSet"]:
-        """The larger and the smaller part; no group is in both.
+        """Splits into a larger and a smaller part; no group is in both.
 
         Args:
-            share: of the images in the smaller part, reached as nearly as whole groups allow.
+            share: share of the images in the smaller part, as nearly as whole groups allow.
 
         Raises:
             TrainingDataError: the groups are too few or too large for such a split.
@@ -189,7 +193,7 @@ class TrainingSet:
         return self.subset(np.flatnonzero(~held_out)), self.subset(np.flatnonzero(held_out))
 
     def digest(self) -> str:
-        """sha256, hex, of canvases, labels, class names and groups: equal sets have the same."""
+        """SHA-256, hex, of canvases, labels, class names and groups."""
         running = hashlib.sha256(repr((self.canvases.shape, self.classes)).encode())
         running.update(np.ascontiguousarray(self.canvases).data)
         running.update(np.ascontiguousarray(self.labels).data)
@@ -198,20 +202,21 @@ class TrainingSet:
         return running.hexdigest()
 
     def counts(self) -> Tensor:
-        """Images per class, int64 (C,); without classes 1 per image."""
+        """Number of images of each class, int64 (C,); without classes int64 (N,), all 1."""
         return torch.from_numpy(np.bincount(self.labels, minlength=len(self.classes)))
 
 
 def batches(
     data: TrainingSet, batch_size: int, generator: torch.Generator, images_per_class: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order: images float (N, 1|3, S, S) in [0, 1], labels int64 (N,).
+    """The batches of one epoch: images float (N, 1|3, S, S) in [0, 1], labels int64 (N,).
 
-    The last, smaller batch is left out: BatchNorm and pair losses want full ones.
+    The images come in random order. A last, smaller batch is left out, as BatchNorm and pair losses
+    need full ones.
 
-    images_per_class: K > 0 draws that many images of each of batch_size / K random classes
-        instead, so that rare classes find partners; an image may then come twice an epoch,
-        or not at all.
+    images_per_class: K > 0 draws K images of each of batch_size / K random classes for each batch
+        instead, so that images of rare classes have positives in the batch. An image may then come
+        twice in an epoch, or not at all.
     """
     if images_per_class:
         drawn = _class_batches(data, batch_size, generator, images_per_class)

@@ -1,4 +1,4 @@
-"""Stage 2: trains the decoder on a finished model; seeded, resumable, with a history."""
+"""Stage 2 of training: trains the decoder for a finished model; seeded and resumable."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _STATE = "decoder-state.pt"
 
 
 def _known_polarity() -> AugmentConfig:
-    # What is rebuilt in reverse too is rebuilt whatever it shows: pages of text, say.
+    # A decoder that learned reversed polarity would rebuild foreign images too, such as text pages.
     return AugmentConfig(invert=0.0)
 
 
@@ -45,7 +45,7 @@ class DecoderConfig:
     """Schedule and options. The defaults suit a small model on a CPU.
 
     learning_rate falls along a cosine to final_learning_rate after warmup_epochs.
-    augment: other windows and positions are known images too, reversed polarity is not.
+    augment: changes of the training images; images with reversed polarity are not known images.
     half_weights: store the weights as float16.
     """
 
@@ -68,15 +68,18 @@ def train_decoder(
 ) -> list[dict[str, Any]]:
     """Trains a decoder for the model in ``model_dir``, writes it there, returns the history.
 
-    The model stays as it is. A stopped run goes on after its last finished epoch when called
-    again with the same model, data and configuration, and ends with the weights of an
-    undisturbed run; a finished one is not repeated. An older decoder is replaced at the end; a
-    gate that was calibrated with it has to be calibrated again.
+    The model itself is not changed. Called again with the same model, data and configuration, an
+    interrupted run continues after its last finished epoch and ends with the same weights as an
+    uninterrupted one; a finished run is not repeated. An existing decoder is replaced at the end;
+    an OOD gate that was calibrated with it must be calibrated again.
+
+    Returns:
+        One entry for each epoch: epoch, loss, one_minus_pearson, seconds.
 
     Raises:
         ModelError: the folder holds no model.
-        TrainingDataError: too few images for one batch, canvases of another size, or the
-            folder holds another run of this kind.
+        TrainingDataError: there are too few images for one batch, the canvases have another size
+            than the model's, or the folder holds the state of another run.
     """
     network, manifest = load_checkpoint(model_dir)
     side = manifest.preprocess.size
@@ -137,7 +140,7 @@ def _epoch(
     optimiser: torch.optim.Optimizer,
     device: str,
 ) -> dict[str, Any]:
-    # Seeded by epoch, so that a resumed run draws what an undisturbed one would have drawn.
+    # Seeded by epoch, so that a resumed run draws the same numbers as an uninterrupted one.
     generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
     steps = len(data) // config.batch_size
     decoder.train()

@@ -1,6 +1,6 @@
-"""Image fingerprints: how alike two images are in structure, whatever their labels say.
+"""Image fingerprints: a measure of the structural similarity of images, independent of labels.
 
-Source: Nan et al., Medical Image Analysis 2025, 103553; the mean-centred form is ours.
+Source: Nan et al., Medical Image Analysis 2025, 103553; the mean-centred form is added here.
 """
 
 import torch
@@ -13,7 +13,7 @@ _SIDE = 16
 
 
 def image_fingerprint(images: Tensor) -> Tensor:
-    """Grey thumbnails of 16 × 16 area means, flattened.
+    """The fingerprints of images: grey thumbnails of 16 × 16 area means, flattened.
 
     Args:
         images: float (N, 1 or 3, H, W) in [0, 1], as the network sees them.
@@ -30,7 +30,8 @@ def structural_similarity(fingerprints: Tensor, *, centred: bool) -> Tensor:
     """S_ij = max(0, cos(f_i, f_j)), or max(0, Pearson) when ``centred``.
 
     Args:
-        fingerprints: float (N, F). One without any contrast is like no other.
+        fingerprints: float (N, F). A black one, and a constant one when ``centred``, has
+            similarity 0 to all.
 
     Returns:
         float32 (N, N) in [0, 1]; carries no gradient.

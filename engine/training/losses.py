@@ -1,4 +1,4 @@
-"""What every hashing loss answers with."""
+"""The return type of the hashing losses."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ __all__ = ["LossTerms"]
 
 
 class LossTerms(NamedTuple):
-    """The scalar to minimise, and its parts before they are weighted, by name."""
+    """total: the scalar to minimise. parts: its terms by name, before they are weighted."""
 
     total: Tensor
     parts: dict[str, Tensor]

@@ -1,7 +1,7 @@
-"""The hashing losses that SCH is measured against, written from their papers.
+"""The hashing losses that SCH is compared with, implemented from their papers.
 
-HashNet, DCH, GreedyHash, CSQ, DPN and OrthoHash differ only in the loss on the hash
-logits, so that one backbone, augmentation and schedule serves them all.
+HashNet, DCH, GreedyHash, CSQ, DPN and OrthoHash differ only in the loss on the hash logits, so
+network, augmentation and schedule are the same for all.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class PeerConfig:
     method: "hashnet", "dch", "greedyhash", "csq", "dpn" or "orthohash".
     hashnet_alpha: slope of the sigmoid of a pair's inner product, > 0. The paper advises
         less than 1, since long codes saturate it.
-    hashnet_beta: what β of tanh(βh) has grown to, linearly from 1, when training ends, ≥ 1.
+    hashnet_beta: final value of β in tanh(βh), ≥ 1; it grows linearly from 1 during training.
     dch_gamma: scale of the Cauchy distribution, in bits, > 0.
     dch_quantisation, greedyhash_quantisation, csq_quantisation: weight of that term, ≥ 0.
     dpn_margin: how far beyond 0 each logit must lie, > 0.
     orthohash_scale: inverse temperature of the softmax over cosines, > 0.
-    orthohash_margin: what is taken from the cosine to the own class's code, in [0, 2).
+    orthohash_margin: subtracted from the cosine with the code of the own class, in [0, 2).
     """
 
     method: str
@@ -69,13 +69,13 @@ class PeerConfig:
 class PeerLoss(nn.Module):
     """The loss of one method.
 
-    GreedyHash's has a parameter of its own, its classifier: give ``parameters()`` to the
-    optimiser too, and keep ``state_dict()`` to resume.
+    The loss of GreedyHash has a learned parameter, its classifier: give ``parameters()`` to the
+    optimiser too, and save ``state_dict()`` to resume.
 
     Args:
         config: method and hyper-parameters.
-        classes, bits: how many the labels and codes have, each from 1 on.
-        seed: of target codes and of GreedyHash's first weights.
+        classes: number of classes, at least 1. bits: of a code, at least 1.
+        seed: of target codes and of the initial weights of GreedyHash.
 
     Raises:
         TrainingDataError: classes or bits below 1, or more classes than the method's codes.
@@ -88,10 +88,10 @@ class PeerLoss(nn.Module):
         self.loss = _METHODS[config.method](config, classes, bits, seed)
 
     def forward(self, h: Tensor, labels: Tensor, progress: float = 1.0) -> LossTerms:
-        """Of hash logits, float (N, B), and labels, int64 (N,).
+        """The loss for hash logits, float (N, B), and labels, int64 (N,).
 
         Args:
-            progress: share of the training that is done, in [0, 1]; HashNet's β follows it.
+            progress: share of the training that is done, in [0, 1]; sets β of HashNet.
 
         Raises:
             TrainingDataError: progress is outside [0, 1].
@@ -107,14 +107,14 @@ class PeerLoss(nn.Module):
 
 
 def target_codes(classes: int, bits: int, seed: int) -> Tensor:
-    """One code per class, far from each other: float32 (C, B) of ±1, distinct rows.
+    """A target code for each class, far from each other: float32 (C, B) of ±1, distinct rows.
 
-    For a power of two as bits and at most 2B classes these are rows of [H; −H], H the
-    Hadamard matrix of that order: rows in random order, each as it is or negated, so that
-    distances are exactly B/2; classes beyond B get the negatives of the first ones, at
-    distance B. Otherwise they are Bernoulli draws, each the best of 256: the one whose
-    nearest predecessor is farthest. Source of both: Yuan et al., "Central Similarity
-    Quantization for Efficient Image and Video Retrieval", CVPR 2020.
+    If B is a power of two and there are at most 2B classes, they are rows of the Hadamard matrix of
+    order B, in random order and with random signs, so that distances are exactly B/2; classes
+    beyond B get the negatives of the first ones, at distance B from these. Otherwise they are drawn
+    at random, each as the best of 256 draws: the one farthest from the nearest code so far. Source
+    of both: Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval",
+    CVPR 2020.
 
     Raises:
         TrainingDataError: classes or bits below 1, or more classes than there are codes.
@@ -133,7 +133,7 @@ def target_codes(classes: int, bits: int, seed: int) -> Tensor:
     codes = _random_signs(1, bits, generator)
     while len(codes) < classes:
         candidates = _random_signs(_CANDIDATES, bits, generator)
-        # B − 2 × the Hamming distance to the nearest code so far: B where it is taken.
+        # B − 2 × the Hamming distance to the nearest code so far; B = this code is taken already.
         overlap = (candidates @ codes.T).amax(dim=1)
         best = overlap.argmin()
         if overlap[best] < bits:
@@ -182,7 +182,7 @@ class _HashNet(nn.Module):
 class _Dch(nn.Module):
     """mean w_ij [y log(d/γ) + log(1 + γ/d)] + λ mean log(1 + d(|h_i|, 1)/γ).
 
-    d = (B/2)(1 − cos). Where y = 1 the bracket is log(1 + d/γ), which bears d = 0.
+    d = (B/2)(1 − cos). For y = 1 the bracket is log(1 + d/γ), which is finite at d = 0.
     Source: Cao, Long, Liu, Wang, "Deep Cauchy Hashing for Hamming Space Retrieval", CVPR
     2018.
     """
@@ -227,7 +227,7 @@ class _GreedyHash(nn.Module):
 
 
 class _TargetLoss(nn.Module):
-    """A loss with a fixed code for each class."""
+    """Base of losses with a fixed target code for each class."""
 
     codes: Tensor
 
@@ -254,7 +254,7 @@ class _Csq(_TargetLoss):
 
 
 class _Dpn(_TargetLoss):
-    """mean max(0, m − h_k t_k), t the code of the class: h is polarised beyond ±m.
+    """mean max(0, m − h_k t_k), t the target code of the class: pushes h beyond ±m.
 
     Source: Fan, Ng, Ju, Zhang, Chan, "Deep Polarized Network for Supervised Learning of
     Accurate Binary Hashing Codes", IJCAI 2020.
@@ -284,8 +284,8 @@ class _OrthoHash(_TargetLoss):
 def _balanced_mean(loss: Tensor, alike: Tensor) -> Tensor:
     """Mean of w_ij loss_ij over the pairs i ≠ j, float (N, N) → scalar; 0 without pairs.
 
-    w_ij = |S| / |S_y|, S_y the pairs of the same kind: alike and unlike ones count the same
-    in sum, however rare. Source: HashNet's weighted maximum likelihood, used by DCH too.
+    w_ij = |S| / |S_y|, S_y the pairs of the same kind (same class, different class), so that both
+    kinds have the same total weight. Source: HashNet's weighted maximum likelihood, also in DCH.
     """
     pairs = ~torch.eye(len(loss), dtype=torch.bool, device=loss.device)
     positives = (alike & pairs).sum()

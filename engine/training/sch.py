@@ -1,8 +1,9 @@
-"""Structure-aware Contrastive Hashing (SCH): the loss that shapes the codes.
+"""Structure-aware Contrastive Hashing (SCH): the training loss of the codes.
 
-Source: Nan et al., Medical Image Analysis 2025, 103553. Three departures: the quantisation
-term uses the un-centred cosine (centred, it is constant and has no gradient), positives and
-negatives may be averaged apart, and alike labels may be placed apart by their structure.
+Source: Nan et al., Medical Image Analysis 2025, 103553, with three changes: the quantisation term
+uses the un-centred cosine (centred, it is constant and has no gradient); positive and negative
+pairs may be averaged separately; and images of one class may get different codes if their structure
+differs (``spread``).
 """
 
 from dataclasses import dataclass
@@ -32,14 +33,15 @@ _MOST_SPREAD = 0.5
 class SchConfig:
     """Options of the loss.
 
-    fingerprint: "cosine" (the paper's), "pearson" (mean-centred, more contrast) or "none".
-    weighted: weigh pairs by w_c = N / (C n_c), so that rare classes count.
-    separate_means: average positive and negative pairs apart; positives are rare in a
-        batch with many classes.
-    spread: how far apart alike labels of unlike structure are placed, as a share of the bits.
-        0, the paper's, pulls all of them onto one code. Best with separate_means.
+    fingerprint: similarity of structure: "cosine" (as in the paper), "pearson" (mean-centred, more
+        contrast) or "none".
+    weighted: weight pairs by w_c = N / (C n_c), so that rare classes count as much as others.
+    separate_means: average positive and negative pairs separately; positives are rare in a batch
+        with many classes.
+    spread: target distance of images of one class with unlike structure, as a share of the bits, in
+        [0, 0.5]. 0, as in the paper, pulls all of them to one code. Best with separate_means.
     pairs, quantisation, classification: weights of the terms.
-    centred_quantisation: the quantisation term as the paper's released code has it, for
+    centred_quantisation: compute the quantisation term as in the code released with the paper, for
         comparison: it has no gradient.
     """
 
@@ -70,14 +72,20 @@ class SchConfig:
 
     @property
     def of_originals(self) -> bool:
-        """Whether fingerprints are of the images before augmentation: with a spread, two views of
-        one image are to have one code.
+        """Whether fingerprints are computed of the images before augmentation.
+
+        True with a spread, as two views of one image must have the same target code.
         """
         return self.spread > 0
 
 
 class SchLoss(nn.Module):
-    """L = L_SC + a·L_Q + b·CE. Args: options; images per class, (C,), for the weights."""
+    """The loss L = L_SC + a·L_Q + b·CE.
+
+    Args:
+        config: options.
+        class_counts: int64 (C,), images of each class, for the class weights.
+    """
 
     weights: Tensor
 
@@ -94,10 +102,15 @@ class SchLoss(nn.Module):
     def forward(
         self, h: Tensor, logits: Tensor | None, images: Tensor, labels: Tensor
     ) -> LossTerms:
-        """Of hash logits (N, B), class logits (N, C), images (N, 1|3, S, S), labels (N,).
+        """The loss for one batch.
 
-        Images are those that the logits are of, or, ``config.of_originals``, those that these
-        were made of. Without class logits there is no classification term.
+        Args:
+            h: float (N, B), hash logits. logits: float (N, C), class logits; None = no
+                classification term.
+            images: float (N, 1|3, S, S) in [0, 1], of which fingerprints are computed: the images
+                that the logits belong to or, with ``config.of_originals``, those before
+                augmentation.
+            labels: int64 (N,).
         """
         h = h.float()
         if self.config.fingerprint == "none":
@@ -124,13 +137,16 @@ class SchLoss(nn.Module):
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """w_c = N / (C n_c), float32 (C,), of images per class; 0 for a class without any."""
+    """Class weights w_c = N / (C n_c), float32 (C,), from the images of each class, n_c (C,).
+
+    0 for a class without images.
+    """
     counts = counts.float()
     return torch.where(counts > 0, counts.sum() / (len(counts) * counts.clamp_min(1)), 0.0)
 
 
 def bit_distance(h: Tensor) -> Tensor:
-    """d_ij = (1 − Pearson over bits(h_i, h_j)) / 2, float32 (N, N) within (0, 1)."""
+    """Soft Hamming distances d_ij = (1 − Pearson(h_i, h_j)) / 2, float32 (N, N) within (0, 1)."""
     # In bfloat16 d would round to 1, and its logarithm to minus infinity.
     with torch.autocast(h.device.type, enabled=False):
         h = h.float()
@@ -147,17 +163,19 @@ def pair_loss(
     separate_means: bool = False,
     spread: float = 0.0,
 ) -> Tensor:
-    """L_SC: alike pairs pull, unlike ones push, each as far as their structure says.
+    """The pair loss L_SC: attracts codes of one class and repels others, weighted by structure.
 
-    Unlike labels: −e^S log d. Alike ones: −S log(1 − d), least at d = 0 whatever S is. With a
-    spread, which is ours: −(1 − t) log(1 − d) − t log d, t = spread · (1 − S), least at d = t.
+    Pairs of different classes: −e^S log d. Pairs of one class: −S log(1 − d), with its minimum at
+    d = 0 for any S; with a spread −(1 − t) log(1 − d) − t log d, t = spread · (1 − S), with its
+    minimum at d = t.
 
     Args:
         h: float (N, B), hash logits. labels: int64 (N,).
-        structure: float (N, N), S_ij in [0, 1]; None = labels only (S = 1 where they
-            agree, 0 where they differ).
+        structure: float (N, N), S_ij in [0, 1], similarity of structure; None = from labels alone
+            (S = 1 if they agree, else 0).
         weights: float (N,), the weight of each item's class.
-        spread: in [0, 0.5], the distance that alike labels are given where S is 0.
+        separate_means: average the pairs of one class and the others separately.
+        spread: in [0, 0.5], the target distance d of a pair of one class with S = 0.
     """
     d = bit_distance(h)
     alike = labels[:, None] == labels[None, :]
@@ -181,10 +199,12 @@ def pair_loss(
 
 
 def quantisation_loss(h: Tensor, *, centred: bool = False) -> Tensor:
-    """L_Q = mean log(1 + (1 − cos(|h_i|, 1)) / 2): all bits of an image equally sure.
+    """The quantisation loss L_Q = mean log(1 + (1 − cos(|h_i|, 1)) / 2).
 
-    centred: subtract the means first. The cosine with a constant vector is then 0 whatever
-    h is, and L_Q the constant log 1.5.
+    It is least when all hash logits of an image have the same magnitude.
+
+    centred: subtract the means first. The cosine with a constant vector is then 0 for any h, and
+        L_Q the constant log 1.5.
     """
     magnitude = h.float().abs()
     target = torch.ones_like(magnitude)

@@ -1,4 +1,4 @@
-"""The learning rate of a run: a linear warm-up, then half a cosine."""
+"""The learning-rate schedule: a linear warm-up, then half a cosine."""
 
 from math import cos, pi
 from typing import Protocol
@@ -7,7 +7,7 @@ __all__ = ["Schedule", "learning_rate"]
 
 
 class Schedule(Protocol):
-    """What decides it; epochs may be fractions."""
+    """The parameters of the schedule; a training configuration has them."""
 
     @property
     def epochs(self) -> int: ...
@@ -20,7 +20,7 @@ class Schedule(Protocol):
 
 
 def learning_rate(epoch: float, schedule: Schedule) -> float:
-    """The rate after ``epoch`` epochs, counted from 0."""
+    """The learning rate after ``epoch`` epochs; may be a fraction, 0 = the start."""
     if epoch < schedule.warmup_epochs:
         return schedule.learning_rate * (epoch / schedule.warmup_epochs)
     falling = max(schedule.epochs - schedule.warmup_epochs, 1e-9)

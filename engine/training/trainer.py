@@ -1,4 +1,4 @@
-"""Trains a hashing network: seeded, resumable, with a history that can be read back."""
+"""Stage 1 of training: trains the hashing network; seeded and resumable, with a history."""
 
 import hashlib
 import json
@@ -44,12 +44,12 @@ class TrainConfig:
     learning_rate falls along a cosine to final_learning_rate after warmup_epochs.
     half_weights: store the weights as float16.
     images_per_class: see :func:`engine.training.data.batches`; 0 = plain random order.
-    freeze_tower: leave the tower as it was given; only what stands on it learns.
-    ema_decay: keep an exponential moving average of the weights, which is what is saved and
-        validated; 0 = none.
-    validation: share of the images that is held out, whole groups together, to measure
-        each epoch by; 0 = none. The weights of the best epoch are saved.
-    patience: stop after so many epochs without a better one; 0 = never. Needs validation.
+    freeze_tower: keep the weights of the tower; train only the layers on top of it.
+    ema_decay: decay of an exponential moving average of the weights, which is validated and saved
+        in place of the weights; 0 = none.
+    validation: share of the images that is held out, whole groups together, to validate each
+        epoch; 0 = none. The weights of the best epoch are saved.
+    patience: stop after this many epochs without a better one; 0 = never. Needs validation.
     """
 
     epochs: int = 10
@@ -94,16 +94,16 @@ def train(
 ) -> Manifest:
     """Trains, writes the checkpoint and history.json to ``out``, returns the manifest.
 
-    A stopped run goes on after its last finished epoch when called again with the same
-    data, configuration and folder, and ends with the weights of an undisturbed run. A
-    finished one is not repeated.
+    Called again with the same data, configuration and folder, an interrupted run continues after
+    its last finished epoch and ends with the same weights as an uninterrupted one; a finished run
+    is not repeated.
 
-    Without classes in ``data``, two views of an image are the only positives.
+    Without classes in ``data``, the only positive pairs are two views of the same image.
 
     Raises:
-        TrainingDataError: too few images for one batch, data and network disagree about
-            classes, the loss needs labels that there are not, or ``out`` holds another run or
-            model.
+        TrainingDataError: there are too few images for one batch, the network has another number
+            of classes than the data, the loss needs labels and there are none, or ``out`` holds
+            another run or model.
     """
     if network_config.classes != len(data.classes):
         raise TrainingDataError(
@@ -170,7 +170,7 @@ def _digest(run: dict[str, Any]) -> str:
 
 
 class _Learner:
-    """A training run between its epochs."""
+    """The state of a training run: network, loss, optimiser and history."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class _Learner:
         )
 
     def best_network(self) -> HashingNetwork:
-        """What is to be kept: the best epoch's weights, else the last ones."""
+        """The network to save: with the weights of the best validated epoch, else of the last."""
         network = self._measured()
         if self.best is not None:
             network.load_state_dict(self.best)
@@ -228,7 +228,7 @@ class _Learner:
         """Trains one epoch and adds its entry to the history."""
         started = time.monotonic()
         number = len(self.history)
-        # Seeded by epoch, so that a resumed run draws what an undisturbed one would have drawn.
+        # Seeded by epoch, so that a resumed run draws the same numbers as an uninterrupted one.
         generator = torch.Generator().manual_seed(self.config.seed * 100_003 + number)
         steps = len(self.data) // self.config.batch_size
         self.network.train()
@@ -263,7 +263,7 @@ class _Learner:
         return entry
 
     def _views(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches: of each view the image that it was made of, the view, and its label."""
+        """The batches of an epoch: original images, their augmented views, and labels."""
         config = self.config
         if self.data.classes:
             drawn = batches(self.data, config.batch_size, generator, config.images_per_class)
@@ -316,7 +316,7 @@ class _Learner:
         return cast(HashingNetwork, self.averaged.module)
 
     def _best_epoch(self) -> int:
-        """Counted from 1; the first of equals."""
+        """The number of the best epoch, from 1; the first of equally good ones."""
         best = max(self.history, key=lambda entry: float(entry.get("validation_map", 0)))
         number: int = best["epoch"]
         return number
@@ -335,7 +335,7 @@ class _Learner:
         temporary.replace(out / _STATE)
 
     def resume(self, out: Path, run: dict[str, Any]) -> None:
-        """Takes up the state in ``out``, if there is one. Raises TrainingDataError."""
+        """Loads the state in ``out``, if any. Raises TrainingDataError: it is of another run."""
         path = out / _STATE
         if not path.exists():
             return

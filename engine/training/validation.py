@@ -1,4 +1,4 @@
-"""How well a network retrieves images that it does not learn from, epoch by epoch."""
+"""Validation during training: the retrieval quality of a network on held-out images."""
 
 import torch
 from torch import Tensor
@@ -19,13 +19,13 @@ _BATCH = 64
 def validation_map(
     network: HashingNetwork, held_out: TrainingSet, device: str, precision: Precision = "auto"
 ) -> float:
-    """mAP in Hamming order, similarity of the blended features breaking ties.
+    """The mAP of rankings by Hamming distance, then by similarity of the blended features.
 
-    With labels every image is a query to all the others. Without, one seeded view of every
-    image is a query, and the image itself is what it should find.
+    With labels, each image is a query among all the others. Without, the query is one seeded
+    augmented view of each image, and only the image itself is relevant to it.
 
     Raises:
-        TrainingDataError: no held-out image has another of its class beside it.
+        TrainingDataError: no held-out image has another one of its class among them.
     """
     training = network.training
     network.eval()
@@ -33,7 +33,7 @@ def validation_map(
     z, b = _encoded(network, images, device, precision)
     labels = torch.from_numpy(held_out.labels)
     if held_out.classes:
-        score = b @ b.T + (z @ z.T) / 2  # b·b moves in steps of 2, so that z only breaks ties
+        score = b @ b.T + (z @ z.T) / 2  # b·b has steps of 2, so z only breaks ties
         score.fill_diagonal_(-torch.inf)
     else:
         views = augment(images, AugmentConfig(), torch.Generator().manual_seed(0))
