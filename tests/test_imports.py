@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from api.cli.main import COMMANDS
+from api.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "indexer", "api", "bench")
@@ -122,8 +124,9 @@ def test_a_command_loads_what_it_needs(
 
 def test_help_of_a_command_loads_no_model() -> None:
     script = (
-        "import sys; from api.cli.main import COMMANDS, _loaded\n"
-        "helps = [_loaded(name).help for name in COMMANDS]\n"
+        "import sys, typer; from api.cli.main import COMMANDS, app\n"
+        "group = typer.main.get_command(app)\n"
+        "helps = [group.get_command(None, name).help for name in COMMANDS]\n"
         "assert all(helps), helps\n"
         "print('torch' in sys.modules)"
     )
@@ -135,10 +138,9 @@ def test_help_of_a_command_loads_no_model() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
-    from api.cli.main import _loaded
-
+    command: Any = typer.main.get_command(app)
     _, summary = COMMANDS[name]
-    assert _loaded(name).help.split()[0] == summary.split()[0]
+    assert command.get_command(None, name).help.split()[0] == summary.split()[0]
     assert summary.endswith(".")
 
 
@@ -163,3 +165,11 @@ def test_what_other_modules_import_is_exported() -> None:
                 if public is not None and not is_module and alias.name not in public:
                     missing.add(f"{node.module}: {alias.name} (used by {name})")
     assert not missing, "\n".join(sorted(missing))
+
+
+def test_a_command_that_is_misspelt_is_answered_with_the_one_that_was_meant() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "api", "serach"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.returncode == 2
+    assert "Did you mean 'search'?" in ran.stderr

@@ -56,25 +56,25 @@ class _Commands(TyperGroup):
     """Commands of which only the one that is run is loaded."""
 
     def __init__(self, **attributes: Any) -> None:
-        listed = {
-            name: TyperCommand(name=name, help=summary) for name, (_, summary) in COMMANDS.items()
-        }
-        super().__init__(**{**attributes, "commands": listed})
+        super().__init__(**attributes)
+        # For lists and suggestions: names alone matter there.
+        self.commands = {name: TyperCommand(name=name) for name in COMMANDS}
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, _, rest = super().resolve_command(ctx, args)
-        return name, _loaded(str(name)), rest
+    def get_command(self, _: Any, cmd_name: str) -> Any:
+        """The command of this name, from its module: a function, or a group of commands."""
+        if cmd_name not in COMMANDS:
+            return None
+        found = getattr(import_module(f"api.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        group = typer.Typer(**_PLAIN)
+        if isinstance(found, typer.Typer):
+            group.add_typer(found, name=cmd_name)
+        else:
+            group.command(cmd_name)(found)
+        return typer.main.get_group(group).commands[cmd_name]
 
-
-def _loaded(name: str) -> Any:
-    """The command of this name, from its module: a function, or a group of commands."""
-    found = getattr(import_module(f"api.cli.{COMMANDS[name][0]}"), name)
-    group = typer.Typer(**_PLAIN)
-    if isinstance(found, typer.Typer):
-        group.add_typer(found, name=name)
-    else:
-        group.command(name)(found)
-    return typer.main.get_group(group).commands[name]
+    def format_commands(self, _: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
 app = typer.Typer(

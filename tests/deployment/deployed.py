@@ -74,11 +74,11 @@ def check_command(words: Sequence[str]) -> None:
     command: Any = typer.main.get_command(app)
     left = list(words)
     name = "precedent"
-    while hasattr(command, "commands"):
+    while hasattr(command, "get_command"):
         assert left, f"{' '.join(words)!r} names no command"
         name = left.pop(0)
-        assert name in command.commands, f"there is no command {name!r} in {' '.join(words)!r}"
-        command = command.commands[name]
+        command = command.get_command(None, name)
+        assert command is not None, f"there is no command {name!r} in {' '.join(words)!r}"
     command.make_context(name, left)
 
 
