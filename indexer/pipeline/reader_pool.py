@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import ForkingPickler
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from engine.errors import ImageRefused, PrecedentError, RefusalReason
@@ -123,12 +122,7 @@ class ReaderPool(Generic[Task, Result]):
     def __enter__(self) -> "ReaderPool[Task, Result]":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

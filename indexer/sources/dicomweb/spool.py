@@ -3,7 +3,6 @@
 import re
 import struct
 import tempfile
-from types import TracebackType
 
 from engine.errors import ImageRefused
 
@@ -93,12 +92,7 @@ class Spool:
     def __enter__(self) -> "Spool":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
