@@ -40,7 +40,7 @@ class ImageDocument(_Document):
 
     - `id`: its UUID in the index. `study`, `series`, `sop`: DICOM UIDs. `frame`: counted from 0.
     - `age_band`: a decade, such as "60-69". `source`: where it was indexed from. `burned_in`:
-      whether the file says that text is part of its pixels.
+      whether text is part of its pixels, as far as the file's header tells.
     - null: not known.
     """
 
