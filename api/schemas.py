@@ -41,7 +41,8 @@ class ImageDocument(_Document):
     - `id`: its UUID in the index. `study`, `series`, `sop`: DICOM UIDs. `frame`: counted from 0.
     - `age_band`: a decade, such as "60-69". `source`: where it was indexed from. `burned_in`:
       whether text is part of its pixels, as far as the file's header tells.
-    - null: not known.
+
+    Values that are not known are null.
     """
 
     id: str
@@ -117,7 +118,7 @@ class EvidenceDocument(_Document):
       was searched, because the query is foreign and the service refuses such queries.
     - `radius`: every image within this Hamming distance was a candidate; null: no such bound.
     - `candidates`: images that passed the pre-filter and the facet filters. If `estimated`, the
-      number is an estimate, and up to four times too high.
+      number is an estimate, and may be up to four times too high.
     - `facets_estimated`: the facet counts are estimated from a sample.
     - `compared`: candidates that took part in the comparison of features: all, or a sample.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
@@ -157,8 +158,8 @@ class SearchDocument(_Document):
       is foreign and the service refuses such queries (setting `search.ood_policy`).
     - `hits`: in the order asked for.
     - `facets`: number of candidates by field and value; empty if not asked for.
-    - `next_page`: repeat the request with this value as `page` to get the hits that follow; null:
-      there are no more.
+    - `next_page`: to get the hits that follow, repeat the request, otherwise unchanged, with this
+      value as `page`; null: there are no more.
     """
 
     ood: OodDocument | None
@@ -241,8 +242,8 @@ class BasisDocument(_Document):
 class RecommendationDocument(_Document):
     """The answer to a request for recommendations.
 
-    - `ood`: verdict on the liked example with the lowest p-value, which is multiplied by the number
-      of examples judged with it. null as for a search.
+    - `ood`: verdict on the liked example with the lowest p-value. `p` is that value times the number
+      of examples judged together, since one of many is low by chance. null as for a search.
     - `evidence`: how the hits were found. Its `rungs` are empty, and there are no hits, if that
       example is foreign and the service refuses such queries (setting `search.ood_policy`).
     - `hits`: most similar first; with diversity, in the order in which they were chosen.

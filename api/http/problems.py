@@ -177,7 +177,7 @@ def log_problem(problem: Problem, error: Exception) -> None:
 
 
 def install_problems(app: FastAPI) -> None:
-    """Makes ``app`` answer Precedent's, validation and HTTP errors with problem documents."""
+    """Makes ``app`` answer the errors that :func:`problem_of` maps with problem documents."""
     for kind in (PrecedentError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _respond)
 

@@ -84,7 +84,7 @@ def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> Sear
 
     A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
-    hits, repeat the request with `next_page` of the answer as `page`.
+    hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
     """
     return SearchDocument.from_answer(answered(asked, archive, readers).answer)
 
