@@ -242,8 +242,8 @@ class BasisDocument(_Document):
 class RecommendationDocument(_Document):
     """The answer to a request for recommendations.
 
-    - `ood`: verdict on the liked example with the lowest p-value. `p` is that value times the number
-      of examples judged together, since one of many is low by chance. null as for a search.
+    - `ood`: verdict on the liked example with the lowest p-value. `p` is that value times the
+      number of examples judged together, since one of many is low by chance. null as for a search.
     - `evidence`: how the hits were found. Its `rungs` are empty, and there are no hits, if that
       example is foreign and the service refuses such queries (setting `search.ood_policy`).
     - `hits`: most similar first; with diversity, in the order in which they were chosen.
