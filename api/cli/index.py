@@ -1,4 +1,4 @@
-"""``precedent index``: bring images into the index."""
+"""``precedent index``: reads images, encodes them and adds them to the index."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``precedent info``: what is in the index, and what was refused."""
+"""``precedent info``: prints what is in the index and the ledger, and which files were refused."""
 
 from typing import Annotated, Any
 

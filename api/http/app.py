@@ -1,4 +1,4 @@
-"""The HTTP service: the application with its routes, limits and security headers."""
+"""Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,14 +36,15 @@ _DESCRIPTION = (
 
 
 def create_app(settings: Settings | None = None, archive: Archive | None = None) -> FastAPI:
-    """The application. Its archive is opened when it starts and closed when it stops.
+    """The application. It opens its archive at startup and closes it at shutdown.
 
     Args:
-        settings: None = the archive's, or those in force.
-        archive: an open archive to serve; it is left open.
+        settings: None = those of ``archive``, or, without one, of the environment and the
+            settings file.
+        archive: an open archive to serve instead; it is left open.
 
     Raises:
-        SettingsError: no settings were given, and those in force are not valid.
+        SettingsError: neither was given, and the settings loaded are not valid.
     """
     if settings is None:
         settings = load_settings() if archive is None else archive.settings
@@ -53,11 +54,11 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         description=_DESCRIPTION,
         version=engine.__version__,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        # Both pages load their script from elsewhere, which neither the content security
-        # policy nor a hospital's network lets through.
+        # FastAPI's documentation pages load scripts from other hosts, which the content security
+        # policy and most hospital networks block.
         docs_url=None,
         redoc_url=None,
-        # Its records quote what was sent, and would go wherever the environment says.
+        # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=_lifespan(settings, archive),
     )
@@ -65,7 +66,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     for routes in (search, recommend, images, health):
         app.include_router(routes.router)
     _describe_problems(app)
-    # The last one added is the outermost: headers go on every answer.
+    # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(SecurityHeaders)
@@ -73,7 +74,8 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds the headers which keep browsers from doing harm."""
+    """ASGI middleware that adds security headers to every response, and keeps HTML and JSON out of
+    caches."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -101,7 +103,7 @@ def _lifespan(settings: Settings, given: Archive | None) -> Any:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Adds the problem document to the OpenAPI components, to which all routes refer."""
+    """Adds the schema of :class:`Problem`, to which all routes refer, to the OpenAPI document."""
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,4 +1,4 @@
-"""The cases most like examples: images that are liked or disliked, an upload, a study."""
+"""Recommendations: the cases most similar to liked images, an upload or a study."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -81,7 +81,7 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Choices:
-    """What is asked for besides the examples, as it came in."""
+    """The options of a request besides its examples, as yet unchecked."""
 
     k: int | None
     where: tuple[str, ...]
@@ -172,8 +172,9 @@ def post_recommend(
 ) -> RecommendationDocument:
     """Give `file`, `like` or `study`, or several of these.
 
-    A hit's similarity is that to the liked image it is most like, which `because` names. The
-    examples themselves are never hits, nor are, unless asked for, others of their patients.
+    A hit's similarity is relative to the liked image that it is most similar to, which `because`
+    names. The examples themselves are never hits. Other images of their patients are left out
+    unless `exclude` says otherwise.
     """
     wanted = choices.wanted(archive)
     image = None if file is None else readers.read(file)
@@ -202,9 +203,9 @@ def get_related(
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
 ) -> RecommendationDocument:
-    """The best image of each study that has one like this study's images.
+    """Recommends other studies, each by its image most similar to the images of this study.
 
-    Of a study of more than 32 images, 32 that are evenly spaced over it are the examples.
+    Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
     """
     wanted = choices.wanted(archive)
     answer = archive.engine.recommend(Examples(study=uid), wanted)
