@@ -70,7 +70,8 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
     console.rule("3. precedent index", align="left")
     with Archive(settings, create=True) as archive:
         source = FolderSource([archive_folder])
-        with indexing_progress(Console(stderr=True), shown=console.is_terminal) as progress:
+        errors = Console(stderr=True)
+        with indexing_progress(errors, shown=errors.is_terminal) as progress:
             indexed = archive.index(source, progress=progress)
         console.print(report_table(indexed))
         console.rule("4. precedent search", align="left")

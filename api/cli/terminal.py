@@ -248,7 +248,7 @@ def _remarks(evidence: dict[str, Any]) -> list[str]:
 def _ood_line(document: dict[str, Any]) -> str:
     ood = document["ood"]
     if ood is None:
-        return "no OOD verdict: this model has no calibration"
+        return "no OOD verdict: the model is not calibrated for such a query"
     from api.schemas import by_detector
 
     by = by_detector(ood["p_values"])

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +29,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_ROUTES = (search, recommend, images, health)
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -63,9 +65,9 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         lifespan=_lifespan(settings, archive),
     )
     install_problems(app)
-    for routes in (search, recommend, images, health):
+    for routes in _ROUTES:
         app.include_router(routes.router)
-    _describe_problems(app)
+    _complete_openapi(app)
     # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(UnexpectedErrors)
@@ -102,8 +104,9 @@ def _lifespan(settings: Settings, given: Archive | None) -> Any:
     return lifespan
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Adds the schema of :class:`Problem`, to which all routes refer, to the OpenAPI document."""
+def _complete_openapi(app: FastAPI) -> None:
+    """Adds to the OpenAPI document the schema of :class:`Problem`, to which all routes refer, and
+    the examples of answers as they were written: FastAPI takes every null out of them."""
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -118,7 +121,20 @@ def _describe_problems(app: FastAPI) -> None:
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
             document["components"]["schemas"] |= {**parts, "Problem": schema}
+            for route in (route for routes in _ROUTES for route in routes.router.routes):
+                if isinstance(route, APIRoute):
+                    _set_examples(document["paths"][route.path_format], route)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _set_examples(path: dict[str, Any], route: APIRoute) -> None:
+    """Sets the examples of a route's answers in the document's entry of its path."""
+    for method in route.methods or ():
+        for status, answer in route.responses.items():
+            for media, content in answer.get("content", {}).items():
+                if "example" in content:
+                    described = path[method.lower()]["responses"][str(status)]
+                    described["content"][media]["example"] = content["example"]

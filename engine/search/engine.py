@@ -100,7 +100,10 @@ class SearchEngine:
         # Rounding to float16 in the store changed its length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
-        return self.answer(seen, narrowed, point.record, watch.milliseconds)
+        found = self.answer(seen, narrowed, point.record, watch.milliseconds)
+        # Nothing was encoded here: the vector is the index's own.
+        made_in = self._store.collection.precision or found.evidence.precision
+        return replace(found, evidence=replace(found.evidence, precision=made_in))
 
     def recommend(self, examples: Examples, wanted: Wanted) -> Recommendation:
         """The images most similar to the liked examples; by default one of each study.

@@ -317,7 +317,7 @@ def _strictest(
     liked: Sequence[Example],
     seen: Observations | None,
 ) -> OodVerdict | None:
-    """The verdict with the smallest p.
+    """The verdict with the smallest p, which is multiplied by the number of verdicts (Bonferroni).
 
     Uploaded and indexed examples are judged apart: of an upload, more detectors have what they
     need.
@@ -328,7 +328,11 @@ def _strictest(
         z, codes = ([getattr(one, name) for one in indexed] for name in ("z", "code"))
         observed.append(Observations(np.stack(z), np.stack(codes)))
     told = [one for one in map(verdict, observed) if one is not None]
-    return min(told, key=lambda one: one.p, default=None)
+    if not told:
+        return None
+    strictest = min(told, key=lambda one: one.p)
+    p = min(1.0, len(told) * strictest.p)
+    return replace(strictest, p=p, foreign=p <= strictest.alpha)
 
 
 def _climbs(

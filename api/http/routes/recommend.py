@@ -40,6 +40,8 @@ _EXAMPLE = {
         "diversity": 0.0,
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
+        "precision": "fp32",
+        "index_precision": "fp32",
         "rungs": {"s1": 1, "s2": 1},
         "candidates": 311,
         "estimated": False,

@@ -39,6 +39,8 @@ _EXAMPLE = {
         "order": "content",
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
+        "precision": "fp32",
+        "index_precision": "fp32",
         "note": None,
         "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
     },
