@@ -24,6 +24,7 @@ __all__ = [
     "SuggestionDocument",
     "VoteDocument",
     "between_precisions",
+    "between_renderings",
     "by_detector",
     "local_document",
 ]
@@ -128,6 +129,8 @@ class EvidenceDocument(_Document):
     - `model`: fingerprint of the model. `bits`: length of its codes.
     - `precision`, `index_precision`: "fp32" or "bf16", in which this service and the index encode;
       null: not recorded.
+    - `rendering`: version of this service's reader; null: not known. `rendered_otherwise`: hits
+      whose pictures another version made, and may look otherwise since.
     - `note`: anything unusual about this search, in words.
     - `timings_ms`: milliseconds by stage.
     """
@@ -146,6 +149,8 @@ class EvidenceDocument(_Document):
     bits: int
     precision: str
     index_precision: str | None
+    rendering: str | None
+    rendered_otherwise: int
     note: str | None
     timings_ms: dict[str, float]
 
@@ -218,6 +223,7 @@ class BasisDocument(_Document):
     - `ranked`: distinct images compared with every example.
     - `nearer_to_disliked`: of these, images left out because they are nearer to a disliked example
       than to any liked one.
+    - `rendering`, `rendered_otherwise`: as in EvidenceDocument.
     - `note`: anything unusual about this search, in words.
     - `timings_ms`: milliseconds by stage.
     """
@@ -235,6 +241,8 @@ class BasisDocument(_Document):
     approximate: bool
     ranked: int
     nearer_to_disliked: int
+    rendering: str | None
+    rendered_otherwise: int
     note: str | None
     timings_ms: dict[str, float]
 
@@ -302,3 +310,11 @@ def between_precisions(precision: str | None, index_precision: str | None) -> st
 
 def _shown(record: ImageRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name not in _HIDDEN}
+
+
+def between_renderings(rendered_otherwise: int) -> str | None:
+    """A remark that hits were rendered by another version of the reader; None = none was."""
+    if not rendered_otherwise:
+        return None
+    hits = "1 hit was" if rendered_otherwise == 1 else f"{rendered_otherwise} hits were"
+    return f"{hits} rendered by another version; `precedent index --again` renews the pictures"

@@ -236,13 +236,18 @@ def _model_and_time(evidence: dict[str, Any]) -> str:
 
 def _remarks(evidence: dict[str, Any]) -> list[str]:
     """Remarks below a table: the note, and what may make the hits incomplete or inexact."""
-    from api.schemas import between_precisions
+    from api.schemas import between_precisions, between_renderings
 
     remarks = [] if evidence["note"] is None else [evidence["note"]]
     if evidence["approximate"]:
         remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
-    mixed = between_precisions(evidence["precision"], evidence["index_precision"])
-    return remarks if mixed is None else [*remarks, mixed]
+    for remark in (
+        between_precisions(evidence["precision"], evidence["index_precision"]),
+        between_renderings(evidence["rendered_otherwise"]),
+    ):
+        if remark is not None:
+            remarks.append(remark)
+    return remarks
 
 
 def _ood_line(document: dict[str, Any]) -> str:

@@ -111,6 +111,12 @@ class Serving:
             # In this order the readers are closed before the archive.
             opened.push(found.opened.pop_all())
             found.opened = opened.pop_all()
+            if other := found.archive.ledger.count_rendered_otherwise():
+                _log.warning(
+                    "%d instances were rendered by another version of Precedent, or with other "
+                    "settings; `precedent index PATH… --again` renews their pictures",
+                    other,
+                )
             return found
 
     def _watch(self) -> None:

@@ -14,6 +14,7 @@ from api.schemas import (
     ImageDocument,
     OodDocument,
     between_precisions,
+    between_renderings,
     by_detector,
 )
 from engine.search.sizes import Size
@@ -179,8 +180,11 @@ def preview(canvas: NDArray[np.uint8] | None) -> str | None:
 
 def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
     """How the hits were found, as a sentence. matching: images that pass the facet filters."""
-    mixed = between_precisions(evidence.precision, evidence.index_precision)
-    said = [_how_found(evidence, matching, filtered), *([] if mixed is None else [mixed])]
+    remarks = (
+        between_precisions(evidence.precision, evidence.index_precision),
+        between_renderings(evidence.rendered_otherwise),
+    )
+    said = [_how_found(evidence, matching, filtered), *(one for one in remarks if one is not None)]
     return f"{'; '.join(said)}; {sum(evidence.timings_ms.values()):.0f} ms."
 
 

@@ -148,6 +148,7 @@ class Basis:
     index_precision: number format in which the index was computed; None = not recorded.
     precision: number format in which the uploaded example was encoded; None = none was uploaded.
     note: a sentence on limits of the result for the reader, or None.
+    rendering, rendered_otherwise: as in :class:`~engine.records.Evidence`.
     timings_ms: wall-clock milliseconds by stage.
     """
 
@@ -165,6 +166,8 @@ class Basis:
     ranked: int = 0
     nearer_to_disliked: int = 0
     note: str | None = None
+    rendering: str | None = None
+    rendered_otherwise: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 

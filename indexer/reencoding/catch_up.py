@@ -17,6 +17,7 @@ from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
+from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.indexed import IndexedInstance, IndexedInstances
 from indexer.ledger.instances import Done, Ledger
@@ -68,6 +69,17 @@ class _Currency:
             )
         }
 
+    def renderings(self, page: list[IndexedInstance]) -> dict[str, str | None]:
+        """By which version the pictures of these instances were made, by locator."""
+        ids = sorted({point_id for instance in page for point_id in instance.ids})
+        there = {point.id: point.rendering for point in self.store.get(ids)}
+        return {
+            instance.locator: there[point_id]
+            for instance in page
+            for point_id in instance.ids
+            if point_id in there
+        }
+
     def _is_current(self, encoded: str | None, at: str) -> bool:
         return (encoded or "") == at or (self.until is not None and at < self.until)
 
@@ -114,7 +126,7 @@ class CatchUp:
         with ExitStack() as opened:
             database = opened.enter_context(open_database(settings, data_dir.ledger))
             self._indexed = IndexedInstances(database)
-            self._ledger = Ledger(database)
+            self._ledger = Ledger(database, rendering_of(settings))
             self._sources = {name: self._source(name) for name in self._indexed.sources()}
             encoder = following(load_encoder(model, settings), store.collection, settings)
             self._indexer = opened.enter_context(
@@ -215,6 +227,9 @@ class CatchUp:
         for out, back in self._parted():
             self._indexed.leave_out([instance.locator for instance in out])
             self._indexed.take_back([instance.locator for instance in back])
+        for name in self._indexed.sources():
+            for page in self._indexed.pages(name):
+                self._indexed.note_renderings(self._currency.renderings(page))
 
     def _parted(self) -> Iterator[tuple[list[IndexedInstance], list[IndexedInstance]]]:
         """Page by page, the instances that the index lacks, and those that it has although an
@@ -302,7 +317,16 @@ class _ReencodingPass(IndexingPass):
             for picture in instance.pictures:
                 z, code = next(rows)
                 record = replace(instance.record, frame=picture.frame)
-                points.append(Point(picture.point_id, record, code, z, indexed_at=at))
+                points.append(
+                    Point(
+                        picture.point_id,
+                        record,
+                        code,
+                        z,
+                        indexed_at=at,
+                        rendering=self._ledger.rendering,
+                    )
+                )
         with self._timed("write"):
             self._store.upsert(points)
         self.tally.points += len(points)
