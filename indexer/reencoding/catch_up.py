@@ -47,17 +47,23 @@ class _Currency:
 
     until: the index was in force and complete until this time, so points of instances that were
     indexed before it are current; None = it never was.
+    rendering: version of the reader that has to have made the picture; None = any.
     """
 
     store: VectorStore
     ledger: Ledger
     until: str | None
+    rendering: str | None
 
     def lacking(self, page: list[IndexedInstance]) -> dict[str, str]:
         """Ids of the points of these instances that are missing or not current; for each, the
         locator of the first instance that has it."""
         ids = sorted({point_id for instance in page for point_id in instance.ids})
-        there = {point.id: point.indexed_at for point in self.store.get(ids)}
+        there = {
+            point.id: point.indexed_at
+            for point in self.store.get(ids)
+            if self.rendering in (None, point.rendering)
+        }
         owners = self.ledger.owners(ids)
         return {
             point_id: min(owner.locator for owner in owners[point_id])
@@ -133,7 +139,8 @@ class CatchUp:
                 Indexer(encoder, store, self._ledger, data_dir, settings)
             )
             self._opened = opened.pop_all()
-        self._currency = _Currency(store, self._ledger, until)
+        rendering = None if until is not None else self._ledger.rendering
+        self._currency = _Currency(store, self._ledger, until, rendering)
         self.encoded = self.removed = self.left_out = 0
         self._walked = 0
         self._failed: dict[str, _Failed] = {}

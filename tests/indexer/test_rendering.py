@@ -148,6 +148,23 @@ def test_a_snapshot_carries_it(images: Any, tmp_path: Path) -> None:
         assert {point.rendering for point in archive.store.get(ids)} == {NOW}
 
 
+def test_its_own_model_renews_the_pictures_beside_the_index_in_force(images: Any) -> None:
+    images.index()
+    before = images.contents()
+    as_before(images)
+    report = reencode(images.settings, images.settings.model)
+    assert (report.encoded, report.previous) == (4, "index")
+    assert report.index == f"index-{report.model}"
+    assert overview(images.settings).rendered_otherwise == 0
+    assert images.contents() == before
+    # Done once, it is not done again; renewed again, the two take turns.
+    assert reencode(images.settings, images.settings.model).encoded == 0
+    as_before(images)
+    assert reencode(images.settings, images.settings.model).encoded == 4
+    assert overview(images.settings).rendered_otherwise == 0
+    assert images.contents() == before
+
+
 def test_an_archive_encoded_anew_has_the_version_of_now(images: Any, another_model: Path) -> None:
     images.index()
     as_before(images)
