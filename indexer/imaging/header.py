@@ -5,7 +5,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-__all__ = ["integer", "items", "number", "text", "value"]
+__all__ = ["integer", "items", "number", "numbers", "representation", "text", "value"]
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
@@ -17,6 +17,13 @@ def value(dataset: Dataset, keyword: str) -> Any:
     except Exception:
         # pydicom converts on access, and what it raises depends on the VR and the bytes.
         return None
+
+
+def representation(dataset: Dataset, keyword: str) -> str:
+    """The VR that the value of ``keyword`` was read with; "" when it is absent or invalid."""
+    if value(dataset, keyword) is None:
+        return ""
+    return str(dataset[keyword].VR)
 
 
 def _first(dataset: Dataset, keyword: str) -> Any:
@@ -39,6 +46,17 @@ def number(dataset: Dataset, keyword: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """The values of ``keyword`` as finite numbers; empty when it is absent or one is none."""
+    found = value(dataset, keyword)
+    several = hasattr(found, "__iter__") and not isinstance(found, (str, bytes))
+    try:
+        read = [float(part) for part in (found if several else [found])]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return read if all(map(math.isfinite, read)) else []
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
