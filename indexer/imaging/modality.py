@@ -26,7 +26,8 @@ AIR = -1024.0
 
 _CT = {f"1.2.840.10008.5.1.4.1.1.2{end}" for end in ("", ".1", ".2")}
 _X_RAY = "1.2.840.10008.5.1.4.1.1.12."
-_X_RAY_ANGIOGRAPHY = {f"{_X_RAY}{end}" for end in ("1", "1.1", "2", "2.1", "3")}
+_ANGIOGRAPHY = {f"{_X_RAY}{end}" for end in ("1", "2", "3")}
+_ENHANCED_ANGIOGRAPHY = {f"{_X_RAY}{end}" for end in ("1.1", "2.1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ def _rescale(slope: float, intercept: float, stored: Inputs, hounsfield: bool) -
 
 
 def _leads_back_to_the_beam(scopes: list[Dataset]) -> bool:
-    """Whether the modality LUT of an angiogram is one to compute with: from the logarithm or
-    whatever was stored for display back to the intensity of the beam (PS3.3 C.8.7.1.1.2)."""
-    if text(scopes[-1], "SOPClassUID") not in _X_RAY_ANGIOGRAPHY:
-        return False
+    """Whether the modality LUT of an angiogram is one to compute with: from the logarithm, or
+    from what was scaled for display, back to the intensity of the beam (PS3.3 C.8.7.1.1.2 and
+    C.8.19.6.4.1.1). One that does not say is taken for such, too: of linear values there is no
+    way to lead back."""
+    sop_class = text(scopes[-1], "SOPClassUID")
     relations = (text(scope, "PixelIntensityRelationship").upper() for scope in scopes)
-    return next(filter(None, relations), "") in ("LOG", "DISP")
+    relation = next(filter(None, relations), "LOG" if sop_class in _ANGIOGRAPHY else "")
+    return relation in ("LOG", "DISP") and sop_class in _ANGIOGRAPHY | _ENHANCED_ANGIOGRAPHY
 
 
 def _is_hounsfield(scopes: list[Dataset]) -> bool:

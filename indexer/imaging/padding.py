@@ -18,12 +18,16 @@ PADDING_KEYWORDS = tuple(
 )
 """Keywords of the elements that :func:`padding_of` reads."""
 
-# How far lossy compression moves padding, as a share of the range of stored values: about this
-# much, never less than two values of a long range, never a good part of a short one.
-_MOVED, _AT_LEAST, _AT_MOST = 1 / 256, 2.0, 1 / 50
-# Moved padding lies close around what was declared. If more of the values than this share are
-# just a little farther away, they are the picture.
+# How far lossy compression moves padding, as shares of the range of stored values; never less than
+# two values of a long range, never a good part of a short one.
+_FAR, _NEAR = (1 / 16, 1 / 64), 1 / 256
+_AT_LEAST, _AT_MOST = 2.0, 1 / 50
+# Moved padding lies close around what was declared. If more values than this share of it are just
+# a little farther away, they are the picture.
 _STRAYED = 0.05
+# Padding that has moved far lies on both sides, where the smaller has at least this share of the
+# larger, and the picture on one, but for this share of it. Air, or what is dark, lies otherwise.
+_BALANCED, _ON_THE_OTHER_SIDE = 0.25, 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +53,38 @@ class Padding:
         if not self.lossy or values.size == 0:
             return self
         spread = float(values.max()) - float(values.min())
-        moved = min(max(spread * _MOVED, _AT_LEAST), spread * _AT_MOST)
-        wide = Padding(self.low - moved, self.high + moved)
-        around = Padding(self.low - 3 * moved, self.high + 3 * moved)
-        near, both = (_count(part.covers(values), counts) for part in (wide, around))
-        return wide if both - near <= near * _STRAYED else self
+        moves = [spread * share for share in _FAR]
+        moves.append(min(max(spread * _NEAR, _AT_LEAST), spread * _AT_MOST))
+        for moved in moves:
+            if self._has_moved(moved, values, counts, far=moved is not moves[-1]):
+                return Padding(self.low - moved, self.high + moved)
+        return self
 
+    def _has_moved(
+        self,
+        by: float,
+        values: NDArray[np.float64],
+        counts: NDArray[np.integer[Any]] | None,
+        *,
+        far: bool,
+    ) -> bool:
+        """Whether the values around the padding are padding, too, that moved ``by`` at most."""
+        distances = np.where(values < self.low, values - self.low, values - self.high)
+        distances[self.covers(values)] = 0.0
+        weights = np.ones(values.shape) if counts is None else counts
 
-def _count(mask: NDArray[np.bool_], counts: NDArray[np.integer[Any]] | None) -> int:
-    return int(np.count_nonzero(mask) if counts is None else counts[mask].sum())
+        def count(which: NDArray[np.bool_]) -> float:
+            return float(weights[which].sum())
+
+        near = np.abs(distances) <= by
+        if far:
+            sides = count(near & (distances < 0)), count(near & (distances > 0))
+            picture = count(distances < -by), count(distances > by)
+            if min(sides) < _BALANCED * max(sides):
+                return False
+            if min(picture) > _ON_THE_OTHER_SIDE * max(picture):
+                return False
+        return count(~near & (np.abs(distances) <= 3 * by)) <= _STRAYED * count(near)
 
 
 def padding_of(header: Dataset, dtype: np.dtype[Any], *, lossy: bool) -> Padding | None:
