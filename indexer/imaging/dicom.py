@@ -24,7 +24,7 @@ from indexer.files.dicom_structure import (
     walk,
 )
 from indexer.files.limits import check_declared
-from indexer.imaging.aspect import ASPECT_KEYWORDS, squared
+from indexer.imaging.aspect import ASPECT_KEYWORDS
 from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
@@ -124,12 +124,9 @@ def _read(
     numbers = policy.choose(layout.frames, frames_of_interest(header))
     check_declared(*layout.declared(), limits, len(numbers))
     pixels = PixelData(fp, size, header, head, layout, encoding, structure)
-    # Three bytes a pixel at most; resampling keeps within the limits on what is decoded.
+    # Frames that are resampled, of three bytes a pixel at most, keep within the limits, too.
     room = min(limits.max_pixels, limits.max_decoded_bytes // (3 * len(numbers)))
-    frames = tuple(
-        Frame(number, squared(pixels.render(number, view), pixels.aspect(number), room))
-        for number in numbers
-    )
+    frames = tuple(Frame(number, pixels.render(number, view, room)) for number in numbers)
     return DicomImage(header, frames, layout.frames)
 
 

@@ -126,10 +126,11 @@ def render_grey(
     for outside in filter(None, (padding, colored)):
         values, counts = _without(outside.covers(values), values, counts)
     outputs = modality.curve(values)
-    if not np.isfinite(outputs).all():
+    lowest, highest = (outputs.min(), outputs.max()) if outputs.size else (0.0, 0.0)
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
         # The rescale overflows: ignore it, and the window, which refers to its output.
         modality, scopes, outputs = Modality.none(possible), [], values
-    if modality.hounsfield and stored.dtype.kind in "iu":
+    elif modality.hounsfield and lowest < AIR and stored.dtype.kind in "iu":
         outputs, counts = _without(outputs < AIR, outputs, counts)
     low, high = robust_range(outputs, counts)
     curve = named_window(view, modality)

@@ -1,17 +1,21 @@
 """Reads values of a DICOM header; an invalid value counts as absent."""
 
 import math
+from functools import cache
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
 
 __all__ = ["integer", "items", "number", "numbers", "representation", "text", "value"]
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
     """The value of ``keyword``; None when it is absent or its bytes do not fit its VR."""
+    tag = _tag(keyword)
     try:
-        return dataset.get(keyword)
+        # Asked first: most elements are absent, and pydicom takes long to say so by an error.
+        return dataset[tag].value if tag in dataset else None
     except (RecursionError, MemoryError):
         raise
     except Exception:
@@ -19,11 +23,16 @@ def value(dataset: Dataset, keyword: str) -> Any:
         return None
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def representation(dataset: Dataset, keyword: str) -> str:
     """The VR that the value of ``keyword`` was read with; "" when it is absent or invalid."""
     if value(dataset, keyword) is None:
         return ""
-    return str(dataset[keyword].VR)
+    return str(dataset[_tag(keyword)].VR)
 
 
 def _first(dataset: Dataset, keyword: str) -> Any:

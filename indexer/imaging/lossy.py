@@ -51,7 +51,7 @@ def within_bits_stored(stored: NDArray[Any], bits: int, *, signed: bool) -> NDAr
     unused = 8 * stored.dtype.itemsize - bits
     if unused <= 0 or stored.dtype.kind not in "iu":
         return stored
-    kind = "i" if signed else "u"
+    values: NDArray[Any] = stored.view(f"{'i' if signed else 'u'}{stored.dtype.itemsize}")
     # Shifted up and down again: the way down repeats the sign.
-    values = stored.view(stored.dtype.str[0] + kind + stored.dtype.str[2:])
-    return (values << unused) >> unused
+    found: NDArray[Any] = (values << unused) >> unused if signed else values & (2**bits - 1)
+    return found

@@ -32,11 +32,10 @@ from indexer.files.dicom_structure import (
 )
 from indexer.files.limits import check_held, declared_bytes
 from indexer.imaging import twelve_bit
-from indexer.imaging.aspect import pixel_aspect
+from indexer.imaging.aspect import pixel_aspect, squared
 from indexer.imaging.codestream import declared_size
 from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
 from indexer.imaging.header import integer, text, value
-from indexer.imaging.lookup import Inputs
 from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
 from indexer.imaging.padding import Padding, padding_of
 from indexer.imaging.palette import read_palette, supplemental_palette
@@ -239,20 +238,17 @@ class PixelData:
             "pixel_vr": (head.vr or b"OW").decode("ascii"),
         }
 
-    def aspect(self, number: int) -> float:
-        """Height over width of the pixels of frame ``number`` (from 0)."""
-        return pixel_aspect(self._scopes.of(number))
-
-    def render(self, number: int, view: View = "header") -> NDArray[np.uint8]:
-        """Display values of frame ``number`` (from 0): uint8 (H, W) or (H, W, 3) RGB, 0 = black.
+    def render(self, number: int, view: View, max_pixels: int) -> NDArray[np.uint8]:
+        """Display values of frame ``number`` (from 0) with square pixels: uint8 (H, W) or (H, W, 3)
+        RGB, 0 = black.
 
         Args:
             view: the window to show values in Hounsfield units through.
+            max_pixels: to how many pixels the frame may grow when its own are not square.
 
         Raises:
             ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded.
         """
-        layout = self._layout
         try:
             stored = self._decode(number)
         except (ImageRefused, *_NOT_OF_THE_FRAME):
@@ -267,28 +263,24 @@ class PixelData:
                 RefusalReason.TRUNCATED if cut else RefusalReason.DAMAGED,
                 f"frame {number} cannot be decoded as {self._syntax.name} ({type(error).__name__})",
             ) from None
+        scopes = self._scopes.of(number)
+        return squared(self._shown(stored, scopes, view), pixel_aspect(scopes), max_pixels)
+
+    def _shown(self, stored: NDArray[Any], scopes: list[Dataset], view: View) -> NDArray[np.uint8]:
+        layout, header, order = self._layout, self._header, self._little_endian
         if layout.photometric in _COLOR:
             return render_color(stored, min(layout.bits_stored, 8 * stored.dtype.itemsize))
         possible = stored_range(stored, layout.bits_stored, signed=layout.signed)
         if layout.photometric == "PALETTE COLOR":
-            order = self._little_endian
-            return read_palette(self._header, possible, little_endian=order).colors(stored)
-        return self._render_grey(stored, possible, number, view)
-
-    def _render_grey(
-        self, stored: NDArray[Any], possible: Inputs, number: int, view: View
-    ) -> NDArray[np.uint8]:
-        scopes, order = self._scopes.of(number), self._little_endian
+            return read_palette(header, possible, little_endian=order).colors(stored)
         palette = supplemental_palette(scopes, possible, little_endian=order)
         grey = render_grey(
             stored,
             scopes,
             possible,
             little_endian=order,
-            inverted=is_inverted(self._layout.photometric, self._header),
-            padding=padding_of(
-                self._header, stored.dtype, lossy=is_lossy(self._syntax, self._header)
-            ),
+            inverted=is_inverted(layout.photometric, header),
+            padding=padding_of(header, stored.dtype, lossy=is_lossy(self._syntax, header)),
             colored=None if palette is None else Padding(palette.first, math.inf),
             view=view,
         )
@@ -348,7 +340,9 @@ class PixelData:
 
     def _meant(self, stored: NDArray[Any]) -> NDArray[Any]:
         layout = self._layout
-        if layout.samples > 1 or not keeps_values(self._syntax, self._header):
+        # Uncompressed values are read within their bits.
+        exact = not self._decoder.is_native and keeps_values(self._syntax, self._header)
+        if layout.samples > 1 or not exact:
             return stored
         return within_bits_stored(stored, layout.bits_stored, signed=layout.signed)
 
