@@ -1,5 +1,6 @@
 """Checks the pixel data of a DICOM file against its header, and decodes it frame by frame."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -31,11 +32,16 @@ from indexer.files.dicom_structure import (
 )
 from indexer.files.limits import check_held, declared_bytes
 from indexer.imaging import twelve_bit
+from indexer.imaging.aspect import pixel_aspect, squared
 from indexer.imaging.codestream import declared_size
-from indexer.imaging.display import Padding, render_color, render_grey
-from indexer.imaging.header import integer, items, number as real, text, value
-from indexer.imaging.lookup import render_palette
+from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
+from indexer.imaging.header import integer, text, value
+from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
+from indexer.imaging.padding import Padding, padding_of
+from indexer.imaging.palette import read_palette, supplemental_palette
 from indexer.imaging.quiet import silenced
+from indexer.imaging.scopes import Scopes
+from indexer.imaging.voi import View
 
 __all__ = ["PIXEL_KEYWORDS", "Layout", "PixelData", "layout_of"]
 
@@ -174,8 +180,7 @@ class PixelData:
         self._decoder = _decoder(self._syntax)
         self._plugins = _plugins(self._decoder, layout)
         self._photometric = layout.photometric
-        self._shared = items(header, "SharedFunctionalGroupsSequence")[:1]
-        self._per_frame = items(header, "PerFrameFunctionalGroupsSequence")
+        self._scopes = Scopes(header)
         self._fragments = Fragments((), (), ())
         self._first: list[int] = []
         if compressed != (not self._decoder.is_native):
@@ -227,18 +232,23 @@ class PixelData:
             "bits_stored": layout.bits_stored + layout.shift,
             "photometric_interpretation": self._photometric,
             "pixel_representation": int(layout.signed),
-            "planar_configuration": layout.planar,
+            # How the samples of compressed frames lie, their codestream says (PS3.5 8.2).
+            "planar_configuration": layout.planar if self._decoder.is_native else 0,
             "pixel_keyword": keyword,
             "pixel_vr": (head.vr or b"OW").decode("ascii"),
         }
 
-    def render(self, number: int) -> NDArray[np.uint8]:
-        """Display values of frame ``number`` (from 0): uint8 (H, W) or (H, W, 3) RGB, 0 = black.
+    def render(self, number: int, view: View, max_pixels: int) -> NDArray[np.uint8]:
+        """Display values of frame ``number`` (from 0) with square pixels: uint8 (H, W) or (H, W, 3)
+        RGB, 0 = black.
+
+        Args:
+            view: the window to show values in Hounsfield units through.
+            max_pixels: to how many pixels the frame may grow when its own are not square.
 
         Raises:
             ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded.
         """
-        layout = self._layout
         try:
             stored = self._decode(number)
         except (ImageRefused, *_NOT_OF_THE_FRAME):
@@ -253,20 +263,28 @@ class PixelData:
                 RefusalReason.TRUNCATED if cut else RefusalReason.DAMAGED,
                 f"frame {number} cannot be decoded as {self._syntax.name} ({type(error).__name__})",
             ) from None
+        scopes = self._scopes.of(number)
+        return squared(self._shown(stored, scopes, view), pixel_aspect(scopes), max_pixels)
+
+    def _shown(self, stored: NDArray[Any], scopes: list[Dataset], view: View) -> NDArray[np.uint8]:
+        layout, header, order = self._layout, self._header, self._little_endian
         if layout.photometric in _COLOR:
             return render_color(stored, min(layout.bits_stored, 8 * stored.dtype.itemsize))
+        possible = stored_range(stored, layout.bits_stored, signed=layout.signed)
         if layout.photometric == "PALETTE COLOR":
-            return render_palette(
-                stored, self._header, signed=layout.signed, little_endian=self._little_endian
-            )
-        return render_grey(
+            return read_palette(header, possible, little_endian=order).colors(stored)
+        palette = supplemental_palette(scopes, possible, little_endian=order)
+        grey = render_grey(
             stored,
-            self._scopes(number),
-            signed=layout.signed,
-            little_endian=self._little_endian,
-            inverted=layout.photometric == "MONOCHROME1",
-            padding=self._padding(stored.dtype),
+            scopes,
+            possible,
+            little_endian=order,
+            inverted=is_inverted(layout.photometric, header),
+            padding=padding_of(header, stored.dtype, lossy=is_lossy(self._syntax, header)),
+            colored=None if palette is None else Padding(palette.first, math.inf),
+            view=view,
         )
+        return grey if palette is None else palette.paint(grey, stored)
 
     def _decode(self, number: int) -> NDArray[Any]:
         if self._decoder.is_native:
@@ -275,7 +293,8 @@ class PixelData:
         else:
             stored = self._decompress(self._compressed(number), number)
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        return stored >> self._layout.shift if self._layout.shift else stored
+        stored = stored >> self._layout.shift if self._layout.shift else stored
+        return self._meant(stored)
 
     def _compressed(self, number: int) -> bytes:
         parts = []
@@ -319,31 +338,13 @@ class PixelData:
             )
         return stored
 
-    def _scopes(self, number: int) -> list[Dataset]:
-        """Datasets that may hold LUT and window of frame ``number``, the most specific first."""
-        scopes = []
-        for group in (*self._per_frame[number : number + 1], *self._shared):
-            scopes += items(group, "PixelValueTransformationSequence")[:1]
-            scopes += items(group, "FrameVOILUTSequence")[:1]
-        return [*scopes, self._header]
-
-    def _padding(self, dtype: np.dtype[Any]) -> Padding | None:
-        form = {"f4": "Float", "f8": "DoubleFloat"}.get(dtype.str[1:], "")
-        low = real(self._header, f"{form}PixelPaddingValue")
-        if low is None:
-            return None
-        limit = real(self._header, f"{form}PixelPaddingRangeLimit")
-        ends = [low, low if limit is None else limit]
-        if dtype.kind in "iu":
-            ends = [_wrap(int(end), dtype) for end in ends]
-        return Padding(min(ends), max(ends))
-
-
-def _wrap(number: int, dtype: np.dtype[Any]) -> int:
-    """``number`` as 16 bits read in the signedness of the pixels, which writers confuse."""
-    if dtype.kind == "i" and number > 0x7FFF:
-        return number - 0x10000
-    return number + 0x10000 if dtype.kind == "u" and number < 0 else number
+    def _meant(self, stored: NDArray[Any]) -> NDArray[Any]:
+        layout = self._layout
+        # Uncompressed values are read within their bits.
+        exact = not self._decoder.is_native and keeps_values(self._syntax, self._header)
+        if layout.samples > 1 or not exact:
+            return stored
+        return within_bits_stored(stored, layout.bits_stored, signed=layout.signed)
 
 
 def _syntax(encoding: Encoding, compressed: bool) -> UID:
