@@ -24,6 +24,7 @@ from indexer.files.dicom_structure import (
     walk,
 )
 from indexer.files.limits import check_declared
+from indexer.imaging.decoding import StoredFrames
 from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
@@ -112,7 +113,8 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))
     check_declared(*layout.declared(), limits, len(numbers))
-    pixels = PixelData(fp, size, header, head, layout, encoding, structure)
+    stored = StoredFrames(fp, size, header, head, layout, encoding, structure)
+    pixels = PixelData(header, layout, encoding, stored.decode)
     frames = tuple(Frame(number, pixels.render(number)) for number in numbers)
     return DicomImage(header, frames, layout.frames)
 
