@@ -4,21 +4,10 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSTransferSyntaxes,
-)
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason
-from engine.extras import install_command
+from engine.settings import ImageLimits
 from indexer.files.dicom_structure import (
     UNDEFINED,
     Encoding,
@@ -27,30 +16,38 @@ from indexer.files.dicom_structure import (
     Structure,
     first_fragments,
 )
-from indexer.files.limits import check_held
-from indexer.imaging import twelve_bit
-from indexer.imaging.codestream import declared_size
+from indexer.files.limits import check_declared, check_held
+from indexer.imaging.codestream import CodeStream, code_stream
+from indexer.imaging.color import partial_range_to_rgb
+from indexer.imaging.decoders import NOT_OF_THE_FRAME, decoder_of, decompress, is_jpeg
 from indexer.imaging.header import value
+from indexer.imaging.instance import UnreadableFrames
+from indexer.imaging.native import low_bits, packed_frame
 from indexer.imaging.pixels import PIXEL_KEYWORDS, Layout
-from indexer.imaging.quiet import silenced
 
 __all__ = ["StoredFrames"]
 
-# Listed, so that results do not depend on which other decoders are installed.
-_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom")
-_GDCM_12_BIT = "gdcm, asked directly"
-_NOT_OF_THE_FRAME = (MemoryError, RecursionError, KeyboardInterrupt, SystemExit)
-_END_OF_IMAGE = b"\xff\xd9"
-_BY_GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+_NATIVE = "native"
+_SUBSAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
+# Bits Allocated of samples that share bytes with each other.
+_PACKED = (1, 12)
 
 
 class StoredFrames:
     """The stored values of one file's frames, decoded one by one.
 
+    Args:
+        at_once: how many frames will be in memory at the same time.
+
+    Attributes:
+        held: how many of the declared frames the file holds, from the first on.
+        missing: the others.
+        decoders: which decoder answered, by the number of the frame.
+
     Raises:
         ImageRefused: before anything is decoded. UNSUPPORTED_SYNTAX: there is no decoder.
-            TRUNCATED: the file holds less than the header declares. DAMAGED: pixel data and
-            transfer syntax do not fit, or frames cannot be told apart.
+            TRUNCATED: the file does not hold one whole frame. DAMAGED: pixel data and transfer
+            syntax do not fit, or frames cannot be told apart.
     """
 
     def __init__(
@@ -62,45 +59,99 @@ class StoredFrames:
         layout: Layout,
         encoding: Encoding,
         structure: Structure,
+        limits: ImageLimits,
+        at_once: int,
     ) -> None:
         self._fp = fp
-        self._header = header
+        self._size = size
         self._start = head.value
         self._layout = layout
-        compressed = head.length == UNDEFINED
-        self._syntax = _syntax(encoding, compressed)
-        self._decoder = _decoder(self._syntax)
-        self._plugins = _plugins(self._decoder, layout)
+        self._limits = limits
+        self._at_once = at_once
         self._photometric = layout.photometric
+        self._allocated = layout.bits_allocated
         self._fragments = Fragments((), (), ())
         self._first: list[int] = []
-        if compressed != (not self._decoder.is_native):
+        self.missing: tuple[UnreadableFrames, ...] = ()
+        self.decoders: dict[int, str] = {}
+        compressed = head.length == UNDEFINED
+        self._syntax = _syntax(encoding, compressed)
+        self._native = decoder_of(ExplicitVRLittleEndian)
+        self._decoder = None if is_jpeg(self._syntax) else decoder_of(self._syntax)
+        if layout.photometric == "YBR_PARTIAL_422" and (
+            layout.bits_allocated != 8 or (compressed and self._decoder is not None)
+        ):
             raise ImageRefused(
-                RefusalReason.DAMAGED,
-                f"{'compressed' if compressed else 'uncompressed'} pixel data under the "
-                f"transfer syntax {self._syntax.name}",
+                RefusalReason.UNSUPPORTED_PIXELS,
+                f"YBR_PARTIAL_422 of {layout.bits_allocated} bits as {self._syntax.name}; it can "
+                "be read of 8 bits, uncompressed or as JPEG",
             )
         if compressed:
-            self._find_frames(structure)
+            # Samples of 12 bits are packed in uncompressed pixels only (PS3.5 8.1.1).
+            self._allocated = 16 if layout.bits_allocated == 12 else layout.bits_allocated
+            self.held = self._find_frames(header, structure)
         else:
-            held = min(head.length, size - head.value)
-            whole = layout.rows * layout.columns * layout.frames * 3
-            if layout.photometric == "YBR_FULL_422" and held >= whole:
-                # Declared as subsampled, but long enough for full chroma.
-                self._photometric = "YBR_FULL"
-            check_held(layout.bytes_declared(), held)
-        self._options = self._decoding_options(PIXEL_KEYWORDS[head.tag], head)
+            self.held = self._measure(head)
+        if self.held < layout.frames:
+            self.missing = (
+                UnreadableFrames(
+                    self.held,
+                    layout.frames - 1,
+                    RefusalReason.TRUNCATED,
+                    f"{layout.frames} frames are declared and the file holds {self.held}",
+                ),
+            )
+        self._keyword = PIXEL_KEYWORDS[head.tag]
+        self._vr = (head.vr or b"OW").decode("ascii")
+        self._swapped = not encoding.little_endian and self._vr == "OW"
 
-    def _find_frames(self, structure: Structure) -> None:
+    def _measure(self, head: Head) -> int:
+        """How many whole frames uncompressed pixel data holds."""
+        layout = self._layout
+        declared = layout.bytes_declared()
+        whole = layout.rows * layout.columns * layout.frames * 3
+        held = min(head.length, self._size - head.value)
+        if layout.photometric in _SUBSAMPLED and held >= whole:
+            # Declared as subsampled, but long enough for full chroma.
+            self._photometric = layout.photometric.removesuffix("_422")
+            declared = whole
+        words = layout.rows * layout.columns * layout.frames * layout.samples * 2
+        if layout.bits_allocated == 12 and held >= words:
+            # Bits Stored written twice: each sample has a word of its own.
+            self._allocated, declared = 16, words
+        if self._decoder is not None and self._decoder.is_native:
+            self._native = self._decoder
+        elif head.length not in (declared, declared + declared % 2):
+            # What fits was decompressed by a program that left the name, and is little endian.
+            raise ImageRefused(
+                RefusalReason.DAMAGED,
+                f"uncompressed pixel data under the transfer syntax {self._syntax.name}, of "
+                f"{head.length} bytes where the header declares {declared}",
+            )
+        if held >= declared:
+            return layout.frames
+        frames = held * layout.frames // declared
+        if layout.frames == 1 or frames == 0:
+            check_held(declared, held)
+        return frames
+
+    def _find_frames(self, header: Dataset, structure: Structure) -> int:
+        """How many frames encapsulated pixel data holds; notes where they begin."""
         frames = self._layout.frames
         self._fragments = structure.fragments or self._fragments
         found = len(self._fragments)
-        if found < frames:
+        if structure.missing and found:
+            # What the file breaks off in is no whole fragment.
+            whole = self._fragments.heads[-1] + 8 + self._fragments.lengths[-1] <= self._size
+            found -= not whole
+        if found == 0 or (structure.missing and frames == 1):
             raise ImageRefused(
                 RefusalReason.TRUNCATED,
-                f"{frames} frames are declared and the file holds {found} fragments",
+                f"{frames} frames are declared and the file holds {found} fragments"
+                if not structure.missing
+                else f"the file ends at least {structure.missing} bytes before what it declares",
             )
-        table = value(self._header, "ExtendedOffsetTable")
+        table = value(header, "ExtendedOffsetTable")
         first = first_fragments(
             self._fp, self._fragments, frames, table if isinstance(table, bytes) else None
         )
@@ -109,34 +160,28 @@ class StoredFrames:
                 RefusalReason.DAMAGED,
                 f"nothing tells which of {found} fragments belong to which of {frames} frames",
             )
-        self._first = [*first, found]
-
-    def _decoding_options(self, keyword: str, head: Head) -> dict[str, Any]:
-        layout = self._layout
-        return {
-            "rows": layout.rows,
-            "columns": layout.columns,
-            # Compressed frames are handed over one by one.
-            "number_of_frames": layout.frames if self._decoder.is_native else 1,
-            "samples_per_pixel": layout.samples,
-            "bits_allocated": layout.bits_allocated,
-            "bits_stored": layout.bits_stored + layout.shift,
-            "photometric_interpretation": self._photometric,
-            "pixel_representation": int(layout.signed),
-            "planar_configuration": layout.planar,
-            "pixel_keyword": keyword,
-            "pixel_vr": (head.vr or b"OW").decode("ascii"),
-        }
+        self._first = [*first, len(self._fragments)]
+        # The last frame may reach into the fragment that breaks off.
+        whole_frames = sum(end <= found for end in self._first[1:])
+        if whole_frames == 0:
+            raise ImageRefused(
+                RefusalReason.TRUNCATED,
+                f"the file ends at least {structure.missing} bytes before what it declares",
+            )
+        return whole_frames
 
     def decode(self, number: int) -> NDArray[Any]:
         """The stored values of frame ``number`` (from 0): (H, W) or (H, W, 3), native byte order.
 
+        H and W are the code stream's where it has them the other way round than the header.
+
         Raises:
-            ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded.
+            ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded. TOO_LARGE: its
+                samples have more bits than the header says, and exceed the limits.
         """
         try:
             return self._decode(number)
-        except (ImageRefused, *_NOT_OF_THE_FRAME):
+        except (ImageRefused, *NOT_OF_THE_FRAME):
             raise
         except BaseException as error:
             # A panic in a decoder written in Rust is a BaseException, but no Exception.
@@ -150,12 +195,51 @@ class StoredFrames:
             ) from None
 
     def _decode(self, number: int) -> NDArray[Any]:
-        if self._decoder.is_native:
-            self._fp.seek(self._start)
-            stored, _ = self._decoder.as_array(self._fp, index=number, **self._options)
-        else:
+        if self._first:
             stored = self._decompress(self._compressed(number), number)
+        else:
+            self.decoders[number] = _NATIVE
+            stored = self._uncompressed(number)
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+    def _uncompressed(self, number: int) -> NDArray[Any]:
+        layout = self._layout
+        if self._allocated in _PACKED:
+            shape = (layout.rows, layout.columns, layout.samples)[: 2 + (layout.samples > 1)]
+            cells = layout.rows * layout.columns * layout.samples
+            packed = packed_frame(
+                self._fp, self._start, number, cells, self._allocated, swapped=self._swapped
+            )
+            if self._allocated == 1:
+                return packed.reshape(shape)
+            bits = layout.bits_stored + layout.shift
+            return low_bits(packed, bits, signed=layout.signed).reshape(shape)
+        self._fp.seek(self._start)
+        options = self._options(layout.rows, layout.columns, layout.frames)
+        partial = self._photometric.startswith("YBR_PARTIAL")
+        if partial:
+            # They lie as those of YBR_FULL do, and differ in what they mean.
+            options["photometric_interpretation"] = self._photometric.replace("PARTIAL", "FULL")
+        stored, _ = self._native.as_array(self._fp, index=number, raw=partial, **options)
+        return partial_range_to_rgb(stored) if partial else stored
+
+    def _options(self, rows: int, columns: int, frames: int = 1) -> dict[str, Any]:
+        """For pydicom. Compressed frames are handed over one by one."""
+        layout = self._layout
+        return {
+            "rows": rows,
+            "columns": columns,
+            "number_of_frames": frames,
+            "samples_per_pixel": layout.samples,
+            "bits_allocated": self._allocated,
+            "bits_stored": layout.bits_stored + layout.shift,
+            "photometric_interpretation": self._photometric,
+            "pixel_representation": int(layout.signed),
+            # How compressed samples lie the code stream says (PS3.5 8.2).
+            "planar_configuration": 0 if self._first else layout.planar,
+            "pixel_keyword": self._keyword,
+            "pixel_vr": self._vr,
+        }
 
     def _compressed(self, number: int) -> bytes:
         parts = []
@@ -165,39 +249,31 @@ class StoredFrames:
         return b"".join(parts)
 
     def _decompress(self, frame: bytes, number: int) -> NDArray[Any]:
-        """The stored values of a frame, from the first decoder that succeeds."""
-        size = declared_size(frame)
-        declared = (self._layout.rows, self._layout.columns, self._layout.samples)
-        if size is not None and (size.rows, size.columns, size.samples) != declared:
-            # It would decode to another size than the limits were checked for.
+        stream = code_stream(frame)
+        rows, columns = self._layout.rows, self._layout.columns
+        if stream is not None:
+            self._check(stream, number)
+            rows, columns = stream.rows, stream.columns
+        stored, self.decoders[number] = decompress(
+            frame, stream, self._decoder, self._options(rows, columns)
+        )
+        return stored
+
+    def _check(self, stream: CodeStream, number: int) -> None:
+        """Checks what will be decoded: the header's limits were checked for what that declares."""
+        layout = self._layout
+        sizes = ((layout.rows, layout.columns), (layout.columns, layout.rows))
+        if (stream.rows, stream.columns) not in sizes or stream.samples != layout.samples:
             raise ImageRefused(
                 RefusalReason.DAMAGED,
-                f"frame {number} is compressed as {size.rows} × {size.columns} × {size.samples} "
-                "and the header declares {} × {} × {}".format(*declared),
+                f"frame {number} is compressed as {stream.rows} × {stream.columns} × "
+                f"{stream.samples} and the header declares {layout.rows} × {layout.columns} × "
+                f"{layout.samples}",
             )
-        if self._syntax in JPEGLSTransferSyntaxes:
-            # Without an end marker CharLS keeps searching truncated data for many seconds.
-            frame += _END_OF_IMAGE
-        source = encapsulate([frame], has_bot=False)
-        for plugin in self._plugins[:-1]:
-            try:
-                return self._by(plugin, source, frame)
-            except _NOT_OF_THE_FRAME:
-                raise
-            except BaseException:  # noqa: S112 - the last decoder's error is reported
-                continue
-        return self._by(self._plugins[-1], source, frame)
-
-    def _by(self, plugin: str, source: bytes, frame: bytes) -> NDArray[Any]:
-        layout = self._layout
-        with silenced():
-            if plugin == _GDCM_12_BIT:
-                size = (layout.rows, layout.columns, layout.samples)
-                return twelve_bit.decode(frame, *size, layout.photometric)
-            stored, _ = self._decoder.as_array(
-                source, index=0, decoding_plugin=plugin, **self._options
-            )
-        return stored
+        bits = 8 * stream.bytes_per_sample
+        if bits > layout.bits_allocated:
+            size = (stream.rows, stream.columns, layout.frames, stream.samples, bits)
+            check_declared(*size, self._limits, self._at_once)
 
 
 def _syntax(encoding: Encoding, compressed: bool) -> UID:
@@ -212,40 +288,3 @@ def _syntax(encoding: Encoding, compressed: bool) -> UID:
     if encoding.implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if encoding.little_endian else ExplicitVRBigEndian
-
-
-def _decoder(syntax: UID) -> Decoder:
-    try:
-        return get_decoder(syntax)
-    except NotImplementedError:
-        # The value may be no valid UID, and is then not quoted.
-        named = syntax.name if syntax.is_valid else "what is named as its transfer syntax"
-        raise _undecodable(named) from None
-
-
-def _plugins(decoder: Decoder, layout: Layout) -> tuple[str, ...]:
-    """The decoders to try, in order of preference; none for uncompressed pixels."""
-    if decoder.is_native:
-        return ()
-    syntax = decoder.UID
-    usable = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins]
-    if syntax == JPEGExtended12Bit and layout.bits_stored > 8:
-        # Pillow's JPEG library decodes 8 bits only, and pydicom uses GDCM for 8 bits only.
-        usable = [plugin for plugin in usable if plugin != "pillow"]
-        if twelve_bit.gdcm_installed():
-            usable.append(_GDCM_12_BIT)
-    elif not usable and "gdcm" in decoder.available_plugins:
-        # Only if no other decoder can: a damaged frame may make GDCM crash the process.
-        usable = ["gdcm"]
-    if not usable:
-        raise _undecodable(syntax.name, extra=syntax in _BY_GDCM)
-    return tuple(usable)
-
-
-def _undecodable(named: str, *, extra: bool = False) -> ImageRefused:
-    way_out = "convert the file to an uncompressed or JPEG 2000 transfer syntax"
-    if extra:
-        way_out = f"install one with `{install_command('gdcm')}`, or {way_out}"
-    return ImageRefused(
-        RefusalReason.UNSUPPORTED_SYNTAX, f"there is no decoder for {named}; {way_out}"
-    )

@@ -28,7 +28,8 @@ from indexer.imaging.decoding import StoredFrames
 from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
-from indexer.imaging.instance import Frame
+from indexer.imaging.instance import Frame, UnreadableFrames
+from indexer.imaging.partial import readable_frames
 from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
 from indexer.imaging.quiet import hushed
 
@@ -61,6 +62,7 @@ class DicomImage:
     header: Dataset
     frames: tuple[Frame, ...]
     frames_declared: int
+    partial: tuple[UnreadableFrames, ...] = ()
 
 
 def is_dicom(fp: BinaryIO, size: int) -> bool:
@@ -100,7 +102,7 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
         raise ImageRefused(
             RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
         )
-    if structure.missing:
+    if structure.missing and structure.fragments is None:
         raise ImageRefused(
             RefusalReason.TRUNCATED,
             f"the file ends at least {structure.missing} bytes before what it declares",
@@ -113,10 +115,14 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))
     check_declared(*layout.declared(), limits, len(numbers))
-    stored = StoredFrames(fp, size, header, head, layout, encoding, structure)
+    stored = StoredFrames(fp, size, header, head, layout, encoding, structure, limits, len(numbers))
     pixels = PixelData(header, layout, encoding, stored.decode)
-    frames = tuple(Frame(number, pixels.render(number)) for number in numbers)
-    return DicomImage(header, frames, layout.frames)
+
+    def shown(number: int) -> Frame:
+        return Frame(number, pixels.render(number), stored.decoders[number])
+
+    found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
+    return DicomImage(header, found, layout.frames, unreadable)
 
 
 def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:

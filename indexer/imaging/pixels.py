@@ -23,10 +23,10 @@ PIXEL_KEYWORDS = {
     0x7FE00010: "PixelData",
 }
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-_COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
 # Defined terms that cannot be converted here. An error quotes these and no other value, which
 # might be a patient's name.
-_OTHER_PHOTOMETRIC = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
+_OTHER_PHOTOMETRIC = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_420")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Layout:
     def bytes_declared(self) -> int:
         """Bytes that all frames take uncompressed."""
         whole = declared_bytes(*self.declared())
-        return whole // 3 * 2 if self.photometric == "YBR_FULL_422" else whole
+        return whole // 3 * 2 if self.photometric.endswith("_422") else whole
 
 
 def layout_of(header: Dataset, keyword: str) -> Layout:
@@ -80,10 +80,10 @@ def layout_of(header: Dataset, keyword: str) -> Layout:
         )
     floats = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
     allocated = floats.get(keyword) or integer(header, "BitsAllocated")
-    if allocated not in (1, 8, 16, 32, 64):
+    if allocated not in (1, 8, 12, 16, 32, 64):
         raise ImageRefused(
             RefusalReason.UNSUPPORTED_PIXELS,
-            f"Bits Allocated is {allocated}; 1, 8, 16, 32 and 64 can be read",
+            f"Bits Allocated is {allocated}; 1, 8, 12, 16, 32 and 64 can be read",
         )
     stored = integer(header, "BitsStored") or allocated
     stored = stored if 1 <= stored <= allocated else allocated
