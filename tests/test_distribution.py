@@ -28,7 +28,7 @@ def told(text: str) -> set[str]:
         ("run `pip install precedent`", {"precedent"}),
         ("pip install 'precedent[report]'", {"precedent"}),
         ("python -m pip install --upgrade precedent==1.0", {"precedent"}),
-        ("JPEG needs `precedent[gdcm]`", {"precedent"}),
+        ("Redis needs `precedent[server]`", {"precedent"}),
         ("pip install 'precedent-imaging[server]'", {"precedent-imaging"}),
         ("pip install numpy precedent-imaging", {"precedent-imaging"}),
         ("pip install .  # and then .venv/bin/precedent", set()),

@@ -289,14 +289,14 @@ def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragme
 def first_fragments(
     fp: BinaryIO, fragments: Fragments, frames: int, extended_offsets: bytes | None
 ) -> list[int] | None:
-    """Index of the first fragment of each of ``frames`` frames; None = it cannot be told.
+    """Index of the first fragment of each of ``frames`` frames; None = it cannot be told. Fewer
+    than ``frames`` where the file holds fewer.
 
     A frame reaches up to the start of the next one, the last frame to the end. An offset table
     is used if all its offsets point at fragments; else a frame starts where a fragment begins
     with the signature of its codec.
 
     Args:
-        frames: at most as many as there are fragments.
         extended_offsets: value of the Extended Offset Table (PS3.3 C.7.6.3.1.8).
     """
     if frames == len(fragments) or frames == 1:
@@ -313,7 +313,18 @@ def first_fragments(
         fp.seek(head + 8)
         if _starts_frame(fp.read(min(8, fragments.lengths[index]))):
             starts.append(index)
-    return starts[:frames] if len(starts) >= frames and starts[0] == 0 else None
+    if len(starts) >= frames and starts[0] == 0:
+        return starts[:frames]
+    for table in (extended, fragments.offsets):
+        # In a file that breaks off, the offsets of what is missing point behind its end.
+        end = fragments.heads[-1] - fragments.heads[0] if fragments.heads else 0
+        held = [offset for offset in table[:frames] if offset <= end]
+        if held and len(pointed_at := _pointed_at(fragments.heads, held)) == len(held):
+            return pointed_at
+    if starts[:1] == [0]:
+        return starts
+    # A frame has at least one fragment (PS3.5 A.4).
+    return list(range(len(fragments))) if len(fragments) < frames else None
 
 
 def _pointed_at(heads: Sequence[int], offsets: Sequence[int]) -> list[int]:

@@ -25,13 +25,15 @@ from indexer.files.dicom_structure import (
 )
 from indexer.files.limits import check_declared
 from indexer.imaging.aspect import ASPECT_KEYWORDS
+from indexer.imaging.decoding import StoredFrames
 from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
-from indexer.imaging.instance import Frame
+from indexer.imaging.instance import Frame, UnreadableFrames
 from indexer.imaging.modality import MODALITY_KEYWORDS
 from indexer.imaging.padding import PADDING_KEYWORDS
 from indexer.imaging.palette import PALETTE_KEYWORDS
+from indexer.imaging.partial import readable_frames
 from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
 from indexer.imaging.quiet import hushed
 from indexer.imaging.voi import VOI_KEYWORDS, View, check_view
@@ -61,6 +63,7 @@ class DicomImage:
     header: Dataset
     frames: tuple[Frame, ...]
     frames_declared: int
+    partial: tuple[UnreadableFrames, ...] = ()
 
 
 def is_dicom(fp: BinaryIO, size: int) -> bool:
@@ -110,7 +113,7 @@ def _read(
         raise ImageRefused(
             RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
         )
-    if structure.missing:
+    if structure.missing and structure.fragments is None:
         raise ImageRefused(
             RefusalReason.TRUNCATED,
             f"the file ends at least {structure.missing} bytes before what it declares",
@@ -123,11 +126,16 @@ def _read(
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))
     check_declared(*layout.declared(), limits, len(numbers))
-    pixels = PixelData(fp, size, header, head, layout, encoding, structure)
+    stored = StoredFrames(fp, size, header, head, layout, encoding, structure, limits, len(numbers))
+    pixels = PixelData(header, layout, encoding, stored.syntax, stored.decode)
     # Frames that are resampled, of three bytes a pixel at most, keep within the limits, too.
     room = min(limits.max_pixels, limits.max_decoded_bytes // (3 * len(numbers)))
-    frames = tuple(Frame(number, pixels.render(number, view, room)) for number in numbers)
-    return DicomImage(header, frames, layout.frames)
+
+    def shown(number: int) -> Frame:
+        return Frame(number, pixels.render(number, view, room), stored.decoders[number])
+
+    found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
+    return DicomImage(header, found, layout.frames, unreadable)
 
 
 def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import RefusalReason
 from engine.records import ImageRecord, content_point_id, dicom_point_id
 
-__all__ = ["Frame", "Instance"]
+__all__ = ["Frame", "Instance", "UnreadableFrames"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,10 +17,26 @@ class Frame:
 
     number: counts from 0 over the frames of the file.
     pixels: uint8 (H, W) or (H, W, 3) RGB, display values, 0 = black.
+    decoder: which decoder gave the stored values; "" = there was none to choose.
     """
 
     number: int
     pixels: NDArray[np.uint8]
+    decoder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableFrames:
+    """Frames of an instance that are missing or broken, and why.
+
+    first, last: their numbers, which count from 0; both are among them.
+    detail: one sentence; never text about a patient.
+    """
+
+    first: int
+    last: int
+    reason: RefusalReason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,12 +48,14 @@ class Instance:
     content_sha256: hex digest of the whole file.
     frames: the chosen frames, in the order of the file.
     frames_declared: how many frames the header declares.
+    partial: frames that are missing, and those that were chosen and are broken.
     """
 
     record: ImageRecord
     content_sha256: str
     frames: tuple[Frame, ...]
     frames_declared: int
+    partial: tuple[UnreadableFrames, ...] = ()
 
     def point_id(self, frame: Frame) -> str:
         """Id of ``frame`` in the index: from the SOP Instance UID, else from the content."""

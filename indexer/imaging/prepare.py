@@ -20,7 +20,7 @@ from indexer.files.locators import Image, ZipMember
 from indexer.files.open_file import open_file
 from indexer.files.zip_archive import is_zip, read_directory
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Instance
+from indexer.imaging.instance import Instance, UnreadableFrames
 from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
 from indexer.imaging.voi import View
@@ -60,11 +60,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An instance, ready to be encoded. content_sha256: hex digest of the whole file."""
+    """An instance, ready to be encoded. content_sha256: hex digest of the whole file.
+    partial: what is not among the pictures because it is missing or broken."""
 
     record: ImageRecord
     content_sha256: str
     pictures: tuple[Picture, ...]
+    partial: tuple[UnreadableFrames, ...] = ()
 
 
 class _How(TypedDict):
@@ -89,7 +91,7 @@ def prepare(task: ReadTask) -> Prepared:
         )
         for frame in instance.frames
     )
-    return Prepared(instance.record, instance.content_sha256, pictures)
+    return Prepared(instance.record, instance.content_sha256, pictures, instance.partial)
 
 
 def _read(task: ReadTask) -> Instance:

@@ -206,7 +206,7 @@ def _read(
         )
     image = read_dicom(fp, size, limits, frames_per_instance, view)
     record = record_of(image.header, pseudonym_key)
-    return Instance(record, digest, image.frames, image.frames_declared)
+    return Instance(record, digest, image.frames, image.frames_declared, image.partial)
 
 
 def _sha256(fp: BinaryIO, size: int) -> str:
