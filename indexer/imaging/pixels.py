@@ -187,6 +187,8 @@ class PixelData:
         stored = stored >> layout.shift if layout.shift else stored
         # Uncompressed values are read within their bits.
         exact = self._syntax.is_encapsulated and keeps_values(self._syntax, self._header)
-        if layout.samples > 1 or not exact:
+        # Of values with more bits than the header allocates, it knows nothing.
+        wider = 8 * stored.dtype.itemsize > layout.bits_allocated
+        if layout.samples > 1 or wider or not exact:
             return stored
         return within_bits_stored(stored, layout.bits_stored, signed=layout.signed)
