@@ -21,6 +21,7 @@ from indexer.files.dicom_structure import (
 from indexer.files.limits import check_declared
 from indexer.imaging.dataset import parse_dataset
 from indexer.imaging.deidentify import HEADER_KEYWORDS
+from indexer.imaging.formats import no_image
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame
@@ -92,9 +93,7 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
     parsed = parse_dataset(fp, size, encoding, _TAGS, PIXEL_KEYWORDS, limits.max_nesting)
     header, head, structure = parsed.header, parsed.head, parsed.structure
     if not has_preamble(fp) and not _is_plausible(header):
-        raise ImageRefused(
-            RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
-        )
+        raise no_image()
     if structure.missing:
         raise ImageRefused(
             RefusalReason.TRUNCATED,

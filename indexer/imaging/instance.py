@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from engine.records import ImageRecord, content_point_id, dicom_point_id
 
-__all__ = ["Frame", "Instance"]
+__all__ = ["Frame", "Instance", "Pictures"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +20,14 @@ class Frame:
 
     number: int
     pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """What a file without DICOM header shows. declared: how many frames it has."""
+
+    frames: tuple[Frame, ...]
+    declared: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
