@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason, TrainingDataError
 from engine.records import ImageRecord
 from engine.settings import ImageLimits
 from engine.training.data import Example
-from indexer.files.dicom_structure import find_dataset, read_head, walk
+from indexer.files.dicom_structure import find_dataset
 from indexer.files.locators import file_path
+from indexer.imaging.dataset import parse_dataset
 from indexer.imaging.deidentify import HEADER_KEYWORDS, record_of
 from indexer.imaging.dicom import is_dicom
 from indexer.imaging.pixels import PIXEL_KEYWORDS
@@ -32,6 +33,7 @@ __all__ = ["from_dicom_tags", "grouped_by_patient", "unlabelled"]
 
 _log = logging.getLogger(__name__)
 _KEY = b"never stored"
+_TAGS = frozenset(tag for keyword in HEADER_KEYWORDS if (tag := tag_for_keyword(keyword)))
 _NO_MODALITY = "no-modality"
 _NAMED = 8
 
@@ -182,17 +184,11 @@ def _parsed(path: Path, limits: ImageLimits) -> ImageRecord:
         encoding = find_dataset(fp)
         deflated = encoding.syntax == DeflatedExplicitVRLittleEndian
         if not deflated:
-            # Checked first: the parser allocates as much memory as an element declares.
-            if walk(fp, size, encoding, limits.max_nesting).missing:
+            parsed = parse_dataset(fp, size, encoding, _TAGS, PIXEL_KEYWORDS, limits.max_nesting)
+            if parsed.structure.missing:
                 raise ImageRefused(RefusalReason.TRUNCATED, "the file ends in an element")
-            fp.seek(0)
-            header = dcmread(
-                fp, stop_before_pixels=True, force=True, specific_tags=list(HEADER_KEYWORDS)
-            )
-            implicit, little_endian = header.original_encoding
-            head = read_head(fp, fp.tell(), bool(implicit), little_endian is not False)
-            if head is None or head.tag not in PIXEL_KEYWORDS:
+            if parsed.head is None:
                 raise ImageRefused(RefusalReason.NO_PIXELS, "a dataset without pixel data")
-            return record_of(header, _KEY)
+            return record_of(parsed.header, _KEY)
     # A deflated header is in one stream with its pixels: read_image inflates it within limits.
     return read_image(path, limits, frames_per_instance=1, pseudonym_key=_KEY).record

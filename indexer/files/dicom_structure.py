@@ -1,9 +1,4 @@
-"""Checks the structure of a DICOM file before it is handed to a parser.
-
-The walk is iterative and reads only the tag, VR and length of each element, so its memory stays
-bounded even if a file nests ten thousand deep or declares terabytes. At anything that it does
-not understand it stops without an error, and the parser decides.
-"""
+"""The structure of DICOM files: where the dataset starts, heads of elements, and fragments."""
 
 import struct
 from array import array
@@ -13,10 +8,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_has_tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from engine.errors import ImageRefused, RefusalReason
+from indexer.files.element_heads import EXPLICIT_VRS, LONG_VRS, UNDEFINED
 
 __all__ = [
     "UNDEFINED",
@@ -26,28 +21,18 @@ __all__ = [
     "Structure",
     "find_dataset",
     "first_fragments",
+    "fragments_at",
     "has_preamble",
     "read_head",
     "starts_like_dicom",
-    "walk",
 ]
 
 _PREAMBLE = 128
 _MAGIC = b"DICM"
-UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_ITEM = 0xFFFEE000
 _SOP_CLASS, _TRANSFER_SYNTAX = 0x00020002, 0x00020010
-_PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
-_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR"} | {
-    b"UT",
-    b"UV",
-}
 _MAX_OFFSETS_BYTES = 4 * 1024**2
 _RLE = b"\x40\0\0\0"
-_VRS = _LONG_VRS | {
-    *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"),
-    *(b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +71,11 @@ class Fragments:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The result of :func:`walk`.
+    """What elements in front of the pixel data, and its fragments, say of the file.
 
     missing: a lower bound on the bytes missing at the end of the file; 0 = none are known to be.
         The length of uncompressed pixel data is not checked here.
-    fragments: of encapsulated pixel data; None = the walk found none.
+    fragments: of encapsulated pixel data; None = there are none.
     """
 
     missing: int = 0
@@ -153,7 +138,7 @@ def _guess(fp: BinaryIO, position: int) -> tuple[bool, bool]:
     """(implicit, little_endian) of a dataset without transfer syntax, from its first element."""
     fp.seek(position)
     first = fp.read(6)
-    explicit = first[4:6] in _VRS
+    explicit = first[4:6] in EXPLICIT_VRS
     # Datasets start with a low group number: 0008 in little endian reads as 0800 in big endian.
     big = explicit and int.from_bytes(first[:2], "little") >= 0x0400
     return not explicit, not big
@@ -167,65 +152,16 @@ def starts_like_dicom(fp: BinaryIO, size: int) -> bool:
     head = read_head(fp, 0, encoding.implicit, encoding.little_endian)
     if head is None or head.tag >> 16 not in (0x0000, 0x0004, 0x0008):
         return False
-    # A group length has four bytes: without this check a file of zeros would pass.
-    if head.tag & 0xFFFF == 0 and head.length != 4:
-        return False
+    if head.tag & 0xFFFF == 0:
+        # A group length (PS3.5 7.2) has four bytes: else a file of zeros would pass. It is in no
+        # dictionary; what follows it has to be.
+        group = head.tag >> 16
+        if head.length != 4:
+            return False
+        head = read_head(fp, head.value + 4, encoding.implicit, encoding.little_endian)
+        if head is None or head.tag >> 16 != group:
+            return False
     return dictionary_has_tag(head.tag) and head.value + head.length <= size
-
-
-def walk(fp: BinaryIO, size: int, encoding: Encoding, max_nesting: int) -> Structure:
-    """Walks the elements from the start of the dataset to the end of its pixel data.
-
-    Raises:
-        ImageRefused: NESTED_TOO_DEEP when sequences nest deeper than ``max_nesting``.
-    """
-    position = encoding.start
-    # Open containers: (is it a sequence, where it ends or None until its delimiter).
-    stack: list[tuple[bool, int | None]] = []
-    depth = 0
-    while True:
-        while stack and (end := stack[-1][1]) is not None and position >= end:
-            depth -= stack.pop()[0]
-        head = read_head(fp, position, encoding.implicit, encoding.little_endian)
-        if head is None:
-            # Each container still open lacks its delimiter of 8 bytes.
-            return Structure(missing=max(0, position - size) or 8 * len(stack))
-        if head.tag == _ITEM:
-            if not stack or not stack[-1][0]:
-                return Structure()
-            stack.append((False, _end(head)))
-            position = head.value
-        elif head.tag in (_ITEM_END, _SEQUENCE_END):
-            if not stack:
-                return Structure()
-            if head.tag == _SEQUENCE_END and not stack[-1][0]:
-                stack.pop()
-            if stack:
-                depth -= stack.pop()[0]
-            position = head.value
-        elif head.tag in _PIXEL_DATA and not stack:
-            if head.length != UNDEFINED:
-                return Structure()
-            found, position = _fragments(fp, head.value, encoding.little_endian)
-            return Structure(max(0, position - size), found)
-        elif _is_sequence(fp, head, encoding):
-            depth += 1
-            if depth > max_nesting:
-                raise ImageRefused(
-                    RefusalReason.NESTED_TOO_DEEP,
-                    f"sequences nest more than {max_nesting} deep, "
-                    "which is what limits.max_nesting allows",
-                )
-            stack.append((True, _end(head)))
-            position = head.value
-        elif head.length == UNDEFINED:
-            _, position = _fragments(fp, head.value, encoding.little_endian)
-        else:
-            position = head.value + head.length
-
-
-def _end(head: Head) -> int | None:
-    return None if head.length == UNDEFINED else head.value + head.length
 
 
 def read_head(fp: BinaryIO, position: int, implicit: bool, little_endian: bool) -> Head | None:
@@ -238,33 +174,19 @@ def read_head(fp: BinaryIO, position: int, implicit: bool, little_endian: bool) 
     group, element = struct.unpack_from(order + "HH", data)
     tag = group << 16 | element
     vr = data[4:6]
-    # Some writers switch to implicit VR inside a sequence; delimiters have no VR at all.
-    if implicit or group == 0xFFFE or not b"AA" <= vr <= b"ZZ":
+    # Delimiters have no VR; some writers switch to implicit VR on the way.
+    if implicit or group == 0xFFFE or not all(0x40 < c < 0x5B for c in vr):
         return Head(tag, None, struct.unpack_from(order + "L", data, 4)[0], position + 8)
-    if vr not in _LONG_VRS:
+    if vr not in LONG_VRS:
         return Head(tag, vr, struct.unpack_from(order + "H", data, 6)[0], position + 8)
     if len(data) < 12:
         return None
     return Head(tag, vr, struct.unpack_from(order + "L", data, 8)[0], position + 12)
 
 
-def _is_sequence(fp: BinaryIO, head: Head, encoding: Encoding) -> bool:
-    if head.vr == b"SQ":
-        return True
-    if head.vr not in (None, b"UN"):
-        return False
-    if head.vr == b"UN" and head.length == UNDEFINED:
-        return True
-    if dictionary_has_tag(head.tag):
-        return dictionary_VR(head.tag) == "SQ"
-    if head.length != UNDEFINED:
-        return False
-    inner = read_head(fp, head.value, implicit=True, little_endian=encoding.little_endian)
-    return inner is not None and inner.tag == _ITEM
-
-
-def _fragments(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragments, int]:
-    """The fragments of encapsulated data (PS3.5 A.4), and the position after it."""
+def fragments_at(fp: BinaryIO, position: int, little_endian: bool) -> tuple[Fragments, int]:
+    """The fragments of encapsulated data (PS3.5 A.4) whose value starts at ``position``, and the
+    position after it."""
     offsets: Sequence[int] = ()
     # Arrays rather than lists: a file may consist of millions of empty fragments.
     heads, lengths = array("Q"), array("Q")

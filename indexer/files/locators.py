@@ -1,7 +1,7 @@
 """Locators: the URIs by which the ledger names instances, and the paths that they stand for.
 
-``file://…`` is a file, ``zip+file://…#member`` a file in a zip archive, ``http(s)://…`` an
-instance on a DICOMweb server.
+``file://…`` is a file, ``zip+file://…#member`` and ``tar+file://…#member`` a file in an archive,
+``http(s)://…`` an instance on a DICOMweb server.
 """
 
 import os
@@ -12,8 +12,10 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 __all__ = [
+    "ARCHIVE_SCHEMES",
     "LONGEST_LOCATOR",
     "Image",
+    "TarMember",
     "ZipMember",
     "beginnings",
     "file_locator",
@@ -26,6 +28,8 @@ __all__ = [
 
 LONGEST_LOCATOR = 2400
 """Bytes. An index entry of PostgreSQL holds at most 2,704, shared with other columns."""
+ARCHIVE_SCHEMES = ("zip+file", "tar+file")
+"""Schemes of the locators of files in archives."""
 _TOO_LONG = "long+"
 _SHORTENED = 1500
 # What stays percent-encoded also in a locator that has to be short.
@@ -40,8 +44,20 @@ class ZipMember:
     name: str
 
 
-Image = Path | bytes | ZipMember
-"""The content of an instance: a file, the bytes themselves, or a file in a zip archive."""
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file inside a tar archive. name: as its header has it. start: position of its content in
+    the unpacked archive. size: in bytes. checksum: of its header."""
+
+    archive: Path
+    name: str
+    start: int
+    size: int
+    checksum: int
+
+
+Image = Path | bytes | ZipMember | TarMember
+"""The content of an instance: a file, the bytes themselves, or a file in an archive."""
 
 
 def file_locator(path: Path) -> str:
@@ -97,7 +113,7 @@ def file_path(locator: str) -> Path:
 
 def shown(locator: str) -> str:
     """A locator as people read it: a path, "archive.zip!member", or the URL itself."""
-    if locator.partition(":")[0] not in ("file", "zip+file"):
+    if locator.partition(":")[0] not in ("file", *ARCHIVE_SCHEMES):
         return locator
     location, packed, name = locator.partition("#")
     path = str(file_path(location))

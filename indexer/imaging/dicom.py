@@ -1,7 +1,6 @@
 """Reads a DICOM file: display pixels of the chosen frames, and the header for de-identification."""
 
 import io
-import struct
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -9,24 +8,22 @@ from typing import BinaryIO
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.settings import ImageLimits
 from indexer.files.dicom_structure import (
     Encoding,
-    Head,
     find_dataset,
     has_preamble,
-    read_head,
     starts_like_dicom,
-    walk,
 )
 from indexer.files.limits import check_declared
 from indexer.imaging.aspect import ASPECT_KEYWORDS
+from indexer.imaging.dataset import parse_dataset
 from indexer.imaging.decoding import StoredFrames
 from indexer.imaging.deidentify import HEADER_KEYWORDS
+from indexer.imaging.formats import no_image
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame, UnreadableFrames
@@ -53,6 +50,7 @@ _KEYWORDS = (
     *("PresentationLUTShape", "LossyImageCompression"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
+_TAGS = frozenset(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)))
 _CHUNK = 1024**2
 
 
@@ -106,13 +104,10 @@ def _read(
         fp = _inflate(fp, encoding, limits)
         size = fp.seek(0, io.SEEK_END)
         encoding = find_dataset(fp)
-    structure = walk(fp, size, encoding, limits.max_nesting)
-    header = _header(fp, size, encoding)
-    head = _pixel_element(fp, encoding)
+    parsed = parse_dataset(fp, size, encoding, _TAGS, PIXEL_KEYWORDS, limits.max_nesting)
+    header, head, structure = parsed.header, parsed.head, parsed.structure
     if not has_preamble(fp) and not _is_plausible(header):
-        raise ImageRefused(
-            RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
-        )
+        raise no_image()
     if structure.missing and structure.fragments is None:
         raise ImageRefused(
             RefusalReason.TRUNCATED,
@@ -163,37 +158,6 @@ def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:
     except zlib.error:
         raise ImageRefused(RefusalReason.DAMAGED, "the deflated dataset is corrupt") from None
     return out
-
-
-def _header(fp: BinaryIO, size: int, encoding: Encoding) -> Dataset:
-    """The elements that are needed. Leaves ``fp`` at the pixel data element, or at the end."""
-    fp.seek(encoding.start)
-    try:
-        return read_dataset(
-            fp,
-            encoding.implicit,
-            encoding.little_endian,
-            stop_when=lambda tag, _vr, _length: tag in PIXEL_KEYWORDS,
-            specific_tags=[tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword))],
-        )
-    except (EOFError, struct.error):
-        raise ImageRefused(
-            RefusalReason.TRUNCATED, f"the file ends in an element, after {size} bytes"
-        ) from None
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ImageRefused(
-            RefusalReason.DAMAGED, f"the dataset cannot be followed ({type(error).__name__})"
-        ) from None
-
-
-def _pixel_element(fp: BinaryIO, encoding: Encoding) -> Head | None:
-    """The head of the pixel data element, where the parser stopped; None = it reached the end."""
-    head = read_head(fp, fp.tell(), encoding.implicit, encoding.little_endian)
-    return head if head is not None and head.tag in PIXEL_KEYWORDS else None
 
 
 def _is_plausible(header: Dataset) -> bool:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from engine.errors import RefusalReason
 from engine.records import ImageRecord, content_point_id, dicom_point_id
 
-__all__ = ["Frame", "Instance", "UnreadableFrames"]
+__all__ = ["Frame", "Instance", "Pictures", "UnreadableFrames"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +37,14 @@ class UnreadableFrames:
     last: int
     reason: RefusalReason
     detail: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """What a file without DICOM header shows. declared: how many frames it has."""
+
+    frames: tuple[Frame, ...]
+    declared: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

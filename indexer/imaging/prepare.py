@@ -16,12 +16,13 @@ from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
 from indexer.files.dicom_structure import has_preamble
 from indexer.files.dicomdir import file_ids, is_dicomdir
-from indexer.files.locators import Image, ZipMember
+from indexer.files.locators import Image, TarMember, ZipMember
 from indexer.files.open_file import open_file
+from indexer.files.tar_archive import is_tar, list_tar
 from indexer.files.zip_archive import is_zip, read_directory
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Instance, UnreadableFrames
-from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
+from indexer.imaging.read import read_image, read_image_bytes, read_tar_member, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
 from indexer.imaging.voi import View
 
@@ -30,7 +31,7 @@ __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 
 @dataclass(frozen=True, slots=True)
 class ReadTask:
-    """What to read, and how. image: a file, a file in a zip archive, or the bytes of an upload.
+    """What to read, and how. image: a file, a file in an archive, or the bytes of an upload.
 
     frames: which frames of a multi-frame instance to read; a number n = at most n, evenly spaced.
     thumbnail_side: the longest side of thumbnails in pixels.
@@ -95,24 +96,22 @@ def prepare(task: ReadTask) -> Prepared:
 
 
 def _read(task: ReadTask) -> Instance:
-    limits, image = task.limits, task.image
-    how: _How = {
-        "frames_per_instance": task.frames,
-        "pseudonym_key": task.pseudonym_key,
-        "view": task.view,
-    }
+    image, limits, zip_limits = task.image, task.limits, task.zip_limits
+    how = _How(frames_per_instance=task.frames, pseudonym_key=task.pseudonym_key, view=task.view)
     if isinstance(image, bytes):
-        return read_image_bytes(image, limits, **how)
+        return read_image_bytes(image, limits, zip_limits=zip_limits, **how)
     if isinstance(image, ZipMember):
-        return read_zip_member(image, limits, task.zip_limits, **how)
+        return read_zip_member(image, limits, zip_limits, **how)
+    if isinstance(image, TarMember):
+        return read_tar_member(image, limits, zip_limits, **how)
     try:
-        return read_image(image, limits, **how)
+        return read_image(image, limits, zip_limits=zip_limits, **how)
     except ImageRefused as refused:
         raise _explained(refused, image, task) from None
 
 
 def _explained(refused: ImageRefused, path: Path, task: ReadTask) -> ImageRefused:
-    """A better reason if the file is a zip archive or DICOMDIR that the source did not open."""
+    """A better reason if the file is an archive or DICOMDIR that the source did not open."""
     try:
         with open_file(path) as fp:
             if is_zip(fp) and not has_preamble(fp):
@@ -121,6 +120,13 @@ def _explained(refused: ImageRefused, path: Path, task: ReadTask) -> ImageRefuse
                     RefusalReason.NOT_AN_IMAGE,
                     "a zip archive; what is in it is indexed when the archive itself is named, or "
                     "when its name ends in .zip",
+                )
+            if not has_preamble(fp) and is_tar(fp, fp.size, task.zip_limits):
+                list_tar(fp, fp.size, task.zip_limits)
+                return ImageRefused(
+                    RefusalReason.NOT_AN_IMAGE,
+                    "a tar archive; what is in it is indexed when the archive itself is named, or "
+                    "when its name ends in .tar, .tar.gz, .tgz, .tar.zst or .tzst",
                 )
             if refused.reason is RefusalReason.NO_PIXELS and is_dicomdir(fp):
                 file_ids(fp, fp.size, task.limits)

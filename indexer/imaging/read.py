@@ -1,10 +1,11 @@
-"""Reads a file, a file in a zip archive, or an upload as an :class:`Instance`, or refuses it."""
+"""Reads a file, a file in an archive, or an upload as an :class:`Instance`, or refuses it."""
 
 import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,15 +14,19 @@ from typing import BinaryIO
 from engine.errors import ImageRefused, PrecedentError, RefusalReason
 from engine.records import ImageRecord
 from engine.settings import ImageLimits, ZipLimits
+from indexer.files.compressed import UnpackedStream, is_compressed
 from indexer.files.dicom_structure import has_preamble
 from indexer.files.limits import check_file_size
-from indexer.files.locators import ZipMember
+from indexer.files.locators import TarMember, ZipMember
 from indexer.files.open_file import BoundedReader, open_file
+from indexer.files.tar_archive import is_tar, tar_content
 from indexer.files.zip_archive import Entry, is_zip, read_directory, unpacked
 from indexer.imaging.deidentify import record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
+from indexer.imaging.formats import no_image
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Frame, Instance
+from indexer.imaging.nifti import is_nifti, read_nifti
 from indexer.imaging.raster import is_raster, read_raster
 from indexer.imaging.voi import View
 
@@ -30,12 +35,27 @@ __all__ = [
     "Instance",
     "read_image",
     "read_image_bytes",
+    "read_tar_member",
     "read_zip_member",
 ]
 
 _CHUNK = 1024**2
 _IN_MEMORY = 64 * 1024**2
-"""Bytes. Larger members of zip archives are unpacked to an unnamed temporary file."""
+"""Bytes. What unpacks to more is unpacked to an unnamed temporary file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    limits: ImageLimits
+    zip_limits: ZipLimits
+    frames_per_instance: FramePolicy | int
+    pseudonym_key: bytes
+    view: View
+
+    @property
+    def policy(self) -> FramePolicy:
+        frames = self.frames_per_instance
+        return FramePolicy(limit=frames) if isinstance(frames, int) else frames
 
 
 def read_image(
@@ -45,8 +65,11 @@ def read_image(
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
     view: View = "header",
+    zip_limits: ZipLimits = ZipLimits(),  # noqa: B008 - frozen
 ) -> Instance:
-    """Reads the DICOM, PNG or JPEG file at ``path``; its format is detected from its content.
+    """Reads the image file at ``path``; its format is detected from its content.
+
+    A file that gzip or Zstandard packed is read as what it unpacks to, within ``zip_limits``.
 
     Args:
         view: the window to show CT images in Hounsfield units through.
@@ -57,7 +80,8 @@ def read_image(
     """
     with _refusing(), open_file(path) as fp:
         check_file_size(fp.size, limits)
-        return _read(fp, fp.size, limits, frames_per_instance, pseudonym_key, view)
+        how = _How(limits, zip_limits, frames_per_instance, pseudonym_key, view)
+        return _read(fp, fp.size, how)
 
 
 def read_image_bytes(
@@ -67,6 +91,7 @@ def read_image_bytes(
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
     view: View = "header",
+    zip_limits: ZipLimits = ZipLimits(),  # noqa: B008 - frozen
 ) -> Instance:
     """Like :func:`read_image`, for content in memory.
 
@@ -76,7 +101,8 @@ def read_image_bytes(
     """
     with _refusing():
         check_file_size(len(data), limits)
-        return _read(io.BytesIO(data), len(data), limits, frames_per_instance, pseudonym_key, view)
+        how = _How(limits, zip_limits, frames_per_instance, pseudonym_key, view)
+        return _read(io.BytesIO(data), len(data), how)
 
 
 def read_zip_member(
@@ -94,24 +120,57 @@ def read_zip_member(
         ImageRefused: with the reason, for whatever is wrong with the archive or the member.
         SettingsError: ``pseudonym_key`` is empty, or there is no such view.
     """
+    how = _How(limits, zip_limits, frames_per_instance, pseudonym_key, view)
     with _refusing(), open_file(member.archive) as archive:
         entry = _entry(archive, member, zip_limits)
-        with _room(entry.size) as fp:
-            for piece in unpacked(archive, entry, limits, zip_limits):
-                fp.write(piece)
-            check_file_size(entry.size, limits)
-            if is_zip(fp) and not has_preamble(fp):
-                raise ImageRefused(
-                    RefusalReason.NOT_AN_IMAGE,
-                    "an archive inside an archive is not opened; unpack the outer one",
-                )
-            fp.flush()
-            bounded = fp if isinstance(fp, io.BytesIO) else BoundedReader(_again(fp))
-            return _read(bounded, entry.size, limits, frames_per_instance, pseudonym_key, view)
+        with _copy(unpacked(archive, entry, limits, zip_limits), limits) as copy:
+            return _read_member(*copy, how)
 
 
-def _room(size: int) -> BinaryIO:
-    return io.BytesIO() if size <= _IN_MEMORY else TemporaryFile()
+def read_tar_member(
+    member: TarMember,
+    limits: ImageLimits,
+    zip_limits: ZipLimits,
+    *,
+    frames_per_instance: FramePolicy | int,
+    pseudonym_key: bytes,
+    view: View = "header",
+) -> Instance:
+    """Like :func:`read_image`, for a file in a tar archive.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the archive or the member.
+        SettingsError: ``pseudonym_key`` is empty.
+    """
+    how = _How(limits, zip_limits, frames_per_instance, pseudonym_key, view)
+    pieces = tar_content(member, limits, zip_limits)
+    with _refusing(), _copy(pieces, limits) as copy:
+        return _read_member(*copy, how)
+
+
+def _read_member(fp: BinaryIO, size: int, how: _How) -> Instance:
+    if not has_preamble(fp) and (is_zip(fp) or is_tar(fp, size, how.zip_limits)):
+        raise ImageRefused(
+            RefusalReason.NOT_AN_IMAGE,
+            "an archive inside an archive is not opened; unpack the outer one",
+        )
+    return _read(fp, size, how)
+
+
+@contextmanager
+def _copy(pieces: Iterator[bytes], limits: ImageLimits) -> Iterator[tuple[BinaryIO, int]]:
+    """What ``pieces`` are put together, and its size in bytes."""
+    with ExitStack() as stack:
+        fp: BinaryIO = io.BytesIO()
+        for piece in pieces:
+            if isinstance(fp, io.BytesIO) and fp.tell() + len(piece) > _IN_MEMORY:
+                small, fp = fp, stack.enter_context(TemporaryFile())
+                fp.write(small.getbuffer())
+            fp.write(piece)
+        size = fp.tell()
+        check_file_size(size, limits)
+        fp.flush()
+        yield fp if isinstance(fp, io.BytesIO) else BoundedReader(_again(fp)), size
 
 
 def _again(fp: BinaryIO) -> io.FileIO:
@@ -186,26 +245,41 @@ def _damaged(error: BaseException) -> ImageRefused:
     )
 
 
-def _read(
-    fp: BinaryIO,
-    size: int,
-    limits: ImageLimits,
-    frames_per_instance: FramePolicy | int,
-    pseudonym_key: bytes,
-    view: View,
-) -> Instance:
+def _read(fp: BinaryIO, size: int, how: _How) -> Instance:
+    if not is_compressed(fp) or has_preamble(fp):
+        return _read_plain(fp, size, how)
+    with _copy(_unpacked(fp, size, how), how.limits) as (inner, inner_size):
+        if is_compressed(inner) and not has_preamble(inner):
+            raise ImageRefused(RefusalReason.NOT_AN_IMAGE, "it is packed more than once; unpack it")
+        return _read_plain(inner, inner_size, how)
+
+
+def _unpacked(fp: BinaryIO, size: int, how: _How) -> Iterator[bytes]:
+    stream = UnpackedStream(fp, size, how.zip_limits)
+    while piece := stream.read(_CHUNK):
+        if stream.position > how.limits.max_file_bytes:
+            raise ImageRefused(
+                RefusalReason.TOO_LARGE,
+                f"it unpacks to more than the {how.limits.max_file_bytes} bytes that "
+                "limits.max_file_bytes allows",
+            )
+        yield piece
+
+
+def _read_plain(fp: BinaryIO, size: int, how: _How) -> Instance:
     digest = _sha256(fp, size)
-    fp.seek(0)
-    start = fp.read(16)
-    if is_raster(start) and not has_preamble(fp):
-        pixels = read_raster(fp, limits)
-        return Instance(ImageRecord(), digest, (Frame(0, pixels),), 1)
+    policy = how.policy
+    if not has_preamble(fp):
+        if is_raster(fp):
+            raster = read_raster(fp, how.limits, policy)
+            return Instance(ImageRecord(), digest, raster.frames, raster.declared)
+        if is_nifti(fp):
+            volume = read_nifti(fp, size, how.limits, policy)
+            return Instance(ImageRecord(), digest, volume.frames, volume.declared)
     if not is_dicom(fp, size):
-        raise ImageRefused(
-            RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
-        )
-    image = read_dicom(fp, size, limits, frames_per_instance, view)
-    record = record_of(image.header, pseudonym_key)
+        raise no_image()
+    image = read_dicom(fp, size, how.limits, policy, how.view)
+    record = record_of(image.header, how.pseudonym_key)
     return Instance(record, digest, image.frames, image.frames_declared, image.partial)
 
 

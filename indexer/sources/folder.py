@@ -1,4 +1,4 @@
-"""A source of files: in folders, in zip archives, and on media with a DICOMDIR."""
+"""A source of files: in folders, in zip and tar archives, and on media with a DICOMDIR."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +17,13 @@ from indexer.files.locators import (
     locator_of,
 )
 from indexer.files.open_file import open_file
+from indexer.files.tar_archive import (
+    TarEntry,
+    is_tar,
+    tar_locator,
+    tar_member,
+    tar_members,
+)
 from indexer.files.zip_archive import (
     Entry,
     is_zip,
@@ -29,6 +36,8 @@ from indexer.sources.base import Discovered
 
 __all__ = ["FolderSource"]
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+
 
 class FolderSource:
     """All files below some folders, and files that are given one by one.
@@ -36,9 +45,10 @@ class FolderSource:
     Links to folders are followed, but no folder is entered twice. A folder that cannot be listed
     is reported like a file: the reader refuses it, so it appears among the refused instances.
 
-    Each file in a zip archive is an instance. Files in folders are opened as archives if their
-    name ends in .zip, files given one by one if they are zip archives. A DICOMDIR that is given
-    stands for the files it refers to; one found in a folder is treated like any other file.
+    Each file in a zip or tar archive is an instance. Files in folders are opened as archives if
+    their name ends as theirs do (.zip, .tar, .tar.gz, .tgz, .tar.zst, .tzst), files given one by
+    one if they are archives. A DICOMDIR that is given stands for the files it refers to; one found
+    in a folder is treated like any other file.
     Archives and DICOMDIRs that cannot be read are reported as one file, which the reader refuses
     with the reason.
 
@@ -48,8 +58,8 @@ class FolderSource:
         leave_out: a folder that is not entered (the data folder may lie in the archive).
         label_from_folder: a file's label is the name of its folder.
         limits: for a DICOMDIR.
-        zip_limits: for zip archives.
-        open_archives: False = report zip archives as plain files.
+        zip_limits: for archives.
+        open_archives: False = report archives as plain files.
 
     Raises:
         QueryError: a path does not exist.
@@ -93,9 +103,9 @@ class FolderSource:
                 yield from self._named(path, entered, given)
 
     def images(self, locators: Iterable[str]) -> Iterator[Image | ImageRefused]:
-        """The path, or zip member, of each instance, or a refusal, in order."""
+        """The path, or member of an archive, of each instance, or a refusal, in order."""
         for locator in locators:
-            yield _image(locator)
+            yield _image(locator, self._zip_limits)
 
     def _walk(
         self, top: Path, entered: set[tuple[int, int]], given: set[Path]
@@ -133,25 +143,38 @@ class FolderSource:
             yield from self._file(path, whatever_its_name=True)
 
     def _file(self, path: Path, *, whatever_its_name: bool = False) -> Iterator[Discovered]:
-        members: dict[str, Entry] = {}
-        if self._open_archives and (whatever_its_name or path.suffix.lower() == ".zip"):
-            members = self._members(path)
-        for name in sorted(members):
-            label = member_label(path, name) if self._label else None
-            entry = members[name]
-            yield Discovered(zip_locator(path, name), entry.size, entry.stamp, label)
-        if not members:
+        empty = True
+        if self._open_archives and (whatever_its_name or path.name.lower().endswith(_ARCHIVES)):
+            for found in self._members(path):
+                empty = False
+                yield found
+        if empty:
             yield self._discovered(path)
 
-    def _members(self, path: Path) -> dict[str, Entry]:
-        """The members of a zip archive; empty when the file is none, or cannot be read."""
+    def _members(self, path: Path) -> Iterator[Discovered]:
+        """The members of an archive; none when the file is no archive, or cannot be read."""
+        packed: dict[str, Entry] = {}
+        filed: dict[str, TarEntry] = {}
         try:
             with open_file(path) as fp:
-                if is_zip(fp) and not has_preamble(fp):
-                    return read_directory(fp, fp.size, self._zip_limits)
+                modified = os.fstat(fp.fileno()).st_mtime_ns
+                if has_preamble(fp):
+                    return
+                if is_zip(fp):
+                    packed = read_directory(fp, fp.size, self._zip_limits)
+                elif is_tar(fp, fp.size, self._zip_limits):
+                    filed = tar_members(path, self._zip_limits)
         except (ImageRefused, OSError):
-            pass
-        return {}
+            return
+        for name in sorted(packed):
+            entry = packed[name]
+            label = member_label(path, name) if self._label else None
+            yield Discovered(zip_locator(path, name), entry.size, entry.stamp, label)
+        # In their order: a packed archive can only be read from its start.
+        for name, member in filed.items():
+            label = member_label(_without_suffixes(path), name) if self._label else None
+            stamp = member.modified or modified
+            yield Discovered(tar_locator(path, name), member.size, stamp, label)
 
     def _file_ids(self, path: Path) -> list[str]:
         """The File IDs of a DICOMDIR; empty when the file is none, or cannot be read."""
@@ -188,7 +211,7 @@ class FolderSource:
         return Discovered(file_locator(path), status.st_size, status.st_mtime_ns, label)
 
 
-def _image(locator: str) -> Image | ImageRefused:
+def _image(locator: str, zip_limits: ZipLimits) -> Image | ImageRefused:
     if is_too_long(locator):
         return ImageRefused(
             RefusalReason.UNREADABLE,
@@ -198,10 +221,12 @@ def _image(locator: str) -> Image | ImageRefused:
     scheme = locator.partition(":")[0]
     if scheme == "zip+file":
         return zip_member(locator)
+    if scheme == "tar+file":
+        return tar_member(locator, zip_limits)
     if scheme != "file":
         return ImageRefused(
             RefusalReason.UNREADABLE,
-            "it is no file and lies in no zip archive; index it from the source that it is of",
+            "it is no file and lies in no archive; index it from the source that it is of",
         )
     if "#" in locator:
         return ImageRefused(
@@ -209,6 +234,11 @@ def _image(locator: str) -> Image | ImageRefused:
             "the DICOMDIR refers to a file outside its folder; index the folder of that file",
         )
     return file_path(locator)
+
+
+def _without_suffixes(archive: Path) -> Path:
+    """The path without ".tar.gz" and the like. Only the last suffix is no part of the stem."""
+    return archive.with_suffix("") if archive.suffixes[-2:-1] == [".tar"] else archive
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

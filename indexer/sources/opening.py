@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.errors import QueryError, SettingsError
 from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
-from indexer.files.locators import beginnings
+from indexer.files.locators import ARCHIVE_SCHEMES, beginnings
 from indexer.sources.base import ImageSource
 
 __all__ = ["SourceSpec"]
@@ -138,9 +138,10 @@ class SourceSpec:
         starts = []
         for path in self._folders(named):
             name = os.fsencode(path)
-            # The files of a folder, or the file itself; and members of zip archives in either.
+            # The files of a folder, or the file itself; and members of archives in either.
             starts += [start + "/" for start in beginnings("file", name)]
-            starts += [start + end for start in beginnings("zip+file", name) for end in "/#"]
+            for scheme in ARCHIVE_SCHEMES:
+                starts += [start + end for start in beginnings(scheme, name) for end in "/#"]
             if not path.is_dir():
                 starts += beginnings("file", name)
         return starts

@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_told_in_a_sentence(client) -> None:
     page = Page(response.text)
     assert response.status_code == 422
     assert page.all("section", role="alert")
-    assert "The content is neither DICOM nor PNG nor JPEG." in page.text
+    assert "The content is neither DICOM nor NIfTI, PNG, JPEG, JPEG 2000" in page.text
     assert "letter" not in response.text
     assert page.all("form")
 

@@ -80,7 +80,8 @@ def test_an_image_that_cannot_be_read_is_told(run: Command, tmp_path: Path) -> N
         {
             "error": {
                 "code": "not-an-image",
-                "detail": "the content is neither DICOM nor PNG nor JPEG",
+                "detail": "the content is neither DICOM nor NIfTI, PNG, JPEG, JPEG 2000, TIFF, "
+                "WebP or BMP",
             }
         }
     ]

@@ -95,7 +95,7 @@ READ = (
     *("SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_rle_32bit.dcm", "SC_ybr_full_422_uncompressed.dcm"),
     *("image_dfl.dcm", "liver_1frame.dcm", "rtdose.dcm", "examples_palette.dcm"),
     *("examples_ybr_color.dcm", "examples_overlay.dcm", "badVR.dcm"),
-    "JPEGLSNearLossless_16.dcm",
+    *("JPEGLSNearLossless_16.dcm", "zipMR.gz"),
 )
 REFUSED = {
     "rtplan.dcm": ("no-pixels", "RT Plan Storage"),
@@ -109,8 +109,7 @@ REFUSED = {
     "MR_truncated.dcm": ("truncated", "8192"),
     "rtplan_truncated.dcm": ("truncated", "21 bytes"),
     "SC_rgb_small_odd.dcm": ("too-small", "3 × 3"),
-    "README.txt": ("not-an-image", "neither DICOM nor PNG nor JPEG"),
-    "zipMR.gz": ("not-an-image", "neither"),
+    "README.txt": ("not-an-image", "neither DICOM nor NIfTI, PNG"),
     "test1.json": ("not-an-image", "neither"),
 }
 
