@@ -184,6 +184,7 @@ instances = Table(
     Column("reason", Text),
     Column("detail", Text),
     Column("content", Text),
+    Column("pixels", Text),
     Column("study", Text),
     Column("series", Text),
     Column("sop", Text),
