@@ -1,6 +1,7 @@
 """The result of reading a file: its frames as display pixels, and its de-identified record."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,15 @@ class Instance:
     content_sha256: hex digest of the whole file.
     frames: the chosen frames, in the order of the file.
     frames_declared: how many frames the header declares.
+    frame_fields: by number of a frame, the fields of the record that differ for it; see
+        :func:`indexer.imaging.deidentify.frame_fields`.
     """
 
     record: ImageRecord
     content_sha256: str
     frames: tuple[Frame, ...]
     frames_declared: int
+    frame_fields: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
 
     def point_id(self, frame: Frame) -> str:
         """Id of ``frame`` in the index: from the SOP Instance UID, else from the content."""

@@ -18,7 +18,7 @@ from indexer.files.limits import check_file_size
 from indexer.files.locators import ZipMember
 from indexer.files.open_file import BoundedReader, open_file
 from indexer.files.zip_archive import Entry, is_zip, read_directory, unpacked
-from indexer.imaging.deidentify import record_of
+from indexer.imaging.deidentify import frame_fields, record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Frame, Instance
@@ -194,7 +194,8 @@ def _read(
         )
     image = read_dicom(fp, size, limits, frames_per_instance)
     record = record_of(image.header, pseudonym_key)
-    return Instance(record, digest, image.frames, image.frames_declared)
+    differing = frame_fields(image.header, [frame.number for frame in image.frames])
+    return Instance(record, digest, image.frames, image.frames_declared, differing)
 
 
 def _sha256(fp: BinaryIO, size: int) -> str:
