@@ -28,6 +28,7 @@ from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame
+from indexer.imaging.not_pictures import NOT_PICTURES
 from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
 from indexer.imaging.quiet import hushed
 
@@ -108,6 +109,13 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
         raise ImageRefused(
             RefusalReason.NO_PIXELS, f"{_sop_class(header, encoding)} without pixel data"
         )
+    named = NOT_PICTURES.get(_class_uid(header, encoding))
+    if named is not None and not policy.derived:
+        raise ImageRefused(
+            RefusalReason.NOT_A_PICTURE,
+            f"{named} holds labels, doses or measurements and no picture; set "
+            "indexing.take_derived to index it all the same",
+        )
 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))
@@ -186,9 +194,13 @@ def _is_registered(uid: str) -> bool:
     return UID(uid).name != uid
 
 
+def _class_uid(header: Dataset, encoding: Encoding) -> str:
+    return text(header, "SOPClassUID") or encoding.sop_class
+
+
 def _sop_class(header: Dataset, encoding: Encoding) -> str:
     """The name of the SOP class for error messages; an unregistered UID is not quoted."""
-    found = text(header, "SOPClassUID") or encoding.sop_class
+    found = _class_uid(header, encoding)
     if not found:
         return "a dataset without SOP class and"
     return UID(found).name if _is_registered(found) else "an unknown SOP class"

@@ -3,7 +3,9 @@
 Runs in the reading processes, so that only small results are sent back to the main process.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from indexer.files.locators import Image, ZipMember
 from indexer.files.open_file import open_file
 from indexer.files.zip_archive import is_zip, read_directory
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Instance
+from indexer.imaging.instance import Frame, Instance
 from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
 
@@ -46,21 +48,31 @@ class ReadTask:
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One frame, ready to be encoded. canvas: uint8 (S, S) or (S, S, 3), the model's input.
-    thumbnail: a JPEG file."""
+    thumbnail: a JPEG file. fields: those of the record that differ for this frame."""
 
     point_id: str
     frame: int
     canvas: NDArray[np.uint8]
     thumbnail: bytes
+    fields: Mapping[str, str | None] = field(default_factory=dict)
+
+    def record_of(self, record: ImageRecord) -> ImageRecord:
+        """The record of this frame. record: that of its instance."""
+        return replace(record, frame=self.frame, **self.fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An instance, ready to be encoded. content_sha256: hex digest of the whole file."""
+    """An instance, ready to be encoded.
+
+    content_sha256: hex digest of the whole file. pixels_sha256: hex digest of the display pixels
+    of its pictures, the same for the same pixels in another lossless encoding.
+    """
 
     record: ImageRecord
     content_sha256: str
     pictures: tuple[Picture, ...]
+    pixels_sha256: str
 
 
 def prepare(task: ReadTask) -> Prepared:
@@ -76,10 +88,21 @@ def prepare(task: ReadTask) -> Prepared:
             frame.number,
             task.preprocess.canvas(frame.pixels),
             thumbnail(frame.pixels, task.thumbnail_side),
+            instance.frame_fields.get(frame.number, {}),
         )
         for frame in instance.frames
     )
-    return Prepared(instance.record, instance.content_sha256, pictures)
+    return Prepared(instance.record, instance.content_sha256, pictures, _digest(instance.frames))
+
+
+def _digest(frames: Sequence[Frame]) -> str:
+    """The SHA-256, in hex, of numbers, shapes, dtypes and values of the frames' display pixels."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        pixels = np.ascontiguousarray(frame.pixels)
+        digest.update(f"{frame.number} {pixels.shape} {pixels.dtype.str};".encode())
+        digest.update(pixels.data)
+    return digest.hexdigest()
 
 
 def _read(task: ReadTask) -> Instance:

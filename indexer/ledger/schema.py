@@ -78,7 +78,8 @@ class Done:
     """The outcome of an instance that is in the index.
 
     content: sha256 hex of its file. points: (id, frame) pairs. duplicate: the points were already
-    there, written for another instance with the same content.
+    there, written for another instance with the same content or the same pixels. pixels: sha256
+    hex of the display pixels of its frames; None = not recorded.
     """
 
     locator: str
@@ -89,6 +90,7 @@ class Done:
     sop: str | None = None
     patient: str | None = None
     duplicate: bool = False
+    pixels: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,12 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Owner:
     """An instance that has a point. content: sha256 hex of its file. at: when it was recorded as
-    indexed, UTC, ISO 8601."""
+    indexed, UTC, ISO 8601. pixels: sha256 hex of its display pixels; None = not recorded."""
 
     locator: str
     content: str
     at: str = field(default="", compare=False)
+    pixels: str | None = field(default=None, compare=False)
 
 
 class Prefixes:
@@ -297,6 +300,7 @@ def done_row(outcome: Done) -> dict[str, str | None]:
         "why": None,
         "sentence": None,
         "sha256": outcome.content,
+        "shown_sha256": outcome.pixels,
         "study_uid": outcome.study,
         "series_uid": outcome.series,
         "sop_uid": outcome.sop,
@@ -306,7 +310,7 @@ def done_row(outcome: Done) -> dict[str, str | None]:
 
 def refused_row(outcome: Refused) -> dict[str, str | None]:
     """Parameters of :data:`finish_statement` for a refused instance."""
-    nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "pseudonym"))
+    nothing = dict.fromkeys(("sha256", "shown_sha256", "study_uid", "series_uid", "pseudonym"))
     return {
         "which": outcome.locator,
         "new_state": State.REFUSED,
@@ -334,6 +338,7 @@ finish_statement = (
         reason=bindparam("why"),
         detail=bindparam("sentence"),
         content=bindparam("sha256"),
+        pixels=bindparam("shown_sha256"),
         study=bindparam("study_uid"),
         series=bindparam("series_uid"),
         sop=bindparam("sop_uid"),
