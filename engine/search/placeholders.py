@@ -102,7 +102,7 @@ def remark_on_nothing(store: VectorStore, where: Filter, exclude: str | None) ->
     """
     if exclude is None or not store.count(where):
         return []
-    narrower = "study, or none" if exclude == "patient" else "none"
+    narrower = "only the own study, or nothing" if exclude == "patient" else "nothing"
     return [
         f"all images that could be hits are of the own {exclude}, which was left out; leave out "
         f"{narrower}"

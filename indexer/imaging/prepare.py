@@ -3,8 +3,7 @@
 Runs in the reading processes, so that only small results are sent back to the main process.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from indexer.files.dicomdir import file_ids, is_dicomdir
 from indexer.files.locators import Image, ZipMember
 from indexer.files.open_file import open_file
 from indexer.files.zip_archive import is_zip, read_directory
+from indexer.imaging.fingerprint import pixels_digest
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Frame, Instance
+from indexer.imaging.instance import Instance
 from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
 
@@ -65,8 +65,8 @@ class Picture:
 class Prepared:
     """An instance, ready to be encoded.
 
-    content_sha256: hex digest of the whole file. pixels_sha256: hex digest of the display pixels
-    of its pictures, the same for the same pixels in another lossless encoding.
+    content_sha256: hex digest of the whole file. pixels_sha256: that of the display pixels of its
+    pictures (fingerprint.py), the same for the same pixels in another lossless encoding.
     """
 
     record: ImageRecord
@@ -92,17 +92,9 @@ def prepare(task: ReadTask) -> Prepared:
         )
         for frame in instance.frames
     )
-    return Prepared(instance.record, instance.content_sha256, pictures, _digest(instance.frames))
-
-
-def _digest(frames: Sequence[Frame]) -> str:
-    """The SHA-256, in hex, of numbers, shapes, dtypes and values of the frames' display pixels."""
-    digest = hashlib.sha256()
-    for frame in frames:
-        pixels = np.ascontiguousarray(frame.pixels)
-        digest.update(f"{frame.number} {pixels.shape} {pixels.dtype.str};".encode())
-        digest.update(pixels.data)
-    return digest.hexdigest()
+    return Prepared(
+        instance.record, instance.content_sha256, pictures, pixels_digest(instance.frames)
+    )
 
 
 def _read(task: ReadTask) -> Instance:
