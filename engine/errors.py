@@ -111,6 +111,7 @@ class RefusalReason(StrEnum):
     TRUNCATED = "truncated"
     DAMAGED = "damaged"
     NO_PIXELS = "no-pixels"
+    NOT_A_PICTURE = "not-a-picture"
     UNSUPPORTED_SYNTAX = "unsupported-transfer-syntax"
     UNSUPPORTED_PIXELS = "unsupported-pixels"
     TOO_SMALL = "too-small"

@@ -28,6 +28,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
 
 __all__ = [
@@ -55,6 +56,21 @@ def _cores() -> int:
     """Cores this process may use, at most 16: a container may have been given few of many."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(usable or 1, 16)
+
+
+def _home(path: Path) -> Path:
+    """The path with a leading "~" expanded, as a shell would.
+
+    Raises:
+        ValueError: nobody knows whose home that is.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("the home folder that ~ stands for is not known") from None
+
+
+_PathSetting = Annotated[Path, AfterValidator(_home)]
 
 
 class _Group(BaseModel):
@@ -108,8 +124,14 @@ class IndexingSettings(_Group):
     the middle one, or those that key object selections of the instance itself name."""
     frames_per_instance: Annotated[int, Field(ge=1)] = 8
     """Most frames indexed of a multi-frame instance, whatever the policy."""
+    orient: bool = True
+    """Whether slices that are stored upside down, mirrored or lying are turned before the model
+    sees them, as Image Orientation (Patient) or Patient Orientation says; thumbnails stay."""
     every_nth_frame: Annotated[int, Field(ge=1)] = 10
     """The n of the policy "nth"."""
+    take_derived: bool = False
+    """Index segmentations, RT dose grids and parametric maps too: derived objects whose pixels are
+    labels, doses or measurements rather than a picture."""
     thumbnail_side: Annotated[int, Field(ge=16, le=1024)] = 192
     """Longer side of a thumbnail, in pixels."""
 
@@ -190,7 +212,7 @@ class FolderSettings(SourceSettings):
     """Folders, files, zip archives and DICOMDIRs that every worker sees under these paths."""
 
     kind: Literal["folder"]
-    paths: tuple[Path, ...]
+    paths: tuple[_PathSetting, ...]
     labels: Literal["folder"] | None = None
 
 
@@ -203,7 +225,7 @@ class DicomWebSettings(SourceSettings):
     password: SecretStr | None = None
     token: SecretStr | None = None
     """Sent as a bearer token."""
-    ca_file: Path | None = None
+    ca_file: _PathSetting | None = None
     """Certificates to trust instead of the system's."""
     allowed_hosts: tuple[str, ...] = ()
     """Other hosts to which the server may redirect."""
@@ -220,6 +242,17 @@ class DicomWebSettings(SourceSettings):
     """Studies, series or instances in the answer to one QIDO-RS request."""
 
 
+def _uid(written: str) -> str:
+    """Checks a UID (PS3.5 9.1).
+
+    Raises:
+        ValueError: the text is none.
+    """
+    if len(written) > 64 or re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", written) is None:
+        raise ValueError(f"{written[:80]!r} is no UID; write it as in 1.2.840.113619.4.26")
+    return written
+
+
 class ReceiveSettings(_Group):
     """The C-STORE SCP, which receives instances that a PACS sends."""
 
@@ -228,6 +261,8 @@ class ReceiveSettings(_Group):
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
     allowed_ae_titles: tuple[str, ...] = ()
     """Calling AE titles that are accepted; by default none is."""
+    sop_classes: tuple[Annotated[str, AfterValidator(_uid)], ...] = ()
+    """UIDs of private SOP classes that are accepted besides the standard's."""
     max_associations: Annotated[int, Field(ge=1, le=256)] = 8
     max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
     """Bytes of received instances that are not indexed yet; above this senders are told to wait."""
@@ -262,6 +297,9 @@ class SearchSettings(_Group):
     """Most images compared in a search without a graph; of more, a fixed sample is compared."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
     """Most values listed for each facet."""
+    placeholder_patients: bool = True
+    """Treat one patient with more studies than any person has as many unknown ones, so that leaving
+    out or grouping by the same patient does not take in the whole archive."""
     ood_policy: Literal["warn", "refuse"] = "warn"
     """What to do with a query foreign to the model: answer with a warning, or with no hits."""
 
@@ -285,9 +323,9 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    data_dir: Path = Path("precedent-data")
+    data_dir: _PathSetting = Path("precedent-data")
     """Index, ledger and thumbnails."""
-    model: Path | None = None
+    model: _PathSetting | None = None
     """Folder of a checkpoint; None = the shipped one."""
     device: str = "auto"
     """Where the model runs: "cpu", "cuda", "cuda:1", …; "auto" = a GPU where there is one."""
@@ -326,20 +364,36 @@ def _config_file() -> Path | None:
     named = os.environ.get(_CONFIG_VARIABLE)
     if named is None:
         return Path(_CONFIG_DEFAULT) if Path(_CONFIG_DEFAULT).is_file() else None
-    if not Path(named).is_file():
+    path = Path(os.path.expanduser(named))  # noqa: PTH111 - which raises for an unknown user
+    if not path.is_file():
         raise SettingsError(
             f"{_CONFIG_VARIABLE} names {named!r}, which is not a file; "
             "correct the path or unset the variable"
         )
-    return Path(named)
+    return path
+
+
+def _known_names() -> dict[str, str]:
+    """The names of all settings by their variables, as "search.k" by "PRECEDENT_SEARCH__K"."""
+    names: list[str] = []
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            names += [f"{name}.{inner}" for inner in group.model_fields]
+        else:
+            names.append(name)
+    return {"PRECEDENT_" + name.upper().replace(".", "__"): name for name in names}
 
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings, with ``overrides`` that are not None taking precedence over all sources.
 
+    A variable with our prefix that is no setting is warned of, once.
+
     Raises:
         SettingsError: a value is out of range, a name is unknown or the file is not TOML.
     """
+    warn_of_unknown(os.environ, _known_names())
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
@@ -348,8 +402,10 @@ def load_settings(**overrides: Any) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         variable = "PRECEDENT_" + name.upper().replace(".", "__")
         if first["type"] == "extra_forbidden":
+            meant = nearest(name, _known_names().values())
+            hint = f" (is {meant} meant?)" if meant else ""
             raise SettingsError(
-                f"there is no setting {name}; correct or remove {variable}, or its line in "
+                f"there is no setting {name}{hint}; correct or remove {variable}, or its line in "
                 f"{_CONFIG_DEFAULT}"
             ) from None
         # The value itself is left out: it may be a secret.

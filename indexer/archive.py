@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -24,6 +24,7 @@ from indexer.datadir.models import model_directory
 from indexer.datadir.write_lock import writing
 from indexer.encoders import following, load_encoder
 from indexer.files.locators import file_locator, file_path, is_file
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.rendering import rendering_of
 from indexer.jobs.ledger import JobLedger
@@ -270,7 +271,7 @@ class QueryReader:
             archive.settings,
             archive.manifest.preprocess,
             archive.data_dir.pseudonym_key(archive.settings),
-            frames=1,
+            frames=FramePolicy(limit=1, derived=archive.settings.indexing.take_derived),
             processes=processes,
         )
 
@@ -293,5 +294,5 @@ class QueryReader:
 
 def _query_image(prepared: Prepared) -> QueryImage:
     picture = prepared.pictures[0]
-    record = replace(prepared.record, frame=picture.frame)
+    record = picture.record_of(prepared.record)
     return QueryImage(picture.point_id, record, picture.canvas)

@@ -47,6 +47,7 @@ def duplicates(
     from api.cli.terminal import duplicates_table
     from engine.search import duplicates as search
     from engine.search.query import parse_where
+    from engine.search.spelling import as_spelled
     from indexer.archive import Archive
 
     if limit is not None and limit < 1:
@@ -59,6 +60,9 @@ def duplicates(
         Archive(load_settings(data_dir=data_dir, model=model)) as archive,
         _progress(shown=not as_json) as progress,
     ):
+        filters, remarks = as_spelled(archive.store, filters)
+        for remark in remarks:
+            Console(stderr=True).print(remark, highlight=False, markup=False)
         groups = search.duplicates(archive.store, where=filters, progress=progress, **options)
         wanted = (group for group in groups if group.studies > 1 or not across_studies)
         for group in islice(wanted, limit):

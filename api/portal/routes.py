@@ -23,6 +23,7 @@ from api.schemas import ImageDocument, SearchDocument
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.search.query import Cursor, parse_where
 from engine.search.sizes import size_of
+from engine.search.spelling import as_spelled
 from engine.store.base import Filter
 from indexer.archive import Archive
 
@@ -107,7 +108,7 @@ def _page_values(
     problem: Problem | None = None,
 ) -> dict[str, Any]:
     """The values of the template ``search.html``."""
-    where = parse_where(() if problem else asked.where)
+    where, _ = as_spelled(archive.store, parse_where(() if problem else asked.where))
     document = None if found is None else SearchDocument.from_answer(found.answer)
     matching = size_of(archive.store, where, archive.settings.search.max_faceted)
     whole = archive.engine.facets(Filter())

@@ -4,7 +4,7 @@ A query is encoded, checked by the out-of-distribution (OOD) gate, pre-filtered 
 (ladder.py), and the most similar candidates are ranked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
 from engine.search.ladder import Climb, Rung, climb, enough_for
+from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.query import MAX_K, Cursor, Query, without_own
 from engine.search.recommend import Examples, Recommendation, Wanted, recommend
 from engine.search.shortlist import best_of_each, most_similar, ranked_groups
 from engine.search.sizes import Size, size_of
+from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
 from engine.store.base import Filter, Ids, VectorStore
@@ -139,6 +141,7 @@ class SearchEngine:
 
     def facets(self, where: Filter) -> Facets:
         """Counts by field value over the images that pass ``where``."""
+        where, _ = as_spelled(self._store, where)
         return self._facets(where, Size(self._store.count(where, exact=False)))[0]
 
     def _facets(self, where: Filter, size: Size) -> tuple[Facets, bool]:
@@ -173,11 +176,14 @@ class SearchEngine:
         if verdict is not None and verdict.foreign and self._settings.ood_policy == "refuse":
             nothing = Climb(Rung("none", None), query.where, Size(0), {})
             return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
-        where = without_own(query.where, query.exclude, () if own is None else (own,))
+        records = () if own is None else (own,)
         with watch("prefilter"):
+            others, remarks = as_spelled(self._store, query.where)
+            nobody = nobodies(self._store, self._settings, records, query.exclude, query.group_by)
+            where = without_own(others, query.exclude, records, nobody)
             taken = self.candidates(code, query, where)
         with watch("rank"):
-            points = self._points(z, query, taken)
+            points = self._points(z, query, taken, nobody)
         # The rung was taken for an estimate that proved too high: go on to wider rungs. A further
         # page of a list stays on the rung of the first.
         while (
@@ -189,8 +195,11 @@ class SearchEngine:
             with watch("prefilter"):
                 taken = self.candidates(code, query, where, above=taken)
             with watch("rank"):
-                points = self._points(z, query, taken)
-        hits = ranked_groups(points, code, query.order, query.group_by)
+                points = self._points(z, query, taken, nobody)
+        hits = ranked_groups(points, code, query.order, query.group_by, nobody)
+        remarks = (*remarks, *remark_on(nobody, records, query.exclude))
+        if not points:
+            remarks = (*remarks, *remark_on_nothing(self._store, others, query.exclude))
         facets: Facets = {}
         estimated = False
         if query.facets:
@@ -202,7 +211,12 @@ class SearchEngine:
         shown = hits[query.offset : end]
         return Answer(
             tuple(shown),
-            replace(evidence, facets_estimated=estimated, **self._told_of(shown)),
+            replace(
+                evidence,
+                facets_estimated=estimated,
+                note=joined(evidence.note, remarks),
+                **self._told_of(shown),
+            ),
             verdict,
             facets,
             str(Cursor(taken.rung.name, end)) if more else None,
@@ -249,14 +263,18 @@ class SearchEngine:
             above=above,
         )
 
-    def _points(self, z: NDArray[np.float32], query: Query, taken: Climb) -> list[Point]:
+    def _points(
+        self, z: NDArray[np.float32], query: Query, taken: Climb, nobody: Collection[str]
+    ) -> list[Point]:
         """The candidates to rank: the hits wanted, one more (is there a next page?) and ties."""
         store, exact = self._store, not taken.approximate
         wanted = query.offset + query.k + 1
         if query.order == "hamming":
             wanted = max(wanted, self._settings.max_hamming_ranked)
         elif query.group_by is not None:
-            return best_of_each(store, z, taken.where, query.group_by, wanted, exact=exact)
+            return best_of_each(
+                store, z, taken.where, query.group_by, wanted, exact=exact, nobody=nobody
+            )
         return most_similar(store, z, taken.where, wanted, exact=exact)
 
     def _evidence(

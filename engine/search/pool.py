@@ -1,6 +1,6 @@
 """Candidates for a recommendation: fetched for each liked example, compared with all examples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from engine.codes import hamming
 from engine.records import Hit, ImageRecord, Point
-from engine.search.shortlist import each_most_similar, without_groups
+from engine.search.shortlist import each_most_similar, group_of, without_groups
 from engine.search.similarity import cosines, unit
 from engine.store.base import Filter, Ids, Nearest, VectorStore
 
@@ -59,12 +59,18 @@ class Pool:
     Args:
         store: where the candidates are.
         liked, disliked: the examples; at least one is liked.
+        nobody: groups whose images are groups by themselves, see placeholders.py.
     """
 
     def __init__(
-        self, store: VectorStore, liked: Sequence[Example], disliked: Sequence[Example]
+        self,
+        store: VectorStore,
+        liked: Sequence[Example],
+        disliked: Sequence[Example],
+        nobody: Collection[str] = (),
     ) -> None:
         self._store = store
+        self._nobody = nobody
         self._liked = liked
         self._likes = [unit(one.z) for one in liked]
         self._dislikes = [unit(one.z) for one in disliked]
@@ -103,7 +109,7 @@ class Pool:
         Returns:
             False if some request still had fewer than ``wanted`` after the last round trip allowed.
         """
-        requests = [_Request(one, group_by) for one in asked]
+        requests = [_Request(one, group_by, self._nobody) for one in asked]
         limit = 2 * wanted
         for _ in range(_ROUNDS):
             answers = each_most_similar(
@@ -159,9 +165,10 @@ class Pool:
 class _Request:
     """One request, and the groups and images that it has found so far."""
 
-    def __init__(self, asked: Nearest, group_by: str | None) -> None:
+    def __init__(self, asked: Nearest, group_by: str | None, nobody: Collection[str]) -> None:
         self._asked = asked
         self._group_by = group_by
+        self._nobody = nobody
         self._groups: dict[str, None] = {}
         self._images: dict[str, None] = {}
         self._alone = 0
@@ -173,7 +180,9 @@ class _Request:
 
     def note(self, point: Point, *, kept: bool) -> None:
         """Notes a point that was found; kept: it is not nearer to a disliked example."""
-        group = None if self._group_by is None else getattr(point.record, self._group_by)
+        group = None
+        if self._group_by is not None:
+            group = group_of(point.record, self._group_by, self._nobody)
         if not kept or group is None:
             # Exclude this image alone, not its group: another image of the group may be kept.
             self._images[point.id] = None

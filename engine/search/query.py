@@ -1,7 +1,7 @@
 """The search request: how many hits, filters, order, grouping and page."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.errors import QueryError
@@ -18,6 +18,8 @@ GROUPS = ("study", "patient")
 MAX_K = 1000
 _MAX_VALUES = 256
 _LARGEST = 2**31 - 1
+_UPPER = ("modality", "body_part", "view", "laterality", "sex")
+"""Fields whose values are code strings, and so in upper case (PS3.5 6.2)."""
 _ASKABLE = sorted(name for name, kind in FILTER_FIELDS.items() if kind is not FieldKind.TENANT)
 
 
@@ -104,15 +106,23 @@ class Query:
         return 0 if self.page is None else self.page.offset
 
 
-def without_own(where: Filter, exclude: str | None, own: Sequence[ImageRecord]) -> Filter:
+def without_own(
+    where: Filter,
+    exclude: str | None,
+    own: Sequence[ImageRecord],
+    nobody: Collection[str] = (),
+) -> Filter:
     """The filter, with the studies of ``own`` excluded; with "patient", their patients too.
 
     Args:
         exclude: "study", "patient" or None.
         own: records of the query images.
+        nobody: values of the field patient that stand for no one (placeholders.py).
     """
     fields = {None: (), "study": ("study",), "patient": ("study", "patient")}[exclude]
     named = {field: {getattr(record, field) for record in own} - {None} for field in fields}
+    if "patient" in named:
+        named["patient"] -= set(nobody)
     mine = tuple(Match(field, tuple(sorted(values))) for field, values in named.items() if values)
     return replace(where, must_not=(*where.must_not, *mine))
 
@@ -122,7 +132,8 @@ def parse_where(terms: Iterable[str]) -> Filter:
 
     ``modality=CT`` selects a value and ``modality!=CT`` excludes it; ``study_year=2015..2020`` is a
     range, in which either bound may be left out. Terms are combined with AND, except that several
-    ``=`` terms of one field select any of their values.
+    ``=`` terms of one field select any of their values. Case does not matter in the values of
+    coded fields; for the others see ``engine.search.spelling``.
 
     Raises:
         QueryError: a term is not of this form, names an unknown field or has a wrong value.
@@ -165,6 +176,8 @@ def _match(field: str, texts: list[str]) -> Match:
             if value.lower() not in known:
                 raise QueryError(f"filter {field}={value}: use true or false")
         return Match(field, tuple(known[value.lower()] for value in values))
+    if field in _UPPER:
+        return Match(field, tuple(value.upper() for value in values))
     return Match(field, tuple(values))
 
 

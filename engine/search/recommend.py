@@ -18,10 +18,12 @@ from engine.errors import ImageNotFound, QueryError, StoreError
 from engine.records import Hit, ImageRecord, Observations, OodVerdict
 from engine.search.diversity import diverse
 from engine.search.ladder import Climb, Rung, climb, enough_for
+from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
 from engine.search.shortlist import first_of_each
 from engine.search.sizes import size_of
+from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
 from engine.store.base import Filter, Ids, Match, Nearest, VectorStore
@@ -219,15 +221,19 @@ def recommend(
     )
     if told is not None and told.foreign and settings.ood_policy == "refuse":
         return Recommendation((), (), replace(basis, timings_ms=watch.rounded()), told)
-    where = without_own(wanted.where, wanted.exclude, [example.record for example in liked])
+    others, remarks = as_spelled(store, wanted.where)
     ids = {example.id for example in (*liked, *disliked)} | {examples.seen_id}
     themselves = Ids(tuple(sorted(one for one in ids if one is not None)))
     if themselves.values:
-        where = replace(where, must_not=(*where.must_not, themselves))
+        others = replace(others, must_not=(*others.must_not, themselves))
+    own = [example.record for example in liked]
+    with watch("fetch"):
+        nobody = nobodies(store, settings, own, wanted.exclude, wanted.group_by)
+    where = without_own(others, wanted.exclude, own, nobody)
     needed = wanted.k
     if wanted.diversity > 0:
         needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
-    pool = Pool(store, liked, disliked)
+    pool = Pool(store, liked, disliked, nobody)
     enough = enough_for(store, where, wanted.k, settings)
     while True:
         with watch("prefilter"):
@@ -241,7 +247,7 @@ def recommend(
             found = pool.suggestions()
             hits = [one.hit for one in found]
             if wanted.group_by is not None:
-                hits = list(first_of_each(hits, wanted.group_by))
+                hits = list(first_of_each(hits, wanted.group_by, nobody))
         # A rung may have many candidates that are all of a few studies: try again with wider rungs.
         if len(hits) >= wanted.k or all(taken.rung.radius is None for taken in climbs):
             break
@@ -249,6 +255,9 @@ def recommend(
     with watch("rank"):
         hits = diverse(store, hits[:needed], wanted.k, wanted.diversity)
     because = {one.hit.id: one for one in found}
+    remarks = (*remarks, *remark_on(nobody, own, wanted.exclude))
+    if pool.compared == 0:
+        remarks = (*remarks, *remark_on_nothing(store, others, wanted.exclude))
     basis = replace(
         basis,
         rungs=dict(Counter(taken.rung.name for taken in climbs)),
@@ -257,7 +266,7 @@ def recommend(
         approximate=any(taken.approximate for taken in climbs),
         ranked=pool.compared,
         nearer_to_disliked=pool.nearer_to_disliked,
-        note=_note(climbs, whole=whole),
+        note=joined(_note(climbs, whole=whole), remarks),
         timings_ms=watch.rounded(),
     )
     return Recommendation(tuple(because[hit.id] for hit in hits), _votes(hits), basis, told)

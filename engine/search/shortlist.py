@@ -3,14 +3,14 @@
 A group is a study or a patient. The shortlist is then put into a total order (ranking.py).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.records import Hit, Point
+from engine.records import Hit, ImageRecord, Point
 from engine.search.ranking import ranked
 from engine.store.base import Filter, Match, Nearest, VectorStore
 
@@ -18,6 +18,7 @@ __all__ = [
     "best_of_each",
     "each_most_similar",
     "first_of_each",
+    "group_of",
     "most_similar",
     "ranked_groups",
     "without_groups",
@@ -84,6 +85,7 @@ def best_of_each(
     wanted: int,
     *,
     exact: bool,
+    nobody: Collection[str] = (),
 ) -> list[Point]:
     """Points that include the most similar one of each of the ``wanted`` most similar groups.
 
@@ -96,6 +98,7 @@ def best_of_each(
         group_by: "study" or "patient". An image without one is a group by itself.
         wanted: how many groups.
         exact: as for :func:`most_similar`.
+        nobody: groups whose images are groups by themselves, see placeholders.py.
     """
     found: list[Point] = []
     names: dict[str, None] = {}
@@ -105,7 +108,7 @@ def best_of_each(
         points = most_similar(store, z, without_groups(where, group_by, names), limit, exact=exact)
         found.extend(points)
         for point in points:
-            name = getattr(point.record, group_by)
+            name = group_of(point.record, group_by, nobody)
             if name is None:
                 unnamed.add(point.id)
             else:
@@ -126,18 +129,30 @@ def without_groups(where: Filter, field: str, names: Iterable[str]) -> Filter:
 
 
 def ranked_groups(
-    points: Sequence[Point], code: NDArray[np.uint8], order: str, group_by: str | None
+    points: Sequence[Point],
+    code: NDArray[np.uint8],
+    order: str,
+    group_by: str | None,
+    nobody: Collection[str] = (),
 ) -> list[Hit]:
     """The points as hits in total order; with ``group_by``, only the first hit of each group."""
     hits = ranked(points, code, order)
-    return hits if group_by is None else list(first_of_each(hits, group_by))
+    return hits if group_by is None else list(first_of_each(hits, group_by, nobody))
 
 
-def first_of_each(hits: Iterable[Hit], group_by: str) -> Iterator[Hit]:
+def group_of(record: ImageRecord, group_by: str, nobody: Collection[str]) -> str | None:
+    """The study or patient of an image; None = it is a group by itself."""
+    name: str | None = getattr(record, group_by)
+    return None if name in nobody else name
+
+
+def first_of_each(
+    hits: Iterable[Hit], group_by: str, nobody: Collection[str] = ()
+) -> Iterator[Hit]:
     """The first hit of each study or patient; an image that names none is a group by itself."""
     seen: set[str] = set()
     for hit in hits:
-        name = getattr(hit.record, group_by) or f"image {hit.id}"
+        name = group_of(hit.record, group_by, nobody) or f"image {hit.id}"
         if name not in seen:
             seen.add(name)
             yield hit

@@ -1,10 +1,23 @@
-"""DICOM's terms for modality, body part and view, and its codes of anatomic regions."""
+"""DICOM's terms for modality, body part and view, and its codes of regions and views."""
 
-__all__ = ["BODY_PARTS", "MODALITIES", "REGION_CODES", "VIEWS"]
+__all__ = [
+    "BODY_PARTS",
+    "LOOSE_VIEWS",
+    "MODALITIES",
+    "REGION_CODES",
+    "VIEWS",
+    "VIEW_CODES",
+    "VIEW_MODIFIER_CODES",
+]
 
 
 def _terms(text: str) -> frozenset[str]:
     return frozenset(text.split())
+
+
+def _by_code(terms: dict[str, str]) -> dict[str, str]:
+    """Code → term, of terms with their codes."""
+    return {code: term for term, codes in terms.items() for code in codes.split()}
 
 
 MODALITIES = _terms(
@@ -31,52 +44,138 @@ BODY_PARTS = _terms(
 """Defined terms of Body Part Examined (PS3.16 annex L), the common ones."""
 
 VIEWS = _terms(
-    "AP PA LL RL RLD LLD RLO LLO LATERAL OBLIQUE CC MLO ML LM LMO XCC XCCL XCCM FB SIO ISO CV AT"
+    "AP PA LL RL RLD LLD RLO LLO LATERAL OBLIQUE RAO LAO RPO LPO AXIAL TAN "
+    "CC MLO ML LM LMO XCC XCCL XCCM FB SIO ISO CV AT"
 )
-"""Terms of View Position (PS3.3 C.8.1.1, C.8.11.5) and the mammography views (PS3.16 4014)."""
+"""Terms of View Position (PS3.3 C.8.1.1, C.8.11.5), the other projections of PS3.16 CID 4010 that
+have an abbreviation, and the mammography views (PS3.16 CID 4014 and 4015)."""
 
-REGION_CODES: dict[str, str] = {
-    code: part
-    for part, codes in {
+VIEW_CODES = _by_code(
+    {
+        "AP": "399348003 R-10206",
+        "PA": "272479007 R-40888 R-10214",
+        "LL": "399173006 R-10236",
+        "RL": "399198007 R-10232",
+        "LATERAL": "399067008 R-102CD",
+        "OBLIQUE": "399182000 R-102C1",
+        "RAO": "399356000 R-40985 R-10218",
+        "LAO": "399135007 R-10220",
+        "RPO": "399038007 R-10210",
+        "LPO": "399006002 R-10212",
+        "AXIAL": "399061009 R-10241",
+        "TAN": "399110001 R-102C2",
+        "CC": "399162004 R-10242",
+        "MLO": "399368009 R-10226",
+        "ML": "399260004 R-10224",
+        "LM": "399352003 R-10228",
+        "LMO": "399099002 R-10230",
+        "XCC": "399265009 R-102CF",
+        "XCCL": "399192008 R-1024A Y-X1770",
+        "XCCM": "399101009 R-1024B Y-X1771",
+        "FB": "399196006 R-10244",
+        "SIO": "399188001 R-102D0",
+        "ISO": "441555000 R-40AAA",
+    }
+)
+"""SNOMED CT and SNOMED RT codes of projections (PS3.16 CID 4010 and 4014, with the codes of earlier
+editions) to views."""
+
+VIEW_MODIFIER_CODES = _by_code(
+    {"CV": "399161006 R-102D2", "AT": "399011000 R-102D1", "TAN": "399110001 R-102C2"}
+)
+"""Codes of the modifiers that replace the view of a mammogram (PS3.16 CID 4015). The others, such
+as those of magnification and compression, leave it as it is."""
+
+LOOSE_VIEWS = _terms("LATERAL OBLIQUE AXIAL")
+"""Views of which a View Position may say more, as LL does of LATERAL."""
+
+REGION_CODES = _by_code(
+    {
         "ABDOMEN": "818981001 113345001 T-D4000",
+        "ABDOMENPELVIS": "818982008 416949008 R-FAB57",
+        "ADRENAL": "23451007 T-B3000",
         "ANKLE": "70258002 T-15750",
+        "AORTA": "15825003 T-42000",
+        "ARM": "40983000 T-D8200",
         "BLADDER": "89837001 T-74000",
         "BRAIN": "12738006 T-A0100",
         "BREAST": "76752008 T-04000",
+        "BRONCHUS": "955009 T-26000",
+        "CALCANEUS": "80144004 T-12770",
         "CHEST": "816094009 51185008 T-D3000",
+        "CHESTABDOMEN": "416550000 R-FAB55",
+        "CHESTABDPELVIS": "416775004 R-FAB56",
         "CLAVICLE": "51299004 T-12310",
+        "COCCYX": "64688005 T-11BF0",
+        "COLON": "71854001 T-59300",
         "CSPINE": "122494005 T-11501",
+        "CTSPINE": "1217257000",
         "ELBOW": "16953009 T-15430",
+        "ESOPHAGUS": "32849002 T-56000",
+        "EXTREMITY": "66019005 T-D0300",
         "EYE": "81745001 T-AA000",
         "FEMUR": "71341001 T-12710",
         "FINGER": "7569003 T-D8800",
         "FOOT": "56459004 T-D9700",
         "FOREARM": "14975008 T-D8500",
+        "GALLBLADDER": "28231008 T-63000",
         "HAND": "85562004 T-D8700",
         "HEAD": "69536005 T-D1100",
+        "HEADNECK": "774007 T-D1000",
         "HEART": "80891009 T-32000",
-        "HIP": "24136001 T-15710",
+        "HIP": "24136001 29836001 T-15710 T-D2500",
         "HUMERUS": "85050009 T-12410",
+        "IAC": "361078006 T-AB959",
+        "ILIUM": "22356005 T-12340",
         "JAW": "661005 T-D1213",
         "KIDNEY": "64033007 T-71000",
         "KNEE": "72696002 T-D9200",
+        "LARYNX": "4596009 T-24100",
         "LEG": "30021000 T-D9400",
         "LIVER": "10200004 T-62000",
         "LSPINE": "122496007 T-11503",
+        "LSSPINE": "1217253001",
+        "LUNG": "39607008 T-28000",
+        "MAXILLA": "70925003 T-11170",
+        "MEDIASTINUM": "72410000 T-D3300",
         "NECK": "45048000 T-D1600",
+        "NECKCHEST": "417437006 R-FAB52",
+        "NECKCHESTABDOMEN": "416152001 R-FAB53",
+        "NECKCHESTABDPELV": "416319003 R-FAB54",
+        "ORBIT": "363654007 T-D14AE",
+        "PANCREAS": "15776009 T-65000",
+        "PATELLA": "64234005 T-12730",
         "PELVIS": "816092008 12921003 T-D6000",
         "PROSTATE": "41216001 T-92000",
+        "RADIUS": "62413002 T-12420",
+        "RECTUM": "34402009 T-59600",
+        "RIB": "113197003 T-11300",
+        "SACRUM": "54735007 T-11AD0",
+        "SCAPULA": "79601000 T-12280",
         "SHOULDER": "16982005 T-D2220",
+        "SIJOINT": "39723000 T-15680",
+        "SINUS": "2095001 T-22000",
         "SKULL": "89546000 T-11100",
         "SPINE": "421060004 T-D04FF",
+        "SPLEEN": "78961009 T-C3000",
+        "STERNUM": "56873002 T-11210",
+        "STOMACH": "69695003 T-57000",
         "THIGH": "68367000 T-D9100",
+        "THUMB": "76505004 T-D8810",
         "THYROID": "69748006 T-B6000",
+        "TIBIA": "12611008 T-12740",
+        "TLSPINE": "1217256009",
+        "TMJ": "53620006 T-15290",
         "TOE": "29707007 T-D9800",
+        "TRACHEA": "44567001 T-25000",
         "TSPINE": "122495006 T-11502",
+        "ULNA": "23416004 T-12430",
+        "URETER": "87953007 T-73000",
+        "URETHRA": "13648007 T-75000",
         "UTERUS": "35039007 T-83000",
         "WHOLEBODY": "38266002 T-D0010",
         "WRIST": "74670003 T-15460",
-    }.items()
-    for code in codes.split()
-}
+        "ZYGOMA": "13881006 T-11166",
+    }
+)
 """SNOMED CT and SNOMED RT codes of anatomic regions (PS3.16 annex L) to body parts."""

@@ -9,16 +9,27 @@ import hashlib
 import hmac
 import re
 import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 
 from pydicom.dataset import Dataset
 
 from engine.errors import SettingsError
 from engine.records import ImageRecord
-from indexer.imaging.anatomy import BODY_PARTS, MODALITIES, REGION_CODES, VIEWS
+from indexer.imaging.anatomy import (
+    BODY_PARTS,
+    LOOSE_VIEWS,
+    MODALITIES,
+    REGION_CODES,
+    VIEW_CODES,
+    VIEW_MODIFIER_CODES,
+    VIEWS,
+)
 from indexer.imaging.header import items, text, value
+from indexer.imaging.placeholders import is_placeholder
 
-__all__ = ["HEADER_KEYWORDS", "pseudonym", "record_of"]
+__all__ = ["HEADER_KEYWORDS", "frame_fields", "pseudonym", "record_of"]
 
 _IDENTIFYING = (
     "PatientName",
@@ -51,6 +62,8 @@ HEADER_KEYWORDS: tuple[str, ...] = (
     "BodyPartExamined",
     "AnatomicRegionSequence",
     "ViewPosition",
+    "ViewCodeSequence",
+    "ViewModifierCodeSequence",
     "ImageLaterality",
     "Laterality",
     "IssuerOfPatientID",
@@ -67,7 +80,10 @@ HEADER_KEYWORDS: tuple[str, ...] = (
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"(\d{4})[.-]?(\d{2})[.-]?(\d{2})")
-_AGE = re.compile(r"(\d{3})([DWMY])")
+# The standard prescribes three digits and a letter; people leave out zeros and letters, or write
+# the unit out.
+_AGE = re.compile(r"(\d{1,4}) *(?:([DWMY])(?:AYS?|EEKS?|KS?|ONTHS?|OS?|EARS?|RS?)?)?")
+_PER_YEAR = {"D": 366, "W": 53, "M": 12, "Y": 1, None: 1}
 _MAKER = re.compile(r"[^\W_][\w .,&()/+'-]{0,63}")
 # Makers have no long numbers in their names; patients' identifiers do.
 _LONG_NUMBER = re.compile(r"\d{5}")
@@ -98,23 +114,49 @@ def record_of(header: Dataset, key: bytes) -> ImageRecord:
 
 def _record_of(header: Dataset, key: bytes) -> ImageRecord:
     said = _Identity(header)
-    groups = _functional_groups(header)
+    about = _described(header, 0, said)
     study_date = _date(text(header, "StudyDate"))
     return ImageRecord(
         study=_uid(header, "StudyInstanceUID", said),
         series=_uid(header, "SeriesInstanceUID", said),
         sop=_uid(header, "SOPInstanceUID", said),
-        patient=pseudonym(text(header, "IssuerOfPatientID"), text(header, "PatientID"), key),
+        patient=_patient(header, key),
         modality=_code(text(header, "Modality"), MODALITIES, said),
-        body_part=_body_part(header, groups, said),
-        view=_code(text(header, "ViewPosition"), VIEWS, said),
-        laterality=_laterality(header, groups),
+        body_part=about.body_part,
+        view=_view(header, said),
+        laterality=about.laterality,
         manufacturer=_manufacturer(header, said),
         sex=_one_of(text(header, "PatientSex"), ("M", "F", "O")),
         age_band=_age_band(header, study_date),
         study_year=study_date.year if study_date else None,
         burned_in=_burned_in(header),
     )
+
+
+def frame_fields(header: Dataset, numbers: Iterable[int]) -> dict[int, Mapping[str, str | None]]:
+    """The fields in which a frame's record differs from that of :func:`record_of`, by the number
+    of the frame (from 0); frames that do not differ are left out.
+
+    The functional groups of each frame may name region and side of their own (PS3.3 C.7.6.16.2.8).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not items(header, "PerFrameFunctionalGroupsSequence"):
+            return {}
+        said = _Identity(header)
+        first = _described(header, 0, said)
+        found: dict[int, Mapping[str, str | None]] = {}
+        for number in numbers:
+            own = _described(header, number, said)
+            if own != first:
+                found[number] = {"body_part": own.body_part, "laterality": own.laterality}
+        return found
+
+
+def _patient(header: Dataset, key: bytes) -> str | None:
+    patient_id = text(header, "PatientID")
+    found = pseudonym(text(header, "IssuerOfPatientID"), patient_id, key)
+    return None if is_placeholder(patient_id) else found
 
 
 def pseudonym(issuer: str, patient_id: str, key: bytes) -> str | None:
@@ -167,11 +209,27 @@ def _values(header: Dataset, keyword: str) -> list[object]:
     return [found]
 
 
-def _functional_groups(header: Dataset) -> list[Dataset]:
-    return [
-        *items(header, "SharedFunctionalGroupsSequence")[:1],
-        *items(header, "PerFrameFunctionalGroupsSequence")[:1],
-    ]
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What may differ from frame to frame."""
+
+    body_part: str | None
+    laterality: str | None
+
+
+def _described(header: Dataset, number: int, said: _Identity) -> _Described:
+    """Of frame ``number``; the frame's own functional groups say it first, then the shared ones."""
+    frames = items(header, "PerFrameFunctionalGroupsSequence")
+    own = _anatomies(frames[number : number + 1])
+    shared = _anatomies(items(header, "SharedFunctionalGroupsSequence")[:1])
+    return _Described(
+        _body_part(header, own, shared, said),
+        _laterality(header, [*own, *shared]),
+    )
+
+
+def _anatomies(groups: list[Dataset]) -> list[Dataset]:
+    return [found for group in groups for found in items(group, "FrameAnatomySequence")[:1]]
 
 
 def _one_of(candidate: str, allowed: tuple[str, ...]) -> str | None:
@@ -193,33 +251,64 @@ def _code(candidate: str, known: frozenset[str], said: _Identity) -> str | None:
     return candidate
 
 
-def _body_part(header: Dataset, groups: list[Dataset], said: _Identity) -> str | None:
+def _coded(item: Dataset) -> str:
+    """The code of a code sequence's item (PS3.3 8.8), "" if its scheme is a private one.
+
+    Only the code is compared. Its meaning is free text and never copied.
+    """
+    scheme = text(item, "CodingSchemeDesignator").upper()
+    if scheme.startswith("99") and scheme != "99SDM":
+        return ""
+    return (text(item, "CodeValue") or text(item, "LongCodeValue")).upper()
+
+
+def _body_part(
+    header: Dataset, own: list[Dataset], shared: list[Dataset], said: _Identity
+) -> str | None:
+    """Body Part Examined holds for the whole series, so a frame's own region comes before it."""
+    for scope in own:
+        if (part := _region(scope)) is not None:
+            return part
     named = _code(text(header, "BodyPartExamined"), BODY_PARTS, said)
     if named is not None:
         return named
-    scopes = [header]
-    for group in groups:
-        scopes += items(group, "FrameAnatomySequence")[:1]
-    for scope in scopes:
-        # Only the code is compared. Its meaning is free text and never copied.
-        for region in items(scope, "AnatomicRegionSequence"):
-            part = REGION_CODES.get(text(region, "CodeValue"))
-            if part is not None:
-                return part
-    return None
+    return next((part for scope in (header, *shared) if (part := _region(scope))), None)
 
 
-def _laterality(header: Dataset, groups: list[Dataset]) -> str | None:
-    for keyword in ("ImageLaterality", "Laterality"):
-        side = _one_of(text(header, keyword), ("L", "R", "B"))
-        if side is not None:
-            return side
-    for group in groups:
-        for anatomy in items(group, "FrameAnatomySequence"):
-            side = _one_of(text(anatomy, "FrameLaterality"), ("L", "R", "B"))
-            if side is not None:
-                return side
-    return None
+def _region(scope: Dataset) -> str | None:
+    regions = items(scope, "AnatomicRegionSequence")
+    return next(
+        (REGION_CODES[code] for one in regions if (code := _coded(one)) in REGION_CODES), None
+    )
+
+
+def _view(header: Dataset, said: _Identity) -> str | None:
+    """The view by View Code Sequence (type 1 in mammography, PS3.3 C.8.11.7) and View Position."""
+    written = _code(text(header, "ViewPosition"), VIEWS, said)
+    coded: str | None = None
+    modifiers = items(header, "ViewModifierCodeSequence")
+    for item in items(header, "ViewCodeSequence")[:1]:
+        coded = VIEW_CODES.get(_coded(item))
+        modifiers = [*items(item, "ViewModifierCodeSequence"), *modifiers]
+    if coded is None or (coded in LOOSE_VIEWS and written in VIEWS):
+        return written
+    replaced = (VIEW_MODIFIER_CODES.get(_coded(modifier)) for modifier in modifiers)
+    return next((view for view in replaced if view is not None), coded)
+
+
+def _laterality(header: Dataset, anatomies: list[Dataset]) -> str | None:
+    """The side: of the frame, else of the image, else of the series (PS3.3 10.5, C.7.3.1).
+
+    "U" says that the part is no paired one, and ends the search: what is said more broadly does
+    not hold for it.
+    """
+    said = [
+        *(text(anatomy, "FrameLaterality") for anatomy in anatomies),
+        text(header, "ImageLaterality"),
+        text(header, "Laterality"),
+    ]
+    side = next((one.upper() for one in said if one.upper() in ("L", "R", "B", "U")), None)
+    return None if side == "U" else side
 
 
 def _manufacturer(header: Dataset, said: _Identity) -> str | None:
@@ -242,22 +331,34 @@ def _date(written: str) -> date | None:
 
 
 def _age_band(header: Dataset, study_date: date | None) -> str | None:
-    match = _AGE.fullmatch(text(header, "PatientAge").upper())
-    if match is not None:
-        count, unit = int(match[1]), match[2]
-        years = count // {"D": 366, "W": 53, "M": 12, "Y": 1}[unit]
-    else:
-        born = _date(text(header, "PatientBirthDate"))
-        if born is None or study_date is None or born > study_date:
-            return None
-        had_birthday = (study_date.month, study_date.day) >= (born.month, born.day)
-        years = study_date.year - born.year - (not had_birthday)
-    if years > _MAX_AGE:
+    written = _years(text(header, "PatientAge"))
+    # Of an age of nothing, which is also what is written where none is known, and of one that
+    # nobody reaches, the dates may say more.
+    years = written if written and written <= _MAX_AGE else _years_by_dates(header, study_date)
+    years = written if years is None else years
+    if years is None or years > _MAX_AGE:
         return None
     if years >= _OLDEST_BAND:
         return f"{_OLDEST_BAND}+"
     decade = years // 10 * 10
     return f"{decade}-{decade + 9}"
+
+
+def _years(written: str) -> int | None:
+    match = _AGE.fullmatch(written.upper())
+    if match is None:
+        return None
+    count, unit = int(match[1]), match[2]
+    # A zero without unit is no newborn's age, but what is written where none is known.
+    return count // _PER_YEAR[unit] if count or unit else None
+
+
+def _years_by_dates(header: Dataset, study_date: date | None) -> int | None:
+    born = _date(text(header, "PatientBirthDate"))
+    if born is None or study_date is None or born > study_date:
+        return None
+    had_birthday = (study_date.month, study_date.day) >= (born.month, born.day)
+    return study_date.year - born.year - (not had_birthday)
 
 
 def _burned_in(header: Dataset) -> bool | None:

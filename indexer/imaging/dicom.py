@@ -28,6 +28,8 @@ from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_intere
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame, UnreadableFrames
 from indexer.imaging.modality import MODALITY_KEYWORDS
+from indexer.imaging.not_pictures import NOT_PICTURES
+from indexer.imaging.orientation import ORIENTATION_KEYWORDS, turn_of
 from indexer.imaging.padding import PADDING_KEYWORDS
 from indexer.imaging.palette import PALETTE_KEYWORDS
 from indexer.imaging.partial import readable_frames
@@ -42,6 +44,7 @@ _KEYWORDS = (
     *FRAME_KEYWORDS,
     *ASPECT_KEYWORDS,
     *MODALITY_KEYWORDS,
+    *ORIENTATION_KEYWORDS,
     *PADDING_KEYWORDS,
     *PALETTE_KEYWORDS,
     *VOI_KEYWORDS,
@@ -117,6 +120,13 @@ def _read(
         raise ImageRefused(
             RefusalReason.NO_PIXELS, f"{_sop_class(header, encoding)} without pixel data"
         )
+    named = NOT_PICTURES.get(_class_uid(header, encoding))
+    if named is not None and not policy.derived:
+        raise ImageRefused(
+            RefusalReason.NOT_A_PICTURE,
+            f"{named} holds labels, doses or measurements and no picture; set "
+            "indexing.take_derived to index it all the same",
+        )
 
     layout = layout_of(header, PIXEL_KEYWORDS[head.tag])
     numbers = policy.choose(layout.frames, frames_of_interest(header))
@@ -127,7 +137,8 @@ def _read(
     room = min(limits.max_pixels, limits.max_decoded_bytes // (3 * len(numbers)))
 
     def shown(number: int) -> Frame:
-        return Frame(number, pixels.render(number, view, room), stored.decoders[number])
+        picture = pixels.render(number, view, room)
+        return Frame(number, picture, stored.decoders[number], turn_of(header, number))
 
     found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
     return DicomImage(header, found, layout.frames, unreadable)
@@ -171,9 +182,13 @@ def _is_registered(uid: str) -> bool:
     return UID(uid).name != uid
 
 
+def _class_uid(header: Dataset, encoding: Encoding) -> str:
+    return text(header, "SOPClassUID") or encoding.sop_class
+
+
 def _sop_class(header: Dataset, encoding: Encoding) -> str:
     """The name of the SOP class for error messages; an unregistered UID is not quoted."""
-    found = text(header, "SOPClassUID") or encoding.sop_class
+    found = _class_uid(header, encoding)
     if not found:
         return "a dataset without SOP class and"
     return UID(found).name if _is_registered(found) else "an unknown SOP class"

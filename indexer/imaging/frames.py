@@ -22,11 +22,13 @@ class FramePolicy:
         "middle" = the middle one; "key" = those that the header names as representative or of
         interest, or the middle one when it names none.
     limit: the most frames to choose, whatever the kind; of more, evenly spaced ones are taken.
+    derived: whether objects that are no pictures (not_pictures.py) have frames to be indexed.
     """
 
     kind: Literal["spread", "all", "nth", "middle", "key"] = "spread"
     limit: int = 8
     every: int = 10
+    derived: bool = False
 
     def choose(self, declared: int, named: Sequence[int] = ()) -> list[int]:
         """Numbers (from 0, ascending) of the chosen frames.

@@ -1,12 +1,14 @@
 """The result of reading a file: its frames as display pixels, and its de-identified record."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import RefusalReason
 from engine.records import ImageRecord, content_point_id, dicom_point_id
+from indexer.imaging.orientation import AS_STORED, Turn
 
 __all__ = ["Frame", "Instance", "Pictures", "UnreadableFrames"]
 
@@ -18,11 +20,13 @@ class Frame:
     number: counts from 0 over the frames of the file.
     pixels: uint8 (H, W) or (H, W, 3) RGB, display values, 0 = black.
     decoder: which decoder gave the stored values; "" = there was none to choose.
+    turn: what brings the pixels into the usual view of their plane.
     """
 
     number: int
     pixels: NDArray[np.uint8]
     decoder: str = ""
+    turn: Turn = AS_STORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class UnreadableFrames:
     last: int
     reason: RefusalReason
     detail: str
+
+    def __str__(self) -> str:
+        numbers = f"frame {self.first}"
+        if self.last > self.first:
+            numbers = f"frames {self.first} to {self.last}"
+        return f"{numbers}: {self.reason.value}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +67,8 @@ class Instance:
     frames: the chosen frames, in the order of the file.
     frames_declared: how many frames the header declares.
     partial: frames that are missing, and those that were chosen and are broken.
+    frame_fields: by number of a frame, the fields of the record that differ for it; see
+        :func:`indexer.imaging.deidentify.frame_fields`.
     """
 
     record: ImageRecord
@@ -64,6 +76,7 @@ class Instance:
     frames: tuple[Frame, ...]
     frames_declared: int
     partial: tuple[UnreadableFrames, ...] = ()
+    frame_fields: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
 
     def point_id(self, frame: Frame) -> str:
         """Id of ``frame`` in the index: from the SOP Instance UID, else from the content."""

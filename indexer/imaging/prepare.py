@@ -3,7 +3,8 @@
 Runs in the reading processes, so that only small results are sent back to the main process.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,6 +21,7 @@ from indexer.files.locators import Image, TarMember, ZipMember
 from indexer.files.open_file import open_file
 from indexer.files.tar_archive import is_tar, list_tar
 from indexer.files.zip_archive import is_zip, read_directory
+from indexer.imaging.fingerprint import pixels_digest
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Instance, UnreadableFrames
 from indexer.imaging.read import read_image, read_image_bytes, read_tar_member, read_zip_member
@@ -36,6 +38,7 @@ class ReadTask:
     frames: which frames of a multi-frame instance to read; a number n = at most n, evenly spaced.
     thumbnail_side: the longest side of thumbnails in pixels.
     view: the window to show CT images in Hounsfield units through.
+    orient: whether canvases are turned into the usual view of their plane; thumbnails are not.
     """
 
     image: Image
@@ -46,27 +49,40 @@ class ReadTask:
     preprocess: Preprocess
     pseudonym_key: bytes
     view: View = "header"
+    orient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One frame, ready to be encoded. canvas: uint8 (S, S) or (S, S, 3), the model's input.
-    thumbnail: a JPEG file."""
+    thumbnail: a JPEG file. fields: those of the record that differ for this frame."""
 
     point_id: str
     frame: int
     canvas: NDArray[np.uint8]
     thumbnail: bytes
+    fields: Mapping[str, str | None] = field(default_factory=dict)
+
+    def record_of(self, record: ImageRecord) -> ImageRecord:
+        """The record of this frame. record: that of its instance."""
+        return replace(record, frame=self.frame, **self.fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An instance, ready to be encoded. content_sha256: hex digest of the whole file.
-    partial: what is not among the pictures because it is missing or broken."""
+    """An instance, ready to be encoded.
+
+    content_sha256: hex digest of the whole file. pixels_sha256: that of the display pixels of its
+    pictures (fingerprint.py), the same for the same pixels in another lossless encoding.
+    decoders: what decoded the frames of compressed pixel data, in alphabetical order.
+    partial: frames that are not among the pictures because they are missing or broken.
+    """
 
     record: ImageRecord
     content_sha256: str
     pictures: tuple[Picture, ...]
+    pixels_sha256: str
+    decoders: tuple[str, ...] = ()
     partial: tuple[UnreadableFrames, ...] = ()
 
 
@@ -87,12 +103,22 @@ def prepare(task: ReadTask) -> Prepared:
         Picture(
             instance.point_id(frame),
             frame.number,
-            task.preprocess.canvas(frame.pixels),
+            task.preprocess.canvas(
+                frame.turn.applied(frame.pixels) if task.orient else frame.pixels
+            ),
             thumbnail(frame.pixels, task.thumbnail_side),
+            instance.frame_fields.get(frame.number, {}),
         )
         for frame in instance.frames
     )
-    return Prepared(instance.record, instance.content_sha256, pictures, instance.partial)
+    return Prepared(
+        instance.record,
+        instance.content_sha256,
+        pictures,
+        pixels_digest(instance.frames),
+        tuple(sorted({frame.decoder for frame in instance.frames if frame.decoder})),
+        instance.partial,
+    )
 
 
 def _read(task: ReadTask) -> Instance:

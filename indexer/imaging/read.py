@@ -21,7 +21,7 @@ from indexer.files.locators import TarMember, ZipMember
 from indexer.files.open_file import BoundedReader, open_file
 from indexer.files.tar_archive import is_tar, tar_content
 from indexer.files.zip_archive import Entry, is_zip, read_directory, unpacked
-from indexer.imaging.deidentify import record_of
+from indexer.imaging.deidentify import frame_fields, record_of
 from indexer.imaging.dicom import is_dicom, read_dicom
 from indexer.imaging.formats import no_image
 from indexer.imaging.frames import FramePolicy
@@ -280,7 +280,8 @@ def _read_plain(fp: BinaryIO, size: int, how: _How) -> Instance:
         raise no_image()
     image = read_dicom(fp, size, how.limits, policy, how.view)
     record = record_of(image.header, how.pseudonym_key)
-    return Instance(record, digest, image.frames, image.frames_declared, image.partial)
+    differing = frame_fields(image.header, [frame.number for frame in image.frames])
+    return Instance(record, digest, image.frames, image.frames_declared, image.partial, differing)
 
 
 def _sha256(fp: BinaryIO, size: int) -> str:

@@ -9,11 +9,10 @@ from engine.settings import Settings
 __all__ = ["VERSION", "rendering_of"]
 
 VERSION = 2
-"""1: everything before versions were kept; square pixels, planes of compressed colour, LUTs and
-JPEG Lossless as of 2."""
+"""1: everything before versions were kept. 2: square pixels, LUTs, palettes and padding as the
+standard has them, slices turned into their usual view, more kinds of files."""
 
 
 def rendering_of(settings: Settings) -> str:
     """The rendering with these settings, as it is stored: equal texts, equal pictures."""
-    del settings  # none of them changes a picture yet
-    return str(VERSION)
+    return str(VERSION) if settings.indexing.orient else f"{VERSION}, as stored"

@@ -45,12 +45,16 @@ def finish_job(
         scope = job.spec.scope(settings)
         for locators in archive.ledger.vanished(job.id, job.spec.source, scope):
             archive.delete(locators)
+        # A dispute may have ended with the instance that vanished.
+        if freed := archive.ledger.freed(job.id):
+            pending = chunks.reopen(task, {one.locator for one in freed})
+            indexer.index(job.id, job.spec.open(settings), pending, manifest=True)
     delete_stale_points(archive.ledger, archive.store, archive.data_dir)
     archive.store.optimise()
 
 
 def _conflicting(database: Database, job: int) -> set[str]:
-    """Locators of the job's instances that share a SOP Instance UID, but not their content."""
+    """Locators of the job's instances that share a SOP Instance UID, but not their picture."""
     c = instances.c
     mine = and_(c.finished_in == job, c.state == "done")
     with database.begin(read=True) as connection:
@@ -71,7 +75,7 @@ def _conflicting(database: Database, job: int) -> set[str]:
             .join(instances)
             .where(mine)
             .group_by(points.c.id)
-            .having(func.count(c.content.distinct()) > 1)
+            .having(func.count(func.coalesce(c.pixels, c.content).distinct()) > 1)
         )
         both = set(
             connection.execute(

@@ -199,14 +199,14 @@ class Ledger:
         for chunk in _chunks(ids):
             with self._database.begin(read=True) as connection:
                 c = instances.c
-                query = select(points.c.id, points.c.locator, c.content, c.finished_at)
+                query = select(points.c.id, points.c.locator, c.content, c.finished_at, c.pixels)
                 query = query.join(instances).where(points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if done_only:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
-                    owner = Owner(row.locator, row.content, row.finished_at or "")
+                    owner = Owner(row.locator, row.content, row.finished_at or "", row.pixels)
                     owners.setdefault(row.id, []).append(owner)
         return owners
 
@@ -364,6 +364,22 @@ class Ledger:
                     break
                 last = locators[-1]
                 start = starts.following(last)
+
+    def freed(self, run: int) -> list[Pending]:
+        """Instances that the run refused for their SOP Instance UID, which no indexed instance has
+        any more; ordered by locator."""
+        c, other = instances.c, instances.alias()
+        holder = select(other.c.locator).where(other.c.sop == c.sop, other.c.state == State.DONE)
+        query = select(c.locator, c.label).where(
+            c.seen_in == run,
+            c.state == State.REFUSED,
+            c.reason == RefusalReason.CONFLICTING_UID,
+            c.sop.is_not(None),
+            ~holder.exists(),
+        )
+        with self._database.begin(read=True) as connection:
+            rows = connection.execute(query.order_by(c.locator)).all()
+        return [Pending(row.locator, row.label) for row in rows]
 
     def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
         """Of the instances that a run saw, how many were done in it, how many before it, and how

@@ -79,9 +79,10 @@ class Done:
     """The outcome of an instance that is in the index.
 
     content: sha256 hex of its file. points: (id, frame) pairs. duplicate: the points were already
-    there, written for another instance with the same content.
-    pixels: sha256 hex of its display pixels. decoder: what decoded its compressed frames; None =
-    nothing had to. partial: which frames are missing or damaged, for people; None = none.
+    there, written for another instance with the same content or the same pixels. pixels: sha256
+    hex of the display pixels of its frames; None = not recorded. decoder: what decoded its
+    compressed frames; None = nothing had to. partial: which frames are missing or broken, for
+    people; None = none.
     """
 
     locator: str
@@ -111,11 +112,12 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Owner:
     """An instance that has a point. content: sha256 hex of its file. at: when it was recorded as
-    indexed, UTC, ISO 8601."""
+    indexed, UTC, ISO 8601. pixels: sha256 hex of its display pixels; None = not recorded."""
 
     locator: str
     content: str
     at: str = field(default="", compare=False)
+    pixels: str | None = field(default=None, compare=False)
 
 
 class Prefixes:
@@ -200,6 +202,7 @@ instances = Table(
     Column("reason", Text),
     Column("detail", Text),
     Column("content", Text),
+    Column("pixels", Text),
     Column("study", Text),
     Column("series", Text),
     Column("sop", Text),
@@ -210,7 +213,6 @@ instances = Table(
     Column("source", Text),
     Column("tenant", Text, nullable=False, server_default="default"),
     Column("rendering", Text),
-    Column("pixels", Text),
     Column("decoder", Text),
     Column("partial", Text),
     Index("instances_by_run", "seen_in", "state", "locator"),

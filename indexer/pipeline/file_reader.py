@@ -87,6 +87,7 @@ class FileReader:
             zip_limits=self._settings.zip,
             frames=self._frames,
             thumbnail_side=self._settings.indexing.thumbnail_side,
+            orient=self._settings.indexing.orient,
             preprocess=self._preprocess,
             pseudonym_key=self._key,
         )

@@ -18,7 +18,7 @@ from typing import Self
 
 import torch
 
-from engine.errors import ImageRefused, RefusalReason
+from engine.errors import ImageRefused
 from engine.model.encoder import Encoder
 from engine.records import EncodedImages, Point
 from engine.settings import Settings
@@ -28,7 +28,7 @@ from indexer.datadir.layout import DataDir
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import write_thumbnail
-from indexer.ledger.claims import Claims
+from indexer.ledger.claims import Claims, conflict, is_same_picture
 from indexer.ledger.instances import Done, Ledger, Pending, Refused
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.read_ahead import read_ahead
@@ -68,6 +68,14 @@ class Tally:
     points: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """Adds the counts of another pass."""
+        for name in ("seen", "done", "indexed", "duplicates", "points"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.refused.update(other.refused)
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 @dataclass(slots=True)
@@ -118,6 +126,7 @@ class Indexer:
                 settings.indexing.frames,
                 settings.indexing.frames_per_instance,
                 settings.indexing.every_nth_frame,
+                settings.indexing.take_derived,
             ),
             processes=settings.indexing.readers,
         )
@@ -303,18 +312,10 @@ class IndexingPass:
             if holder is None:
                 batch.prepared.append(prepared)
                 batch.outcomes.append(done)
-            elif holder == done.content:
+            elif is_same_picture(done, holder):
                 batch.outcomes.append(replace(done, duplicate=True))
             else:
-                batch.outcomes.append(
-                    Refused(
-                        done.locator,
-                        RefusalReason.CONFLICTING_UID,
-                        f"SOP Instance UID {done.sop} is indexed from another file with other "
-                        "content; find out which of the two is right and remove the other",
-                        done.sop,
-                    )
-                )
+                batch.outcomes.append(conflict(done, holder))
         self.tally.seen += len(readings)
         return batch
 
@@ -342,7 +343,7 @@ class IndexingPass:
             for instance in batch.prepared:
                 for picture in instance.pictures:
                     z, code = next(rows)
-                    record = replace(instance.record, frame=picture.frame)
+                    record = picture.record_of(instance.record)
                     points.append(
                         Point(
                             picture.point_id,
@@ -406,5 +407,8 @@ def ledger_and_index_entry(
         record.series,
         record.sop,
         record.patient,
+        pixels=prepared.pixels_sha256,
+        decoder=", ".join(prepared.decoders) or None,
+        partial="; ".join(map(str, prepared.partial)) or None,
     )
     return done, replace(prepared, record=record)

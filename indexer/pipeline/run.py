@@ -1,7 +1,7 @@
 """Runs the pipeline over a source: discover, index what is new or changed, delete stale points."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,7 +9,7 @@ from engine.model.encoder import Encoder
 from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
-from indexer.ledger.instances import Ledger
+from indexer.ledger.instances import Ledger, Pending
 from indexer.pipeline.indexing import Indexer, Tally, delete_stale_points
 from indexer.pipeline.removal import remove
 from indexer.sources.base import Discovered, ImageSource
@@ -92,21 +92,28 @@ def index_archive(
     stages["discover"] = time.monotonic() - started
     total = ledger.pending_count(run)
     tally = Tally()
-    if total:
 
-        def shown(so_far: Tally) -> None:
-            refused = so_far.refused.total()
-            progress(Progress("index", total, so_far.seen, so_far.points, refused))
+    def shown(so_far: Tally) -> None:
+        refused = so_far.refused.total()
+        progress(Progress("index", total, so_far.seen, so_far.points, refused))
 
+    def indexed_now(pending: Iterable[Pending]) -> Tally:
         with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
-            tally = indexer.index(run, source, ledger.pending(run), progress=shown)
+            made = indexer.index(run, source, pending, progress=shown)
         optimising = time.monotonic()
         delete_stale_points(ledger, store, data_dir)
         store.optimise()
-        stages["optimise"] = time.monotonic() - optimising
+        made.seconds["optimise"] = time.monotonic() - optimising
+        return made
+
+    if total:
+        tally = indexed_now(ledger.pending(run))
     if vanished_from is not None:
         for locators in ledger.vanished(run, source.name, vanished_from):
             remove(locators, ledger, store, data_dir)
+        # Two files disputed a SOP Instance UID, and the one that had it is gone.
+        if freed := ledger.freed(run):
+            tally.add(indexed_now(freed))
     ledger.end_run(run, _stamp(now))
     indexed, unchanged, refused = ledger.run_counts(run)
     stages |= tally.seconds

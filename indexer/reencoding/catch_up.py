@@ -323,7 +323,7 @@ class _ReencodingPass(IndexingPass):
         for instance, at in zip(batch.prepared, batch.at, strict=True):
             for picture in instance.pictures:
                 z, code = next(rows)
-                record = replace(instance.record, frame=picture.frame)
+                record = picture.record_of(instance.record)
                 points.append(
                     Point(
                         picture.point_id,

@@ -1,12 +1,14 @@
 """Settings come from a file and the environment, and mistakes in them are named."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
+from engine import environment
 from engine.errors import SettingsError
-from engine.settings import Settings, load_settings
+from engine.settings import DicomWebSettings, FolderSettings, Settings, load_settings
 
 SECRET = "correct-horse-battery"
 
@@ -17,6 +19,7 @@ def clean(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("PRECEDENT_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(environment, "_told", set())
 
 
 def file(text: str, name: str = "precedent.toml") -> Path:
@@ -152,3 +155,115 @@ def test_settings_do_not_change_underfoot():
         settings.data_dir = Path("elsewhere")
     with pytest.raises(ValueError, match="frozen"):
         settings.search.k = 3
+
+
+# Paths.
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    file("[search]\nk = 7\n", "home/settings.toml")
+    file("""
+        model = "~/model"
+        [sources.ct]
+        kind = "folder"
+        paths = ["~/ct", "/data/~ct"]
+        [sources.pacs]
+        kind = "dicomweb"
+        url = "https://pacs.example"
+        ca_file = "~/ca.pem"
+    """)
+    monkeypatch.setenv("PRECEDENT_DATA_DIR", "~/index")
+    settings = load_settings()
+    assert settings.data_dir == tmp_path / "home/index"
+    assert settings.model == tmp_path / "home/model"
+    folder, pacs = settings.sources["ct"], settings.sources["pacs"]
+    assert isinstance(folder, FolderSettings)
+    assert folder.paths == (tmp_path / "home/ct", Path("/data/~ct"))
+    assert isinstance(pacs, DicomWebSettings)
+    assert pacs.ca_file == tmp_path / "home/ca.pem"
+    monkeypatch.setenv("PRECEDENT_CONFIG", "~/settings.toml")
+    assert load_settings().search.k == 7
+
+
+def test_the_home_of_nobody_is_told(monkeypatch):
+    monkeypatch.setenv("PRECEDENT_DATA_DIR", "~no-such-user-here/index")
+    assert "PRECEDENT_DATA_DIR" in message()
+
+
+# Variables that are no settings.
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("PRECEDENT_SEARCH__MIN_CANDIDATE", "search.min_candidates"),
+        ("PRECEDENT_INDEXING__READER", "indexing.readers"),
+    ],
+)
+def test_a_misspelt_nested_variable_names_the_nearest_setting(monkeypatch, variable, meant):
+    monkeypatch.setenv(variable, "1")
+    assert variable in message()
+    assert meant in message()
+
+
+def test_other_unknown_variables_give_one_warning(monkeypatch, caplog):
+    for name in ("PRECEDENT_DATADIR", "PRECEDENT_SERCH__K", "precedent_colour"):
+        monkeypatch.setenv(name, "1")
+    with caplog.at_level(logging.WARNING):
+        load_settings()
+        load_settings()
+    (warning,) = caplog.records
+    text = warning.getMessage()
+    assert "PRECEDENT_DATADIR (is PRECEDENT_DATA_DIR meant?)" in text
+    assert "PRECEDENT_SERCH__K (is PRECEDENT_SEARCH__K meant?)" in text
+    assert "precedent_colour" in text
+
+
+_BY_KUBERNETES = {
+    "PRECEDENT_SERVICE_HOST": "10.0.171.239",
+    "PRECEDENT_SERVICE_PORT": "8000",
+    "PRECEDENT_SERVICE_PORT_HTTP": "8000",
+    "PRECEDENT_PORT": "tcp://10.0.171.239:8000",
+    "PRECEDENT_PORT_8000_TCP": "tcp://10.0.171.239:8000",
+    "PRECEDENT_PORT_8000_TCP_PROTO": "tcp",
+    "PRECEDENT_PORT_8000_TCP_PORT": "8000",
+    "PRECEDENT_PORT_8000_TCP_ADDR": "10.0.171.239",
+    "PRECEDENT_RECEIVE_SERVICE_HOST": "10.0.171.240",
+    "PRECEDENT_RECEIVE_PORT_11112_TCP": "tcp://10.0.171.240:11112",
+    "PRECEDENT_STORE_PORT": "tcp://10.0.171.241:6333",
+}
+"""For services called precedent, precedent-receive and precedent-store."""
+
+
+def test_what_others_set_is_no_mistake(monkeypatch, caplog):
+    others = dict.fromkeys((*environment.NOT_SETTINGS, "PRECEDENT_TEST_SERVICES"), "1")
+    del others["PRECEDENT_CONFIG"]  # must name a file
+    for name, value in {**others, **_BY_KUBERNETES}.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING):
+        assert load_settings() == Settings()
+    assert caplog.records == []
+
+
+def test_every_setting_is_known_by_its_variable(monkeypatch, caplog):
+    monkeypatch.setenv("PRECEDENT_PRECISION", "fp32")
+    monkeypatch.setenv("PRECEDENT_STORE", '{"shards": 2}')
+    monkeypatch.setenv("PRECEDENT_SOURCES__CT__KIND", "folder")
+    monkeypatch.setenv("PRECEDENT_SOURCES__CT__PATHS", '["/ct"]')
+    with caplog.at_level(logging.WARNING):
+        assert load_settings().store.shards == 2
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.113619.4.26", "1.2"])
+def test_private_sop_classes_are_uids(monkeypatch, uid):
+    monkeypatch.setenv("PRECEDENT_RECEIVE__SOP_CLASSES", f'["{uid}"]')
+    assert load_settings().receive.sop_classes == (uid,)
+
+
+@pytest.mark.parametrize("uid", ["CT", "1..2", "1.02", "1", "1." + "2" * 64])
+def test_what_is_no_uid_is_no_sop_class(monkeypatch, uid):
+    monkeypatch.setenv("PRECEDENT_RECEIVE__SOP_CLASSES", f'["{uid}"]')
+    assert "PRECEDENT_RECEIVE__SOP_CLASSES" in message()

@@ -231,6 +231,56 @@ def test_what_has_no_valid_uid_is_accounted_for_and_never_in_a_url(pacs, caplog)
     assert locators == listed(found)
 
 
+def _without(tag: str, reply_to: list[str], **more: str) -> bytes:
+    """Entries with these UIDs; "" = an entry that lacks the element."""
+    made: list[dict[str, Any]] = []
+    for uid in reply_to:
+        entry: dict[str, Any] = {"00080060": {"vr": "CS", "Value": ["CT"]}}
+        entry |= {name: {"vr": "IS", "Value": [value]} for name, value in more.items()}
+        made.append(entry | ({tag: {"vr": "UI", "Value": [uid]}} if uid else {}))
+    return json.dumps(made).encode()
+
+
+def test_an_entry_without_sop_instance_uid_is_refused_alone(pacs, caplog):
+    """PS3.18 10.6.3: the UID is in every answer; where one lacks it, the others are good."""
+    good = pacs.add("1.1", "1.1.1", "1.1.1.1", image(1))
+    pacs.add("1.1", "1.1.1", "1.1.1.2", image(2))
+    other = pacs.add("1.1", "1.1.2", "1.1.2.1", image(3))
+    answer = _without("00080018", ["1.1.1.1", "", "", ""])
+    only_bad = _without("00080018", [""])
+    pages = {"1.1.1": answer, "1.1.3": only_bad}
+    pacs.add("1.1", "1.1.3", "1.1.3.1", image(4))
+
+    for series, page in pages.items():
+
+        def send(reply: Reply, page: bytes = page) -> None:
+            reply.send(200, page, "application/dicom+json")
+
+        pacs.fail(f"/studies/1.1/series/{series}/instances", send)
+        pacs.always(
+            f"/studies/1.1/series/{series}/instances",
+            lambda reply: reply.send(200, b"[]", "application/dicom+json"),
+        )
+    found = source(pacs)
+    with caplog.at_level(logging.WARNING):
+        locators = listed(found)
+    contents = dict(zip(locators, found.images(locators), strict=True))
+
+    assert [one for one in locators if isinstance(contents[one], bytes)] == [good, other]
+    bad = [one for one in locators if isinstance(contents[one], ImageRefused)]
+    places = [one.rpartition("/instances/")[0].removeprefix(f"{pacs.url}/") for one in bad]
+    assert places == ["studies/1.1/series/1.1.1"] * 3 + ["studies/1.1/series/1.1.3"]
+    assert all("1.1/series/1.1." in str(contents[one]) for one in bad)
+    assert "lists 4 entries without a valid UID" in caplog.text
+
+
+def test_studies_without_uid_are_no_answer_to_a_search_for_studies(pacs):
+    answer = _without("0020000D", ["", ""])
+    pacs.always("/studies", lambda reply: reply.send(200, answer, "application/dicom+json"))
+    with pytest.raises(SourceError, match="StudyInstanceUID"):
+        listed(source(pacs))
+
+
 def test_what_is_removed_during_the_search_is_passed_over(pacs):
     expected = list(filled(pacs))
     pacs.always("/studies/1.2.0/series", lambda reply: reply.send(404))

@@ -64,6 +64,23 @@ def test_parts_come_out_as_they_went_in_wherever_the_answer_is_cut(contents, cut
     assert parts == [("application/dicom", one) for one in contents]
 
 
+@given(contents=st.lists(content, min_size=1, max_size=4), cuts=st.lists(st.integers(0, 400)))
+def test_line_feeds_alone_end_lines_where_the_first_boundary_says_so(contents, cuts):
+    """Servers that write text where RFC 2046 wants CR LF; the content is not touched."""
+    contents = [one.replace(b"\n--it-is", b"\n-it-is") for one in contents]
+    delimiter, head = b"--" + BOUNDARY, b"Content-Type: application/dicom\nX-More: 1\n"
+    parts = b"".join(delimiter + b"\n" + head + b"\n" + one + b"\n" for one in contents)
+    body = b"a preamble\n" + parts + delimiter + b"--\n"
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    chunks = [body[first:last] for first, last in pairwise(places)]
+    assert parts_of(chunks) == [("application/dicom", one) for one in contents]
+
+
+def test_a_line_feed_in_an_image_is_no_boundary_where_lines_end_with_both():
+    body = body_of([b"before\n--it-is\n\nafter", b"x\n--it-is--"])
+    assert [one for _, one in parts_of([body])] == [b"before\n--it-is\n\nafter", b"x\n--it-is--"]
+
+
 def test_it_splits_what_the_standard_library_splits():
     image = encode(dataset(np.arange(64, dtype=np.uint8).reshape(8, 8))).replace(b"\n", b"\r")
     body = body_of([image, b"second"], b"Content-Transfer-Encoding: binary\r\nX-More: \xe4\r\n")

@@ -20,6 +20,7 @@ import pydicom
 import pynetdicom._config
 import pytest
 from dicom_files import CT, SAMPLES, dataset, encode
+from pydicom._uid_dict import UID_dictionary
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -314,6 +315,69 @@ def test_every_storage_class_is_taken(station: Any) -> None:
         association = AE("PACS").associate(LOCAL, port, contexts, ae_title="PRECEDENT")
         assert len(association.accepted_contexts) == len(contexts)
         association.release()
+
+
+RETIRED = {
+    "1.2.840.10008.5.1.4.1.1.6": "Ultrasound Image Storage (Retired)",
+    "1.2.840.10008.5.1.4.1.1.3": "Ultrasound Multi-frame Image Storage (Retired)",
+    "1.2.840.10008.5.1.4.1.1.5": "Nuclear Medicine Image Storage (Retired)",
+    "1.2.840.10008.5.1.4.1.1.77.1": "VL Image Storage - Trial (Retired)",
+    "1.2.840.10008.5.1.4.1.1.12.3": "X-Ray Angiographic Bi-Plane Image Storage (Retired)",
+}
+PRIVATE = "1.2.840.113619.4.26"
+
+
+def of_class(path: Path, sop_class: str, sop: str) -> Path:
+    path.write_bytes(file_head(sop_class, sop, ExplicitVRLittleEndian) + b"any bytes")
+    return path
+
+
+def test_retired_storage_classes_are_taken(station: Any, send: Any, tmp_path: Path) -> None:
+    """PS3.6, table A-1. Old devices send them still."""
+    running = station()
+    files = [
+        of_class(tmp_path / f"{number}", sop_class, f"1.2.9.{number}")
+        for number, sop_class in enumerate(RETIRED)
+    ]
+    assert [answer.Status for answer in send(running.port, *files)] == [0] * len(files)
+    assert sorted(running.files()) == [f"1.2.9.{number}" for number in range(len(files))]
+
+
+def test_every_storage_class_of_the_standard_s_registry_is_negotiated(station: Any) -> None:
+    """All of PS3.6 table A-1 that are called storage and are about patients, retired or not."""
+    port = station().port
+    classes = [
+        uid
+        for uid, (name, kind, *_) in UID_dictionary.items()
+        if kind == "SOP Class" and "Storage" in name and uid.startswith("1.2.840.10008.5.1.4.1.1.")
+        # Luggage and materials, protocols and inventories are no patients.
+        if not uid.removeprefix("1.2.840.10008.5.1.4.1.1.").startswith(
+            ("200.", "201", "501", "601")
+        )
+    ]
+    assert len(classes) > 128  # more than one association can negotiate (PS3.8 9.3.2)
+    for start in range(0, len(classes), 128):
+        contexts = [build_context(one, ImplicitVRLittleEndian) for one in classes[start:][:128]]
+        association = AE("PACS").associate(LOCAL, port, contexts, ae_title="PRECEDENT")
+        refused = [one.abstract_syntax for one in association.rejected_contexts]
+        association.release()
+        assert refused == []
+
+
+def test_private_classes_are_taken_where_they_are_named(
+    station: Any, send: Any, tmp_path: Path
+) -> None:
+    file = of_class(tmp_path / "private", PRIVATE, "1.2.9.9")
+    running = station(sop_classes=(PRIVATE,))
+    assert [answer.Status for answer in send(running.port, file)] == [0]
+    assert list(running.files()) == ["1.2.9.9"]
+
+
+def test_private_classes_are_not_taken_otherwise(station: Any) -> None:
+    contexts = [build_context("1.2.840.113619.4.27", ExplicitVRLittleEndian), build_context(CT)]
+    association = AE("PACS").associate(LOCAL, station().port, contexts, ae_title="PRECEDENT")
+    assert [one.abstract_syntax for one in association.accepted_contexts] == [CT]
+    association.release()
 
 
 def test_of_several_transfer_syntaxes_explicit_little_endian_is_chosen(station: Any) -> None:

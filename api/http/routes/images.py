@@ -11,6 +11,7 @@ from api.http.problems import problem_responses
 from api.schemas import ImageDocument
 from engine.errors import ImageNotFound
 from engine.search.query import parse_where
+from engine.search.spelling import as_spelled
 from indexer.imaging.thumbnails import thumbnail_path
 
 __all__ = ["FacetsDocument", "router"]
@@ -90,5 +91,5 @@ def get_thumbnail(
 )
 def get_facets(archive: ArchiveDep, where: Where = []) -> FacetsDocument:  # noqa: B006 - FastAPI copies defaults
     """Facet counts over all images, or over those that match the filters."""
-    passing = parse_where(where)
+    passing, _ = as_spelled(archive.store, parse_where(where))
     return FacetsDocument(facets=archive.engine.facets(passing), count=archive.store.count(passing))

@@ -36,15 +36,18 @@ def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
     """For each part a :class:`Part`, then its content in pieces (RFC 2046, section 5.1.1).
 
     At most as many bytes as a boundary has are held back. What follows the closing boundary is
-    not read.
+    not read. Lines end with CR LF. Some servers send LF alone: all boundaries are then told by
+    LF, if the first one ends with it.
 
     Raises:
         Failed: the answer ends before its closing boundary, or is no valid multipart.
     """
-    delimiter = b"\r\n--" + boundary
+    # Until the first boundary has shown how lines end, either end will do.
+    line_end = b"\n"
+    delimiter = line_end + b"--" + boundary
     source = iter(chunks)
     # The first boundary may stand at the very beginning.
-    held = bytearray(b"\r\n")
+    held = bytearray(line_end)
     inside = False
     skipped = 0
     while True:
@@ -61,46 +64,55 @@ def split(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Part | bytes]:
             held += _more(source)
             continue
         # ``held`` begins with the delimiter. Its line ends with "--", or with nothing but spaces.
-        line = _line(held, source, len(delimiter))
+        line = _line(held, source, len(delimiter), line_end if inside else None)
         if line is None:
             # The same bytes as a boundary, but inside an image.
             if inside:
-                yield bytes(held[:2])
-            del held[:2]
+                yield bytes(held[: len(line_end)])
+            del held[: len(line_end)]
             continue
         if line == b"--":
             return
         del held[: len(delimiter) + len(line)]
-        yield Part(_head(held, source))
+        if not inside:
+            line_end = b"\n" if held.startswith(b"\n") else b"\r\n"
+            delimiter = line_end + b"--" + boundary
+        yield Part(_head(held, source, line_end))
         inside = True
 
 
-def _line(held: bytearray, source: Iterator[bytes], start: int) -> bytes | None:
-    """The rest of a boundary's line: "--" if it is the last, else spaces; None = no boundary."""
+def _line(
+    held: bytearray, source: Iterator[bytes], start: int, line_end: bytes | None
+) -> bytes | None:
+    """The rest of a boundary's line: "--" if it is the last, else spaces; None = no boundary.
+
+    Args:
+        line_end: what ends the line; None = CR LF or LF.
+    """
     while True:
         rest = bytes(held[start : start + 256])
         if rest.startswith(b"--"):
             return b"--"
         spaces = re.match(rb"[ \t]*", rest)
         end = rest[spaces.end() :] if spaces else rest
-        if end.startswith(b"\r\n"):
+        if end.startswith((b"\r\n", b"\n") if line_end is None else line_end):
             return rest[: len(rest) - len(end)]
         if len(rest) >= 256 or end not in (b"", b"\r", b"-"):
             return None
         held += _more(source)
 
 
-def _head(held: bytearray, source: Iterator[bytes]) -> str:
+def _head(held: bytearray, source: Iterator[bytes], line_end: bytes) -> str:
     """Removes the header lines of a part from ``held``; returns its media type."""
     # There may be no header lines: then the empty line follows the boundary directly.
-    while (end := held.find(b"\r\n\r\n")) < 0:
+    while (end := held.find(2 * line_end)) < 0:
         if len(held) > _MAX_HEAD:
             raise Failed("a part of the answer has too long a head")
         held += _more(source)
     if end > _MAX_HEAD:
         raise Failed("a part of the answer has too long a head")
-    lines = bytes(held[:end]).decode("latin-1").split("\r\n")
-    del held[: end + 4]
+    lines = bytes(held[:end]).decode("latin-1").split(line_end.decode())
+    del held[: end + 2 * len(line_end)]
     found = ""
     for line in lines:
         name, _, value = line.partition(":")

@@ -6,9 +6,11 @@ each study, and a search with dates lists only one month of them.
 """
 
 import hashlib
+import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -207,7 +209,7 @@ class DicomWebSource:
                 raise self._server.error(failed) from None
             if not page:
                 return
-            names = self._names(page, level)
+            names = self._names(page, level, is_first=within is None and not known)
             fresh = {
                 name: entry for name, entry in zip(names, page, strict=True) if name not in known
             }
@@ -224,13 +226,27 @@ class DicomWebSource:
             yield from (name for name, entry in fresh.items() if fits(entry))
             offset += len(page)
 
-    def _names(self, page: list[dict[str, Any]], level: _Level) -> list[str]:
-        if not all(level.tag in entry for entry in page):
+    def _names(self, page: list[dict[str, Any]], level: _Level, *, is_first: bool) -> list[str]:
+        """The name of each entry. Entries without UID, that have nothing else to be told apart by,
+        are numbered.
+
+        Raises:
+            SourceError: no study has a UID, so that it is no search for studies that answers.
+        """
+        if is_first and not any(level.tag in entry for entry in page):
             raise SourceError(
                 f"{self._server} lists {level.path.rpartition('/')[2]} without "
                 f"{level.keyword}; check {self._server.setting('url')}, or look into its set-up"
             )
-        return [_name(entry, level.tag) for entry in page]
+        alike = Counter[str]()
+        names = []
+        for entry in page:
+            name = _name(entry, level.tag)
+            if level.tag not in entry:
+                alike[name] += 1
+                name += f"-{alike[name]}" if alike[name] > 1 else ""
+            names.append(name)
+        return names
 
     def _removed(self, within: tuple[_Level, str] | None) -> bool:
         """Whether the study or series above was deleted from the server meanwhile."""
@@ -283,8 +299,10 @@ def _value(entry: _Entry, tag: str) -> str:
 
 
 def _name(entry: _Entry, tag: str) -> str:
-    """The UID of an entry; for an invalid one "invalid-" and a digest, which does not reveal it."""
+    """The UID of an entry; for an invalid one "invalid-" and a digest, which does not reveal it: of
+    what stands in its place, or of the whole entry where nothing does."""
     uid = _value(entry, tag)
     if is_uid(uid):
         return uid
-    return "invalid-" + hashlib.sha256(uid.encode("utf-8", "replace")).hexdigest()[:32]
+    said = uid if tag in entry else json.dumps(entry, sort_keys=True, default=str)
+    return "invalid-" + hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32]

@@ -20,7 +20,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
-    AllStoragePresentationContexts,
     evt,
 )
 from pynetdicom.association import Association
@@ -35,6 +34,7 @@ from engine.errors import SettingsError
 from engine.settings import ReceiveSettings
 from indexer.sources.pushed.arrival import Answer, Arrival
 from indexer.sources.pushed.inbox import Inbox
+from indexer.sources.pushed.sop_classes import accepted_sop_classes
 
 __all__ = ["StoreScp"]
 
@@ -96,8 +96,8 @@ class StoreScp:
         # Of several transfer syntaxes that a sender offers together, the first in this list is
         # taken.
         syntaxes = [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
-        for context in AllStoragePresentationContexts:
-            self._ae.add_supported_context(cast(str, context.abstract_syntax), syntaxes)
+        for sop_class in accepted_sop_classes(receive.sop_classes):
+            self._ae.add_supported_context(sop_class, syntaxes)
 
     def start(self, inbox: Inbox) -> int:
         """Starts listening; returns the port. Received instances go to ``inbox``.

@@ -1,0 +1,114 @@
+"""Finds patients that stand for no one: one pseudonym over more studies than any person has.
+
+An archive may have been de-identified by giving everybody the same Patient ID. Then "the same
+patient" says nothing: leaving out the query's own patient would leave out the archive.
+"""
+
+from collections.abc import Collection, Iterable
+
+from engine.records import ImageRecord
+from engine.search.sizes import sample_of, sampled_buckets
+from engine.settings import SearchSettings
+from engine.store.base import Filter, Match, VectorStore
+
+__all__ = ["joined", "nobodies", "placeholder_patients", "remark_on", "remark_on_nothing"]
+
+_MOST_STUDIES = 200
+"""No person has more studies than this in one archive."""
+_FEW_STUDIES = 20
+"""A patient with fewer studies is never a placeholder: small archives may be about one person."""
+_SHARE = 0.3
+"""… and with at least as many, is one if these are this share of the archive's studies."""
+_SMALL_ARCHIVE = 100_000
+"""Images. In larger archives the share is not looked at: it would be more than 200 studies."""
+_SAMPLE = 20_000
+"""Most images of one patient whose studies are counted."""
+_LARGEST = 32
+"""Of all patients, those with the most images are looked at, so many of them."""
+
+
+def placeholder_patients(
+    store: VectorStore, among: Iterable[str | None] | None = None
+) -> frozenset[str]:
+    """The pseudonyms that are no patient's, by the number of their studies.
+
+    Args:
+        among: only these are looked at; None = the 32 patients with the most images.
+    """
+    if among is None:
+        images = store.facet("patient", Filter(), _LARGEST)
+    else:
+        named = tuple(sorted({one for one in among if one is not None}))
+        if not named:
+            return frozenset()
+        images = store.facet("patient", Filter(must=(Match("patient", named),)), len(named))
+    return frozenset(
+        name for name, count in images.items() if count >= _FEW_STUDIES and _is(store, name, count)
+    )
+
+
+def _is(store: VectorStore, patient: str, images: int) -> bool:
+    """Whether the patient with this many images has more studies than any person."""
+    where = Filter(must=(Match("patient", (patient,)),))
+    if images > _SAMPLE:
+        where = sample_of(where, sampled_buckets(images, _SAMPLE))
+    studies = len(store.facet("study", where, _MOST_STUDIES + 1))
+    if studies > _MOST_STUDIES:
+        return True
+    if studies < _FEW_STUDIES or store.count(Filter(), exact=False) > _SMALL_ARCHIVE:
+        return False
+    most = int(studies / _SHARE)
+    return len(store.facet("study", Filter(), most + 1)) <= most
+
+
+def nobodies(
+    store: VectorStore,
+    settings: SearchSettings,
+    own: Iterable[ImageRecord],
+    exclude: str | None,
+    group_by: str | None,
+) -> frozenset[str]:
+    """The pseudonyms that are no patient's, of those that a question depends on.
+
+    Args:
+        own: records of the query images. exclude, group_by: "study", "patient" or None.
+    """
+    if not settings.placeholder_patients:
+        return frozenset()
+    found: frozenset[str] = frozenset()
+    if exclude == "patient":
+        found = placeholder_patients(store, [record.patient for record in own])
+    return found | placeholder_patients(store) if group_by == "patient" else found
+
+
+def remark_on(
+    nobody: Collection[str], own: Iterable[ImageRecord], exclude: str | None
+) -> list[str]:
+    """For the reader of an answer: that the query's patient was not left out; [] = it was."""
+    if exclude != "patient" or not any(record.patient in nobody for record in own):
+        return []
+    return [
+        "the Patient ID stands for no one, as more studies have it than any person; only the own "
+        "study was left out"
+    ]
+
+
+def remark_on_nothing(store: VectorStore, where: Filter, exclude: str | None) -> list[str]:
+    """For the reader of an answer without hits: that all images were left out as the query's own;
+    [] = there are none anyway.
+
+    Args:
+        where: the filter without what ``exclude`` leaves out.
+    """
+    if exclude is None or not store.count(where):
+        return []
+    narrower = "only the own study, or nothing" if exclude == "patient" else "nothing"
+    return [
+        f"all images that could be hits are of the own {exclude}, which was left out; leave out "
+        f"{narrower}"
+    ]
+
+
+def joined(note: str | None, remarks: Iterable[str]) -> str | None:
+    """A note on an answer with further remarks; None = there is nothing to say."""
+    return "; ".join([*([] if note is None else [note]), *remarks]) or None
