@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from sqlalchemy import update
+from dicom_files import dataset, encode
+from sqlalchemy import select, update
 
 from engine.errors import RefusalReason
 from engine.model.checkpoint import save_checkpoint
@@ -175,3 +177,60 @@ def test_an_archive_encoded_anew_has_the_version_of_now(images: Any, another_mod
     # The index that was kept still has the pictures of before.
     go_back(follows)
     assert overview(follows).rendered_otherwise == 4
+
+
+# What of the reading is kept besides
+
+
+def drawn(seed: int) -> np.ndarray:
+    """uint8 (64, 64) in which no two directions are alike."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    disc = np.hypot(x - 0.3, y + 0.4) < 0.3
+    return (80 + 50 * x + 30 * y + 60 * disc + 5 * seed).astype(np.uint8)
+
+
+def stored(name: str, pixels: np.ndarray, orientation: list[float]) -> bytes:
+    """A CT slice whose rows and columns run in these directions."""
+    whole = np.ascontiguousarray(pixels)
+    lies = {"Modality": "CT", "ImageOrientationPatient": orientation}
+    return encode(dataset(whole, SOPInstanceUID=f"1.2.3.{name}", **lies))
+
+
+def test_a_slice_that_lies_upside_down_is_found_by_its_upright_twin(site: Any) -> None:
+    picture = drawn(3)
+    site.write("upright.dcm", stored("1", picture, [1, 0, 0, 0, 1, 0]))
+    site.write("turned.dcm", stored("2", picture[::-1, ::-1], [-1, 0, 0, 0, -1, 0]))
+    site.index()
+    upright, turned = site.ids_of(site.files / "upright.dcm", site.files / "turned.dcm")
+    with site.open() as archive:
+        (hit,) = archive.engine.search_like(upright, Query(k=1)).hits
+    assert (hit.id, hit.hamming) == (turned, 0)
+    assert hit.similarity > 0.999
+    # What people are shown stays as the file has it.
+    thumbnails = site.thumbnails()
+    assert thumbnails[turned] != thumbnails[upright]
+
+
+def test_a_setting_that_changes_pictures_is_part_of_the_version(site: Any) -> None:
+    site.write("turned.dcm", stored("2", drawn(3), [-1, 0, 0, 0, -1, 0]))
+    site.index()
+    assert overview(site.settings).rendered_otherwise == 0
+    asked = site.settings.indexing.model_copy(update={"orient": False})
+    site.settings = site.settings.model_copy(update={"indexing": asked})
+    assert overview(site.settings).rendered_otherwise == 1
+    before = site.contents()
+    site.index(again=True)
+    assert overview(site.settings).rendered_otherwise == 0
+    assert site.contents() != before
+
+
+def test_what_decoded_a_file_and_what_is_missing_is_in_the_ledger(site: Any) -> None:
+    frames = [drawn(seed) for seed in range(3)]
+    content = encode(dataset(np.stack(frames)))
+    site.write("cut.dcm", content[: -frames[0].nbytes // 2])
+    site.index()
+    c = instances.c
+    with site.database() as database, database.begin(read=True) as connection:
+        row = connection.execute(select(c.state, c.decoder, c.partial)).one()
+    assert row == ("done", "native", "frame 2: truncated")
+    assert len(site.points()) == 2
