@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
-	bench-processors bench-quality bench-retrieval bench-search bench-shifts bench-start weights clean
+	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts bench-start weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -38,6 +38,9 @@ bench-encoder: $(VENV)/.installed-dev
 
 bench-processors: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.processors $(DATA)
+
+bench-orientation: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.orientation $(DATA)
 
 bench-start: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.start $(DATA)

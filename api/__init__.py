@@ -1,3 +1,6 @@
-"""What people and portals touch: the command line, the HTTP service, the page."""
+"""The interfaces of Precedent: the command line, the HTTP service and the search page.
 
-import engine  # noqa: F401 - before torch, for what it settles
+``cli.main.main`` and ``service.create_service`` start them. No other package imports this one.
+"""
+
+import engine  # noqa: F401 - before torch: it sets what torch reads as it loads

@@ -1,4 +1,4 @@
-"""``python -m api`` is ``precedent``."""
+"""``python -m api`` runs the command line, as ``precedent`` does."""
 
 from api.cli.main import main
 

@@ -1,4 +1,7 @@
-"""The answers of command line and HTTP service, as JSON documents with stable names."""
+"""The JSON documents that the command line and the HTTP service answer with.
+
+Their names are stable. Their docstrings are the descriptions in the OpenAPI document.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,6 +24,7 @@ __all__ = [
     "SuggestionDocument",
     "VoteDocument",
     "between_precisions",
+    "between_renderings",
     "by_detector",
     "local_document",
 ]
@@ -33,7 +37,14 @@ class _Document(BaseModel):
 
 
 class ImageDocument(_Document):
-    """An indexed image: identifiers kept by the index, and what it is of."""
+    """One indexed image (a frame of a DICOM instance, or a PNG or JPEG file).
+
+    - `id`: its UUID in the index. `study`, `series`, `sop`: DICOM UIDs. `frame`: counted from 0.
+    - `age_band`: a decade, such as "60-69". `source`: where it was indexed from. `burned_in`:
+      whether text is part of its pixels, as far as the file's header tells.
+
+    Values that are not known are null.
+    """
 
     id: str
     study: str | None
@@ -58,8 +69,11 @@ class ImageDocument(_Document):
 
 
 class HitDocument(ImageDocument):
-    """A found image. similarity: Pearson r of the blended features, in [-1, 1]. hamming:
-    differing bits of the codes."""
+    """A hit: an indexed image that was found.
+
+    - `similarity`: Pearson correlation of its features with the query's, in [-1, 1].
+    - `hamming`: number of bits in which its code differs from the query's.
+    """
 
     similarity: float
     hamming: int
@@ -76,9 +90,14 @@ class HitDocument(ImageDocument):
 
 
 class OodDocument(_Document):
-    """foreign: the query lies outside what the model knows (p ≤ alpha, the operating point).
-    p: that of all detectors together. scores: by detector, raw, higher = more foreign.
-    p_values: by detector, conformal; of those that could look at the query."""
+    """Out-of-distribution verdict: whether the query is unlike the images that the model knows.
+
+    - `foreign`: true if `p` ≤ `alpha`; the hits may then look alike and mean nothing.
+    - `p`: conformal p-value of all detectors together, in (0, 1].
+    - `alpha`: the share of known images that may be called foreign.
+    - `scores`: raw score of each detector; higher is more foreign.
+    - `p_values`: conformal p-value of each detector. Detectors that lack an input are absent.
+    """
 
     foreign: bool
     p: float
@@ -92,11 +111,29 @@ class OodDocument(_Document):
 
 
 class EvidenceDocument(_Document):
-    """How the answer came about; see docs/search.md for the rungs. estimated: candidates
-    is an estimate, as facets are when facets_estimated. compared: candidates whose vectors could
-    be looked at. approximate: of these some may have been missed. precision: in which the query
-    was encoded, index_precision: in which the index was (null: not noted). note: what is
-    special."""
+    """How the hits were found.
+
+    - `rung`: the pre-filter used. "s0", "s1", "s2": images of whose code some 16-bit band differs
+      from the query's in at most 0, 1 or 2 bits; "dense": no pre-filter, because it would have
+      passed too few images or saved no time; "exact": no pre-filter, as asked for; "none": nothing
+      was searched, because the query is foreign and the service refuses such queries.
+    - `radius`: every image within this Hamming distance was a candidate; null: no such bound.
+    - `candidates`: images that passed the pre-filter and the facet filters. If `estimated`, the
+      number is an estimate, and may be up to four times too high.
+    - `facets_estimated`: the facet counts are estimated from a sample.
+    - `compared`: candidates that took part in the comparison of features: all, or a sample.
+    - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
+    - `ranked`: number of the most similar candidates that were put into order.
+    - `rungs_tried`: candidates on each rung, in the order in which the rungs were tried.
+    - `order`: "content" or "hamming".
+    - `model`: fingerprint of the model. `bits`: length of its codes.
+    - `precision`, `index_precision`: "fp32" or "bf16", in which this service and the index encode;
+      null: not recorded.
+    - `rendering`: version of this service's reader; null: not known. `rendered_otherwise`: hits
+      whose pictures another version made, and may look otherwise since.
+    - `note`: anything unusual about this search, in words.
+    - `timings_ms`: milliseconds by stage.
+    """
 
     rung: str
     radius: int | None
@@ -112,15 +149,23 @@ class EvidenceDocument(_Document):
     bits: int
     precision: str
     index_precision: str | None
+    rendering: str | None
+    rendered_otherwise: int
     note: str | None
     timings_ms: dict[str, float]
 
 
 class SearchDocument(_Document):
-    """An answer. ood is null when the model was never calibrated, or its calibration needs
-    more of the query than is known. There are no hits, and evidence has the rung "none", when
-    the query is foreign and the policy (setting search.ood_policy) refuses it. next_page, sent
-    as page with all else as it was, gets the hits that follow; null when there are none."""
+    """The answer to a search.
+
+    - `ood`: null if the model is not calibrated, or none of its detectors can judge this query.
+    - `evidence`: how the hits were found. Its rung is "none", and there are no hits, if the query
+      is foreign and the service refuses such queries (setting `search.ood_policy`).
+    - `hits`: in the order asked for.
+    - `facets`: number of candidates by field and value; empty if not asked for.
+    - `next_page`: to get the hits that follow, repeat the request, otherwise unchanged, with this
+      value as `page`; null: there are no more.
+    """
 
     ood: OodDocument | None
     evidence: EvidenceDocument
@@ -140,15 +185,22 @@ class SearchDocument(_Document):
 
 
 class SuggestionDocument(HitDocument):
-    """A recommended image. because: id of the example that it is most like, to which
-    similarity and hamming are; null = the uploaded image."""
+    """A recommended image.
+
+    - `because`: id of the liked example that it is most similar to; null: the uploaded image.
+    - `similarity`, `hamming`: relative to that example.
+    """
 
     because: str | None
 
 
 class VoteDocument(_Document):
-    """A label of the hits. share: the similarity of the hits that carry it, as a share of that
-    of all hits with labels; not a probability. hits: how many carry it."""
+    """A label that hits carry.
+
+    - `share`: summed similarity of the hits with this label, divided by that of all hits with
+      labels; in [0, 1], not a probability.
+    - `hits`: number of hits with this label.
+    """
 
     label: str
     share: float
@@ -156,12 +208,25 @@ class VoteDocument(_Document):
 
 
 class BasisDocument(_Document):
-    """How a recommendation came about. liked, disliked: examples that took part. rungs: liked
-    examples by where they were searched for. candidates: over all examples together; an
-    estimate when estimated. approximate: some may have been missed. ranked: images compared
-    with every example. precision: in which an example was encoded that is no indexed image,
-    index_precision: in which the index was (null: not noted). nearer_to_disliked: left out of
-    these. note: what is special."""
+    """How the recommended images were found.
+
+    - `liked`, `disliked`: number of examples.
+    - `diversity`: as asked for.
+    - `model`: fingerprint of the model. `bits`: length of its codes.
+    - `precision`: "fp32" or "bf16", in which the uploaded example was encoded; null: none was
+      uploaded. `index_precision`: that of the index; null: not recorded.
+    - `rungs`: number of liked examples searched for on each rung (see EvidenceDocument). Empty if
+      nothing was searched, because an example is foreign and the service refuses such queries.
+    - `candidates`: images that passed the pre-filter and the facet filters, summed over the liked
+      examples. If `estimated`, the number is an estimate, and may be too high.
+    - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
+    - `ranked`: distinct images compared with every example.
+    - `nearer_to_disliked`: of these, images left out because they are nearer to a disliked example
+      than to any liked one.
+    - `rendering`, `rendered_otherwise`: as in EvidenceDocument.
+    - `note`: anything unusual about this search, in words.
+    - `timings_ms`: milliseconds by stage.
+    """
 
     liked: int
     disliked: int
@@ -176,14 +241,22 @@ class BasisDocument(_Document):
     approximate: bool
     ranked: int
     nearer_to_disliked: int
+    rendering: str | None
+    rendered_otherwise: int
     note: str | None
     timings_ms: dict[str, float]
 
 
 class RecommendationDocument(_Document):
-    """A recommendation. ood: of the least familiar liked example, its p corrected for their
-    number; null as for a search. There are no hits, and evidence names no rungs, when it is
-    foreign and the policy (setting search.ood_policy) refuses it."""
+    """The answer to a request for recommendations.
+
+    - `ood`: verdict on the liked example with the lowest p-value. `p` is that value times the
+      number of examples judged together, since one of many is low by chance. null as for a search.
+    - `evidence`: how the hits were found. Its `rungs` are empty, and there are no hits, if that
+      example is foreign and the service refuses such queries (setting `search.ood_policy`).
+    - `hits`: most similar first; with diversity, in the order in which they were chosen.
+    - `votes`: the labels of the hits.
+    """
 
     ood: OodDocument | None
     evidence: BasisDocument
@@ -204,7 +277,10 @@ class RecommendationDocument(_Document):
 
 
 def local_document(answer: Answer | Recommendation, paths: dict[str, Path]) -> dict[str, Any]:
-    """The answer for local use: its hits carry the path of their file as well."""
+    """The JSON document of an answer, with the file path of each hit (for local use only).
+
+    paths: by image id; the path of a hit that is not in it is None.
+    """
     kind = SearchDocument if isinstance(answer, Answer) else RecommendationDocument
     document: dict[str, Any] = kind.from_answer(answer).model_dump(mode="json")  # type: ignore[arg-type]
     for hit in document["hits"]:
@@ -214,16 +290,16 @@ def local_document(answer: Answer | Recommendation, paths: dict[str, Path]) -> d
 
 
 def by_detector(p_values: Mapping[str, float]) -> str:
-    """The detectors' p-values for people, as in "knn 0.205, reconstruction 0.63"."""
+    """The detectors' p-values as text, as in "knn 0.205, reconstruction 0.63"."""
     return ", ".join(f"{name} {p:.3g}" for name, p in p_values.items())
 
 
 def between_precisions(precision: str | None, index_precision: str | None) -> str | None:
-    """For people: that a query was encoded in another precision than the index; None = it was not.
+    """A remark that query and index were encoded in different precisions; None = they were not.
 
     Args:
-        precision: of the query; None = it was not encoded.
-        index_precision: None = the index does not note it.
+        precision: of the query, "fp32" or "bf16"; None = it was not encoded.
+        index_precision: of the index; None = not recorded.
     """
     if precision is None or index_precision is None or precision == index_precision:
         return None
@@ -234,3 +310,11 @@ def between_precisions(precision: str | None, index_precision: str | None) -> st
 
 def _shown(record: ImageRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name not in _HIDDEN}
+
+
+def between_renderings(rendered_otherwise: int) -> str | None:
+    """A remark that hits were rendered by another version of the reader; None = none was."""
+    if not rendered_otherwise:
+        return None
+    hits = "1 hit was" if rendered_otherwise == 1 else f"{rendered_otherwise} hits were"
+    return f"{hits} rendered by another version; `precedent index --again` renews the pictures"

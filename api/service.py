@@ -1,4 +1,4 @@
-"""The whole service: the HTTP interface, with the portal on it."""
+"""The whole HTTP service: the JSON routes and the search page (portal)."""
 
 from fastapi import FastAPI
 
@@ -11,7 +11,8 @@ __all__ = ["create_service"]
 
 
 def create_service(settings: Settings | None = None, archive: Archive | None = None) -> FastAPI:
-    """The application with its portal; arguments and errors as :func:`api.http.app.create_app`."""
+    """The application with the search page; arguments and errors as for
+    :func:`api.http.app.create_app`."""
     app = create_app(settings, archive)
     add_portal(app)
     return app

@@ -15,7 +15,7 @@ def show(
     """Prints a table; if a row has NAME and "NAME sd", they are shown as one value ± sd."""
     table = Table(title=title)
     for column in columns:
-        left = column in ("method", "best peer", "measure", "peers' order")
+        left = column in ("case", "method", "best peer", "measure", "peers' order")
         table.add_column(column.replace("_", " "), justify="left" if left else "right")
     for row in rows:
         cells = []

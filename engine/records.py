@@ -135,6 +135,7 @@ class Point:
     z: float32 (D,), unit length; None = not read from the store.
     score: similarity to the vector of the query, in [-1, 1]; None = not the result of a query.
     indexed_at: time of indexing; None = not recorded.
+    rendering: version of the reader that made the picture; None = not recorded.
     """
 
     id: str
@@ -143,16 +144,19 @@ class Point:
     z: NDArray[np.float32] | None = None
     score: float | None = None
     indexed_at: str | None = None
+    rendering: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B."""
+    """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B.
+    rendering: as of a :class:`Point`."""
 
     id: str
     similarity: float
     hamming: int
     record: ImageRecord
+    rendering: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,8 @@ class Evidence:
     precision: number format in which this process encodes, "fp32" or "bf16". index_precision: that
         in which the index was computed; None = not recorded.
     note: a sentence on limits of the result for the reader, or None.
+    rendering: version of the reader of this process; None = not known. rendered_otherwise: hits
+        whose picture another version made.
     timings_ms: wall-clock milliseconds by stage.
     """
 
@@ -213,6 +219,8 @@ class Evidence:
     index_precision: str | None
     note: str | None = None
     facets_estimated: bool = False
+    rendering: str | None = None
+    rendered_otherwise: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ from indexer.datadir.write_lock import writing
 from indexer.encoders import following, load_encoder
 from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.prepare import Prepared
+from indexer.imaging.rendering import rendering_of
 from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.instances import Ledger, State
@@ -81,7 +82,7 @@ class Archive:
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
-            self.ledger = Ledger(database)
+            self.ledger = Ledger(database, rendering_of(settings))
             # Ledger first, then store: another worker writes points before it records them as done.
             if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
                 # The index was deleted: the ledger's records are wrong, and the thumbnails belong
@@ -89,7 +90,9 @@ class Archive:
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
-            self.engine = SearchEngine(self.encoder, self.store, settings.search, gate)
+            self.engine = SearchEngine(
+                self.encoder, self.store, settings.search, gate, self.ledger.rendering
+            )
             self._opened = opened.pop_all()
 
     def _noted(self) -> InForce | None:

@@ -12,6 +12,7 @@ from engine.store.base import Collection, Filter
 from engine.store.opening import open_store
 from indexer.datadir.layout import DataDir
 from indexer.datadir.models import model_directory
+from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.instances import Ledger, Refused
 
@@ -24,6 +25,8 @@ class Overview:
 
     precision: in which queries are encoded. index_precision: in which the index was made; None =
     it does not say. points: pictures in the index. instances: in the ledger, by state.
+    rendering: of this version. rendered_otherwise: indexed instances whose pictures another version
+    made, or other settings.
     facets: counts by field and value over the index. refusals: refused instances, if asked for.
     """
 
@@ -35,6 +38,8 @@ class Overview:
     instances: dict[str, int]
     facets: Facets
     refusals: list[Refused]
+    rendering: str
+    rendered_otherwise: int
 
 
 def overview(settings: Settings, refusals: int = 0) -> Overview:
@@ -54,7 +59,7 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
         open_store(settings, data_dir.index, wanted, create=False) as store,
         open_database(settings, data_dir.ledger) as database,
     ):
-        ledger = Ledger(database)
+        ledger = Ledger(database, rendering_of(settings))
         everything = Filter()
         facets, _ = facet_counts(
             store,
@@ -72,6 +77,8 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
             instances=ledger.counts(),
             facets=facets,
             refusals=ledger.refusals(refusals) if refusals else [],
+            rendering=ledger.rendering,
+            rendered_otherwise=ledger.count_rendered_otherwise(),
         )
 
 

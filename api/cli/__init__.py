@@ -1,1 +1,1 @@
-"""The command line. Nothing imports it; ``api.cli.main`` is its front door."""
+"""The command line, one module per command. ``main.main`` runs it; no other package imports it."""

@@ -1,4 +1,4 @@
-"""``precedent calibrate``: teach a model's OOD gate what is known."""
+"""``precedent calibrate``: fits the OOD gate of a model to images of known kinds."""
 
 import json
 import sys
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate"]
 
-# Files of a checkpoint: weights and decoder, manifest, model card.
-_PARTS = {".safetensors", ".json", ".md"}
+# Suffixes of a checkpoint's files: weights and decoder, manifest, model card.
+_CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".md"}
 
 
 def calibrate(
@@ -52,12 +52,13 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Another seed, another draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Teach a model's OOD gate what is known.
+    """Teach a model's OOD gate which images are known, so that it can call others foreign.
 
-    An archive is split by patient, or by study where no patient is named, so that the halves
-    are about equal in images of each modality and body part; images that are not
-    DICOM count as one patient each, so give two folders if you know better. Of two folders,
-    calibration images are left out whose patient or file the reference has too.
+    A single folder is split into two halves, reference and calibration, by patient (by study where
+    no patient is named); both get about as many images of each modality and body part. An image
+    that is not DICOM counts as a patient of its own: if some of them belong to one patient, give
+    two folders. Of two folders, calibration images whose patient or file is in the reference too
+    are left out.
     """
     from api.cli.known_images import drawn, files_of, observe
     from engine.ood.calibration import OodGate
@@ -97,7 +98,7 @@ def calibrate(
     _check_enough(calibration or known, len(held_out), alpha, left_out)
     fitted = [detector_kind(name)().fit(reference.observations) for name in names]
     gate = OodGate.calibrated(fitted, held_out.observations, alpha)
-    _write(gate, encoder, directory, target)
+    _write_gate(gate, encoder, directory, target)
     document = {
         "model": encoder.manifest.fingerprint,
         "out": str(target),
@@ -121,10 +122,10 @@ def calibrate(
 
 
 def _target(directory: Path, out: Path | None) -> Path:
-    """The folder to write to.
+    """The folder to write the gate to: ``out``, or else that of the model.
 
     Raises:
-        ModelError: it would be the installed package, or holds another model.
+        ModelError: it is part of the installed package, or holds another model.
     """
     from engine.model.manifest import MANIFEST, SHIPPED, read_manifest
 
@@ -145,7 +146,11 @@ def _target(directory: Path, out: Path | None) -> Path:
 
 
 def _check_enough(folder: Path, images: int, alpha: float, left_out: int = 0) -> None:
-    """Raises TrainingDataError: so few calibration images can call nothing foreign."""
+    """Checks that there are enough calibration images for a p-value at or below ``alpha``.
+
+    Raises:
+        TrainingDataError: there are too few; the gate could call no image foreign.
+    """
     from engine.ood.calibration import fewest_calibration_images
 
     least = fewest_calibration_images(alpha)
@@ -158,11 +163,11 @@ def _check_enough(folder: Path, images: int, alpha: float, left_out: int = 0) ->
         )
 
 
-def _write(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -> None:
-    """The gate into ``target``, with a copy of the model where that is another folder.
+def _write_gate(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -> None:
+    """Writes the gate to ``target``, with a copy of the model if that is not the model's folder.
 
     Raises:
-        ModelError: it cannot be written.
+        ModelError: the folder cannot be written to.
     """
     from engine.files import write_atomically
     from engine.model.manifest import MANIFEST
@@ -173,8 +178,12 @@ def _write(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -
         gate.save(target, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
         if target.resolve() != directory.resolve():
             kept = {CALIBRATION, MANIFEST}
-            files = [p for p in directory.iterdir() if p.suffix in _PARTS and p.name not in kept]
-            # The manifest last: a folder that has one is whole.
+            files = [
+                p
+                for p in directory.iterdir()
+                if p.suffix in _CHECKPOINT_SUFFIXES and p.name not in kept
+            ]
+            # The manifest is copied last: a folder that has one is complete.
             for path in [*sorted(files), directory / MANIFEST]:
                 write_atomically(target / path.name, path.read_bytes())
     except OSError as error:

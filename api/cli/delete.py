@@ -1,4 +1,4 @@
-"""``precedent delete``: taking studies, patients, instances, whole sources and tenants out."""
+"""``precedent delete``: removes studies, patients, instances, sources or tenants."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +34,9 @@ def delete(
 ) -> None:
     """Remove a study, patient, instance, source or tenant from index, thumbnails and ledger.
 
-    Of several, what fits all of them. The files themselves stay, and indexing them again brings
-    them back; only what `precedent receive` keeps in the data folder is removed too.
+    With several options, only what matches all of them is removed. Image files stay, and indexing
+    them again brings them back; only files that `precedent receive` keeps in the data folder are
+    deleted too.
     """
     from engine.store.base import Filter, Match
     from indexer.archive import Archive
@@ -67,7 +68,15 @@ def delete(
 
 
 def _check_known(archive: "Archive", field: str, name: str | None) -> None:
-    """Raises QueryError: nothing has this source or tenant."""
+    """Checks that ledger or index have something of this source or tenant.
+
+    Args:
+        field: "source" or "tenant".
+        name: None = nothing is checked.
+
+    Raises:
+        QueryError: they have nothing of it.
+    """
     from engine.store.base import Filter, Match
 
     if name is None or archive.ledger.count(**{field: name}):

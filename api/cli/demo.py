@@ -1,4 +1,4 @@
-"""``precedent demo``: a sample archive calibrated on, indexed, asked and served."""
+"""``precedent demo``: calibrates on a sample archive, indexes it, searches and serves."""
 
 import os
 import shlex
@@ -35,13 +35,20 @@ def demo(
 ) -> None:
     """Calibrate on a sample archive, index it, answer a few searches, then serve.
 
-    PRECEDENT_DEMO_EXIT=1 ends after the answers.
+    With PRECEDENT_DEMO_EXIT=1 it ends after the searches, without serving.
     """
     run_demo(directory, port, model, serve=os.environ.get("PRECEDENT_DEMO_EXIT") != "1")
 
 
 def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> None:
-    """Writes the sample below ``directory`` once, calibrates, indexes it, searches, and serves."""
+    """Runs the demo.
+
+    Args:
+        directory: for sample, model and index; a sample that is already there is used again.
+        port: of the HTTP service.
+        model: folder of the checkpoint to calibrate; None = that of the settings.
+        serve: serve at the end, until stopped; else print the command that does.
+    """
     from indexer.archive import Archive
     from indexer.sample import write_queries, write_sample
     from indexer.sources.folder import FolderSource
@@ -58,12 +65,13 @@ def run_demo(directory: Path, port: int, model: Path | None, *, serve: bool) -> 
         f"{report.instances + report.pydicom_files:,} files in {archive_folder}", highlight=False
     )
     console.rule("2. precedent calibrate", align="left")
-    # pydicom's test files are of no kind that anybody would ask for, and many are broken.
+    # Only on synthetic images: pydicom's test files are of odd kinds, and many are broken.
     calibrate(archive_folder / "synthetic", model=model, out=calibrated)
     console.rule("3. precedent index", align="left")
     with Archive(settings, create=True) as archive:
         source = FolderSource([archive_folder])
-        with indexing_progress(Console(stderr=True), shown=console.is_terminal) as progress:
+        errors = Console(stderr=True)
+        with indexing_progress(errors, shown=errors.is_terminal) as progress:
             indexed = archive.index(source, progress=progress)
         console.print(report_table(indexed))
         console.rule("4. precedent search", align="left")
@@ -97,7 +105,7 @@ def _search(console: Console, archive: "Archive", queries: Sequence[Path]) -> No
 
 
 def _next_steps(console: Console, first: str, page: str) -> None:
-    """What a newcomer does next, as commands to copy."""
+    """Prints what to do next, as commands to copy. first, page: the first step and its command."""
     console.rule("What next", align="left")
     for what, how in (
         (first, page),
@@ -111,7 +119,7 @@ def _next_steps(console: Console, first: str, page: str) -> None:
 
 
 def _command(*arguments: str | Path) -> str:
-    """A command line that starts this same program, from the folder where it was started."""
+    """A command line that starts this program again from the current folder."""
     program = Path(sys.argv[0])
     found = shutil.which(program.name)
     if program.suffix == ".py":

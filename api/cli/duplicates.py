@@ -1,4 +1,4 @@
-"""``precedent duplicates``: images that are in the archive more than once, or nearly."""
+"""``precedent duplicates``: lists groups of images that are (almost) the same picture."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,8 +41,8 @@ def duplicates(
 ) -> None:
     """List images that are the same picture, or nearly: copies, re-saved and resized ones.
 
-    With --json one group a line. Lower --similarity a little and neighbouring slices of a
-    stack appear as well.
+    With --json, prints one group per line. At a slightly lower --similarity, neighbouring slices of
+    a stack count as duplicates too.
     """
     from api.cli.terminal import duplicates_table
     from engine.search import duplicates as search

@@ -1,4 +1,4 @@
-"""``precedent evaluate``: how well a model finds images of the query's class."""
+"""``precedent evaluate``: measures how well a model finds images of the query's class."""
 
 import io
 import json
@@ -30,14 +30,18 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-_AT_ONCE = 256  # images in memory between reading and encoding
+_BATCH = 256  # images in memory between reading and encoding
 _EXAMPLES, _EXAMPLE_HITS = 12, 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
-    """Queries or database. paths: of files by id. refused: files by reason. unlabelled: images
-    left out because nothing says what they show. foreign: bool (N,), None = no verdicts."""
+class _ImageSet:
+    """The images of the queries or of the database.
+
+    paths: of the files, by image id; empty for an index. refused: number of files by reason.
+    unlabelled: number of images left out because they have no label.
+    foreign: bool (N,), which images the OOD gate calls foreign; None = no verdicts.
+    """
 
     images: "EvaluationSet"
     paths: dict[str, Path]
@@ -67,7 +71,7 @@ def evaluate(
 ) -> None:
     """Measure how well the images of one folder find their class in another, or in the index.
 
-    Images of the query's own patient or study are left out for it.
+    For each query, images of its own patient or study do not count.
     """
     from api.cli.quality_tables import show
     from engine.evaluation.quality import evaluate as measured
@@ -85,7 +89,7 @@ def evaluate(
         raise QueryError(
             f"--database {database} and --data-dir {data_dir} both name a database; give one"
         )
-    # Before the minutes that the rest takes.
+    # Checked first, because the rest takes minutes.
     if out is not None:
         require_matplotlib()
     asked = from_folder(queries)
@@ -101,18 +105,18 @@ def evaluate(
             FileReader(
                 settings,
                 encoder.manifest.preprocess,
-                # Without an index, pseudonyms are compared here and never stored.
+                # Without an index any key will do: pseudonyms are only compared, never stored.
                 archive.data_dir.pseudonym_key(settings) if archive else bytes(32),
                 frames=1,
                 processes=settings.indexing.readers,
             )
         )
         known = (
-            _of_index(archive)
+            _from_index(archive)
             if archive
-            else _of_files(str(database), held, reader, encoder, gate=None)
+            else _from_files(str(database), held, reader, encoder, gate=None)
         )
-        asking = _of_files(str(queries), asked, reader, encoder, gate)
+        asking = _from_files(str(queries), asked, reader, encoder, gate)
         report = measured(known.images, asking.images, k=k, seed=seed, foreign=asking.foreign)
         if out is not None:
             about = {
@@ -135,17 +139,17 @@ def evaluate(
     show(Console(), report, document)
 
 
-def _of_files(
+def _from_files(
     folder: str,
     examples: "Sequence[Example]",
     reader: "FileReader",
     encoder: "Encoder",
     gate: "OodGate | None",
-) -> _Side:
-    """The images of files; the same bytes in two folders are one image of two classes.
+) -> _ImageSet:
+    """Reads and encodes files. A file that is in two class folders is one image of two classes.
 
     Raises:
-        QueryError: none of the files can be read.
+        QueryError: no file can be read.
     """
     import numpy as np
 
@@ -172,11 +176,11 @@ def _of_files(
         paths[picture.point_id] = example.path
         groups.append(result.record.patient or result.record.study or result.record.sop)
         waiting.append(picture.canvas)
-        if len(waiting) == _AT_ONCE:
-            seen.append(_seen(encoder, gate, waiting))
+        if len(waiting) == _BATCH:
+            seen.append(_encoded(encoder, gate, waiting))
             waiting.clear()
     if waiting:
-        seen.append(_seen(encoder, gate, waiting))
+        seen.append(_encoded(encoder, gate, waiting))
     if not seen:
         reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
         raise QueryError(
@@ -188,13 +192,16 @@ def _of_files(
         np.concatenate(z), np.concatenate(codes), list(labels.values()), list(labels), groups
     )
     verdicts = None if gate is None else np.concatenate(foreign)
-    return _Side(images, paths, dict(sorted(refused.items())), 0, verdicts)
+    return _ImageSet(images, paths, dict(sorted(refused.items())), 0, verdicts)
 
 
-def _seen(
+def _encoded(
     encoder: "Encoder", gate: "OodGate | None", canvases: "Sequence[NDArray[np.uint8]]"
 ) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]":
-    """z, codes and, with a gate, which images it calls foreign."""
+    """z float32 (N, D), packed codes uint8 (N, B/8) and the verdicts ``foreign`` bool (N,).
+
+    gate: None = the verdicts are None as well.
+    """
     import numpy as np
 
     if gate is None:
@@ -205,11 +212,11 @@ def _seen(
     return observed.z, observed.codes, foreign
 
 
-def _of_index(archive: "Archive") -> _Side:
+def _from_index(archive: "Archive") -> _ImageSet:
     """The labelled images of the index.
 
     Raises:
-        QueryError: there is none.
+        QueryError: no image has a label.
     """
     import numpy as np
 
@@ -228,7 +235,7 @@ def _of_index(archive: "Archive") -> _Side:
             "label; index folders named for classes with --labels folder"
         )
     z = np.stack([point.z for point in points if point.z is not None])
-    # Stored as float16: its length is one only nearly.
+    # Stored as float16, so their lengths are only close to 1.
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     records = [point.record for point in points]
     images = EvaluationSet(
@@ -238,18 +245,18 @@ def _of_index(archive: "Archive") -> _Side:
         [point.id for point in points],
         [record.patient or record.study or record.sop for record in records],
     )
-    return _Side(images, {}, {}, unlabelled, None)
+    return _ImageSet(images, {}, {}, unlabelled, None)
 
 
 def _examples(
     report: "QualityReport",
-    asking: _Side,
-    known: _Side,
+    asking: _ImageSet,
+    known: _ImageSet,
     reader: "FileReader",
     archive: "Archive | None",
     seed: int,
 ) -> "list[ExampleRow]":
-    """A query of each class, drawn at random, with its first hits."""
+    """A random query of each class (at most 12 classes) with its first hits, for the report."""
     import numpy as np
 
     from engine.evaluation.report import ExampleHit, ExampleRow
@@ -296,7 +303,11 @@ def _canvases(reader: "FileReader", paths: dict[str, Path]) -> "dict[str, NDArra
 
 
 def _thumbnails(archive: "Archive", ids: Sequence[str]) -> "dict[str, NDArray[np.uint8]]":
-    """Those that are there: they show the very frame, and the files may have moved."""
+    """The thumbnails of these images, uint8, by id; missing ones are left out.
+
+    They are used instead of the files because they show the frame that was indexed, and files may
+    have been moved.
+    """
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""``precedent index``: bring images into the index."""
+"""``precedent index``: reads images, encodes them and adds them to the index."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -74,5 +74,12 @@ def index(
         write_json(asdict(report))
     else:
         Console().print(report_table(report))
+        if report.retried:
+            Console().print(
+                f"{report.retried:,} of them were refused by an earlier version and tried again, "
+                "because this one reads more.",
+                soft_wrap=True,
+                highlight=False,
+            )
         if report.refused:
             Console().print("`precedent info --refusals` names the refused files.")

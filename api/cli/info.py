@@ -1,4 +1,4 @@
-"""``precedent info``: what is in the index, and what was refused."""
+"""``precedent info``: prints what is in the index and the ledger, and which files were refused."""
 
 from typing import Annotated, Any
 
@@ -35,6 +35,8 @@ def info(
         "dim": found.model.dim,
         "precision": found.precision,
         "index_precision": found.index_precision,
+        "rendering": found.rendering,
+        "rendered_otherwise": found.rendered_otherwise,
         "points": found.points,
         "instances": found.instances,
         "facets": found.facets,
@@ -54,6 +56,13 @@ def info(
         console.print(printable(f"{name:>10}  {_plain(value)}"), soft_wrap=True)
     for field, counts in facets.items():
         console.print(printable(f"{field:>10}  {_plain(counts)}"), soft_wrap=True)
+    if found.rendered_otherwise:
+        console.print(
+            f"{found.rendered_otherwise:,} instances were rendered by another version or with "
+            "other settings; `precedent index PATH… --again` renews their pictures",
+            soft_wrap=True,
+            highlight=False,
+        )
     for line in lines:
         text = f"{line['reason']}  {line['path']}: {line['detail']}"
         console.print(printable(text), soft_wrap=True)

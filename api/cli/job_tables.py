@@ -1,4 +1,4 @@
-"""Jobs for people, as tables."""
+"""Tables of jobs for the terminal."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,7 +12,7 @@ __all__ = ["job_table", "jobs_table"]
 
 
 def jobs_table(found: Sequence[JobSummary]) -> Table:
-    """One line a job."""
+    """A table with one row per job or run."""
     table = Table()
     for name in ("job", "source", "state"):
         table.add_column(name)
@@ -28,14 +28,14 @@ def jobs_table(found: Sequence[JobSummary]) -> Table:
             f"{one.total:,}{'+' if one.discovering and one.kind != 'run' else ''}",
             f"{sum(one.refused.values()):,}",
             "" if one.per_second is None else f"{one.per_second:.1f}",
-            _span(one.seconds_left),
+            _duration(one.seconds_left),
             one.created_at or "",
         )
     return table
 
 
 def job_table(one: JobSummary) -> Table:
-    """All there is to say of a job."""
+    """A table of one job: instances by outcome, tasks by state, pace, errors."""
     table = Table(title=f"Job {one.id}: {one.state}", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -57,11 +57,11 @@ def job_table(one: JobSummary) -> Table:
     if one.per_second is not None:
         table.add_row("instances per second", f"{one.per_second:.1f}")
     if one.seconds_left is not None:
-        table.add_row("time left", _span(one.seconds_left))
+        table.add_row("time left", _duration(one.seconds_left))
     for number, error in one.errors.items():
         table.add_row(f"task {number}", printable(error), style="yellow")
     return table
 
 
-def _span(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""``precedent jobs …``: index in bulk, by jobs that several workers share."""
+"""``precedent jobs …``: creates, shows and controls jobs, which several workers index."""
 
 import csv
 import io
@@ -64,21 +64,21 @@ def submit(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a job; workers begin with it at once."""
+    """Make a job; workers start on it at once."""
     if priority not in _PRIORITIES:
         raise QueryError(f"--priority is {priority!r}; use one of {', '.join(_PRIORITIES)}")
     settings = load_settings(data_dir=data_dir)
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
-    # What is wrong with the source shows now, not tonight.
+    # Opened only so that an invalid source fails now, not when a worker takes the job.
     spec.open(settings)
     options = JobOptions(retry_refused, again, delete_vanished)
     with _database(settings) as database:
         job = JobLedger(database).submit(spec, options, at=_now(), priority=_PRIORITIES[priority])
-        _wake(settings, database)
+        _dispatch(settings, database)
     if as_json:
         write_json({"job": job})
     else:
-        _say(f"job {job}; `precedent jobs show {job}` says how far it is")
+        _print(f"job {job}; `precedent jobs show {job}` says how far it is")
 
 
 @jobs.command("list")
@@ -87,7 +87,7 @@ def list_(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The latest jobs and runs, the newest first."""
+    """The latest jobs, and runs of `precedent index`, newest first."""
     from api.cli.job_tables import jobs_table
 
     with _jobs(data_dir) as ledger:
@@ -117,28 +117,28 @@ def show(
 
 @jobs.command()
 def pause(job: JobArgument, data_dir: DataDirOption = None) -> None:
-    """Let workers stop after the instances they are at."""
+    """Let workers stop after the instances that they have begun."""
     with _jobs(data_dir) as ledger:
         ledger.pause(job)
-    _say(f"job {job} is paused; `precedent jobs resume {job}` goes on with it")
+    _print(f"job {job} is paused; `precedent jobs resume {job}` goes on with it")
 
 
 @jobs.command()
 def resume(job: JobArgument, data_dir: DataDirOption = None) -> None:
-    """Go on with a paused job, and at once with tasks that wait after a failure."""
+    """Go on with a paused job. Tasks that wait after a failure are tried again at once."""
     settings = load_settings(data_dir=data_dir)
     with _database(settings) as database:
         JobLedger(database).resume(job)
-        _wake(settings, database)
-    _say(f"job {job} goes on")
+        _dispatch(settings, database)
+    _print(f"job {job} goes on")
 
 
 @jobs.command()
 def cancel(job: JobArgument, data_dir: DataDirOption = None) -> None:
-    """End a job. What is indexed stays."""
+    """End a job for good. What it has indexed stays in the index."""
     with _jobs(data_dir) as ledger:
         ledger.cancel(job, _now())
-    _say(f"job {job} is cancelled; what it had indexed stays")
+    _print(f"job {job} is cancelled; what it had indexed stays")
 
 
 @jobs.command()
@@ -150,15 +150,15 @@ def retry(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give tasks of a job that failed another chance."""
+    """Give the failed tasks of a job another chance."""
     settings = load_settings(data_dir=data_dir)
     with _database(settings) as database:
         count = JobLedger(database).retry(job, refused=refused)
-        _wake(settings, database)
+        _dispatch(settings, database)
     if as_json:
         write_json({"tasks": count})
     else:
-        _say(f"{count:,} tasks of job {job} are tried again")
+        _print(f"{count:,} tasks of job {job} are tried again")
 
 
 @jobs.command()
@@ -181,7 +181,7 @@ def report(
             count = _write_report(ledger, job, out)
             out.flush()
             out.detach()
-    _say(f"{count:,} instances: {output}")
+    _print(f"{count:,} instances: {output}")
 
 
 def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
@@ -196,8 +196,11 @@ def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
     return count
 
 
-def _wake(settings: Settings, database: Database) -> None:
-    """Sends what is due to the broker; without one, or when it is away, workers look."""
+def _dispatch(settings: Settings, database: Database) -> None:
+    """Sends the due tasks to the broker; without one, workers poll the ledger.
+
+    If the broker cannot be reached, the error is printed, and not raised.
+    """
     if settings.jobs.broker is None:
         return
     from indexer.jobs.dispatch import Dispatcher, celery_app
@@ -222,5 +225,5 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _say(words: str) -> None:
+def _print(words: str) -> None:
     Console().print(words, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Known images for the OOD gate: drawn evenly, observed by the model, kept apart by patient."""
+"""Draws, observes and splits the known images with which the OOD gate is calibrated."""
 
 import hashlib
 from collections import Counter
@@ -24,10 +24,10 @@ __all__ = ["Known", "drawn", "files_of", "observe"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Observations of N images and, for each, whose and of what kind it is.
+    """Observations of N images, with the owner and the kind of each.
 
-    owners: the patient, else the study, else the file by its content. kinds: modality and body
-    part, as far as the file says.
+    owners: the patient's pseudonym, else the Study Instance UID, else the SHA-256 of the file.
+    kinds: modality and body part, as far as the file says.
     """
 
     observations: Observations
@@ -38,19 +38,19 @@ class Known:
         return len(self.owners)
 
     def split(self, seed: int) -> tuple["Known", "Known"]:
-        """Two halves about equal in images of each kind that share no owner.
+        """Two halves that share no owner and have about as many images of each kind.
 
-        Without regard to kinds, one of few patients often goes to one half as a whole. If it is
-        missing among the references, its calibration images are as odd as foreign ones, and
-        these pass. Of a kind with a single owner the first half has all.
+        Kinds are balanced because a kind with few owners could otherwise end up in one half. If the
+        reference lacks it, its calibration images score as high as foreign ones, and foreign images
+        then pass the gate. A kind with a single owner is wholly in the first half.
 
-        The same for the same images and seed, in whatever order they come.
+        The result depends only on the images and the seed, not on their order.
         """
         first = _first_half(self.owners, self.kinds, seed)
         return self._part(first), self._part(~first)
 
     def without_owners_of(self, others: "Known") -> "Known":
-        """Those images whose owner has none among ``others``."""
+        """The images whose owner has no image among ``others``."""
         theirs = set(others.owners)
         return self._part(np.array([owner not in theirs for owner in self.owners], dtype=bool))
 
@@ -60,7 +60,7 @@ class Known:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below ``folder``. Raises QueryError: it does not exist."""
+    """The paths of all files below ``folder``. Raises QueryError if it does not exist."""
     return [
         file_path(found.locator)
         for found in FolderSource([folder], open_archives=False).instances()
@@ -68,10 +68,10 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def drawn(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
-    """At most ``count`` of the files, as evenly from their folders as these allow, sorted.
+    """A random sample of at most ``count`` files, sorted, in equal parts from each folder.
 
-    Drawn without regard to folders, a class with few images gets few into the reference, lies
-    far from it, and is called foreign too often.
+    A folder with too few files gives all it has. Folders are balanced because each may hold a
+    class: one with few images would have few in the reference, and be called foreign too often.
     """
     rng = np.random.default_rng(seed)
     folders: dict[Path, list[Path]] = {}
@@ -88,16 +88,16 @@ def drawn(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
 def observe(
     encoder: Encoder, settings: Settings, paths: Sequence[Path], refused: Counter[str]
 ) -> Known:
-    """What the model sees of the middle frames of ``paths``, in their order.
+    """Reads the middle frame of each file and observes it with the model; keeps their order.
 
     Args:
         encoder: the model.
-        settings: limits of images, reading processes.
+        settings: limits of images; number of reading processes.
         paths: DICOM, PNG and JPEG files.
-        refused: files that cannot be read are counted here, by reason.
+        refused: files that cannot be read are counted in it, by reason.
 
     Raises:
-        TrainingDataError: that is none of the files.
+        TrainingDataError: no file can be read.
     """
     owners: list[str] = []
     kinds: list[str] = []
@@ -105,7 +105,7 @@ def observe(
     with FileReader(
         settings,
         encoder.manifest.preprocess,
-        bytes(32),  # of pseudonyms that are never stored; always the same, so that splits are
+        bytes(32),  # a fixed key: pseudonyms are never stored here, and splits are repeatable
         frames=1,
         processes=settings.indexing.readers,
     ) as reader:
@@ -132,8 +132,11 @@ def observe(
 
 
 def _first_half(owners: Sequence[str], kinds: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Mask (N,): owners in the order of their hashes, each to the half that has fewer images of
-    its kinds."""
+    """Which images go to the first half, bool (N,).
+
+    Owners are taken in the order of their hashes; each goes to the half that has fewer images of
+    the owner's kinds so far.
+    """
     images: dict[str, Counter[str]] = {}
     for owner, kind in zip(owners, kinds, strict=True):
         images.setdefault(owner, Counter())[kind] += 1

@@ -1,7 +1,7 @@
 """The command line: ``precedent COMMAND``.
 
-Exit codes: 0 done; 1 it could not be done, or an image could not be read; 2 the command
-was not understood; 130 interrupted.
+Exit codes: 0 = success; 1 = the command failed, or an image could not be read; 2 = wrong usage;
+130 = interrupted.
 """
 
 import logging
@@ -40,20 +40,20 @@ COMMANDS = {
     "sample": ("sample", "Write a synthetic DICOM archive to try things on."),
     "demo": ("demo", "Calibrate on a sample archive, index it, search, serve."),
 }
-"""Commands by name: the module of this package that has the function of that name, and what the
-list of commands says of it. A module is loaded when its command is run, so that a command does
-not wait for what another one needs."""
+"""Commands by name: the module of this package that defines a function of that name, and the
+summary in the list of commands. A module is imported only when its command is run, because some
+need libraries that load slowly."""
 
 _PLAIN: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
 }
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # the exit code that typer returns after Ctrl-C
 
 
 class _Commands(TyperGroup):
-    """Commands of which only the one that is run is loaded."""
+    """The group of all commands; imports only the module of the command that is run."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -96,14 +96,15 @@ def _root(
 
 
 def main() -> None:
-    """The console script: errors become one line on standard error and an exit code."""
+    """Runs the command line; reports errors as one line on standard error and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = app(standalone_mode=False)
     except PrecedentError as error:
         _fail(str(error), 1)
     except BrokenPipeError:
-        # The reader of our output has gone, as in `precedent search … | head`.
+        # The reader of standard output has ended, as in `precedent search … | head`. What is still
+        # buffered goes to the null device, or flushing it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -115,7 +116,7 @@ def main() -> None:
         _fail(f"a disk is full{place}; make room, and the same command again goes on", 1)
     except typer.Abort:
         _fail("aborted; nothing was changed", 1)
-    except Exception as error:  # click's own usage errors show themselves
+    except Exception as error:  # click's usage errors print themselves
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)

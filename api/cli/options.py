@@ -1,4 +1,4 @@
-"""What several commands share: options, and how JSON and refusals are written."""
+"""Options that several commands share, and functions that write JSON and refusals."""
 
 import json
 import sys
@@ -70,13 +70,13 @@ VanishedOption = Annotated[
 
 
 def write_json(document: dict[str, Any]) -> None:
-    """One object on a line of standard output."""
+    """Writes the object to standard output, as one line."""
     sys.stdout.write(json.dumps(document, ensure_ascii=True) + "\n")
     sys.stdout.flush()
 
 
 def refuse(path: Path, refused: ImageRefused, *, as_json: bool) -> None:
-    """Says of one image of several why there is no answer for it."""
+    """Writes why a query image was refused: as JSON to standard output, else to standard error."""
     if as_json:
         write_json({"error": {"code": refused.code, "detail": refused.detail}})
     else:

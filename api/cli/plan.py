@@ -1,4 +1,4 @@
-"""``precedent plan``: what an archive of some size will need, from figures that were measured."""
+"""``precedent plan``: extrapolates disk, memory and time of an archive from measured figures."""
 
 import json
 from dataclasses import dataclass
@@ -24,30 +24,34 @@ _FORMATS = {
     "jpeg": "JPEG",
 }
 
-# Assumed, not measured; the command prints them.
+# These figures are assumed, not measured. The command prints them.
 _HEADROOM_DISK = 2.0
-"""A store rewrites its segments beside the old ones, and keeps a log."""
+"""Factor, because a store keeps old segments while it rewrites them, and a log."""
 _HEADROOM_MEMORY = 1.25
-_IMAGES_A_SHARD = 20_000_000
-_BYTES_A_BAND = 30
-"""In payload and payload index, for each 16 bits that a code has beyond 64."""
+_MAX_IMAGES_PER_SHARD = 20_000_000
+_BYTES_PER_BAND = 30
+"""Bytes in payload and payload index for each band (16 bits) of a code beyond 64 bits."""
 _GRAPH_GROWTH = 0.3
-"""Least exponent of a graph's search time: as other graphs' grew in the same benchmark."""
+"""Lowest exponent assumed for the growth of a graph's search time with the number of images: that
+of other graph indexes in the same benchmark."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What ``make bench-search`` found of a profile and ``make bench-index`` of a format.
+    """Figures that ``make bench-search`` measured for a profile, ``make bench-index`` for a format.
 
-    Bytes are for each image more: the slope over the counts that were measured.
+    Bytes are per image: the slope over the measured archive sizes.
 
-    count: the largest archive measured. disk_bytes: of the index. anonymous_bytes: memory
-    that has to be there. resident_bytes: memory with everything in it that searches read.
-    upsert_per_second, optimise_per_second: images, at ``count``; None = nothing to do.
-    p50_ms: of a search at ``count``. growth: exponent of that over the counts. graph: whether
-    the profile has one.
-    indexing_per_second: images that one worker reads, encodes and writes.
-    machine, files: that the profile was measured on, and that were indexed.
+    count: images in the largest archive measured. disk_bytes: of the index.
+    anonymous_bytes: memory that no file backs, which must be available.
+    resident_bytes: memory, including all parts of files that searches read.
+    upsert_per_second, optimise_per_second: images per second, written and optimised, at ``count``;
+        None = the profile needs no optimisation.
+    p50_ms: median milliseconds of a search at ``count``. growth: exponent of its growth with the
+        number of images. graph: whether the profile has an HNSW graph.
+    indexing_per_second: images that one worker reads, encodes and writes per second.
+    machine: on which the profile was measured. files: description of the files indexed.
+    dim, bits: length of the blended feature and of the code in the measured archives.
     """
 
     count: int
@@ -68,9 +72,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """bytes of all nodes together, replicas included; hours of all workers at once.
+    """What an archive needs. Bytes: of all nodes together, including replicas.
 
-    memory_bytes: what has to be there; with fast_memory_bytes nothing is read from disk.
+    memory_bytes: must be available. fast_memory_bytes: enough that no search reads from disk.
+    nodes: Qdrant nodes. indexing_hours: with all workers in parallel. arranging_hours: to optimise
+    the index, with all nodes in parallel. p50_ms: median milliseconds of a search.
     """
 
     disk_bytes: float
@@ -96,22 +102,28 @@ def needs(
     node_memory: float,
     node_disk: float,
 ) -> Needs:
-    """The sums that ``precedent plan`` prints.
+    """What an archive of so many images needs.
 
     Args:
-        dim, bits: of the model's features and codes.
-        rate: images a second that one worker indexes; None = as measured.
+        dim, bits: length of the model's features and codes.
+        quantised: whether the index keeps eight-bit copies of the vectors.
+        replicas: copies of each point. workers: processes that index in parallel.
+        rate: images per second that one worker indexes; None = as measured.
         node_memory, node_disk: bytes of one Qdrant node.
     """
-    wider = (3 if quantised else 2) * (dim - measured.dim)
-    longer = _BYTES_A_BAND * (bits - measured.bits) / 16
+    extra_vector_bytes = (3 if quantised else 2) * (dim - measured.dim)
+    extra_code_bytes = _BYTES_PER_BAND * (bits - measured.bits) / 16
     copies = images * replicas
-    disk = copies * (measured.disk_bytes + wider + longer) * _HEADROOM_DISK
-    memory = copies * (measured.anonymous_bytes + longer / 2) * _HEADROOM_MEMORY
-    fast = copies * (measured.resident_bytes + wider + longer) * _HEADROOM_MEMORY
+    disk = copies * (measured.disk_bytes + extra_vector_bytes + extra_code_bytes) * _HEADROOM_DISK
+    memory = copies * (measured.anonymous_bytes + extra_code_bytes / 2) * _HEADROOM_MEMORY
+    fast = (
+        copies
+        * (measured.resident_bytes + extra_vector_bytes + extra_code_bytes)
+        * _HEADROOM_MEMORY
+    )
     nodes = max(replicas, ceil(memory / node_memory), ceil(disk / node_disk))
-    shards = nodes * ceil(max(1, images / _IMAGES_A_SHARD) / nodes)
-    tidied = measured.optimise_per_second
+    shards = nodes * ceil(max(1, images / _MAX_IMAGES_PER_SHARD) / nodes)
+    optimise_rate = measured.optimise_per_second
     return Needs(
         disk_bytes=disk,
         memory_bytes=memory,
@@ -119,14 +131,18 @@ def needs(
         nodes=nodes,
         shards=shards,
         indexing_hours=images / (workers * (rate or measured.indexing_per_second)) / 3600,
-        arranging_hours=0.0 if tidied is None else copies / nodes / tidied / 3600,
+        arranging_hours=0.0 if optimise_rate is None else copies / nodes / optimise_rate / 3600,
         p50_ms=measured.p50_ms * max(1.0, images / measured.count / nodes) ** _growth(measured),
     )
 
 
 def _growth(measured: Measured) -> float:
-    """Between small archives time hardly grows, since little of it is comparing: what was
-    measured there says nothing of large ones. Comparing grows in step with them."""
+    """The exponent with which search time grows with the number of images: never below 1, or with a
+    graph below ``_GRAPH_GROWTH``.
+
+    The exponent measured on small archives is too low for large ones: comparing images, which takes
+    little of the time in small archives, grows linearly.
+    """
     return max(_GRAPH_GROWTH if measured.graph else 1.0, measured.growth)
 
 
@@ -169,7 +185,7 @@ def plan(
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise QueryError(f"{name} is {value}; give a number above zero")
-    count, measured = _count(images), _measured(profile, form)
+    count, measured = _parsed_count(images), _measured(profile, form)
     found = needs(
         measured,
         count,
@@ -205,7 +221,7 @@ def plan(
             f"of {node_memory_gb:g} GB memory and {node_disk_gb:g} GB disk; memory, disk or "
             "replicas decide",
         ),
-        "shards": (f"{found.shards}", f"at most {_IMAGES_A_SHARD:,} images each"),
+        "shards": (f"{found.shards}", f"at most {_MAX_IMAGES_PER_SHARD:,} images each"),
         "indexing": (
             f"{found.indexing_hours:,.1f} h",
             f"{count:,} / ({workers} × {rate:,.0f} images/s)",
@@ -245,8 +261,8 @@ def plan(
         )
 
 
-def _count(text: str) -> int:
-    """50M → 50,000,000. Raises QueryError."""
+def _parsed_count(text: str) -> int:
+    """The number that a text such as "50M" stands for. Raises QueryError if it is none."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
     digits = text.strip().lower().replace(",", "").replace("_", "")
     unit = digits[-1:] if digits[-1:] in units else ""

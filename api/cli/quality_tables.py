@@ -1,4 +1,4 @@
-"""What ``precedent evaluate`` shows on a terminal."""
+"""The tables that ``precedent evaluate`` prints."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["show"]
 
 
 def show(console: Console, report: QualityReport, document: dict[str, Any]) -> None:
-    """The report for people. document: what ``--json`` would print."""
+    """Prints the report as tables and remarks. document: what ``--json`` would print."""
     console.print(_by_order(report, document["model"]))
     console.print(_by_class(report))
     for line in _remarks(report, document):

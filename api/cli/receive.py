@@ -1,4 +1,4 @@
-"""``precedent receive``: a PACS pushes, and what it pushes is indexed."""
+"""``precedent receive``: a DICOM storage SCP that indexes the instances sent to it."""
 
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["receive"]
 
 _STOP_SECONDS = 30.0
-"""Associations may go on for so long after a signal."""
+"""How long open associations may continue after a signal."""
 
 
 def receive(
@@ -36,9 +36,10 @@ def receive(
 ) -> None:
     """Take what a PACS pushes (C-STORE), and index it as it comes.
 
-    PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='["PACS"]' says who may send. What is acknowledged is
-    on disk, in the folder `received` of the data folder. Ctrl-C or SIGTERM ends it when what
-    waits is indexed; a second one ends it at once, and the next start goes on.
+    PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='["PACS"]' says who may send. An instance is acknowledged
+    once it is on disk, in the folder `received` of the data folder. After Ctrl-C or SIGTERM no more
+    associations are accepted, and it ends when the waiting instances are indexed. A second signal
+    ends it at once; the next start indexes the rest.
     """
     from indexer.archive import Archive
     from indexer.datadir.disk_space import check_room
@@ -63,13 +64,13 @@ def receive(
             nonlocal archive
             if archive.is_replaced:
                 opened.close()
-                # The model came into force with its index.
+                # The data folder names the model of the index in force, not the settings.
                 now = settings.model_copy(update={"model": None})
                 archive = opened.enter_context(Archive(now, create=True))
             report = archive.index(source)
-            # Whether anybody reads it is no matter of the round.
+            # The round has succeeded, even if its report cannot be printed.
             with suppress(OSError):
-                _tell(report, as_json=as_json)
+                _print_report(report, as_json=as_json)
 
         def indexed(locators: Sequence[str]) -> Collection[str]:
             return archive.ledger.points_of(locators)
@@ -78,7 +79,7 @@ def receive(
         with _until_signalled() as (wait, end), ThreadPoolExecutor(1, "rounds") as thread:
             try:
                 taken = scp.start(inbox)
-                _listening(scp.ae_title, options.host, taken, as_json=as_json)
+                _print_address(scp.ae_title, options.host, taken, as_json=as_json)
                 rounds = thread.submit(index_in_rounds, inbox, index, indexed, keep=options.keep)
                 rounds.add_done_callback(lambda _: end())
                 wait()
@@ -91,12 +92,12 @@ def receive(
 
 @contextmanager
 def _until_signalled() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """A function that returns at SIGINT or SIGTERM, and one that makes it return.
+    """Two functions: one that blocks until SIGINT or SIGTERM, and one that makes it return.
 
-    A second signal ends the process, as if it had not been for us.
+    A second signal has its default effect: it ends the process.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
-    # Unlike an Event, it may be used in a signal handler.
+    # Unlike threading.Event, a SimpleQueue is safe in a signal handler.
     ended: SimpleQueue[None] = SimpleQueue()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -112,7 +113,7 @@ def _until_signalled() -> Iterator[tuple[Callable[[], None], Callable[[], None]]
             signal.signal(number, handler)
 
 
-def _listening(ae_title: str, host: str, port: int, *, as_json: bool) -> None:
+def _print_address(ae_title: str, host: str, port: int, *, as_json: bool) -> None:
     if as_json:
         write_json({"ae_title": ae_title, "host": host, "port": port})
     else:
@@ -124,8 +125,8 @@ def _listening(ae_title: str, host: str, port: int, *, as_json: bool) -> None:
         )
 
 
-def _tell(report: "IndexingReport", *, as_json: bool) -> None:
-    """One line of what became of a round's instances."""
+def _print_report(report: "IndexingReport", *, as_json: bool) -> None:
+    """Prints the counts of a round's instances, by outcome, as one line."""
     if as_json:
         write_json(asdict(report))
         return

@@ -1,4 +1,4 @@
-"""``precedent recommend``: the cases most like an image, a study, or examples that are liked."""
+"""``precedent recommend``: finds the cases most similar to an image, a study or liked images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +44,9 @@ def recommend(
 ) -> int:
     """Find the cases most like examples: an image, a study, or indexed images by id.
 
-    Several may be given, and images to keep away from. The examples' own patients are left
-    out, and of each other study the best image is shown.
+    Give one or several of them, and with --dislike images to keep away from. Unless asked for
+    otherwise, images of the examples' own patients are left out, and each other study is shown by
+    its best image.
     """
     from api.cli.terminal import recommendation_table
     from api.schemas import local_document

@@ -1,4 +1,4 @@
-"""``precedent reencode``: another model for an archive that stays in use."""
+"""``precedent reencode``: encodes an archive with another model, while it stays in use."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -33,11 +33,11 @@ def reencode(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode the archive with another model, and exchange the index when that is done.
+    """Encode the archive with another model, and then replace the index.
 
     Searches and indexing go on meanwhile. Stop it at any time; the same command goes on. The
-    index before is kept, for --back, until --drop-previous. With a model whose calibration
-    alone is another, nothing is read again.
+    previous index is kept until --drop-previous; --back returns to it. If only the calibration of
+    the model differs, no image is read again.
     """
     from engine.model.manifest import SHIPPED
     from indexer.reencoding.reencode import drop_previous as drop, go_back, reencode as encode_anew
@@ -50,7 +50,7 @@ def reencode(
         if as_json:
             write_json({"removed": names})
         else:
-            _say(f"removed: {', '.join(names) or 'nothing, none was kept'}")
+            _print(f"removed: {', '.join(names) or 'nothing, none was kept'}")
         return
     from api.cli.terminal import indexing_progress
 
@@ -65,20 +65,20 @@ def reencode(
         write_json(asdict(report))
         return
     if report.previous is None:
-        _say(f"the index is of model {report.model} already; nothing was read again")
+        _print(f"the index is of model {report.model} already; nothing was read again")
         return
     left = f", {report.left_out:,} instances left out" if report.left_out else ""
-    _say(
+    _print(
         f"model {report.model} is in force ({report.index}): {report.encoded:,} images encoded"
         f"{left}; {report.seconds:.1f} s"
     )
-    _say(f"{report.previous} is kept: --back returns to it, --drop-previous removes it")
+    _print(f"{report.previous} is kept: --back returns to it, --drop-previous removes it")
     if settings.model is not None:
-        _say(
+        _print(
             "The settings name a model (PRECEDENT_MODEL, or `model` in precedent.toml); take that "
             "out, for the data folder names it from now on."
         )
 
 
-def _say(words: str) -> None:
+def _print(words: str) -> None:
     Console().print(words, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``precedent sample``: write a synthetic archive to try things on."""
+"""``precedent sample``: writes a synthetic DICOM archive to try things on."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``precedent search``: find the images that look like these."""
+"""``precedent search``: finds the indexed images that look like given files."""
 
 from pathlib import Path
 from typing import Annotated

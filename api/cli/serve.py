@@ -1,4 +1,4 @@
-"""``precedent serve``: answer searches over HTTP until stopped."""
+"""``precedent serve``: runs the HTTP service until stopped."""
 
 import socket
 from collections.abc import Callable
@@ -29,6 +29,7 @@ def serve(
 
 
 def announce(url: str) -> None:
+    """Prints the address of the page."""
     Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
 
 
@@ -36,8 +37,8 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
 
     Args:
-        settings: which archive, which address.
-        ready: called with the page's address, from when on connections to it are answered.
+        settings: of the archive, and the address to listen on.
+        ready: called with the URL of the page, as soon as connections to it are accepted.
 
     Raises:
         SettingsError: the address cannot be listened on.
@@ -52,7 +53,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((server.host, server.port))
-        listener.listen()  # who comes before the server has started waits for it
+        listener.listen()  # connections made before the server has started wait for it
     except OSError as error:
         listener.close()
         raise SettingsError(

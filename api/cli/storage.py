@@ -1,4 +1,4 @@
-"""``precedent profile``, ``snapshot`` and ``restore``: how and where the index is kept."""
+"""``precedent profile``, ``snapshot`` and ``restore``: arrange, save and fill the index."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ def profile(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change how the index is arranged: without a graph (hash) or with one (precise).
+    """Change how the index is arranged: without an HNSW graph (hash) or with one (precise).
 
     No image is read again. With millions of images a graph takes minutes to build.
     """
@@ -56,13 +56,13 @@ def snapshot(
 ) -> None:
     """Write all points of the index to one file, from which any other index can be filled.
 
-    Ledger, thumbnails and pseudonym key are files of the data folder: copy them beside it.
+    It does not hold ledger, thumbnails and pseudonym key: copy these from the data folder too.
     """
     from engine.store.snapshot import write_snapshot
 
     with _store(data_dir, model, create=False) as store, _progress("written") as progress:
         count = write_snapshot(store, file, progress)
-    _told("written", count, file, as_json=as_json)
+    _print_count("written", count, file, as_json=as_json)
 
 
 def restore(
@@ -71,9 +71,9 @@ def restore(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the points of a snapshot to the index, which is made where there is none.
+    """Add the points of a snapshot to the index, and make the index if there is none.
 
-    With PRECEDENT_STORE__URL set this moves an index to a Qdrant server.
+    With PRECEDENT_STORE__URL set, this fills an index on a Qdrant server.
     """
     from engine.store.snapshot import described, restore_snapshot
 
@@ -83,7 +83,7 @@ def restore(
         _progress("restored") as progress,
     ):
         count = restore_snapshot(file, store, progress)
-    _told("restored", count, file, as_json=as_json)
+    _print_count("restored", count, file, as_json=as_json)
 
 
 @contextmanager
@@ -94,7 +94,10 @@ def _store(
     create: bool,
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[VectorStore]:
-    """The index alone: neither model nor ledger is loaded. One that is made notes ``precision``."""
+    """Opens only the index, without loading model or ledger.
+
+    create: make it if there is none. precision: recorded in an index that is made.
+    """
     from engine.model.manifest import read_manifest
     from engine.store.opening import open_store
     from indexer.datadir.layout import DataDir
@@ -121,7 +124,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _told(what: str, count: int, file: Path, *, as_json: bool) -> None:
+def _print_count(what: str, count: int, file: Path, *, as_json: bool) -> None:
     if as_json:
         write_json({what: count})
     else:

@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress and one-line errors."""
+"""Terminal output of several commands: tables of hits and reports, and progress bars."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,13 +36,16 @@ __all__ = [
 _T = TypeVar("_T")
 
 _HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "like", "where")
-_NUMBERS = {"#", "similarity", "Hamming"}
+_NUMERIC = {"#", "similarity", "Hamming"}
 _OPTIONAL = {"modality", "body part", "labels", "like"}
 
 
 @contextmanager
 def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[["Progress"], None]]:
-    """A bar with rate and time left on a terminal; nothing at all when not ``shown``."""
+    """A progress bar for indexing. Yields the callback to give to the indexing function.
+
+    shown: False = no bar, and the callback does nothing.
+    """
     if not shown:
         yield lambda _: None
         return
@@ -76,14 +79,14 @@ def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[["P
 
 
 def tracked(results: Iterable[_T], what: str, total: int) -> Iterator[_T]:
-    """The results, with a bar on standard error while they come, if that is a terminal."""
+    """Iterates over the results, with a progress bar on standard error if that is a terminal."""
     errors = Console(stderr=True)
     shown = errors.is_terminal
     yield from track(results, what, total, console=errors, transient=True, disable=not shown)
 
 
 def report_table(report: "IndexingReport") -> Table:
-    """The closing report for people."""
+    """The report of an indexing run: instances by outcome, time and rate."""
     table = Table(title="Every instance, accounted for", title_justify="left")
     table.add_column("fate")
     table.add_column("instances", justify="right")
@@ -104,28 +107,33 @@ def report_table(report: "IndexingReport") -> Table:
 
 
 def answer_table(name: str, document: dict[str, Any], offset: int = 0) -> Table:
-    """One answer for people: hits, and under them how they were found.
+    """One answer: its hits, and below them how they were found.
 
     Args:
-        offset: hits on the pages before.
+        name: title of the table.
+        document: as :func:`api.schemas.local_document` returns it.
+        offset: number of hits on earlier pages.
     """
     table = _hits_table(name, document["hits"], offset)
     evidence = document["evidence"]
     if evidence["rung"] == "none":
         how = "nothing was searched"
     else:
-        how = f"rung {evidence['rung']}: {_count(evidence)} candidates"
-        # A note says itself what was compared.
+        how = f"rung {evidence['rung']}: {_candidates(evidence)} candidates"
+        # If there is a note, it says what was compared.
         if evidence["note"] is None:
-            how += f", {_reach(evidence)}"
-    lines = [f"{how}; {_model_and_time(evidence)}", *_remarks(evidence), _verdict(document)]
+            how += f", {_compared(evidence)}"
+    lines = [f"{how}; {_model_and_time(evidence)}", *_remarks(evidence), _ood_line(document)]
     if document["next_page"] is not None:
         lines.append(f"there are more: --page {document['next_page']}")
     return _captioned(table, lines)
 
 
 def recommendation_table(name: str, document: dict[str, Any]) -> Table:
-    """A recommendation for people: hits, what their labels say, how they were found."""
+    """A recommendation: its hits, and below them how they were found and the votes on labels.
+
+    name, document: as for :func:`answer_table`.
+    """
     evidence = document["evidence"]
     several = evidence["liked"] > 1
     rows = [
@@ -141,7 +149,9 @@ def recommendation_table(name: str, document: dict[str, Any]) -> Table:
     )
     in_all = " in all" if several else ""
     how = (
-        f"rung {rungs}: {_count(evidence)} candidates{in_all}" if rungs else "nothing was searched"
+        f"rung {rungs}: {_candidates(evidence)} candidates{in_all}"
+        if rungs
+        else "nothing was searched"
     )
     lines = [f"{examples}; {how}; {_model_and_time(evidence)}", *_remarks(evidence)]
     if evidence["nearer_to_disliked"]:
@@ -152,11 +162,11 @@ def recommendation_table(name: str, document: dict[str, Any]) -> Table:
             for vote in document["votes"]
         )
         lines.append(f"labels, by similarity and not by probability: {shares}")
-    return _captioned(table, [*lines, _verdict(document)])
+    return _captioned(table, [*lines, _ood_line(document)])
 
 
 def duplicates_table(groups: Sequence[dict[str, Any]], *, more: bool) -> Table:
-    """Groups of duplicates for people."""
+    """Groups of duplicates, one image per row. more: there are groups that are not shown."""
     table = Table(title="Duplicates", title_justify="left")
     for heading in ("similarity", "same", "study", "where"):
         right = heading == "similarity"
@@ -165,7 +175,7 @@ def duplicates_table(groups: Sequence[dict[str, Any]], *, more: bool) -> Table:
         for one in group["images"]:
             same = "yes" if one["identical"] else ""
             frame = f", frame {one['frame']}" if one["frame"] else ""
-            cells = (f"{one['similarity']:.5f}", same, one["study"] or "", _where(one) + frame)
+            cells = (f"{one['similarity']:.5f}", same, one["study"] or "", _location(one) + frame)
             table.add_row(*(printable(cell) for cell in cells))
         table.add_section()
     images = sum(len(group["images"]) for group in groups)
@@ -186,15 +196,15 @@ def _hits_table(name: str, hits: Sequence[dict[str, Any]], offset: int) -> Table
             "body part": hit["body_part"] or "",
             "labels": ", ".join(hit["labels"]),
             "like": hit.get("like", ""),
-            "where": _where(hit),
+            "where": _location(hit),
         }
         for place, hit in enumerate(hits, start=offset + 1)
     ]
     table = Table(title=printable(name), title_justify="left")
     for heading in _HEADINGS:
-        # A terminal has no room for what no hit has.
+        # To save room, optional columns that are empty for all hits are left out.
         if heading not in _OPTIONAL or any(row[heading] for row in rows):
-            number = heading in _NUMBERS
+            number = heading in _NUMERIC
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(row[str(column.header)]) for column in table.columns))
@@ -207,11 +217,11 @@ def _captioned(table: Table, lines: Iterable[str]) -> Table:
     return table
 
 
-def _count(evidence: dict[str, Any]) -> str:
+def _candidates(evidence: dict[str, Any]) -> str:
     return ("about " if evidence["estimated"] else "") + f"{evidence['candidates']:,}"
 
 
-def _reach(evidence: dict[str, Any]) -> str:
+def _compared(evidence: dict[str, Any]) -> str:
     if evidence["approximate"]:
         return "some of which were compared"
     if evidence["radius"] is None:
@@ -225,20 +235,25 @@ def _model_and_time(evidence: dict[str, Any]) -> str:
 
 
 def _remarks(evidence: dict[str, Any]) -> list[str]:
-    """What a reader of the list should know besides."""
-    from api.schemas import between_precisions
+    """Remarks below a table: the note, and what may make the hits incomplete or inexact."""
+    from api.schemas import between_precisions, between_renderings
 
     remarks = [] if evidence["note"] is None else [evidence["note"]]
     if evidence["approximate"]:
         remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
-    mixed = between_precisions(evidence["precision"], evidence["index_precision"])
-    return remarks if mixed is None else [*remarks, mixed]
+    for remark in (
+        between_precisions(evidence["precision"], evidence["index_precision"]),
+        between_renderings(evidence["rendered_otherwise"]),
+    ):
+        if remark is not None:
+            remarks.append(remark)
+    return remarks
 
 
-def _verdict(document: dict[str, Any]) -> str:
+def _ood_line(document: dict[str, Any]) -> str:
     ood = document["ood"]
     if ood is None:
-        return "no OOD verdict: this model has no calibration"
+        return "no OOD verdict: the model is not calibrated for such a query"
     from api.schemas import by_detector
 
     by = by_detector(ood["p_values"])
@@ -246,7 +261,7 @@ def _verdict(document: dict[str, Any]) -> str:
         return f"known kind of image (p = {ood['p']:.3f}; {by})"
     advice = (
         "refused, as search.ood_policy says"
-        if _refused(document["evidence"])
+        if _was_refused(document["evidence"])
         else "do not trust these hits"
     )
     return (
@@ -255,16 +270,16 @@ def _verdict(document: dict[str, Any]) -> str:
     )
 
 
-def _refused(evidence: dict[str, Any]) -> bool:
+def _was_refused(evidence: dict[str, Any]) -> bool:
     return evidence.get("rung") == "none" or evidence.get("rungs") == {}
 
 
-def _where(hit: dict[str, Any]) -> str:
-    """The end of the hit's path; the whole of it, which no table holds, is in the JSON."""
+def _location(hit: dict[str, Any]) -> str:
+    """The last three parts of the hit's path, or its UID or id; the JSON has the whole path."""
     path = hit.get("path")
     return "/".join(Path(path).parts[-3:]) if path else str(hit["sop"] or hit["id"])
 
 
 def printable(text: str) -> Text:
-    """A file's name as it is: no markup is in it, and bytes that are no text are replaced."""
+    """Text to print without parsing markup; undecodable bytes of a file name become "?"."""
     return Text(text.encode("utf-8", "replace").decode())

@@ -1,4 +1,4 @@
-"""``precedent train``: make a model."""
+"""``precedent train``: trains a model on images and writes its checkpoint."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ __all__ = ["train"]
 
 _LABELS = ("folder", "csv", "dicom-tags", "none")
 _NETWORKS = {"small": 112, "paper": 224}  # name → side of the input in pixels
-_SCH = "sch"
+_SCH_LOSS = "sch"
 
 
 def train(
@@ -89,7 +89,7 @@ def train(
     ] = "standardise",
     loss: Annotated[
         str, typer.Option(help="'sch', or a peer to compare with, as 'csq' or 'orthohash'.")
-    ] = _SCH,
+    ] = _SCH_LOSS,
     fingerprint: Annotated[
         str | None,
         typer.Option(help="Structure that SCH compares: 'pearson', 'cosine' or 'none'."),
@@ -125,7 +125,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Train a model on an archive, labelled or not. Stopped, the same command goes on."""
+    """Train a model on an archive, labelled or not. If stopped, the same command goes on."""
     _at_least(0, seed=seed, patience=patience, images_per_class=images_per_class)
     _at_least(0, decoder_epochs=decoder_epochs)
     _at_least(1, epochs=epochs, min_class_size=min_class_size)
@@ -134,8 +134,10 @@ def train(
         raise QueryError(f"--learning-rate is {learning_rate}; use a number above 0")
     if out.exists() and not out.is_dir():
         raise QueryError(f"--out is {str(out)!r}, which is a file; name a folder")
-    listing = _Listing(data, labels, file_column, label_column, group_column, min_class_size, out)
-    listing.check()
+    source = _ExampleSource(
+        data, labels, file_column, label_column, group_column, min_class_size, out
+    )
+    source.check()
     if images_per_class and labels == "none":
         raise QueryError("--images-per-class needs classes; use other --labels than none")
     logging.getLogger("engine.training").setLevel(logging.INFO)
@@ -160,10 +162,10 @@ def train(
         loss=_loss(loss, fingerprint, spread, labels),
     )
     device = _device(device)
-    # A tower that cannot be had is said so now, not when the archive has been read.
+    # Built only so that an unavailable tower fails now, not after the archive has been read.
     HashingNetwork(network_config, preprocess, pretrained)
     settings = load_settings()
-    training_set = _read(listing.examples(settings.limits), preprocess, settings)
+    training_set = _read(source.examples(settings.limits), preprocess, settings)
     manifest = run(
         training_set,
         replace(network_config, classes=len(training_set.classes)),
@@ -200,8 +202,8 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
-class _Listing:
-    """Which files are learned from, and what is known of them."""
+class _ExampleSource:
+    """The options that say which files to train on, and where their labels come from."""
 
     data: Path
     labels: str
@@ -213,7 +215,7 @@ class _Listing:
 
     def check(self) -> None:
         if self.labels not in _LABELS:
-            raise QueryError(f"--labels is {self.labels!r}; use one of {_or(_LABELS)}")
+            raise QueryError(f"--labels is {self.labels!r}; use one of {_quoted(_LABELS)}")
         if self.group_column is not None and self.labels != "csv":
             raise QueryError(
                 f"--group-column is of a table, not of --labels {self.labels}; leave it out"
@@ -259,18 +261,18 @@ def _at_least(least: int, **options: int) -> None:
             raise QueryError(f"--{name.replace('_', '-')} is {value}; use {least} or more")
 
 
-def _or(names: Sequence[str]) -> str:
+def _quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
 def _network(
     name: str, tower: str | None, taps: tuple[int, int] | None, fusion: str, head: str, bits: int
 ) -> "NetworkConfig":
-    """The network's configuration, without classes."""
+    """The configuration of the network; the number of classes is set later."""
     from engine.model.config import NetworkConfig, small_network
 
     if name not in _NETWORKS:
-        raise QueryError(f"--network is {name!r}; use one of {_or(list(_NETWORKS))}")
+        raise QueryError(f"--network is {name!r}; use one of {_quoted(list(_NETWORKS))}")
     base = small_network(0) if name == "small" else NetworkConfig()
     return replace(
         base,
@@ -297,7 +299,7 @@ def _precision(name: str) -> "Precision":
     from engine.model.encoder import Precision
 
     if name not in get_args(Precision):
-        raise QueryError(f"--precision is {name!r}; use one of {_or(get_args(Precision))}")
+        raise QueryError(f"--precision is {name!r}; use one of {_quoted(get_args(Precision))}")
     return cast(Precision, name)
 
 
@@ -307,16 +309,18 @@ def _loss(
     from engine.training.peers import PEERS, PeerConfig
     from engine.training.sch import SchConfig
 
-    if name == _SCH:
+    if name == _SCH_LOSS:
         plain = SchConfig() if fingerprint is None else SchConfig(fingerprint=fingerprint)
         return replace(plain, spread=spread, separate_means=True) if spread else plain
     if name not in PEERS:
-        raise QueryError(f"--loss is {name!r}; use one of {_or([_SCH, *PEERS])}")
+        raise QueryError(f"--loss is {name!r}; use one of {_quoted([_SCH_LOSS, *PEERS])}")
     for option, given in (("--fingerprint", fingerprint), ("--spread", spread)):
         if given is not None:
-            raise QueryError(f"{option} is of the loss {_SCH!r}, not of {name!r}; leave it out")
+            raise QueryError(
+                f"{option} is of the loss {_SCH_LOSS!r}, not of {name!r}; leave it out"
+            )
     if labels == "none":
-        raise QueryError(f"--loss {name} needs labels; use {_SCH!r}, or other --labels")
+        raise QueryError(f"--loss {name} needs labels; use {_SCH_LOSS!r}, or other --labels")
     return PeerConfig(name)
 
 
@@ -339,20 +343,20 @@ def _device(name: str) -> str:
 def _read(
     examples: "Sequence[Example]", preprocess: "Preprocess", settings: Settings
 ) -> "TrainingSet":
-    """The middle frame of each, read as the index reads it: in processes that may die."""
+    """Reads the middle frame of each example as indexing does, in separate processes."""
     from engine.training.data import TrainingSet
     from indexer.pipeline.file_reader import FileReader
 
     errors = Console(stderr=True)
     shown = Progress(console=errors, transient=True, disable=not errors.is_terminal)
-    key = bytes(32)  # of pseudonyms that nobody keeps
+    key = bytes(32)  # any key will do: no pseudonym is kept
     processes = settings.indexing.readers
     with FileReader(settings, preprocess, key, frames=1, processes=processes) as reader, shown:
         paths = [example.path for example in examples]
         results = iter(shown.track(reader.read(paths), len(paths), description="reading"))
 
         def canvas(_: Path) -> "NDArray[np.uint8]":
-            # TrainingSet asks for each example once, in order.
+            # TrainingSet.read calls this once for each example, in order.
             result = next(results)
             if isinstance(result, ImageRefused):
                 raise result

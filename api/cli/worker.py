@@ -1,4 +1,4 @@
-"""``precedent worker``: work on the jobs of an archive."""
+"""``precedent worker``: a process that indexes the instances of jobs."""
 
 import logging
 import signal
@@ -23,9 +23,9 @@ def worker(
     data_dir: DataDirOption = None,
     model: ModelOption = None,
 ) -> int:
-    """Work on jobs until stopped: Ctrl-C or SIGTERM ends after the instances under way.
+    """Work on jobs until stopped: Ctrl-C or SIGTERM ends it after the instances it has begun.
 
-    With a broker (PRECEDENT_JOBS__BROKER) tasks come through it; without, from the ledger.
+    With a broker (PRECEDENT_JOBS__BROKER), tasks come from the broker, otherwise from the ledger.
     """
     logging.getLogger("indexer").setLevel(logging.INFO)
     settings = load_settings(data_dir=data_dir, model=model)

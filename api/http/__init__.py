@@ -1,2 +1,4 @@
-"""The HTTP service: ``app.create_app`` makes it; routes elsewhere may use ``deps`` and
-``problems``."""
+"""The HTTP service: JSON routes, their errors and limits. ``app.create_app`` makes it.
+
+Routes elsewhere may use ``deps``, ``problems`` and ``routes.search``.
+"""

@@ -1,4 +1,4 @@
-"""The HTTP service: the application with its routes, limits and security headers."""
+"""Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +29,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_ROUTES = (search, recommend, images, health)
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -36,14 +38,15 @@ _DESCRIPTION = (
 
 
 def create_app(settings: Settings | None = None, archive: Archive | None = None) -> FastAPI:
-    """The application. Its archive is opened when it starts and closed when it stops.
+    """The application. It opens its archive at startup and closes it at shutdown.
 
     Args:
-        settings: None = the archive's, or those in force.
-        archive: an open archive to serve; it is left open.
+        settings: None = those of ``archive``, or, without one, of the environment and the
+            settings file.
+        archive: an open archive to serve instead; it is left open.
 
     Raises:
-        SettingsError: no settings were given, and those in force are not valid.
+        SettingsError: neither was given, and the settings loaded are not valid.
     """
     if settings is None:
         settings = load_settings() if archive is None else archive.settings
@@ -53,19 +56,19 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         description=_DESCRIPTION,
         version=engine.__version__,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        # Both pages load their script from elsewhere, which neither the content security
-        # policy nor a hospital's network lets through.
+        # FastAPI's documentation pages load scripts from other hosts, which the content security
+        # policy and most hospital networks block.
         docs_url=None,
         redoc_url=None,
-        # Its records quote what was sent, and would go wherever the environment says.
+        # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=_lifespan(settings, archive),
     )
     install_problems(app)
-    for routes in (search, recommend, images, health):
+    for routes in _ROUTES:
         app.include_router(routes.router)
-    _describe_problems(app)
-    # The last one added is the outermost: headers go on every answer.
+    _complete_openapi(app)
+    # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(SecurityHeaders)
@@ -73,7 +76,8 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds the headers which keep browsers from doing harm."""
+    """ASGI middleware that adds security headers to every response, and keeps HTML and JSON out of
+    caches."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,8 +104,9 @@ def _lifespan(settings: Settings, given: Archive | None) -> Any:
     return lifespan
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Adds the problem document to the OpenAPI components, to which all routes refer."""
+def _complete_openapi(app: FastAPI) -> None:
+    """Adds to the OpenAPI document the schema of :class:`Problem`, to which all routes refer, and
+    the examples of answers as they were written: FastAPI takes every null out of them."""
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -116,7 +121,20 @@ def _describe_problems(app: FastAPI) -> None:
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
             document["components"]["schemas"] |= {**parts, "Problem": schema}
+            for route in (route for routes in _ROUTES for route in routes.router.routes):
+                if isinstance(route, APIRoute):
+                    _set_examples(document["paths"][route.path_format], route)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _set_examples(path: dict[str, Any], route: APIRoute) -> None:
+    """Sets the examples of a route's answers in the document's entry of its path."""
+    for method in route.methods or ():
+        for status, answer in route.responses.items():
+            for media, content in answer.get("content", {}).items():
+                if "example" in content:
+                    described = path[method.lower()]["responses"][str(status)]
+                    described["content"][media]["example"] = content["example"]

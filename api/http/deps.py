@@ -1,4 +1,4 @@
-"""What routes are given: the archive, the readers of uploads, the question asked."""
+"""Dependencies of the routes: the archive, the readers of uploads, the parsed search request."""
 
 import queue
 from collections.abc import Iterator
@@ -30,12 +30,12 @@ _BUSY_SECONDS = 15.0
 
 
 class Readers:
-    """Reads uploads, each in a process of its own that serves one request at a time.
+    """A pool of reading processes for uploads. Close it, or use it as a context manager.
 
     Args:
-        archive: whose limits hold.
-        count: uploads that are read at once; others wait for their turn.
-        max_bytes: size of an upload.
+        archive: its settings limit what is read.
+        count: number of processes; each reads one upload at a time, further uploads wait.
+        max_bytes: largest size of an upload.
     """
 
     def __init__(self, archive: Archive, count: int, max_bytes: int) -> None:
@@ -47,11 +47,11 @@ class Readers:
             self._opened = opened.pop_all()
 
     def read(self, upload: UploadFile) -> QueryImage:
-        """The upload as the model sees it, and what its file says.
+        """The upload as a query image: canvas, record and point id.
 
         Raises:
-            ImageRefused: it is too large, or no image that can be read.
-            HTTPException: 503, all readers stayed busy.
+            ImageRefused: it is too large, or cannot be read as an image.
+            HTTPException: 503, no process became free within 15 seconds.
         """
         if upload.size is not None and upload.size > self._max_bytes:
             raise ImageRefused(
@@ -59,7 +59,7 @@ class Readers:
                 f"the file has {upload.size} bytes, the service takes {self._max_bytes}",
             )
         with self._borrowed() as reader:
-            # Taken into memory only now, so that waiting requests hold none of it.
+            # Loaded into memory only now: requests that wait for a process take none.
             (result,) = reader.read([upload.file.read()])
         if isinstance(result, ImageRefused):
             raise result
@@ -90,8 +90,11 @@ class Readers:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question as it came in. k: None = as many hits as the settings say. page: None = the
-    first one."""
+    """A search request, as yet unchecked: an upload or an image id, and options.
+
+    k: None = the setting ``search.k``. page: cursor from an earlier answer; None = the first page.
+    The other options are as in :class:`engine.search.query.Query`.
+    """
 
     upload: UploadFile | None = None
     image_id: str | None = None
@@ -106,7 +109,7 @@ class Asked:
 
 
 def point_id(text: str) -> str:
-    """The id in the form the index has it. Raises ImageNotFound when it can be no id."""
+    """The id as the index writes it. Raises ImageNotFound if the text is not a UUID."""
     try:
         return str(UUID(text))
     except ValueError:
@@ -116,7 +119,7 @@ def point_id(text: str) -> str:
 
 
 def _serving(request: Request) -> Iterator[tuple[Archive, Readers]]:
-    """The same archive for all of a request."""
+    """One archive for the whole request, even if another index comes into force meanwhile."""
     with request.state.serving.request() as (archive, readers):
         yield archive, readers
 
@@ -135,8 +138,8 @@ def _readers(serving: _Serving) -> Readers:
 ArchiveDep = Annotated[Archive, Depends(_archive)]
 ReadersDep = Annotated[Readers, Depends(_readers)]
 
-# The bounds are for the reader of the OpenAPI document; engine.search.query checks them, so
-# that the service and the command line say the same of a wrong value.
+# These bounds only document the values in the OpenAPI document. engine.search.query checks them,
+# so that the service and the command line give the same error message.
 _K = {"minimum": 1, "maximum": MAX_K}
 _ORDER = {"enum": list(ORDERS)}
 _GROUP = {"enum": [*GROUPS, "none"]}
@@ -225,7 +228,7 @@ async def _asked_by_link(
     return Asked(
         image_id=like,
         k=k,
-        # A form sends its empty choices along.
+        # A form sends an empty term for every filter that is not set.
         where=tuple(term for term in where if term),
         order=order,
         exact=exact,

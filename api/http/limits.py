@@ -1,4 +1,4 @@
-"""How large a request may be: refused by what it declares, or counted while it comes in."""
+"""Limits the size of request bodies, by their declared length and by counting received bytes."""
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
@@ -7,14 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["FRAME_ALLOWANCE", "BodyLimit"]
 
 FRAME_ALLOWANCE = 64 * 1024
-"""Bytes that the multipart frame and the other fields of a form may take beside the file."""
+"""Bytes allowed, besides the file, for multipart boundaries and the other fields of a form."""
 
 
 class BodyLimit:
-    """ASGI middleware that lets no body above ``max_bytes`` through.
+    """ASGI middleware that refuses request bodies of more than ``max_bytes``.
 
-    Whoever reads the body meets an HTTPException 413, at the first byte when the length is
-    declared, so that the route answers it as it answers its other errors.
+    Reading such a body raises an HTTPException with status 413: at the first read if the declared
+    length is too large, else once too much has been received. It is raised inside the route, which
+    answers it like its other errors.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -47,7 +48,7 @@ class BodyLimit:
 
 
 def _content_length(scope: Scope) -> int:
-    """What the request declares; 0 when it declares nothing that is a length."""
+    """The declared length in bytes; 0 if there is none, or it is not a number."""
     text = Headers(scope=scope).get("content-length", "")
-    # Python converts no number of thousands of digits, and twenty are more than any limit.
+    # int() fails on thousands of digits; the first twenty already exceed any limit.
     return int(text[:20]) if text.isascii() and text.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Every error of the HTTP service as an RFC 9457 problem document; the one place that maps them."""
+"""Maps every error of the HTTP service to an RFC 9457 problem document."""
 
 import logging
 import traceback
@@ -43,7 +43,8 @@ _LOG = logging.getLogger("precedent.api")
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field. The value is left out: it may be about a patient."""
+    """What is wrong with one field of a request. Its value is not repeated, because it may identify
+    a patient."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,10 +53,10 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details.
+    """An error, as RFC 9457 problem details.
 
-    ``type`` and ``code`` are stable; scripts go by ``code``, which for an image that cannot
-    be used is the reason of the refusal.
+    `type` and `code` are stable. Scripts should test `code`: it is the most specific, and for an
+    image that cannot be used it names the reason. `errors` lists invalid fields of the request.
     """
 
     model_config = ConfigDict(
@@ -86,7 +87,8 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """detail: told instead of the error's message, which names places on the server."""
+    """A kind of problem. detail: replaces the error's own message where that may name paths on the
+    server; None = the message itself is sent."""
 
     name: str
     status: HTTPStatus
@@ -139,7 +141,7 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         "the model cannot be used; the service's log says why",
     ),
 }
-_SENTENCES: Mapping[int, tuple[str, str]] = {
+_HTTP_DETAILS: Mapping[int, tuple[str, str]] = {
     404: ("not-found", "nothing is served at this address; /openapi.json lists what is"),
     405: ("method-not-allowed", "this address takes another method; the Allow header names it"),
     413: ("too-large", "the request is larger than the service takes"),
@@ -147,20 +149,20 @@ _SENTENCES: Mapping[int, tuple[str, str]] = {
 
 
 def problem_of(error: Exception, path: str) -> Problem:
-    """The problem document of ``error``, which happened while ``path`` was asked for."""
+    """The problem document for an error that occurred in a request for ``path``."""
     match error:
         case PrecedentError():
-            return _of_ours(error, path)
+            return _of_precedent_error(error, path)
         case RequestValidationError():
-            return _of_validation(error, path)
+            return _of_validation_error(error, path)
         case HTTPException():
-            return _of_http(error, path)
+            return _of_http_error(error, path)
         case _:
             return _problem(_UNEXPECTED, _UNEXPECTED.name, _UNEXPECTED.detail or "", path)
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that may answer with problems of these statuses."""
+    """The ``responses`` argument of a route that may answer with problems of these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
@@ -169,22 +171,22 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def log_problem(problem: Problem, error: Exception) -> None:
-    """Writes to the log what a problem that is the service's own fault does not tell."""
+    """Logs the message of an error with a 5xx status, because its problem document omits it."""
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, PrecedentError):
         _LOG.error("%s: %s", error.code, error)
 
 
 def install_problems(app: FastAPI) -> None:
-    """Lets ``app`` answer every error it knows with a problem document."""
+    """Makes ``app`` answer the errors that :func:`problem_of` maps with problem documents."""
     for kind in (PrecedentError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _respond)
 
 
 class UnexpectedErrors:
-    """ASGI middleware: an error that nobody foresaw is logged and becomes a plain 500.
+    """ASGI middleware that logs an unexpected exception and answers it with a 500 problem document.
 
-    Starlette's own place for this lies outside of all other middleware, so its answer would
-    carry no security headers.
+    If the response has already begun, the exception is raised again. Starlette's own handler runs
+    outside all middleware, so its response would lack the security headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -204,7 +206,7 @@ class UnexpectedErrors:
         try:
             await self._app(scope, receive, watched)
         except Exception as error:
-            _log(error)
+            _log_unexpected(error)
             if started:
                 raise
             await _response(problem_of(error, scope["path"]))(scope, receive, send)
@@ -226,7 +228,7 @@ def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSO
     )
 
 
-def _of_ours(error: PrecedentError, path: str) -> Problem:
+def _of_precedent_error(error: PrecedentError, path: str) -> Problem:
     kind = next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
     if isinstance(error, ImageRefused):
         problem = _problem(kind, error.code, error.detail, path)
@@ -236,8 +238,8 @@ def _of_ours(error: PrecedentError, path: str) -> Problem:
     return _problem(kind, error.code, kind.detail or str(error), path)
 
 
-def _of_validation(error: RequestValidationError, path: str) -> Problem:
-    # The first part of a location says where the field was (body, query), which is plain.
+def _of_validation_error(error: RequestValidationError, path: str) -> Problem:
+    # The first part of a location is "body" or "query"; it is left out if a field name follows.
     found = [
         FieldProblem(
             field=".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]),
@@ -250,12 +252,12 @@ def _of_validation(error: RequestValidationError, path: str) -> Problem:
     return _problem(kind, kind.name, detail, path).model_copy(update={"errors": found})
 
 
-def _of_http(error: HTTPException, path: str) -> Problem:
+def _of_http_error(error: HTTPException, path: str) -> Problem:
     status = HTTPStatus(error.status_code)
-    code, sentence = _SENTENCES.get(
+    code, sentence = _HTTP_DETAILS.get(
         error.status_code, (status.phrase.lower().replace(" ", "-"), status.phrase)
     )
-    # Starlette's own errors say no more than the phrase.
+    # The detail of Starlette's own errors is only the status phrase.
     detail = sentence if error.detail == status.phrase else error.detail
     return _problem(_Kind(code, status, status.phrase), code, detail, path)
 
@@ -271,7 +273,7 @@ def _problem(kind: _Kind, code: str, detail: str, path: str) -> Problem:
     )
 
 
-def _log(error: Exception) -> None:
-    # Type and places only: the message of an unforeseen error may quote what was sent.
+def _log_unexpected(error: Exception) -> None:
+    # Only type and traceback: the message of an unexpected error may quote the request.
     places = "".join(traceback.format_tb(error.__traceback__))
     _LOG.error("unexpected %s\n%s", type(error).__name__, places)

@@ -1,4 +1,4 @@
-"""The archive that the service answers from: waited for, and exchanged while it runs."""
+"""The archive that the service answers from; another index is picked up while the service runs."""
 
 import logging
 import threading
@@ -18,13 +18,16 @@ __all__ = ["Serving"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 2.0
+_CHECK_SECONDS = 2.0
 
 
 @dataclass(slots=True, eq=False)
-class _Open:
-    """An archive in use. requests: that are being answered from it. retired: another one has
-    taken its place."""
+class _OpenArchive:
+    """An open archive and its readers.
+
+    opened: closes the readers, and the archive unless it was given. requests: how many are being
+    answered from it. retired: another archive has replaced it; its last request closes it.
+    """
 
     archive: Archive
     readers: Readers
@@ -34,27 +37,31 @@ class _Open:
 
 
 class Serving:
-    """What requests are answered from. Close it, or use it as a context manager.
+    """Gives each request the archive to answer from. Close it, or use it as a context manager.
 
-    Where nothing was indexed yet, requests are refused until there is an index. When another one
-    comes into force, requests that begin are answered from that; those under way end with the one
-    they began with.
+    A thread checks every two seconds which index is in force. As long as there is none, requests
+    are refused. When another index comes into force, new requests get that one; requests that have
+    begun keep theirs, which is closed after the last of them.
 
     Args:
-        settings: of the archive.
-        given: an archive to answer from, which is neither exchanged nor closed.
+        settings: of the archive to open.
+        given: an open archive to use instead; it is neither replaced nor closed.
+
+    Raises:
+        ModelError, StoreError, LedgerError: the archive cannot be opened. That there is no index
+            yet is no error.
     """
 
     def __init__(self, settings: Settings, given: Archive | None = None) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._now: _Open | None = None
+        self._current: _OpenArchive | None = None
         if given is not None:
-            self._now = self._with_readers(given)
+            self._current = self._with_readers(given)
         else:
             try:
-                self._now = self._opened(settings)
+                self._current = self._open(settings)
             except StoreNotFound as error:
                 _log.warning("nothing can be searched yet: %s", error)
         self._watcher: threading.Thread | None = None
@@ -72,14 +79,14 @@ class Serving:
         self._stopped.set()
         if self._watcher is not None:
             self._watcher.join()
-        if self._now is not None:
-            self._now.opened.close()
+        if self._current is not None:
+            self._current.opened.close()
 
     @contextmanager
     def request(self) -> Iterator[tuple[Archive, Readers]]:
-        """What to answer one request from. Raises StoreNotFound while there is no index."""
+        """Archive and readers for one request. Raises StoreNotFound while there is no index."""
         with self._lock:
-            mine = self._now
+            mine = self._current
             if mine is None:
                 raise StoreNotFound("there is no index yet; make one with `precedent index PATH…`")
             mine.requests += 1
@@ -92,29 +99,35 @@ class Serving:
             if over:
                 mine.opened.close()
 
-    def _with_readers(self, archive: Archive) -> _Open:
+    def _with_readers(self, archive: Archive) -> _OpenArchive:
         server, readers = self._settings.server, self._settings.indexing.readers
-        found = _Open(archive, Readers(archive, readers, server.max_upload_bytes))
+        found = _OpenArchive(archive, Readers(archive, readers, server.max_upload_bytes))
         found.opened.enter_context(found.readers)
         return found
 
-    def _opened(self, settings: Settings) -> _Open:
+    def _open(self, settings: Settings) -> _OpenArchive:
         with ExitStack() as opened:
             found = self._with_readers(opened.enter_context(Archive(settings)))
-            # The readers, entered later, are closed first.
+            # In this order the readers are closed before the archive.
             opened.push(found.opened.pop_all())
             found.opened = opened.pop_all()
+            if other := found.archive.ledger.count_rendered_otherwise():
+                _log.warning(
+                    "%d instances were rendered by another version of Precedent, or with other "
+                    "settings; `precedent index PATH… --again` renews their pictures",
+                    other,
+                )
             return found
 
     def _watch(self) -> None:
         said = ""
-        while not self._stopped.wait(_LOOK_SECONDS):
+        while not self._stopped.wait(_CHECK_SECONDS):
             try:
-                if self._now is None:
-                    self._await()
-                elif self._now.archive.is_replaced:
-                    # Its model came into force with it.
-                    self._exchange(self._settings.model_copy(update={"model": None}))
+                if self._current is None:
+                    self._open_first()
+                elif self._current.archive.is_replaced:
+                    # The data folder names the model of the index in force, not the settings.
+                    self._replace(self._settings.model_copy(update={"model": None}))
                 said = ""
             except StoreNotFound:
                 continue
@@ -123,19 +136,19 @@ class Serving:
                     _log.error("the index in force cannot be opened: %s", error)
                 said = str(error)
 
-    def _await(self) -> None:
-        """Opens the index that was made since. Raises StoreNotFound where there is none."""
-        # To open an archive loads its model first.
+    def _open_first(self) -> None:
+        """Opens the first index, once it exists. Raises StoreNotFound if it does not yet."""
+        # Checked on the store alone, because opening an archive loads the model first.
         open_store(
             self._settings, DataDir(self._settings.data_dir).index, None, create=False
         ).close()
-        self._exchange(self._settings)
+        self._replace(self._settings)
 
-    def _exchange(self, settings: Settings) -> None:
-        new = self._opened(settings)
+    def _replace(self, settings: Settings) -> None:
+        new = self._open(settings)
         over = False
         with self._lock:
-            old, self._now = self._now, new
+            old, self._current = self._current, new
             if old is not None:
                 old.retired = True
                 over = old.requests == 0

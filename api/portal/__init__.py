@@ -1,1 +1,1 @@
-"""The pages that people open, rendered on the server. ``routes.add_portal`` is its front door."""
+"""The search page, rendered as HTML on the server; ``routes.add_portal`` adds it to a service."""

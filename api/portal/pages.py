@@ -1,4 +1,4 @@
-"""Templates → HTML."""
+"""Renders the templates of the search page."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Pages:
-    """The page's templates. Every value is escaped: labels and filter terms are anybody's text."""
+    """The templates of the page. All values are escaped: labels and filter terms are untrusted."""
 
     def __init__(self) -> None:
         self._environment = Environment(
@@ -26,16 +26,16 @@ class Pages:
         self._environment.filters["sentence"] = _sentence
 
     def render(self, template: str, values: dict[str, Any]) -> str:
-        """The HTML of a template, which must be given every name that it uses."""
+        """The HTML of a template. ``values`` must have every name that the template uses."""
         return self._environment.get_template(template).render(values)
 
 
 @cache
 def pages() -> Pages:
-    """The templates, read once."""
+    """The templates; every call returns the same object."""
     return Pages()
 
 
 def _sentence(text: str) -> str:
-    """An error's message, which begins in lower case so that it may follow a colon."""
+    """An error message, which begins in lower case, as a sentence."""
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."

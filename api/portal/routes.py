@@ -1,4 +1,4 @@
-"""The search page, rendered here; works without JavaScript."""
+"""The routes of the search page, which works without JavaScript."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -33,20 +33,20 @@ _STATIC = Path(__file__).parent / "static"
 
 
 class _PageRoute(APIRoute):
-    """A route whose errors are told on the page, also those met before the route is run."""
+    """A route whose errors are shown on the page, including those of its dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_or_tell(request: Request) -> Response:
+        async def handle_or_show_problem(request: Request) -> Response:
             try:
                 return await handle(request)
             except (PrecedentError, HTTPException, RequestValidationError) as error:
                 problem = problem_of(error, request.url.path)
                 log_problem(problem, error)
-                return await run_in_threadpool(_told, request, problem)
+                return await run_in_threadpool(_problem_page, request, problem)
 
-        return handle_or_tell
+        return handle_or_show_problem
 
 
 _router = APIRouter(
@@ -55,7 +55,7 @@ _router = APIRouter(
 
 
 def add_portal(app: FastAPI) -> None:
-    """Adds the page and its static files to the service."""
+    """Adds the search page and its static files to the service."""
     pages()
     app.include_router(_router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
@@ -65,21 +65,25 @@ def add_portal(app: FastAPI) -> None:
 def browse(
     request: Request, asked: AskedByLink, archive: ArchiveDep, readers: ReadersDep
 ) -> HTMLResponse:
-    """The form, with images to start from or those like the one named in the address."""
+    """The form with the answer for the image in the address, or with a few images to start from."""
     request.state.asked = asked
     if asked.image_id is None:
-        return HTMLResponse(pages().render("search.html", _view(archive, asked)))
+        return HTMLResponse(pages().render("search.html", _page_values(archive, asked)))
     asked = replace(asked, image_id=point_id(asked.image_id))
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages().render("search.html", _view(archive, asked, found=found)))
+    return HTMLResponse(pages().render("search.html", _page_values(archive, asked, found=found)))
 
 
 @_router.post("/", response_model=None)
 def search(
     request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep
 ) -> Response:
-    """The form with the answer."""
-    # The form carries the image of the last search along; a file chosen since takes its place.
+    """The form with the answer for an upload; without one, a redirect to :func:`browse`.
+
+    Raises:
+        QueryError: there is no upload, no image and no filter.
+    """
+    # The form also sends the image of the last search; a file that was chosen takes precedence.
     asked = replace(
         asked,
         image_id=None if asked.upload else asked.image_id,
@@ -87,22 +91,22 @@ def search(
     )
     request.state.asked = asked
     if asked.upload is None and (asked.image_id or asked.where):
-        # What an address can say gets one, to go back to and to pass on.
+        # Anything but an upload fits into an address, which can be bookmarked and shared.
         return RedirectResponse(view.link(asked), HTTPStatus.SEE_OTHER)
     if asked.upload is None:
         raise QueryError("choose an image file first, or start from an image of the archive")
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages().render("search.html", _view(archive, asked, found=found)))
+    return HTMLResponse(pages().render("search.html", _page_values(archive, asked, found=found)))
 
 
-def _view(
+def _page_values(
     archive: Archive,
     asked: Asked,
     *,
     found: Found | None = None,
     problem: Problem | None = None,
 ) -> dict[str, Any]:
-    """All that the template is given."""
+    """The values of the template ``search.html``."""
     where = parse_where(() if problem else asked.where)
     document = None if found is None else SearchDocument.from_answer(found.answer)
     matching = size_of(archive.store, where, archive.settings.search.max_faceted)
@@ -128,7 +132,7 @@ def _view(
         "estimated": matching.estimated if document is None else document.evidence.facets_estimated,
         "offset": 0 if asked.page is None or found is None else Cursor.parse(asked.page).offset,
         "samples": samples,
-        # From a mistake, links lead back to what has none.
+        # If the request was invalid, the links keep only its image.
         "facets": view.facet_lists(facets, Asked(image_id=asked.image_id) if problem else asked),
         "facts": view.facts,
         "link": view.link,
@@ -139,15 +143,15 @@ def _view(
     }
 
 
-def _told(request: Request, problem: Problem) -> HTMLResponse:
-    """The page with the problem on it; without the form when the archive does not answer."""
+def _problem_page(request: Request, problem: Problem) -> HTMLResponse:
+    """The page with the problem on it; without the form if the archive cannot be read."""
     asked: Asked = getattr(request.state, "asked", Asked())
-    lost = problem.code == ImageNotFound.code
-    # Neither a file nor an image that is not there can be asked for again.
-    asked = replace(asked, upload=None, image_id=None if lost else asked.image_id)
+    not_found = problem.code == ImageNotFound.code
+    # The links must not repeat an upload, nor an image that does not exist.
+    asked = replace(asked, upload=None, image_id=None if not_found else asked.image_id)
     try:
         with request.state.serving.request() as (archive, _):
-            html = pages().render("search.html", _view(archive, asked, problem=problem))
+            html = pages().render("search.html", _page_values(archive, asked, problem=problem))
     except PrecedentError:
         html = pages().render("unavailable.html", {"problem": problem})
     return HTMLResponse(html, problem.status)

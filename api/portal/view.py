@@ -1,4 +1,4 @@
-"""What the search page says: choices, links and sentences, from the domain's types."""
+"""The texts, links and choices of the search page, made from requests and answers."""
 
 import base64
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from api.schemas import (
     ImageDocument,
     OodDocument,
     between_precisions,
+    between_renderings,
     by_detector,
 )
 from engine.search.sizes import Size
@@ -46,12 +47,12 @@ _TITLES = {
     "manufacturer": "Manufacturer",
     "source": "Source",
 }
-_FACTS = ("view", "laterality", "sex", "age_band", "study_year", "manufacturer")
+_SECONDARY_FIELDS = ("view", "laterality", "sex", "age_band", "study_year", "manufacturer")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """term: the filter that it stands for."""
+    """One option of a :class:`Select`. term: its filter, as in ``modality=CT``. count: images."""
 
     term: str
     value: str
@@ -61,7 +62,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """A field of the form by which to filter."""
+    """A drop-down list of the form that filters by one field."""
 
     field: str
     title: str
@@ -70,8 +71,11 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class FacetValue:
-    """link: the page with this filter added, or taken away when it is ``active``; None =
-    the question cannot be asked again by a link, because it was a file."""
+    """A value in the side bar.
+
+    count: images. active: whether it is filtered by already. link: address of the page with this
+    filter added, or removed if it is active; None = the query was an upload, which no link repeats.
+    """
 
     value: str
     count: int
@@ -81,7 +85,7 @@ class FacetValue:
 
 @dataclass(frozen=True, slots=True)
 class FacetList:
-    """The values of one field among what was found."""
+    """The values of one field and their counts, for the side bar."""
 
     title: str
     values: tuple[FacetValue, ...]
@@ -94,8 +98,12 @@ def link(
     where: Iterable[str] | None = None,
     page: str | None = None,
 ) -> str:
-    """The address, relative to the page, that asks the same with another image or filter, or
-    for the hits that follow."""
+    """The address, relative to the page, of the same request with some of it replaced.
+
+    Args:
+        like: id of another image. where: other filter terms. page: cursor of the hits that follow.
+            None = for ``like`` and ``where`` those of the request, for ``page`` the first page.
+    """
     image = asked.image_id if like is None else like
     terms = asked.where if where is None else tuple(where)
     query: list[tuple[str, str]] = [("like", image)] if image else []
@@ -114,13 +122,16 @@ def link(
 
 
 def selects(facets: dict[str, dict[str, int]], where: Iterable[str]) -> list[Select]:
-    """The form's filters: the fields that divide the archive, with the terms asked for."""
+    """The drop-down lists of the form, with the filter terms of the request selected.
+
+    A field with a single value is left out, unless it is filtered by.
+    """
     asked = tuple(where)
     made = []
     for field, counts in facets.items():
         terms = {value: f"{field}={value}" for value in counts}
         chosen = next((term for term in asked if term in terms.values()), None)
-        # A single value does not narrow anything.
+        # A field with a single value narrows nothing.
         if len(counts) > 1 or chosen is not None:
             choices = (
                 Choice(term, value, counts[value], term == chosen) for value, term in terms.items()
@@ -130,13 +141,13 @@ def selects(facets: dict[str, dict[str, int]], where: Iterable[str]) -> list[Sel
 
 
 def terms_beside(made: Iterable[Select], where: Iterable[str]) -> list[str]:
-    """The terms asked for that no filter of the form shows, such as ranges."""
+    """The filter terms of the request that no drop-down list shows, such as ranges."""
     shown = {choice.term for select in made for choice in select.choices if choice.selected}
     return [term for term in where if term not in shown]
 
 
 def facet_lists(facets: dict[str, dict[str, int]], asked: Asked) -> list[FacetList]:
-    """The side bar."""
+    """The side bar: for each field its values, with links that add or remove a filter."""
     return [
         FacetList(
             _TITLES.get(field, field),
@@ -155,12 +166,12 @@ def _facet_value(term: str, value: str, count: int, asked: Asked) -> FacetValue:
 
 
 def facts(image: ImageDocument) -> list[str]:
-    """The smaller things that are known of an image."""
-    return [str(value) for name in _FACTS if (value := getattr(image, name)) is not None]
+    """The known secondary fields of an image (view, sex, age, …), as text."""
+    return [str(value) for name in _SECONDARY_FIELDS if (value := getattr(image, name)) is not None]
 
 
 def preview(canvas: NDArray[np.uint8] | None) -> str | None:
-    """A canvas as a data: address, for an upload lies nowhere that could be linked to."""
+    """A canvas as a ``data:`` URL, because an upload is not stored; None = no canvas."""
     if canvas is None:
         return None
     jpeg = thumbnail(canvas, max(canvas.shape[:2]))
@@ -168,13 +179,16 @@ def preview(canvas: NDArray[np.uint8] | None) -> str | None:
 
 
 def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
-    """How the answer came about. matching: images that the facet filters let pass."""
-    mixed = between_precisions(evidence.precision, evidence.index_precision)
-    said = [_how(evidence, matching, filtered), *([] if mixed is None else [mixed])]
+    """How the hits were found, as a sentence. matching: images that pass the facet filters."""
+    remarks = (
+        between_precisions(evidence.precision, evidence.index_precision),
+        between_renderings(evidence.rendered_otherwise),
+    )
+    said = [_how_found(evidence, matching, filtered), *(one for one in remarks if one is not None)]
     return f"{'; '.join(said)}; {sum(evidence.timings_ms.values()):.0f} ms."
 
 
-def _how(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:
+def _how_found(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:
     images = "image" if matching.count == 1 else "images"
     whole = f"{matching.text} {images}" + (" that match the filters" if filtered else "")
     if evidence.rung == "none":
@@ -197,7 +211,7 @@ def _how(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:
 
 
 def ood_sentence(ood: OodDocument | None) -> str:
-    """Whether the query lies inside what the model knows."""
+    """The OOD verdict as a sentence."""
     if ood is None:
         return "No verdict on whether the model knows this: it is not calibrated for such a query."
     by = by_detector(ood.p_values)

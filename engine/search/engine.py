@@ -6,6 +6,7 @@ A query is encoded, checked by the out-of-distribution (OOD) gate, pre-filtered 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
-from engine.records import Answer, Evidence, ImageRecord, Observations, OodVerdict, Point
+from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
 from engine.search.ladder import Climb, Rung, climb, enough_for
 from engine.search.query import MAX_K, Cursor, Query, without_own
@@ -35,6 +36,7 @@ class SearchEngine:
         store: holds the indexed points.
         settings: limits of the pre-filter and the ranking, and the OOD policy.
         gate: the OOD gate; None = answers have no OOD verdict.
+        rendering: version of the reader that makes the pictures of queries; None = not known.
 
     Raises:
         FingerprintMismatch: the store holds points of another model.
@@ -46,6 +48,7 @@ class SearchEngine:
         store: VectorStore,
         settings: SearchSettings,
         gate: OodGate | None = None,
+        rendering: str | None = None,
     ) -> None:
         if store.collection.model != encoder.manifest.fingerprint:
             raise FingerprintMismatch(
@@ -56,6 +59,7 @@ class SearchEngine:
         self._store = store
         self._settings = settings
         self._gate = gate
+        self._rendering = rendering
 
     def search(
         self,
@@ -100,7 +104,10 @@ class SearchEngine:
         # Rounding to float16 in the store changed its length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
-        return self.answer(seen, narrowed, point.record, watch.milliseconds)
+        found = self.answer(seen, narrowed, point.record, watch.milliseconds)
+        # Nothing was encoded here: the vector is the index's own.
+        made_in = self._store.collection.precision or found.evidence.precision
+        return replace(found, evidence=replace(found.evidence, precision=made_in))
 
     def recommend(self, examples: Examples, wanted: Wanted) -> Recommendation:
         """The images most similar to the liked examples; by default one of each study.
@@ -110,10 +117,16 @@ class SearchEngine:
             ImageNotFound: an example is not indexed.
         """
         found = recommend(self._store, self._settings, self.verdict, examples, wanted)
-        if examples.seen is None:
-            return found
-        evidence = replace(found.evidence, precision=self._encoder.precision)
-        return replace(found, evidence=evidence)
+        told = self._told_of([one.hit for one in found.hits])
+        if examples.seen is not None:
+            told["precision"] = self._encoder.precision
+        return replace(found, evidence=replace(found.evidence, **told))
+
+    def _told_of(self, hits: Sequence[Hit]) -> dict[str, Any]:
+        """Fields of the evidence that say by which versions the hits were rendered."""
+        other = sum(hit.rendering != self._rendering for hit in hits)
+        known = self._rendering is not None
+        return {"rendering": self._rendering, "rendered_otherwise": other if known else 0}
 
     def image(self, image_id: str, *, with_z: bool = False) -> Point:
         """The indexed image with this id. Raises ImageNotFound."""
@@ -186,9 +199,10 @@ class SearchEngine:
         end = query.offset + query.k
         more = len(hits) > end and end + query.k <= MAX_K
         evidence = self._evidence(query, taken, len(points), watch)
+        shown = hits[query.offset : end]
         return Answer(
-            tuple(hits[query.offset : end]),
-            replace(evidence, facets_estimated=estimated),
+            tuple(shown),
+            replace(evidence, facets_estimated=estimated, **self._told_of(shown)),
             verdict,
             facets,
             str(Cursor(taken.rung.name, end)) if more else None,

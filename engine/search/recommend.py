@@ -148,6 +148,7 @@ class Basis:
     index_precision: number format in which the index was computed; None = not recorded.
     precision: number format in which the uploaded example was encoded; None = none was uploaded.
     note: a sentence on limits of the result for the reader, or None.
+    rendering, rendered_otherwise: as in :class:`~engine.records.Evidence`.
     timings_ms: wall-clock milliseconds by stage.
     """
 
@@ -165,6 +166,8 @@ class Basis:
     ranked: int = 0
     nearer_to_disliked: int = 0
     note: str | None = None
+    rendering: str | None = None
+    rendered_otherwise: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -317,7 +320,7 @@ def _strictest(
     liked: Sequence[Example],
     seen: Observations | None,
 ) -> OodVerdict | None:
-    """The verdict with the smallest p.
+    """The verdict with the smallest p, which is multiplied by the number of verdicts (Bonferroni).
 
     Uploaded and indexed examples are judged apart: of an upload, more detectors have what they
     need.
@@ -328,7 +331,11 @@ def _strictest(
         z, codes = ([getattr(one, name) for one in indexed] for name in ("z", "code"))
         observed.append(Observations(np.stack(z), np.stack(codes)))
     told = [one for one in map(verdict, observed) if one is not None]
-    return min(told, key=lambda one: one.p, default=None)
+    if not told:
+        return None
+    strictest = min(told, key=lambda one: one.p)
+    p = min(1.0, len(told) * strictest.p)
+    return replace(strictest, p=p, foreign=p <= strictest.alpha)
 
 
 def _climbs(

@@ -15,6 +15,7 @@ from engine.records import Point
 
 __all__ = [
     "FORMAT",
+    "SECOND",
     "Collection",
     "Condition",
     "Filter",
@@ -26,6 +27,8 @@ __all__ = [
     "VectorStore",
 ]
 
+SECOND = "-b"
+"""Ends the name of an index that is made beside one of the same model, which has the plain name."""
 FORMAT = 1
 """Version of what a store keeps: vectors, payload, payload indexes, and what it notes of itself."""
 

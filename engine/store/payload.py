@@ -82,6 +82,8 @@ def to_payload(point: Point, model: str) -> dict[str, Any]:
     payload["model"] = model
     if point.indexed_at is not None:
         payload["indexed_at"] = point.indexed_at
+    if point.rendering is not None:
+        payload["rendering"] = point.rendering
     payload["code"] = to_hex(point.code)
     payload[BUCKET_FIELD] = UUID(point.id).int % BUCKETS
     for j, value in enumerate(bands(point.code)):
@@ -102,4 +104,5 @@ def from_payload(
         z=z,
         score=score,
         indexed_at=payload.get("indexed_at"),
+        rendering=payload.get("rendering"),
     )

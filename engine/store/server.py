@@ -70,7 +70,7 @@ class ServerStore:
     def create_beside(
         cls, connection: Connection, collection: Collection, profile: Profile
     ) -> "ServerStore":
-        """Opens the store for another model than that in force; creates it if there is none.
+        """Opens the store beside the one in force, for this model; creates it if there is none.
 
         It can be filled while searches use the store in force; :meth:`put_in_force` then switches.
 

@@ -14,7 +14,7 @@ from qdrant_client import models
 
 from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
 from engine.store.arrangement import VECTOR
-from engine.store.base import Collection, Profile
+from engine.store.base import SECOND, Collection, Profile
 from engine.store.connection import Connection
 from engine.store.payload import schema
 from engine.store.server_layout import Noted, field_index, note, noted, own_name, vectors
@@ -90,7 +90,8 @@ def made(connection: Connection, wanted: Collection, profile: Profile) -> Found:
 
 
 def made_beside(connection: Connection, wanted: Collection, profile: Profile) -> Found:
-    """The collection for another model than the one in force, created or completed if necessary.
+    """The collection beside the one in force for this model, which may be the model in force;
+    created or completed if necessary.
 
     Raises:
         StoreError: as for :func:`existing`, or the collection in force cannot be replaced because
@@ -98,14 +99,15 @@ def made_beside(connection: Connection, wanted: Collection, profile: Profile) ->
     """
     _check_version(connection)
     alias = _alias(connection)
-    if in_force(connection) == alias:
+    used, name = in_force(connection), own_name(alias, wanted)
+    if used == alias:
         raise StoreError(
             f"{_place(connection)} has this name itself, and so no other can take its place "
             "without a moment in which there is none; write it to a file with `precedent "
             "snapshot FILE`, restore that under another name with PRECEDENT_STORE__COLLECTION="
             f"NAME and `precedent restore FILE`, use that name from then on, and delete {alias!r}"
         )
-    return _completed(connection, own_name(alias, wanted), wanted, profile)
+    return _completed(connection, name + SECOND if name == used else name, wanted, profile)
 
 
 def in_force(connection: Connection) -> str | None:
@@ -134,7 +136,7 @@ def put_in_force(connection: Connection, name: str) -> None:
 def beside(connection: Connection) -> list[str]:
     """Own names of this store's collections that no alias refers to, sorted."""
     client, alias = connection.client, _alias(connection)
-    ours = re.compile(re.escape(alias) + "-[0-9a-f]{16}")
+    ours = re.compile(re.escape(alias) + "-[0-9a-f]{16}" + f"({SECOND})?")
     used = {one.collection_name for one in connection.ask(client.get_aliases).aliases}
     there = {one.name for one in connection.ask(client.get_collections).collections} - used
     return sorted(
@@ -142,7 +144,7 @@ def beside(connection: Connection) -> list[str]:
         for name in there
         if ours.fullmatch(name)
         and (said := _look(connection, name)) is not None
-        and own_name(alias, said.collection) == name
+        and own_name(alias, said.collection) == name.removesuffix(SECOND)
     )
 
 

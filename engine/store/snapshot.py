@@ -6,7 +6,7 @@ The points are written in chunks of 4,096, ordered by id:
     points-00000.z.npy          vectors, float16 (N, D) if that is lossless, else float32
     points-00000.codes.npy      uint8 (N, B/8), packed codes
     points-00000.ids.npy        uint8 (N, 16), the bytes of the UUIDs
-    points-00000.records.jsonl  N lines of JSON: {"record": {…}, "indexed_at": …}
+    points-00000.records.jsonl  N lines of JSON: {"record": {…}, "indexed_at": …, "rendering": …}
 
 ``checksums.json`` is written last and holds the SHA-256 of every other member.
 """
@@ -135,7 +135,8 @@ def _line(point: Point) -> str:
     values = {name: getattr(point.record, name) for name in RECORD_FIELDS}
     record = {name: value for name, value in values.items() if value is not None}
     # Escaped to ASCII, so that no character of a text can end the line.
-    return json.dumps({"record": record, "indexed_at": point.indexed_at}) + "\n"
+    about = {"record": record, "indexed_at": point.indexed_at, "rendering": point.rendering}
+    return json.dumps(about) + "\n"
 
 
 def described(path: Path) -> Collection:
@@ -330,4 +331,5 @@ def _point(
         code=code,
         z=z,
         indexed_at=values["indexed_at"],
+        rendering=values.get("rendering"),
     )

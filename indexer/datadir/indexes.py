@@ -6,7 +6,7 @@ from typing import Protocol
 
 from engine.errors import StoreError, StoreLocked, StoreNotFound
 from engine.settings import Settings
-from engine.store.base import Collection, Profile, VectorStore
+from engine.store.base import SECOND, Collection, Profile, VectorStore
 from engine.store.opening import connected, open_served
 from indexer.datadir.layout import DataDir, InForce, remove_folder
 
@@ -34,8 +34,8 @@ class Indexes(Protocol):
         ...
 
     def make(self, collection: Collection, profile: Profile) -> tuple[str, VectorStore]:
-        """Name and store of the index beside the one in force that is for this model; created if
-        there is none."""
+        """Name and store of the index beside the one in force that is for this model, which may be
+        the model in force; created if there is none."""
         ...
 
     def put_in_force(self, found: InForce) -> None:
@@ -86,9 +86,11 @@ class _Embedded:
         from engine.store.edge import EdgeStore
 
         name = f"index-{collection.model}"
-        previous = self.in_force().previous
-        if previous is not None and previous.model == f"models/{collection.model}":
-            name = previous.index
+        now = self.in_force()
+        if now.previous is not None and now.previous.model == f"models/{collection.model}":
+            name = now.previous.index
+        elif name == now.index:
+            name += SECOND  # the same model, beside its own index
         return name, EdgeStore.create(self._data_dir.root / name, collection, profile)
 
     def put_in_force(self, found: InForce) -> None:
@@ -99,7 +101,7 @@ class _Embedded:
 
     def beside(self) -> list[str]:
         used = self.in_force().index
-        ours = re.compile(r"index(-[0-9a-f]{16})?")
+        ours = re.compile(rf"index(-[0-9a-f]{{16}}({SECOND})?)?")
         names = (path.name for path in self._data_dir.root.glob("index*") if path.is_dir())
         return sorted(name for name in names if ours.fullmatch(name) and name != used)
 

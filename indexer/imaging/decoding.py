@@ -43,6 +43,7 @@ class StoredFrames:
         held: how many of the declared frames the file holds, from the first on.
         missing: the others.
         decoders: which decoder answered, by the number of the frame.
+        syntax: the transfer syntax by which they are decoded.
 
     Raises:
         ImageRefused: before anything is decoded. UNSUPPORTED_SYNTAX: there is no decoder.
@@ -75,15 +76,15 @@ class StoredFrames:
         self.missing: tuple[UnreadableFrames, ...] = ()
         self.decoders: dict[int, str] = {}
         compressed = head.length == UNDEFINED
-        self._syntax = _syntax(encoding, compressed)
+        self.syntax = _syntax(encoding, compressed)
         self._native = decoder_of(ExplicitVRLittleEndian)
-        self._decoder = None if is_jpeg(self._syntax) else decoder_of(self._syntax)
+        self._decoder = None if is_jpeg(self.syntax) else decoder_of(self.syntax)
         if layout.photometric == "YBR_PARTIAL_422" and (
             layout.bits_allocated != 8 or (compressed and self._decoder is not None)
         ):
             raise ImageRefused(
                 RefusalReason.UNSUPPORTED_PIXELS,
-                f"YBR_PARTIAL_422 of {layout.bits_allocated} bits as {self._syntax.name}; it can "
+                f"YBR_PARTIAL_422 of {layout.bits_allocated} bits as {self.syntax.name}; it can "
                 "be read of 8 bits, uncompressed or as JPEG",
             )
         if compressed:
@@ -125,7 +126,7 @@ class StoredFrames:
             # What fits was decompressed by a program that left the name, and is little endian.
             raise ImageRefused(
                 RefusalReason.DAMAGED,
-                f"uncompressed pixel data under the transfer syntax {self._syntax.name}, of "
+                f"uncompressed pixel data under the transfer syntax {self.syntax.name}, of "
                 f"{head.length} bytes where the header declares {declared}",
             )
         if held >= declared:
@@ -191,7 +192,7 @@ class StoredFrames:
             cut = "truncated" in str(error).lower()
             raise ImageRefused(
                 RefusalReason.TRUNCATED if cut else RefusalReason.DAMAGED,
-                f"frame {number} cannot be decoded as {self._syntax.name} ({type(error).__name__})",
+                f"frame {number} cannot be decoded as {self.syntax.name} ({type(error).__name__})",
             ) from None
 
     def _decode(self, number: int) -> NDArray[Any]:

@@ -24,32 +24,33 @@ from indexer.files.dicom_structure import (
     walk,
 )
 from indexer.files.limits import check_declared
+from indexer.imaging.aspect import ASPECT_KEYWORDS
 from indexer.imaging.decoding import StoredFrames
 from indexer.imaging.deidentify import HEADER_KEYWORDS
 from indexer.imaging.frames import FRAME_KEYWORDS, FramePolicy, frames_of_interest
 from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame, UnreadableFrames
+from indexer.imaging.modality import MODALITY_KEYWORDS
+from indexer.imaging.padding import PADDING_KEYWORDS
+from indexer.imaging.palette import PALETTE_KEYWORDS
 from indexer.imaging.partial import readable_frames
 from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
 from indexer.imaging.quiet import hushed
+from indexer.imaging.voi import VOI_KEYWORDS, View, check_view
 
 __all__ = ["DicomImage", "is_dicom", "read_dicom"]
 
-_PALETTE = tuple(
-    f"{form}{color}PaletteColorLookupTable{part}"
-    for color in ("Red", "Green", "Blue")
-    for form, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
-)
 _KEYWORDS = (
     *HEADER_KEYWORDS,
     *FRAME_KEYWORDS,
-    *_PALETTE,
+    *ASPECT_KEYWORDS,
+    *MODALITY_KEYWORDS,
+    *PADDING_KEYWORDS,
+    *PALETTE_KEYWORDS,
+    *VOI_KEYWORDS,
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue"),
-    *("FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingValue"),
-    *("DoubleFloatPixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope"),
-    *("RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("PresentationLUTShape", "LossyImageCompression"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
 _CHUNK = 1024**2
@@ -71,25 +72,35 @@ def is_dicom(fp: BinaryIO, size: int) -> bool:
 
 
 def read_dicom(
-    fp: BinaryIO, size: int, limits: ImageLimits, frames: FramePolicy | int
+    fp: BinaryIO,
+    size: int,
+    limits: ImageLimits,
+    frames: FramePolicy | int,
+    view: View = "header",
 ) -> DicomImage:
-    """The frames that ``frames`` chooses of the DICOM file ``fp`` of ``size`` bytes.
+    """The frames that ``frames`` chooses of the DICOM file ``fp`` of ``size`` bytes, with square
+    pixels.
 
     Args:
         frames: a policy; a number n = at most n frames, evenly spaced.
+        view: the window to show CT images in Hounsfield units through.
 
     Raises:
         ImageRefused: the file holds no pixels, or none that can be decoded within ``limits``.
+        SettingsError: there is no such view.
     """
+    check_view(view)
     policy = FramePolicy(limit=frames) if isinstance(frames, int) else frames
     # pydicom's warnings and log lines quote values, which may identify patients.
     hushed("pydicom")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _read(fp, size, limits, policy)
+        return _read(fp, size, limits, policy, view)
 
 
-def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> DicomImage:
+def _read(
+    fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy, view: View
+) -> DicomImage:
     encoding = find_dataset(fp)
     if encoding.syntax == DeflatedExplicitVRLittleEndian:
         fp = _inflate(fp, encoding, limits)
@@ -116,10 +127,12 @@ def _read(fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy) -> 
     numbers = policy.choose(layout.frames, frames_of_interest(header))
     check_declared(*layout.declared(), limits, len(numbers))
     stored = StoredFrames(fp, size, header, head, layout, encoding, structure, limits, len(numbers))
-    pixels = PixelData(header, layout, encoding, stored.decode)
+    pixels = PixelData(header, layout, encoding, stored.syntax, stored.decode)
+    # Frames that are resampled, of three bytes a pixel at most, keep within the limits, too.
+    room = min(limits.max_pixels, limits.max_decoded_bytes // (3 * len(numbers)))
 
     def shown(number: int) -> Frame:
-        return Frame(number, pixels.render(number), stored.decoders[number])
+        return Frame(number, pixels.render(number, view, room), stored.decoders[number])
 
     found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
     return DicomImage(header, found, layout.frames, unreadable)

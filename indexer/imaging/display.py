@@ -1,25 +1,25 @@
 """Turns stored pixel values into display values: uint8, 0 = black.
 
 The order is that of the standard's greyscale pipeline (PS3.4 N.2): modality LUT, VOI LUT
-or window, then the polarity of MONOCHROME1.
+or window, then the polarity of MONOCHROME1 or of the presentation LUT shape INVERSE.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from indexer.imaging.header import items, number, text, value
-from indexer.imaging.lookup import LookupTable, read_lut
+from indexer.imaging.header import text
+from indexer.imaging.lookup import Inputs
+from indexer.imaging.modality import AIR, Modality, modality_of
+from indexer.imaging.padding import Padding
+from indexer.imaging.voi import Curve, View, linear, named_window, voi_of
 
-__all__ = ["Padding", "render_color", "render_grey", "robust_range", "stretch"]
+__all__ = ["is_inverted", "render_color", "render_grey", "robust_range", "stored_range", "stretch"]
 
 _Values = NDArray[np.float64]
-_Curve = Callable[[_Values], _Values]
 
 # Percentiles are taken from at most about so many pixels, on a regular grid.
 _SAMPLES = 1_000_000
@@ -27,20 +27,6 @@ _ENDS = (1.0, 99.0)
 # A VOI LUT or window that leaves the image fewer grey levels than this is ignored.
 _MIN_LEVELS = 8
 _PIXELS_AT_ONCE = 2**17
-
-
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """Pixel padding: stored values from ``low`` to ``high`` are not part of the picture (PS3.3
-    C.7.5.1.1.2)."""
-
-    low: float
-    high: float
-
-    def covers(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
-        """Boolean mask of ``stored``'s shape, True where a value is padding."""
-        inside: NDArray[np.bool_] = (stored >= self.low) & (stored <= self.high)
-        return inside
 
 
 def robust_range(
@@ -78,66 +64,85 @@ def _percentiles(values: _Values, counts: NDArray[np.integer[Any]]) -> _Values:
     return ends
 
 
-def _linear(low: float, high: float) -> _Curve:
-    if not high > low:
-        return lambda values: np.zeros(values.shape)
-    if math.isinf(high - low):
-        # The difference overflows; that of the halves does not.
-        return lambda values: (values / 2 - low / 2) / (high / 2 - low / 2)
-    return lambda values: (values - low) / (high - low)
-
-
 def _to_uint8(shares: _Values) -> NDArray[np.uint8]:
     return np.rint(np.clip(shares, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def stretch(stored: NDArray[Any]) -> NDArray[np.uint8]:
     """``stored`` (H, W), integers or floats, its robust range mapped to 0…255: uint8 (H, W)."""
-    curve = _linear(*robust_range(*_distinct(_grid(stored))))
+    curve = linear(*robust_range(*_distinct(_grid(stored))))
     return _apply(stored, lambda block: _to_uint8(curve(block)))
+
+
+def stored_range(stored: NDArray[Any], bits_stored: int, *, signed: bool) -> Inputs:
+    """The range of values that may be stored like ``stored`` (H, W): of integers all that
+    ``bits_stored`` bits can hold, of floats all that there are."""
+    if stored.dtype.kind not in "iu":
+        finite = stored[np.isfinite(stored)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        return Inputs(low, high, signed=low < 0)
+    half = 2.0 ** (bits_stored - 1)
+    return Inputs(-half, half - 1, signed=True) if signed else Inputs(0.0, 2 * half - 1, False)
+
+
+def is_inverted(photometric: str, header: Dataset) -> bool:
+    """Whether the lowest value is white: in MONOCHROME1, and with the presentation LUT shape
+    INVERSE, which only says the same again (PS3.3 C.11.6, C.8.11.3)."""
+    shape = text(header, "PresentationLUTShape").upper()
+    return photometric == "MONOCHROME1" or shape == "INVERSE"
 
 
 def render_grey(
     stored: NDArray[Any],
     scopes: list[Dataset],
+    possible: Inputs,
     *,
-    signed: bool,
     little_endian: bool,
     inverted: bool,
     padding: Padding | None,
+    colored: Padding | None = None,
+    view: View = "header",
 ) -> NDArray[np.uint8]:
     """The display values of a MONOCHROME frame: uint8 (H, W), 0 = black.
 
     Args:
         stored: (H, W), integers or floats as stored.
         scopes: the datasets to look for transformations (modality LUT, VOI LUT, window) in, the
-            most specific first.
-        signed: whether stored values are two's complement; decides the sign of the first value
-            that a LUT maps.
+            most specific first and the header last.
+        possible: the range of values that may be stored; decides the sign of the first value that
+            a LUT maps.
         little_endian: byte order of LUT data.
-        inverted: MONOCHROME1, the lowest value is white.
+        inverted: the lowest value is white.
         padding: values to exclude from the percentiles and to show as black.
+        colored: values to exclude from the percentiles, since they are shown in colours.
+        view: the window to show values in Hounsfield units through.
     """
-    modality = _modality(scopes, signed=signed, little_endian=little_endian)
+    modality = modality_of(scopes, possible, little_endian=little_endian)
     values, counts = _distinct(_grid(stored))
-    if padding is not None and not np.all(covered := padding.covers(values)):
-        values, counts = values[~covered], None if counts is None else counts[~covered]
-    else:
+    if padding is not None:
+        padding = padding.among(values, counts)
         # An image of nothing but padding is shown as it is.
-        padding = None
-    low, high = robust_range(modality(values), counts)
-    if not (math.isfinite(low) and math.isfinite(high)):
+        padding = None if np.all(padding.covers(values)) else padding
+    for outside in filter(None, (padding, colored)):
+        values, counts = _without(outside.covers(values), values, counts)
+    outputs = modality.curve(values)
+    lowest, highest = (outputs.min(), outputs.max()) if outputs.size else (0.0, 0.0)
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
         # The rescale overflows: ignore it, and the window, which refers to its output.
-        modality, scopes = _as_stored, []
-        low, high = robust_range(values, counts)
-    voi = _voi(scopes, signed=signed, little_endian=little_endian)
-    if voi is None or _is_useless(voi, low, high):
-        voi = _linear(low, high)
-    curve = voi
+        modality, scopes, outputs = Modality.none(possible), [], values
+    elif modality.hounsfield and lowest < AIR and stored.dtype.kind in "iu":
+        outputs, counts = _without(outputs < AIR, outputs, counts)
+    low, high = robust_range(outputs, counts)
+    curve = named_window(view, modality)
+    if curve is None:
+        curve = voi_of(scopes, modality, little_endian=little_endian)
+        if curve is None or _is_useless(curve, low, high):
+            curve = linear(low, high)
+    shares = curve
 
     def shade(values: _Values) -> NDArray[np.uint8]:
         finite = np.isfinite(values)
-        shown = _to_uint8(curve(modality(np.where(finite, values, 0.0))))
+        shown = _to_uint8(shares(modality.curve(np.where(finite, values, 0.0))))
         if inverted:
             shown = np.uint8(255) - shown
         shown[~finite] = 0
@@ -146,6 +151,16 @@ def render_grey(
         return shown
 
     return _apply(stored, shade)
+
+
+def _without(
+    outside: NDArray[np.bool_], values: _Values, counts: NDArray[np.integer[Any]] | None
+) -> tuple[_Values, NDArray[np.integer[Any]] | None]:
+    """Those of ``values`` and ``counts`` (N,) that are not ``outside`` (N,); all if none is
+    left."""
+    if not np.any(outside) or np.all(outside):
+        return values, counts
+    return values[~outside], None if counts is None else counts[~outside]
 
 
 def render_color(stored: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
@@ -207,72 +222,8 @@ def _apply(
     return out
 
 
-def _modality(scopes: list[Dataset], *, signed: bool, little_endian: bool) -> _Curve:
-    """Modality LUT or rescale (PS3.3 C.11.1)."""
-    for scope in scopes:
-        table = _first_lut(scope, "ModalityLUTSequence", signed, little_endian)
-        if table is not None:
-            return table.look_up
-        slope = number(scope, "RescaleSlope")
-        intercept = number(scope, "RescaleIntercept")
-        # A slope of 0 would turn every image into one grey.
-        if slope and intercept is not None:
-            return lambda values, a=slope, b=intercept: values * a + b  # type: ignore[misc]
-    return _as_stored
-
-
-def _as_stored(values: _Values) -> _Values:
-    return values
-
-
-def _voi(scopes: list[Dataset], *, signed: bool, little_endian: bool) -> _Curve | None:
-    """VOI LUT or the first window (PS3.3 C.11.2), giving 0..1; None when there is none."""
-    for scope in scopes:
-        table = _first_lut(scope, "VOILUTSequence", signed, little_endian)
-        if table is not None:
-            return table.look_up_share
-        center = number(scope, "WindowCenter")
-        width = number(scope, "WindowWidth")
-        if center is not None and width is not None:
-            return _window(center, width, text(scope, "VOILUTFunction") or "LINEAR")
-    return None
-
-
-def _window(center: float, width: float, function: str) -> _Curve | None:
-    """The functions of PS3.3 C.11.2.1.2 and C.11.2.1.3; None when the width is absurd."""
-    if not center - width / 2 < center + width / 2 or (function == "LINEAR" and width < 1):
-        return None
-    if function == "SIGMOID":
-
-        def sigmoid(values: _Values) -> _Values:
-            exponent = np.clip(-4.0 * (values - center) / width, -700.0, 700.0)
-            share: _Values = 1.0 / (1.0 + np.exp(exponent))
-            return share
-
-        return sigmoid
-    if function == "LINEAR_EXACT":
-        return _linear(center - width / 2, center + width / 2)
-    if width == 1:
-        return lambda values: (values > center - 0.5).astype(np.float64)
-    return _linear(center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
-
-
-def _is_useless(voi: _Curve, low: float, high: float) -> bool:
+def _is_useless(voi: Curve, low: float, high: float) -> bool:
     if not high > low:
         return False
     ends = np.clip(voi(np.array([low, high])), 0.0, 1.0)
     return bool(abs(ends[1] - ends[0]) * 255 < _MIN_LEVELS)
-
-
-def _first_lut(
-    scope: Dataset, keyword: str, signed: bool, little_endian: bool
-) -> LookupTable | None:
-    tables = items(scope, keyword)
-    if not tables:
-        return None
-    return read_lut(
-        value(tables[0], "LUTDescriptor"),
-        value(tables[0], "LUTData"),
-        signed=signed,
-        little_endian=little_endian,
-    )

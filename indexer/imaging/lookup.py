@@ -1,5 +1,6 @@
-"""Lookup tables of a DICOM header: modality LUT, VOI LUT and palette."""
+"""Lookup tables of a DICOM header, as modality LUT, VOI LUT and palette use them."""
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,44 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from engine.errors import ImageRefused, RefusalReason
-from indexer.imaging.header import value
+from indexer.imaging.header import representation, value
 
-__all__ = ["LookupTable", "read_lut", "render_palette"]
+__all__ = ["MAX_ENTRIES", "Inputs", "LookupTable", "in_order", "read_lut", "table_of"]
 
-_MAX_ENTRIES = 2**16
-_MAX_SEGMENT_BYTES = 2**20
-_COLORS = ("Red", "Green", "Blue")
+MAX_ENTRIES = 2**16
+_WORD = 0xFFFF
+# A table of 16 bits whose entries use four fewer is nearly black as its descriptor has it.
+_NEARLY_BLACK = 4
+# The largest entry, as a share of the largest value of its bits, from which on a table counts as
+# made for these bits.
+_REACHES_THE_TOP = 7 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The values that may be looked up in a table: from ``low`` to ``high``.
+
+    signed: whether the standard has the first value mapped as two's complement.
+    """
+
+    low: float
+    high: float
+    signed: bool
+
+    def first_mapped(self, written: int, count: int) -> int:
+        """The first value mapped of a table of ``count`` entries; ``written`` is what its 16 bits
+        were read as, signed or unsigned, by a VR that may be a guess."""
+        unsigned = written & _WORD
+        if unsigned <= 0x7FFF:
+            return unsigned
+        signed = unsigned - 0x10000
+        usual, other = (signed, unsigned) if self.signed else (unsigned, signed)
+        if not self._meet(usual, count) and self._meet(other, count):
+            return other
+        return usual
+
+    def _meet(self, first: int, count: int) -> bool:
+        return first <= self.high and first + count - 1 >= self.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +53,21 @@ class LookupTable:
     """A table that maps the values from ``first`` on (PS3.3 C.11.1.1).
 
     entries: uint16 (N,); values below or above the table take the first or the last entry.
-    bits: how many bits of an entry are used.
+    bits: of how many bits the largest possible entry is.
     """
 
     first: int
     entries: NDArray[np.uint16]
     bits: int
 
-    def _index(self, values: NDArray[Any]) -> NDArray[np.intp]:
+    def index(self, values: NDArray[Any]) -> NDArray[np.intp]:
+        """The positions of the entries for ``values``: intp of the same shape."""
         last = len(self.entries) - 1
         return np.clip(values.astype(np.float64) - self.first, 0, last).astype(np.intp)
 
     def look_up(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """The entries for ``values``, float64 of the same shape."""
-        return self.entries[self._index(values)].astype(np.float64)
+        return self.entries[self.index(values)].astype(np.float64)
 
     def look_up_share(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """The entries as a share of the largest value of ``bits`` bits: float64, 0…1."""
@@ -43,118 +75,95 @@ class LookupTable:
         return shares
 
 
+def table_of(
+    dataset: Dataset, descriptor: str, data: str, inputs: Inputs, *, little_endian: bool
+) -> LookupTable | None:
+    """The table in the elements ``descriptor`` and ``data`` (keywords) of ``dataset``; None when
+    they are missing or invalid. ``little_endian`` is the byte order of the file."""
+    return read_lut(
+        value(dataset, descriptor),
+        value(dataset, data),
+        inputs,
+        little_endian=little_endian,
+        in_words=representation(dataset, data) != "OB",
+    )
+
+
 def read_lut(
-    descriptor: Any, data: Any, *, signed: bool, little_endian: bool
+    descriptor: Any,
+    data: Any,
+    inputs: Inputs,
+    *,
+    little_endian: bool,
+    in_words: bool = True,
 ) -> LookupTable | None:
     """The table of a LUT Descriptor and LUT Data; None when they are invalid.
 
     Args:
-        descriptor: number of entries (0 = 65536), first value mapped, bits of an entry.
-        data: the entries, as bytes (OW) or as numbers (US).
-        signed: the first value mapped is two's complement, whatever VR it was written in.
-        little_endian: byte order of ``data`` when it is bytes.
+        descriptor: number of entries (0 = 65536), first value mapped, bits of an entry; as
+            numbers, or as bytes when the file does not say how they are signed.
+        data: the entries, as bytes (OW), as numbers (US), or as an integer array (N,).
+        inputs: the values that will be looked up; they decide the sign of the first value mapped.
+        little_endian: byte order of what is bytes.
+        in_words: bytes are words in that order, and not single bytes (OB).
     """
     try:
-        count, first, bits = (int(part) for part in descriptor)
+        if isinstance(descriptor, bytes):
+            descriptor = struct.unpack_from("<3H" if little_endian else ">3H", descriptor)
+        count, first, declared = (int(part) & _WORD for part in descriptor)
+        count = count or MAX_ENTRIES
         if isinstance(data, bytes):
-            entries = _words(data, count or _MAX_ENTRIES, little_endian)
+            entries = _entries(data, count, little_endian, in_words)
+        elif isinstance(data, np.ndarray):
+            entries = data.astype(np.uint16)
         else:
             numbers = np.atleast_1d(np.asarray(data, dtype=np.int64))
-            entries = (numbers & 0xFFFF).astype(np.uint16)
-    except (TypeError, ValueError):
+            entries = _unpacked((numbers & _WORD).astype(np.uint16), count, declared)
+    except (TypeError, ValueError, struct.error):
         return None
-    entries = entries[: count or _MAX_ENTRIES]
-    if len(entries) == 0 or not 1 <= bits <= 16:
+    entries = entries[:count]
+    if len(entries) == 0 or not 1 <= declared <= 16:
         return None
-    if signed and first > 0x7FFF:
-        first -= 0x10000
-    return LookupTable(first, entries, bits)
+    return LookupTable(
+        inputs.first_mapped(first, len(entries)), entries, _bits_in_use(entries, declared)
+    )
 
 
-def _words(data: bytes, count: int, little_endian: bool) -> NDArray[np.uint16]:
+def _entries(data: bytes, count: int, little_endian: bool, in_words: bool) -> NDArray[np.uint16]:
     """Entries of one or two bytes each, by the length of the data: writers do both, whatever the
     descriptor says. uint16 (N,)."""
     if len(data) >= 2 * count:
         order = "<u2" if little_endian else ">u2"
         return np.frombuffer(data, dtype=order, count=count).astype(np.uint16)
-    return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
+    return in_order(data, little_endian or not in_words).astype(np.uint16)
 
 
-def render_palette(
-    stored: NDArray[Any], header: Dataset, *, signed: bool, little_endian: bool
-) -> NDArray[np.uint8]:
-    """The colours of a PALETTE COLOR frame (PS3.3 C.7.6.3.1.5), uint8 (H, W, 3).
+def in_order(data: bytes, little_endian: bool) -> NDArray[np.uint8]:
+    """Values of one byte that were written as words: uint8 (N,). The first of two is the low byte
+    of its word (PS3.5 7.3), so that the words of a big endian file have them swapped."""
+    found = np.frombuffer(data, dtype=np.uint8)
+    if little_endian:
+        return found
+    whole = len(found) // 2 * 2
+    return np.concatenate([found[:whole].reshape(-1, 2)[:, ::-1].ravel(), found[whole:]])
 
-    Raises:
-        ImageRefused: DAMAGED when one of the three tables is missing or empty.
+
+def _unpacked(words: NDArray[np.uint16], count: int, declared: int) -> NDArray[np.uint16]:
+    """``words``, or the two bytes of each where they hold two entries of 8 bits (PS3.3
+    C.11.2.1.1): uint16 (N,)."""
+    if declared == 8 and len(words) < count and (count + 1) // 2 == len(words):
+        return words.astype("<u2").view(np.uint8).astype(np.uint16)
+    return words
+
+
+def _bits_in_use(entries: NDArray[np.uint16], declared: int) -> int:
+    """Of how many bits white is: ``declared``, unless the entries show that it is wrong.
+
+    An image may declare 8 or 16 bits only (PS3.3 C.11.2.1.1), which is the size of a cell, and
+    tables of 10 or 12 bits come under 16. But a dark table of full depth stays dark.
     """
-    tables = []
-    for color in _COLORS:
-        descriptor = value(header, f"{color}PaletteColorLookupTableDescriptor")
-        data = value(header, f"{color}PaletteColorLookupTableData")
-        segments = value(header, f"Segmented{color}PaletteColorLookupTableData")
-        if not data and isinstance(segments, bytes):
-            data = _expand(segments, descriptor, little_endian)
-        table = read_lut(descriptor, data, signed=signed, little_endian=little_endian)
-        if table is None:
-            raise ImageRefused(
-                RefusalReason.DAMAGED,
-                f"the {color} Palette Color Lookup Table is missing or makes no sense",
-            )
-        tables.append(table)
-    # Some writers put 8-bit colours into the low byte of 16-bit entries.
-    shift = 8 if max(int(table.entries.max()) for table in tables) > 255 else 0
-    out = np.empty((*stored.shape, 3), dtype=np.uint8)
-    for channel, table in enumerate(tables):
-        out[..., channel] = (table.entries >> shift).astype(np.uint8)[table._index(stored)]
-    return out
-
-
-def _expand(segments: bytes, descriptor: Any, little_endian: bool) -> list[int] | None:
-    """The entries of a segmented palette (PS3.3 C.7.9.2), never more than 65536.
-
-    An indirect segment repeats earlier ones. The limits on entries and segments end the loop
-    over a hostile table that would grow, or repeat empty segments, forever.
-    """
-    try:
-        bits = int(descriptor[2])
-    except (TypeError, ValueError, IndexError):
-        return None
-    order = "<u2" if little_endian else ">u2"
-    size = min(len(segments), _MAX_SEGMENT_BYTES)
-    usable = segments[: size if bits == 8 else size // 2 * 2]
-    words = np.frombuffer(usable, dtype=np.uint8 if bits == 8 else order).astype(int).tolist()
-    entries: list[int] = []
-    # (position, segments left) to return to after the current run of segments.
-    position, left, back = 0, len(words), (0, 0)
-    # Every segment but an indirect one has an entry at least.
-    for _ in range(2 * _MAX_ENTRIES):
-        if len(entries) >= _MAX_ENTRIES:
-            break
-        if left == 0:
-            position, left = back
-            back = (0, 0)
-        if left == 0 or position + 2 >= len(words):
-            break
-        opcode, length = words[position], words[position + 1]
-        left -= 1
-        if opcode == 0:
-            entries += words[position + 2 : position + 2 + length]
-            position += 2 + length
-        elif opcode == 1 and entries:
-            ramp = np.linspace(entries[-1], words[position + 2], length + 1)[1:]
-            entries += np.rint(ramp).astype(int).tolist()
-            position += 3
-        elif opcode == 2 and back == (0, 0):
-            size = 4 if bits == 8 else 2
-            parts = words[position + 2 : position + 2 + size]
-            if len(parts) < size:
-                return None
-            # The offset is a 32-bit number of bytes, written in the table's own units.
-            raw = parts if bits == 8 else [byte for w in parts for byte in (w & 255, w >> 8)]
-            offset = int.from_bytes(bytes(raw), "little")
-            back = (position + 2 + size, left)
-            position, left = offset // (1 if bits == 8 else 2), length
-        else:
-            return None
-    return entries[:_MAX_ENTRIES]
+    used = max(1, int(entries.max()).bit_length())
+    if used > declared or used <= declared - _NEARLY_BLACK:
+        return used
+    reached = int(entries.max()) >= _REACHES_THE_TOP * (2**used - 1)
+    return used if reached else declared

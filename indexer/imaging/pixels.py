@@ -1,5 +1,6 @@
 """Checks what a DICOM header says of its pixels, and renders stored values as it says."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from engine.errors import ImageRefused, RefusalReason
 from indexer.files.dicom_structure import Encoding
 from indexer.files.limits import declared_bytes
-from indexer.imaging.display import Padding, render_color, render_grey
-from indexer.imaging.header import integer, items, number as real, text
-from indexer.imaging.lookup import render_palette
+from indexer.imaging.aspect import pixel_aspect, squared
+from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
+from indexer.imaging.header import integer, text
+from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
+from indexer.imaging.padding import Padding, padding_of
+from indexer.imaging.palette import read_palette, supplemental_palette
+from indexer.imaging.scopes import Scopes
+from indexer.imaging.voi import View
 
 __all__ = ["PIXEL_KEYWORDS", "Layout", "PixelData", "layout_of"]
 
@@ -120,7 +127,8 @@ def _samples_of(photometric: str) -> int:
 class PixelData:
     """The pixel data of one file, rendered frame by frame.
 
-    stored: the stored values of a frame, by its number from 0; see ``decoding.StoredFrames``.
+    syntax: the transfer syntax that the file names. stored: the stored values of a frame, by its
+    number from 0; see ``decoding.StoredFrames``.
     """
 
     def __init__(
@@ -128,64 +136,59 @@ class PixelData:
         header: Dataset,
         layout: Layout,
         encoding: Encoding,
+        syntax: UID,
         stored: Callable[[int], NDArray[Any]],
     ) -> None:
         self._header = header
         self._layout = layout
         self._little_endian = encoding.little_endian
+        self._syntax = syntax
         self._stored = stored
-        self._shared = items(header, "SharedFunctionalGroupsSequence")[:1]
-        self._per_frame = items(header, "PerFrameFunctionalGroupsSequence")
+        self._scopes = Scopes(header)
 
-    def render(self, number: int) -> NDArray[np.uint8]:
-        """Display values of frame ``number`` (from 0): uint8 (H, W) or (H, W, 3) RGB, 0 = black.
+    def render(self, number: int, view: View, max_pixels: int) -> NDArray[np.uint8]:
+        """Display values of frame ``number`` (from 0) with square pixels: uint8 (H, W) or (H, W, 3)
+        RGB, 0 = black.
+
+        Args:
+            view: the window to show values in Hounsfield units through.
+            max_pixels: to how many pixels the frame may grow when its own are not square.
 
         Raises:
             ImageRefused: TRUNCATED or DAMAGED: the frame cannot be decoded.
         """
-        layout = self._layout
         stored = self._decode(number)
+        scopes = self._scopes.of(number)
+        return squared(self._shown(stored, scopes, view), pixel_aspect(scopes), max_pixels)
+
+    def _shown(self, stored: NDArray[Any], scopes: list[Dataset], view: View) -> NDArray[np.uint8]:
+        layout, header, order = self._layout, self._header, self._little_endian
         if layout.photometric in _COLOR:
             return render_color(stored, min(layout.bits_stored, 8 * stored.dtype.itemsize))
+        possible = stored_range(stored, layout.bits_stored, signed=layout.signed)
         if layout.photometric == "PALETTE COLOR":
-            return render_palette(
-                stored, self._header, signed=layout.signed, little_endian=self._little_endian
-            )
-        return render_grey(
+            return read_palette(header, possible, little_endian=order).colors(stored)
+        palette = supplemental_palette(scopes, possible, little_endian=order)
+        grey = render_grey(
             stored,
-            self._scopes(number),
-            signed=layout.signed,
-            little_endian=self._little_endian,
-            inverted=layout.photometric == "MONOCHROME1",
-            padding=self._padding(stored.dtype),
+            scopes,
+            possible,
+            little_endian=order,
+            inverted=is_inverted(layout.photometric, header),
+            padding=padding_of(header, stored.dtype, lossy=is_lossy(self._syntax, header)),
+            colored=None if palette is None else Padding(palette.first, math.inf),
+            view=view,
         )
+        return grey if palette is None else palette.paint(grey, stored)
 
     def _decode(self, number: int) -> NDArray[Any]:
+        layout = self._layout
         stored = self._stored(number)
-        return stored >> self._layout.shift if self._layout.shift else stored
-
-    def _scopes(self, number: int) -> list[Dataset]:
-        """Datasets that may hold LUT and window of frame ``number``, the most specific first."""
-        scopes = []
-        for group in (*self._per_frame[number : number + 1], *self._shared):
-            scopes += items(group, "PixelValueTransformationSequence")[:1]
-            scopes += items(group, "FrameVOILUTSequence")[:1]
-        return [*scopes, self._header]
-
-    def _padding(self, dtype: np.dtype[Any]) -> Padding | None:
-        form = {"f4": "Float", "f8": "DoubleFloat"}.get(dtype.str[1:], "")
-        low = real(self._header, f"{form}PixelPaddingValue")
-        if low is None:
-            return None
-        limit = real(self._header, f"{form}PixelPaddingRangeLimit")
-        ends = [low, low if limit is None else limit]
-        if dtype.kind in "iu":
-            ends = [_wrap(int(end), dtype) for end in ends]
-        return Padding(min(ends), max(ends))
-
-
-def _wrap(number: int, dtype: np.dtype[Any]) -> int:
-    """``number`` as 16 bits read in the signedness of the pixels, which writers confuse."""
-    if dtype.kind == "i" and number > 0x7FFF:
-        return number - 0x10000
-    return number + 0x10000 if dtype.kind == "u" and number < 0 else number
+        stored = stored >> layout.shift if layout.shift else stored
+        # Uncompressed values are read within their bits.
+        exact = self._syntax.is_encapsulated and keeps_values(self._syntax, self._header)
+        # Of values with more bits than the header allocates, it knows nothing.
+        wider = 8 * stored.dtype.itemsize > layout.bits_allocated
+        if layout.samples > 1 or wider or not exact:
+            return stored
+        return within_bits_stored(stored, layout.bits_stored, signed=layout.signed)

@@ -5,6 +5,7 @@ Runs in the reading processes, so that only small results are sent back to the m
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Instance, UnreadableFrames
 from indexer.imaging.read import read_image, read_image_bytes, read_zip_member
 from indexer.imaging.thumbnails import thumbnail
+from indexer.imaging.voi import View
 
 __all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
 
@@ -32,6 +34,7 @@ class ReadTask:
 
     frames: which frames of a multi-frame instance to read; a number n = at most n, evenly spaced.
     thumbnail_side: the longest side of thumbnails in pixels.
+    view: the window to show CT images in Hounsfield units through.
     """
 
     image: Image
@@ -41,6 +44,7 @@ class ReadTask:
     thumbnail_side: int
     preprocess: Preprocess
     pseudonym_key: bytes
+    view: View = "header"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,12 @@ class Prepared:
     partial: tuple[UnreadableFrames, ...] = ()
 
 
+class _How(TypedDict):
+    frames_per_instance: FramePolicy | int
+    pseudonym_key: bytes
+    view: View
+
+
 def prepare(task: ReadTask) -> Prepared:
     """Reads one file and prepares its chosen frames.
 
@@ -85,16 +95,18 @@ def prepare(task: ReadTask) -> Prepared:
 
 
 def _read(task: ReadTask) -> Instance:
-    limits, frames, key = task.limits, task.frames, task.pseudonym_key
-    image = task.image
+    limits, image = task.limits, task.image
+    how: _How = {
+        "frames_per_instance": task.frames,
+        "pseudonym_key": task.pseudonym_key,
+        "view": task.view,
+    }
     if isinstance(image, bytes):
-        return read_image_bytes(image, limits, frames_per_instance=frames, pseudonym_key=key)
+        return read_image_bytes(image, limits, **how)
     if isinstance(image, ZipMember):
-        return read_zip_member(
-            image, limits, task.zip_limits, frames_per_instance=frames, pseudonym_key=key
-        )
+        return read_zip_member(image, limits, task.zip_limits, **how)
     try:
-        return read_image(image, limits, frames_per_instance=frames, pseudonym_key=key)
+        return read_image(image, limits, **how)
     except ImageRefused as refused:
         raise _explained(refused, image, task) from None
 

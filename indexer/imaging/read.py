@@ -23,6 +23,7 @@ from indexer.imaging.dicom import is_dicom, read_dicom
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.instance import Frame, Instance
 from indexer.imaging.raster import is_raster, read_raster
+from indexer.imaging.voi import View
 
 __all__ = [
     "Frame",
@@ -38,17 +39,25 @@ _IN_MEMORY = 64 * 1024**2
 
 
 def read_image(
-    path: Path, limits: ImageLimits, *, frames_per_instance: FramePolicy | int, pseudonym_key: bytes
+    path: Path,
+    limits: ImageLimits,
+    *,
+    frames_per_instance: FramePolicy | int,
+    pseudonym_key: bytes,
+    view: View = "header",
 ) -> Instance:
     """Reads the DICOM, PNG or JPEG file at ``path``; its format is detected from its content.
 
+    Args:
+        view: the window to show CT images in Hounsfield units through.
+
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the file.
-        SettingsError: ``pseudonym_key`` is empty.
+        SettingsError: ``pseudonym_key`` is empty, or there is no such view.
     """
     with _refusing(), open_file(path) as fp:
         check_file_size(fp.size, limits)
-        return _read(fp, fp.size, limits, frames_per_instance, pseudonym_key)
+        return _read(fp, fp.size, limits, frames_per_instance, pseudonym_key, view)
 
 
 def read_image_bytes(
@@ -57,16 +66,17 @@ def read_image_bytes(
     *,
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
+    view: View = "header",
 ) -> Instance:
     """Like :func:`read_image`, for content in memory.
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the content.
-        SettingsError: ``pseudonym_key`` is empty.
+        SettingsError: ``pseudonym_key`` is empty, or there is no such view.
     """
     with _refusing():
         check_file_size(len(data), limits)
-        return _read(io.BytesIO(data), len(data), limits, frames_per_instance, pseudonym_key)
+        return _read(io.BytesIO(data), len(data), limits, frames_per_instance, pseudonym_key, view)
 
 
 def read_zip_member(
@@ -76,12 +86,13 @@ def read_zip_member(
     *,
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
+    view: View = "header",
 ) -> Instance:
     """Like :func:`read_image`, for a file in a zip archive.
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the archive or the member.
-        SettingsError: ``pseudonym_key`` is empty.
+        SettingsError: ``pseudonym_key`` is empty, or there is no such view.
     """
     with _refusing(), open_file(member.archive) as archive:
         entry = _entry(archive, member, zip_limits)
@@ -96,7 +107,7 @@ def read_zip_member(
                 )
             fp.flush()
             bounded = fp if isinstance(fp, io.BytesIO) else BoundedReader(_again(fp))
-            return _read(bounded, entry.size, limits, frames_per_instance, pseudonym_key)
+            return _read(bounded, entry.size, limits, frames_per_instance, pseudonym_key, view)
 
 
 def _room(size: int) -> BinaryIO:
@@ -181,6 +192,7 @@ def _read(
     limits: ImageLimits,
     frames_per_instance: FramePolicy | int,
     pseudonym_key: bytes,
+    view: View,
 ) -> Instance:
     digest = _sha256(fp, size)
     fp.seek(0)
@@ -192,7 +204,7 @@ def _read(
         raise ImageRefused(
             RefusalReason.NOT_AN_IMAGE, "the content is neither DICOM nor PNG nor JPEG"
         )
-    image = read_dicom(fp, size, limits, frames_per_instance)
+    image = read_dicom(fp, size, limits, frames_per_instance, view)
     record = record_of(image.header, pseudonym_key)
     return Instance(record, digest, image.frames, image.frames_declared, image.partial)
 

@@ -1,6 +1,6 @@
 """Lists the instances that the ledger records as indexed, with their points, for re-encoding."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
@@ -101,6 +101,18 @@ class IndexedInstances:
     def take_back(self, locators: Sequence[str]) -> None:
         """Records instances that were left out as done, because the index has them again."""
         self._note(locators, State.REFUSED, State.DONE, None, None)
+
+    def note_renderings(self, renderings: Mapping[str, str | None]) -> None:
+        """Records by which version of the reader instances were rendered, by locator."""
+        c = instances.c
+        with self._database.begin() as connection:
+            for rendering in sorted(set(renderings.values()), key=str):
+                mine = sorted(name for name, found in renderings.items() if found == rendering)
+                connection.execute(
+                    update(instances)
+                    .where(c.locator.in_(mine), c.rendering.is_distinct_from(rendering))
+                    .values(rendering=rendering)
+                )
 
     def _note(
         self, locators: Sequence[str], of: State, to: State, reason: str | None, why: str | None

@@ -6,8 +6,10 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from engine.errors import RefusalReason
+from indexer.imaging.rendering import VERSION
 from indexer.ledger.database import Database
 from indexer.ledger.schema import (
+    CURABLE,
     Done,
     Owner,
     Pending,
@@ -43,12 +45,16 @@ class Ledger:
     one for each page, and :meth:`note`, which is part of its caller's. Rows are locked in the
     order of their locators, so that two writers do not deadlock.
 
+    Args:
+        rendering: of this process, with which instances are recorded and compared.
+
     Raises:
         LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, rendering: str = str(VERSION)) -> None:
         self._database = database
+        self.rendering = rendering
 
     def begin_run(self, source: str, at: str) -> int:
         """Starts a run over a source; returns its number. at: UTC timestamp, ISO 8601."""
@@ -94,8 +100,9 @@ class Ledger:
         """Records discovered instances, within the caller's transaction; returns those pending.
 
         An instance becomes pending if it is new; if its size, stamp or label has changed; if it
-        was pending before; or if it was refused for a transient reason (``retry_refused``: for
-        any reason). With ``again`` every instance becomes pending.
+        was pending before; if it was refused for a transient reason; or if another version of the
+        reader refused it for a reason that this one may cure. With ``retry_refused`` every refused
+        instance becomes pending, and with ``again`` every instance.
         """
         pending: list[Discovered] = []
         for chunk in _chunks({item.locator: item for item in items}.values()):
@@ -113,7 +120,7 @@ class Ledger:
     ) -> list[Discovered]:
         c = instances.c
         rows = connection.execute(
-            select(c.locator, c.size, c.modified, c.label, c.state, c.reason)
+            select(c.locator, c.size, c.modified, c.label, c.state, c.reason, c.rendering)
             .where(c.locator.in_([item.locator for item in chunk]))
             .order_by(c.locator)
             .with_for_update(key_share=True)
@@ -122,7 +129,10 @@ class Ledger:
         fresh = [
             i
             for i in chunk
-            if again or not is_unchanged(i, known.get(i.locator), retry_refused=retry)
+            if again
+            or not is_unchanged(
+                i, known.get(i.locator), retry_refused=retry, rendering=self.rendering
+            )
         ]
         kept = {item.locator for item in chunk} - {item.locator for item in fresh}
         if kept:
@@ -258,6 +268,7 @@ class Ledger:
                     **(done_row(outcome) if isinstance(outcome, Done) else refused_row(outcome)),
                     "run": run,
                     "at": at,
+                    "rendered_by": self.rendering,
                 }
                 for outcome in chunk
             ],
@@ -371,6 +382,25 @@ class Ledger:
             if state == State.REFUSED:
                 refused[reason] = refused.get(reason, 0) + count
         return indexed, unchanged, dict(sorted(refused.items()))
+
+    def count_rendered_otherwise(self) -> int:
+        """How many indexed instances another version of the reader rendered, or other settings."""
+        c = instances.c
+        other = c.rendering.is_(None) | (c.rendering != self.rendering)
+        query = select(func.count()).select_from(instances).where(c.state == State.DONE, other)
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def count_curable(self, source: str) -> int:
+        """How many instances of a source another version of the reader refused for a reason that
+        this one may cure: the next run reads them again."""
+        c = instances.c
+        other = c.rendering.is_(None) | (c.rendering != self.rendering)
+        mine = (c.source == source) & (c.state == State.REFUSED)
+        query = select(func.count()).select_from(instances)
+        query = query.where(mine, other, c.reason.in_(CURABLE))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
 
     def counts(self) -> dict[str, int]:
         """Instances by state."""

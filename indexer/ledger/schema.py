@@ -33,6 +33,7 @@ from engine.errors import RefusalReason
 from indexer.sources.base import Discovered
 
 __all__ = [
+    "CURABLE",
     "Done",
     "Owner",
     "Pending",
@@ -79,6 +80,8 @@ class Done:
 
     content: sha256 hex of its file. points: (id, frame) pairs. duplicate: the points were already
     there, written for another instance with the same content.
+    pixels: sha256 hex of its display pixels. decoder: what decoded its compressed frames; None =
+    nothing had to. partial: which frames are missing or damaged, for people; None = none.
     """
 
     locator: str
@@ -89,6 +92,9 @@ class Done:
     sop: str | None = None
     patient: str | None = None
     duplicate: bool = False
+    pixels: str | None = None
+    decoder: str | None = None
+    partial: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,16 @@ _TRANSIENT = (
 )
 """Refusals that may go away although the file stays as it is: tried again on every run."""
 
+CURABLE = (
+    RefusalReason.NOT_AN_IMAGE,
+    RefusalReason.TRUNCATED,
+    RefusalReason.DAMAGED,
+    RefusalReason.NO_PIXELS,
+    RefusalReason.UNSUPPORTED_SYNTAX,
+    RefusalReason.UNSUPPORTED_PIXELS,
+)
+"""Refusals that another version of the reader may not repeat: tried again once by each version."""
+
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -193,6 +209,10 @@ instances = Table(
     Column("finished_at", Text),
     Column("source", Text),
     Column("tenant", Text, nullable=False, server_default="default"),
+    Column("rendering", Text),
+    Column("pixels", Text),
+    Column("decoder", Text),
+    Column("partial", Text),
     Index("instances_by_run", "seen_in", "state", "locator"),
     Index("instances_by_study", "study"),
     Index("instances_by_patient", "patient"),
@@ -277,13 +297,19 @@ became of the instance, "indexed", "duplicate" or "refused"; None = it is still 
 
 
 def is_unchanged(
-    item: Discovered, row: Row[*tuple[Any, ...]] | None, *, retry_refused: bool
+    item: Discovered, row: Row[*tuple[Any, ...]] | None, *, retry_refused: bool, rendering: str
 ) -> bool:
-    """Whether the ledger's row of an instance is still valid, so that it need not be read again."""
+    """Whether the ledger's row of an instance is still valid, so that it need not be read again.
+
+    Args:
+        rendering: of this version, see ``indexer.imaging.rendering``.
+    """
     if row is None or row.state == State.PENDING:
         return False
-    if row.state == State.REFUSED and (retry_refused or row.reason in _TRANSIENT):
-        return False
+    if row.state == State.REFUSED:
+        may_be_cured = row.rendering != rendering and row.reason in CURABLE
+        if retry_refused or row.reason in _TRANSIENT or may_be_cured:
+            return False
     label = None if item.label is None else storable(item.label)
     return (row.size, row.modified, row.label) == (item.size, item.modified, label)
 
@@ -300,12 +326,20 @@ def done_row(outcome: Done) -> dict[str, str | None]:
         "series_uid": outcome.series,
         "sop_uid": outcome.sop,
         "pseudonym": outcome.patient,
+        "pixels_sha256": outcome.pixels,
+        "decoded_by": outcome.decoder,
+        "missing_frames": outcome.partial,
     }
 
 
 def refused_row(outcome: Refused) -> dict[str, str | None]:
     """Parameters of :data:`finish_statement` for a refused instance."""
-    nothing = dict.fromkeys(("sha256", "study_uid", "series_uid", "pseudonym"))
+    nothing = dict.fromkeys(
+        (
+            *("sha256", "study_uid", "series_uid", "pseudonym"),
+            *("pixels_sha256", "decoded_by", "missing_frames"),
+        )
+    )
     return {
         "which": outcome.locator,
         "new_state": State.REFUSED,
@@ -337,6 +371,10 @@ finish_statement = (
         series=bindparam("series_uid"),
         sop=bindparam("sop_uid"),
         patient=bindparam("pseudonym"),
+        pixels=bindparam("pixels_sha256"),
+        decoder=bindparam("decoded_by"),
+        partial=bindparam("missing_frames"),
+        rendering=bindparam("rendered_by"),
         finished_in=bindparam("run"),
         finished_at=bindparam("at"),
     )

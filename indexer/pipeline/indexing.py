@@ -343,7 +343,16 @@ class IndexingPass:
                 for picture in instance.pictures:
                     z, code = next(rows)
                     record = replace(instance.record, frame=picture.frame)
-                    points.append(Point(picture.point_id, record, code, z, indexed_at=at))
+                    points.append(
+                        Point(
+                            picture.point_id,
+                            record,
+                            code,
+                            z,
+                            indexed_at=at,
+                            rendering=self._ledger.rendering,
+                        )
+                    )
                     write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
             self._store.upsert(points)
             self.tally.points += len(points)

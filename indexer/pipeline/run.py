@@ -35,7 +35,8 @@ class IndexingReport:
 
     indexed: added to the index by this run. unchanged: in the index before it. refused: by
     reason. points: pictures written. duplicates: of the indexed, those whose content was already
-    indexed from another file. seconds: of the whole run.
+    indexed from another file. seconds: of the whole run. retried: of all, those that another
+    version of the reader had refused and that were read again because this one may not.
     stage_seconds: time by stage, summed over its threads; stages overlap.
     """
 
@@ -46,6 +47,7 @@ class IndexingReport:
     duplicates: int
     seconds: float
     stage_seconds: dict[str, float]
+    retried: int = 0
 
 
 def index_archive(
@@ -78,6 +80,7 @@ def index_archive(
     """
     started = time.monotonic()
     stages: dict[str, float] = {}
+    retried = 0 if retry_refused or again else ledger.count_curable(source.name)
     run = ledger.begin_run(source.name, _stamp(now))
     ledger.discover(
         run,
@@ -115,6 +118,7 @@ def index_archive(
         tally.duplicates,
         round(time.monotonic() - started, 3),
         {stage: round(seconds, 3) for stage, seconds in stages.items()},
+        retried,
     )
 
 

@@ -17,6 +17,7 @@ from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
+from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.indexed import IndexedInstance, IndexedInstances
 from indexer.ledger.instances import Done, Ledger
@@ -46,17 +47,23 @@ class _Currency:
 
     until: the index was in force and complete until this time, so points of instances that were
     indexed before it are current; None = it never was.
+    rendering: version of the reader that has to have made the picture; None = any.
     """
 
     store: VectorStore
     ledger: Ledger
     until: str | None
+    rendering: str | None
 
     def lacking(self, page: list[IndexedInstance]) -> dict[str, str]:
         """Ids of the points of these instances that are missing or not current; for each, the
         locator of the first instance that has it."""
         ids = sorted({point_id for instance in page for point_id in instance.ids})
-        there = {point.id: point.indexed_at for point in self.store.get(ids)}
+        there = {
+            point.id: point.indexed_at
+            for point in self.store.get(ids)
+            if self.rendering in (None, point.rendering)
+        }
         owners = self.ledger.owners(ids)
         return {
             point_id: min(owner.locator for owner in owners[point_id])
@@ -66,6 +73,17 @@ class _Currency:
                 point_id in there
                 and any(self._is_current(there[point_id], one.at) for one in owners[point_id])
             )
+        }
+
+    def renderings(self, page: list[IndexedInstance]) -> dict[str, str | None]:
+        """By which version the pictures of these instances were made, by locator."""
+        ids = sorted({point_id for instance in page for point_id in instance.ids})
+        there = {point.id: point.rendering for point in self.store.get(ids)}
+        return {
+            instance.locator: there[point_id]
+            for instance in page
+            for point_id in instance.ids
+            if point_id in there
         }
 
     def _is_current(self, encoded: str | None, at: str) -> bool:
@@ -114,14 +132,15 @@ class CatchUp:
         with ExitStack() as opened:
             database = opened.enter_context(open_database(settings, data_dir.ledger))
             self._indexed = IndexedInstances(database)
-            self._ledger = Ledger(database)
+            self._ledger = Ledger(database, rendering_of(settings))
             self._sources = {name: self._source(name) for name in self._indexed.sources()}
             encoder = following(load_encoder(model, settings), store.collection, settings)
             self._indexer = opened.enter_context(
                 Indexer(encoder, store, self._ledger, data_dir, settings)
             )
             self._opened = opened.pop_all()
-        self._currency = _Currency(store, self._ledger, until)
+        rendering = None if until is not None else self._ledger.rendering
+        self._currency = _Currency(store, self._ledger, until, rendering)
         self.encoded = self.removed = self.left_out = 0
         self._walked = 0
         self._failed: dict[str, _Failed] = {}
@@ -215,6 +234,9 @@ class CatchUp:
         for out, back in self._parted():
             self._indexed.leave_out([instance.locator for instance in out])
             self._indexed.take_back([instance.locator for instance in back])
+        for name in self._indexed.sources():
+            for page in self._indexed.pages(name):
+                self._indexed.note_renderings(self._currency.renderings(page))
 
     def _parted(self) -> Iterator[tuple[list[IndexedInstance], list[IndexedInstance]]]:
         """Page by page, the instances that the index lacks, and those that it has although an
@@ -302,7 +324,16 @@ class _ReencodingPass(IndexingPass):
             for picture in instance.pictures:
                 z, code = next(rows)
                 record = replace(instance.record, frame=picture.frame)
-                points.append(Point(picture.point_id, record, code, z, indexed_at=at))
+                points.append(
+                    Point(
+                        picture.point_id,
+                        record,
+                        code,
+                        z,
+                        indexed_at=at,
+                        rendering=self._ledger.rendering,
+                    )
+                )
         with self._timed("write"):
             self._store.upsert(points)
         self.tally.points += len(points)

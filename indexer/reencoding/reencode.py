@@ -23,6 +23,9 @@ from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import DataDir, InForce
 from indexer.datadir.models import keep_model, model_directory, remove_models
 from indexer.datadir.write_lock import exchanging
+from indexer.imaging.rendering import rendering_of
+from indexer.ledger.database import open_database
+from indexer.ledger.instances import Ledger
 from indexer.pipeline.run import Progress
 from indexer.reencoding.catch_up import CatchUp
 
@@ -60,8 +63,9 @@ def reencode(
 ) -> ReencodingReport:
     """Encodes the archive with the model in the folder ``model``, and puts the result in force.
 
-    If the index in force already belongs to this model, nothing is read: only other parts of the
-    checkpoint, such as the calibration, are taken over. A call that was cut short continues.
+    If the index in force already belongs to this model, and its pictures are of this version of
+    the reader, nothing is read: only other parts of the checkpoint, such as the calibration, are
+    taken over. A call that was cut short continues.
 
     Args:
         settings: ``settings.model`` names the model in force, if the data folder does not.
@@ -86,7 +90,8 @@ def reencode(
         old = indexes.in_force()
         collection, profile = indexes.described(old.index)
         kept = keep_model(data_dir, model)
-        if collection.model == wanted.model:
+        renewing = collection.model == wanted.model
+        if renewing and not _rendered_otherwise(settings, data_dir):
             indexes.note(replace(old, model=kept, since=_stamp(now)))
             return ReencodingReport(wanted.model, old.index, None, 0, 0, 0, {}, 0.0)
         left = replace(old, model=_model_of(old, collection, settings, data_dir), previous=None)
@@ -94,6 +99,8 @@ def reencode(
         opened.enter_context(store)
         before = old.previous
         until = before.until if before is not None and before.index == name else None
+        if renewing:
+            until = None  # its pictures are wanted anew, however complete it was
         work = opened.enter_context(CatchUp(settings, data_dir, model, store, until, progress))
         work.encode()
         # Again, for what was indexed during the hours that took: writers then wait only briefly.
@@ -176,6 +183,11 @@ def _alone(data_dir: DataDir) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _rendered_otherwise(settings: Settings, data_dir: DataDir) -> int:
+    with open_database(settings, data_dir.ledger) as database:
+        return Ledger(database, rendering_of(settings)).count_rendered_otherwise()
 
 
 def _model_of(

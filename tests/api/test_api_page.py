@@ -230,6 +230,8 @@ def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
         "bits": 64,
         "precision": "fp32",
         "index_precision": "fp32",
+        "rendering": "2",
+        "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"encode": 10.4, "rank": 1.6},
     }
@@ -255,6 +257,10 @@ def test_the_evidence_is_put_in_words() -> None:
     noted = evidence("dense", None, note="the codes of many images are near: all were compared")
     assert evidence_sentence(noted, many, filtered=False) == (
         "The codes of many images are near: all were compared; 12 ms."
+    )
+    older = evidence("exact", None, rendered_otherwise=1)
+    assert "1 hit was rendered by another version" in evidence_sentence(
+        older, Size(500), filtered=False
     )
     mixed = evidence("exact", None, index_precision="bf16")
     assert evidence_sentence(mixed, few, filtered=False) == (

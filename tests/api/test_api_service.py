@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import jsonschema
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -279,3 +280,21 @@ def test_an_index_of_another_model_is_said_at_the_start(indexed, tmp_path: Path)
     settings = indexed.copy(tmp_path / "other").model_copy(update={"model": None})
     with pytest.raises(FingerprintMismatch), TestClient(create_service(settings)):
         pass
+
+
+def test_the_examples_of_the_document_are_answers_as_it_describes_them(client) -> None:
+    document = client.get("/openapi.json").json()
+    checked = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for media in operation["responses"]["200"].get("content", {}).values():
+                if "example" in media:
+                    schema = {**media["schema"], "components": document["components"]}
+                    jsonschema.Draft202012Validator(schema).validate(media["example"])
+                    required = document["components"]["schemas"][
+                        media["schema"]["$ref"].rpartition("/")[2]
+                    ]["required"]
+                    assert set(required) <= set(media["example"])
+                    checked.append((method, path))
+    assert ("post", "/v1/search") in checked
+    assert ("post", "/v1/recommend") in checked

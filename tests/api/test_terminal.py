@@ -9,6 +9,7 @@ from api.cli.terminal import answer_table
 _EVIDENCE = {
     "precision": "fp32",
     "index_precision": "fp32",
+    "rendered_otherwise": 0,
     "rung": "s1",
     "radius": 7,
     "bits": 64,
@@ -20,6 +21,7 @@ _EVIDENCE = {
     "timings_ms": {"encode": 11.2},
 }
 _MIXED = _EVIDENCE | {"index_precision": "bf16"}
+_OLDER = _EVIDENCE | {"rendered_otherwise": 3}
 _KNOWN = {
     "foreign": False,
     "p": 0.41,
@@ -42,6 +44,7 @@ def document(ood: object, evidence: object) -> dict[str, Any]:
         (_KNOWN, _EVIDENCE, ["known kind of image (p = 0.410; knn 0.205, reconstruction 0.63)"]),
         (_FOREIGN, _EVIDENCE, ["FOREIGN", "p = 0.0020 ≤ 0.03; knn 0.001", "do not trust"]),
         (_KNOWN, _MIXED, ["encoded in fp32, the index in bf16: similarities may be off by 0.01"]),
+        (_KNOWN, _OLDER, ["3 hits were rendered by another version; `precedent index --again`"]),
         (_FOREIGN, _REFUSED, ["FOREIGN", "nothing was searched", "refused", "search.ood_policy"]),
     ],
 )

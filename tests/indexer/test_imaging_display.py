@@ -1,16 +1,25 @@
 """DICOM frames look as on a display: polarity, windows, palettes, colours."""
 
+import io
+
 import numpy as np
 import pydicom
 import pytest
 from dicom_files import SAMPLES, dataset, encode, read, shown
+from PIL import Image
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing, pixel_array
 from pydicom.uid import (
+    JPEG2000,
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -63,6 +72,27 @@ def test_monochrome1_is_inverted():
         RAMP, WindowCenter=2000, WindowWidth=4000, PhotometricInterpretation="MONOCHROME1"
     )
     assert np.array_equal(inverted, 255 - plain)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted"),
+    [
+        ("MONOCHROME2", "INVERSE", True),
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME1", "IDENTITY", True),
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME2", "OTHER", False),
+    ],
+)
+def test_the_shape_inverse_inverts_once(photometric, shape, inverted):
+    """Presentation LUT Shape (PS3.3 C.11.6), which says the same as the photometric
+    interpretation where both are as they should be (C.8.11.3)."""
+    window = {"WindowCenter": 2000, "WindowWidth": 4000}
+    made = dataset(RAMP, PhotometricInterpretation=photometric, **window)
+    made.add_new("PresentationLUTShape", "CS", shape)
+    plain = shown(RAMP, **window)
+    found = read(encode(made)).frames[0].pixels
+    assert np.array_equal(found, 255 - plain if inverted else plain)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -184,6 +214,34 @@ def test_rgb_by_pixel_and_by_plane():
     assert np.array_equal(read(encode(planes)).frames[0].pixels, COLOR)
 
 
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize(
+    "syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless], ids=lambda uid: uid.keyword
+)
+def test_a_code_stream_says_itself_how_colours_lie(syntax: UID, planar: int):
+    """Planar Configuration means nothing there (PS3.3 C.7.6.3.1.3, PS3.5 8.2)."""
+    colors = np.tile(COLOR, (4, 4, 1))
+    made = dataset(colors)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.compress(syntax, generate_instance_uid=False)
+    made.PlanarConfiguration = planar
+    assert np.array_equal(read(encode(made, syntax)).frames[0].pixels, colors)
+
+
+def test_so_does_a_jpeg():
+    smooth = np.stack([np.add.outer(np.arange(32) * 4, np.arange(32) * step) for step in (1, 2, 3)])
+    colors = np.moveaxis(smooth, 0, -1).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(colors).save(out, "JPEG", quality=95, subsampling=0)
+    made = dataset(colors, PhotometricInterpretation="YBR_FULL_422", PlanarConfiguration=1)
+    made.PixelData = encapsulate([out.getvalue()])
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
+    found = read(encode(made, JPEGBaseline8Bit)).frames[0].pixels
+    assert np.abs(found.astype(int) - colors).max() <= 12
+
+
 def test_sixteen_bit_rgb():
     found = shown(COLOR.astype(np.uint16) * 257)
     assert np.array_equal(found, COLOR)
@@ -285,6 +343,25 @@ def test_overlay_bits_above_the_stored_ones_are_not_drawn(position, signed, synt
         made.compress(RLELossless, generate_instance_uid=False)
     found = read(encode(made, syntax)).frames[0].pixels
     assert np.array_equal(found, shown(PLANE, **bits))
+
+
+@pytest.mark.parametrize("position", [10, 15])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEG2000, JPEGLSLossless])
+def test_overlay_bits_of_lossless_code_streams_are_not_drawn(position, signed, syntax):
+    """Compressed with all 16 bits allocated; above Bits Stored is no picture (PS3.5 8.1.1)."""
+    kind = np.int16 if signed else np.uint16
+    marked = (PLANE | (MARKS.astype(np.uint16) << position)).view(kind)
+    made = dataset(marked)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # A ratio of 1 is a lossless code stream under the transfer syntax that allows both.
+    how = {"j2k_cr": [1]} if syntax == JPEG2000 else {}
+    made.compress(syntax, generate_instance_uid=False, **how)
+    made.BitsStored, made.HighBit = 10, 9
+    found = read(encode(overlaid(made, position=position, data=False), syntax)).frames[0].pixels
+    plain = PLANE.view(kind)
+    assert np.array_equal(found, shown(plain, BitsStored=10, HighBit=9))
 
 
 def test_overlay_bits_below_the_stored_ones_are_not_drawn():

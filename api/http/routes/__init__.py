@@ -1,1 +1,1 @@
-"""One module for each kind of resource; each has a ``router``."""
+"""The JSON routes, one module per kind of resource; ``http.app`` includes their ``router``s."""

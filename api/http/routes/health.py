@@ -1,4 +1,4 @@
-"""Whether the service is able to answer."""
+"""The health check."""
 
 from typing import Literal
 
@@ -15,7 +15,11 @@ router = APIRouter(tags=["service"])
 
 
 class HealthDocument(BaseModel):
-    """points: indexed frames. model: fingerprint of the model that the index belongs to."""
+    """State of the service.
+
+    - `points`: number of images (frames) in the index.
+    - `model`: fingerprint of the model that made the index.
+    """
 
     model_config = ConfigDict(
         frozen=True,

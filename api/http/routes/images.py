@@ -1,4 +1,4 @@
-"""Indexed images: what is known of one, its thumbnail, and counts over many."""
+"""Indexed images: the record of one, its thumbnail, and facet counts over many."""
 
 import hashlib
 from typing import Annotated
@@ -19,7 +19,11 @@ router = APIRouter(tags=["images"])
 
 
 class FacetsDocument(BaseModel):
-    """Counts by field value over the images that match, and how many these are."""
+    """Facets of the images that match.
+
+    - `facets`: number of images by field and value.
+    - `count`: number of images that match.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -41,7 +45,7 @@ class FacetsDocument(BaseModel):
     responses=problem_responses(404, 422, 503),
 )
 def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
-    """Identifiers kept by the index and what the image is of; nothing about the patient."""
+    """The identifiers of the image and what it shows, without the pseudonym of its patient."""
     return ImageDocument.from_point(archive.engine.image(point_id(image_id)))
 
 
@@ -59,9 +63,9 @@ def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
 def get_thumbnail(
     image_id: PointId, archive: ArchiveDep, if_none_match: Annotated[str, Header()] = ""
 ) -> Response:
-    """JPEG without metadata."""
-    # The index is asked first: of an image that was deleted, no picture may be shown, also
-    # when the deletion was cut short.
+    """A JPEG without metadata, made when the image was indexed."""
+    # The index is asked first: if a deletion was interrupted, the thumbnail of a deleted image may
+    # still exist, and must not be shown.
     found = archive.engine.image(point_id(image_id)).id
     try:
         jpeg = thumbnail_path(archive.data_dir.thumbnails, found).read_bytes()
@@ -70,7 +74,7 @@ def get_thumbnail(
             f"image {found} has no thumbnail; index its file again to make one"
         ) from None
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
-    # Kept by the browser alone, which asks each time whether it may still show it.
+    # Only the browser may cache it, and must ask each time whether it is still valid.
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if etag in known or "*" in known:
@@ -85,6 +89,6 @@ def get_thumbnail(
     responses=problem_responses(400, 422, 503),
 )
 def get_facets(archive: ArchiveDep, where: Where = []) -> FacetsDocument:  # noqa: B006 - FastAPI copies defaults
-    """Of all images, or of those that the filters let pass."""
+    """Facet counts over all images, or over those that match the filters."""
     passing = parse_where(where)
     return FacetsDocument(facets=archive.engine.facets(passing), count=archive.store.count(passing))

@@ -1,4 +1,4 @@
-"""The cases most like examples: images that are liked or disliked, an upload, a study."""
+"""Recommendations: the cases most similar to liked images, an upload or a study."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -40,12 +40,16 @@ _EXAMPLE = {
         "diversity": 0.0,
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
+        "precision": "fp32",
+        "index_precision": "fp32",
         "rungs": {"s1": 1, "s2": 1},
         "candidates": 311,
         "estimated": False,
         "approximate": False,
         "ranked": 47,
         "nearer_to_disliked": 5,
+        "rendering": "2",
+        "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"fetch": 0.4, "ood": 0.2, "prefilter": 1.3, "rank": 2.2},
     },
@@ -81,7 +85,7 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Choices:
-    """What is asked for besides the examples, as it came in."""
+    """The options of a request besides its examples, as yet unchecked."""
 
     k: int | None
     where: tuple[str, ...]
@@ -172,8 +176,9 @@ def post_recommend(
 ) -> RecommendationDocument:
     """Give `file`, `like` or `study`, or several of these.
 
-    A hit's similarity is that to the liked image it is most like, which `because` names. The
-    examples themselves are never hits, nor are, unless asked for, others of their patients.
+    A hit's similarity is relative to the liked image that it is most similar to, which `because`
+    names. The examples themselves are never hits. Other images of their patients are left out
+    unless `exclude` says otherwise.
     """
     wanted = choices.wanted(archive)
     image = None if file is None else readers.read(file)
@@ -202,9 +207,9 @@ def get_related(
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
 ) -> RecommendationDocument:
-    """The best image of each study that has one like this study's images.
+    """Recommends other studies, each by its image most similar to the images of this study.
 
-    Of a study of more than 32 images, 32 that are evenly spaced over it are the examples.
+    Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
     """
     wanted = choices.wanted(archive)
     answer = archive.engine.recommend(Examples(study=uid), wanted)

@@ -1,4 +1,4 @@
-"""The images most like an upload or an indexed image."""
+"""Searches: the images most similar to an upload or to an indexed image."""
 
 from typing import NamedTuple
 
@@ -39,6 +39,10 @@ _EXAMPLE = {
         "order": "content",
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
+        "precision": "fp32",
+        "index_precision": "fp32",
+        "rendering": "2",
+        "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
     },
@@ -80,28 +84,35 @@ _EXAMPLE = {
     },
 )
 def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> SearchDocument:
-    """Give either `file`, an image that is not kept, or `id`, an image of the index.
+    """Give either `file`, an image that is not stored, or `id`, an image of the index.
 
-    A query foreign to the model (`ood.foreign`) is answered all the same; where the service
-    is set to refuse it, with no hits and `evidence.rung` = "none". Where more hits follow,
-    `next_page` says how to get them: send it as `page`, with all else as it was.
+    A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
+    service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
+    hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
     """
     return SearchDocument.from_answer(answered(asked, archive, readers).answer)
 
 
 class Found(NamedTuple):
-    """canvas: the upload as the model saw it, uint8 (S, S) or (S, S, 3)."""
+    """An answer, and the canvas of its query.
+
+    canvas: the upload as the model saw it, uint8 (S, S) or (S, S, 3); None = the query was an
+    indexed image.
+    """
 
     answer: Answer
     canvas: NDArray[np.uint8] | None
 
 
 def answered(asked: Asked, archive: Archive, readers: Readers) -> Found:
-    """The answer to ``asked``.
+    """The answer to a search request.
 
     Raises:
-        QueryError: the question is not one. ImageNotFound: no image has this id.
-        ImageRefused: the upload cannot be used.
+        QueryError: not exactly one of upload and id is given, or an option is out of range or
+            unknown.
+        ImageNotFound: no indexed image has this id.
+        ImageRefused: the upload cannot be read.
+        HTTPException: 503, all readers of uploads are busy.
     """
     if (asked.upload is None) == (asked.image_id is None):
         given = "none" if asked.upload is None else "both"

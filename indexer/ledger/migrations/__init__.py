@@ -13,7 +13,7 @@ from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "migrate", "revision_of"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision."""
 
 _FIRST = {
