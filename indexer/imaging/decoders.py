@@ -132,7 +132,10 @@ def _by_pydicom(
         for plugin in _plugins(decoder)
     ]
     if stream is not None and stream.is_jpeg_ls:
-        attempts += _by_imagecodecs(whole, stream, options)
+        attempts += [
+            ("imagecodecs", partial(_jpeg_ls, whole, stream, options, tidy=tidy))
+            for tidy in (False, True)
+        ]
     return attempts
 
 
@@ -148,22 +151,17 @@ def _by_plugin(
     return stored
 
 
-def _by_imagecodecs(frame: bytes, stream: CodeStream, options: Mapping[str, Any]) -> list[_Attempt]:
-    """Ways to decode JPEG-LS that pyjpegls refuses: its library is older, and stricter about what
-    stands between the coded data and the end marker."""
+def _jpeg_ls(
+    frame: bytes, stream: CodeStream, options: Mapping[str, Any], *, tidy: bool
+) -> NDArray[Any]:
+    """JPEG-LS that pyjpegls refuses: its library is older, and stricter about what stands between
+    the coded data and the end marker. ``tidy`` = without the zeros there."""
     end = end_of_image(frame)
     if end < 0:
-        return []
-    tidy = frame[:end].rstrip(b"\0") + _END_OF_IMAGE
-    return [
-        ("imagecodecs", partial(_jpeg_ls, one, stream, options))
-        for one in (frame[:end] + _END_OF_IMAGE, tidy)
-    ]
-
-
-def _jpeg_ls(frame: bytes, stream: CodeStream, options: Mapping[str, Any]) -> NDArray[Any]:
+        raise ValueError("truncated: there is no end-of-image marker")
+    coded = frame[:end].rstrip(b"\0") if tidy else frame[:end]
     # Loaded when it is needed, as most archives do without.
-    values = import_module("imagecodecs").jpegls_decode(frame)
+    values = import_module("imagecodecs").jpegls_decode(coded + _END_OF_IMAGE)
     shape = (stream.rows, stream.columns, stream.samples)[: 2 + (stream.samples > 1)]
     values = np.asarray(values).reshape(shape)
     if options["photometric_interpretation"].startswith("YBR_FULL"):
