@@ -93,13 +93,14 @@ class ImageLimits(_Group):
 
 
 class ZipLimits(_Group):
-    """Limits of a ZIP archive, checked in its directory and again while unpacking."""
+    """Limits of a zip or tar archive, checked in its directory or headers and again while
+    unpacking; and of files that gzip or Zstandard packed."""
 
     max_members: Annotated[int, Field(gt=0)] = 100_000
     max_total_bytes: Annotated[int, Field(gt=0)] = 200 * 1024**3
     """Of all members together, unpacked. Each member is limited by ``limits.max_file_bytes``."""
     max_ratio: Annotated[float, Field(ge=1)] = 200.0
-    """Largest ratio of unpacked to packed size of a member."""
+    """Largest ratio of unpacked to packed size of a member, or of what is packed as a whole."""
 
 
 class IndexingSettings(_Group):
@@ -209,7 +210,7 @@ class SourceSettings(_Group):
 
 
 class FolderSettings(SourceSettings):
-    """Folders, files, zip archives and DICOMDIRs that every worker sees under these paths."""
+    """Folders, files, archives and DICOMDIRs that every worker sees under these paths."""
 
     kind: Literal["folder"]
     paths: tuple[_PathSetting, ...]

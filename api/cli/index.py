@@ -33,7 +33,9 @@ __all__ = ["index"]
 def index(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders, files, zip archives, DICOMDIRs.", metavar="[PATH...]"),
+        typer.Argument(
+            help="Folders, files, zip and tar archives, DICOMDIRs.", metavar="[PATH...]"
+        ),
     ] = None,
     source: SourceOption = None,
     data_dir: DataDirOption = None,

@@ -15,7 +15,7 @@ __all__ = ["recommend"]
 
 
 def recommend(
-    image: Annotated[Path | None, typer.Argument(help="DICOM, PNG or JPEG.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="DICOM, PNG, JPEG …")] = None,
     like: Annotated[
         list[str] | None, typer.Option(help="Id of an indexed image to like.", metavar="ID")
     ] = None,

@@ -17,7 +17,7 @@ __all__ = ["search"]
 
 
 def search(
-    images: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG.", metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(help="DICOM, PNG, JPEG …", metavar="IMAGE...")],
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
     order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",

@@ -158,7 +158,7 @@ Where = Annotated[list[str], Query(description=_WHERE, examples=[["modality=CT"]
 async def _asked_by_form(
     file: Annotated[
         UploadFile | None,
-        File(description="DICOM, PNG or JPEG file. Give this or `id`."),
+        File(description="DICOM, PNG, JPEG, TIFF or NIfTI file, among others. Give this or `id`."),
     ] = None,
     image_id: Annotated[
         str | None,

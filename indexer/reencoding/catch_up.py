@@ -159,7 +159,7 @@ class CatchUp:
         if self._indexed.has_addresses(name):
             # Raises the error that says that the settings lack it, and how to add it.
             SourceSpec(name=name).settings(self._settings)
-        return FolderSource([], name=name or "folder")
+        return FolderSource([], name=name or "folder", zip_limits=self._settings.zip)
 
     def encode(self) -> None:
         """Reads and encodes the instances that the index lacks. Those that failed before, and were

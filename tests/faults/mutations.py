@@ -1,5 +1,6 @@
 """Damaged images, reproducibly: whole files of every kind, and what may befall them."""
 
+import gzip
 import io
 import struct
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from backports import zstd
 from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate_extended
@@ -56,9 +58,10 @@ _EDGES = (0, 1, 2, 7, 8, 0x7F, 0xFF, 0x7FFF, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFF
 
 
 def whole_files() -> dict[str, bytes]:
-    """By name: DICOM of pydicom's own and of eight transfer syntaxes, PNG and JPEG."""
+    """By name: DICOM of pydicom's own and of eight transfer syntaxes, pictures of other formats,
+    a volume, and packed files."""
     found = {name: _renamed((SAMPLES / name).read_bytes()) for name in _PYDICOM}
-    return {**found, **dict(_written()), **dict(_rasters())}
+    return {**found, **dict(_written()), **dict(_rasters()), **dict(_others())}
 
 
 def _renamed(content: bytes) -> bytes:
@@ -211,6 +214,56 @@ def _rasters() -> Iterator[tuple[str, bytes]]:
         out = io.BytesIO()
         picture.save(out, "JPEG", comment=TOKEN, **options)
         yield f"{name}.jpg", out.getvalue()
+
+
+def _others() -> Iterator[tuple[str, bytes]]:
+    """TIFF, JPEG 2000, WebP, BMP and NIfTI, and files that are packed as a whole."""
+    grey = (_waves(4) >> 4).astype(np.uint8)
+    color = Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1))
+    said = {"tiffinfo": {270: TOKEN * 5}}
+    pages = {"save_all": True, "append_images": [color.rotate(90), color.rotate(180)]}
+    for name, picture, kind, options in (
+        ("deep.tif", Image.fromarray(_waves(5)), "TIFF", said),
+        ("floats.tif", Image.fromarray(_waves(5).astype(np.float32)), "TIFF", said),
+        ("pages.tif", color, "TIFF", {"compression": "tiff_lzw", **said, **pages}),
+        ("color.jp2", color, "JPEG2000", {"comment": TOKEN}),
+        ("color.webp", color, "WEBP", {"exif": TOKEN.encode()}),
+        ("color.bmp", color, "BMP", {}),
+    ):
+        out = io.BytesIO()
+        picture.save(out, kind, **options)
+        yield name, out.getvalue()
+    volume = _nifti(np.stack([_waves(seed) for seed in range(9)], axis=-1))
+    yield "volume.nii", volume
+    yield "volume.nii.gz", gzip.compress(volume, mtime=0)
+    made = _named(_waves(6))
+    made.SOPInstanceUID = "1.2.3.4.5.6"
+    yield "packed.dcm.gz", gzip.compress(encode(made), mtime=0)
+    made.SOPInstanceUID = "1.2.3.4.5.7"
+    yield "packed.dcm.zst", zstd.compress(encode(made))
+    unknown = encode(_named(_waves(7)))
+    at = unknown.index(struct.pack("<HH", 0x0028, 0x0002) + b"US")
+    inner = struct.pack("<HHL", 0x0021, 0x1002, 88) + (TOKEN * 9).encode()[:88]
+    odd = struct.pack("<HH", 0x0021, 0x1001) + b"UN\0\0" + b"\xff" * 4
+    odd += struct.pack("<HHL", 0xFFFE, 0xE000, len(inner)) + inner
+    odd += struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    odd += struct.pack("<HH2sH", 0x0021, 0x1003, b"??", 4) + b"abcd"
+    yield "unknown", unknown[:at] + odd + unknown[at:]
+
+
+def _nifti(values: np.ndarray) -> bytes:
+    """A NIfTI-1 file of uint16 (x, y, z), as nifti1.h has it."""
+    head = bytearray(352)
+    struct.pack_into("<L", head, 0, 348)
+    struct.pack_into("<8h", head, 40, 3, *values.shape, 1, 1, 1, 1)
+    struct.pack_into("<2h", head, 70, 512, 16)
+    struct.pack_into("<8f", head, 76, *(1.0,) * 8)
+    struct.pack_into("<3f", head, 108, 352, 2, -100)
+    head[148:228] = (TOKEN * 8).encode()[:80]
+    struct.pack_into("<2h", head, 252, 0, 1)
+    struct.pack_into("<12f", head, 280, *np.eye(4)[:3].ravel())
+    head[344:348] = b"n+1\0"
+    return bytes(head) + values.astype("<u2").tobytes(order="F")
 
 
 def mutants(files: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:

@@ -151,7 +151,7 @@ def post_recommend(
     readers: ReadersDep,
     choices: Annotated[_Choices, Depends(_by_form)],
     file: Annotated[
-        UploadFile | None, File(description="DICOM, PNG or JPEG file to like; it is not kept.")
+        UploadFile | None, File(description="DICOM, PNG, JPEG … file to like; it is not kept.")
     ] = None,
     like: Annotated[
         list[str],
