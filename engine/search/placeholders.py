@@ -21,7 +21,7 @@ _SHARE = 0.3
 """… and with at least as many, is one if these are this share of the archive's studies."""
 _SMALL_ARCHIVE = 100_000
 """Images. In larger archives the share is not looked at: it would be more than 200 studies."""
-_SAMPLE = 20_000
+_SAMPLE = 4_000
 """Most images of one patient whose studies are counted."""
 _LARGEST = 32
 """Of all patients, those with the most images are looked at, so many of them."""
