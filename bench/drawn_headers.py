@@ -193,7 +193,7 @@ class _Draw:
         transformed = Dataset()
         window = Dataset()
         values = self._modality_of(transformed, pixels, signed)
-        self._voi_of(window, values)
+        self._voi_of(window, values, transformed)
         ds = self._ds
         if not self._enhanced:
             ds.update(transformed)
@@ -252,14 +252,20 @@ class _Draw:
             self._kinds.append("rescale")
         return pixels * slope + intercept
 
-    def _voi_of(self, into: Dataset, values: NDArray[np.float64]) -> None:
+    def _voi_of(self, into: Dataset, values: NDArray[np.float64], modality: Dataset) -> None:
+        """Adds a VOI LUT or a window for ``values``, or none.
+
+        modality: what made these values of the stored ones.
+        """
         inside = values
         if "PixelPaddingValue" in self._ds:
             inside = values[..., :-10]
         low, high = float(inside.min()), float(inside.max())
         form = self._one(("", "LINEAR", "LINEAR_EXACT", "SIGMOID", "LUT", "LINEAR"))
-        if form == "LUT" and np.array_equal(values, np.round(values)):
-            self._voi_lut(into, values)
+        # A table maps whole numbers, and its first value has 16 bits.
+        sixteen = values.min() >= -32768 and values.max() <= 65535
+        if form == "LUT" and sixteen and np.array_equal(values, np.round(values)):
+            self._voi_lut(into, values, self._lowest(modality) < 0)
             return
         if form in ("", "LUT"):
             self._kinds.append("no VOI")
@@ -274,35 +280,45 @@ class _Draw:
             into.VOILUTFunction = form
         self._kinds.append(f"window {form}")
 
-    def _voi_lut(self, into: Dataset, values: NDArray[np.float64]) -> None:
+    def _lowest(self, modality: Dataset) -> float:
+        """The lowest value that may come out of the modality transformation."""
+        ds = self._ds
+        if "ModalityLUTSequence" in modality and not (
+            ds.Modality == "XA" and ds.PixelIntensityRelationship != "LIN"
+        ):
+            return 0
+        stored = int(ds.BitsStored)
+        low = -(2 ** (stored - 1)) if ds.PixelRepresentation == 1 else 0
+        slope, intercept = (
+            float(modality.get(name, default))
+            for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+        )
+        return min(end * slope + intercept for end in (low, low + 2**stored - 1))
+
+    def _voi_lut(self, into: Dataset, values: NDArray[np.float64], negative: bool) -> None:
+        """negative: values that come in may be, so that the first one is signed (PS3.3
+        C.11.2.1.1)."""
         bits = self._one((8, 10, 12, 16))
         first = int(values.min())
         count = min(int(values.max()) - first + 1, 65536)
         steps = np.linspace(-3, 3, count)
         table = np.round((2**bits - 1) / (1 + np.exp(-steps)))
         table = np.round((table - table[0]) / (table[-1] - table[0]) * (2**bits - 1))
-        # PS3.3 C.11.2.1.1: SS where values that come in may be negative.
-        stored = int(self._ds.BitsStored)
-        signed = self._ds.PixelRepresentation == 1
-        lowest = -(2 ** (stored - 1)) if signed else 0
-        if "ModalityLUTSequence" in into:
-            lowest = 0
-        elif "RescaleSlope" in into:
-            ends = [lowest, lowest + 2**stored - 1]
-            slope, intercept = float(into.RescaleSlope), float(into.RescaleIntercept)
-            lowest = int(min(end * slope + intercept for end in ends))
-        vr = "SS" if lowest < 0 else "US"
+        vr, kind = "US", "VOI LUT, first value unsigned"
+        if negative:
+            vr, kind = "SS", "VOI LUT, first value signed"
+            # In implicit VR nobody sees the difference, and writers write US in explicit VR, too.
+            if self._chance(0.5):
+                vr, kind, first = "US", f"{kind}, written as US", first & 0xFFFF
         into.VOILUTSequence = Sequence([self._table(table, first, bits, vr, count)])
-        self._kinds.append(f"VOI LUT, {'first value signed' if vr == 'SS' else 'unsigned'}")
+        self._kinds.append(kind)
 
     def _table(
         self, entries: NDArray[np.float64], first: int, bits: int, vr: str, count: int
     ) -> Dataset:
         item = Dataset()
-        numbers = [count & 0xFFFF, first & 0xFFFF, bits]
-        if vr == "SS":
-            numbers = [n - 0x10000 if n > 0x7FFF else n for n in numbers]
-        item.add_new("LUTDescriptor", vr, numbers)
+        # The number of entries is unsigned, whatever the VR (PS3.3 C.11.1.1).
+        item.add_new("LUTDescriptor", vr, [count & 0xFFFF, first, bits])
         if bits == 8 and self._chance(0.5):
             # Packed in words (PS3.3 C.11.1.1), the first in the low byte.
             self._kinds.append("VOI LUT of bytes packed in words")
