@@ -10,6 +10,8 @@ from bench.verdicts import READERS, Judged, kind_rows
 
 __all__ = ["page_tables", "replace_tables"]
 
+_FREE = "by choice: the standard leaves it open"
+_NAMED = 4
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -104,16 +106,17 @@ def _r(value: float | None) -> str:
 
 
 def _ours_not_right(judged: Sequence[Judged]) -> str:
-    lines = ["### Where ours is not what the standard says", ""]
+    """Each reason with the number of files, and some of them by name."""
+    found: dict[str, list[str]] = {}
     for one in judged:
         outcome = one.outcomes["ours"]
         if outcome.verdict not in ("departs", "choice"):
             continue
-        whys = [
-            f"{step.does} ({step.section or 'a choice; the standard leaves it open'})"
-            for step in outcome.departures
-        ] or [outcome.said or "unexplained"]
-        lines.append(f"- {one.source}, `{one.name}` (r {_r(outcome.r)}): " + "; ".join(whys))
-    if len(lines) == 2:
-        lines.append("Nowhere.")
-    return "\n".join(lines) + "\n"
+        whys = [f"{step.does} ({step.section or _FREE})" for step in outcome.departures]
+        for why in whys or [outcome.said or "unexplained"]:
+            found.setdefault(why, []).append(f"`{one.name}` (r {_r(outcome.r)})")
+    lines = ["### Where ours is not what the standard says", ""]
+    for why, names in sorted(found.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        lines.append(f"- {why}: {', '.join(names[:_NAMED])}{more}")
+    return "\n".join(lines if found else [*lines, "Nowhere."]) + "\n"
