@@ -231,6 +231,7 @@ def main() -> None:
             for one in found
             for reader, outcome in one.outcomes.items()
             if outcome.verdict in ("departs", "choice")
+            and (reader == "ours" or not outcome.departures)
         ],
     }
     tables = page_tables(found)

@@ -51,6 +51,7 @@ class Departure(Enum):
     TWICE = "inverts MONOCHROME1 with shape INVERSE twice", "PS3.3 C.8.11.3 and C.11.6"
     POLARITY = "does not invert MONOCHROME1", "PS3.3 C.7.6.3.1.2"
     COLOR_SPACE = "shows YBR as RGB", "PS3.3 C.7.6.3.1.2"
+    PLANES = "takes decoded pixels for planes, or planes for pixels", "PS3.3 C.7.6.3.1.3"
 
     @property
     def does(self) -> str:
@@ -123,6 +124,8 @@ def render(
     if photometric.startswith("MONOCHROME"):
         scopes = [*_groups(header, frame, frozenset(without)), header]
         return _grey(stored, header, scopes, little_endian, frozenset(without), rescale, ends)
+    if Departure.PLANES in without:
+        stored = np.moveaxis(np.ascontiguousarray(stored).reshape(3, *stored.shape[:2]), 0, -1)
     return Rendering(_color(stored, header, photometric, Departure.COLOR_SPACE in without))
 
 

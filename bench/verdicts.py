@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from bench.reference_rendering import Departure
 from bench.square_pixels import squared
 
-__all__ = ["READERS", "Judged", "Outcome", "Tolerance", "compared", "judge", "kind_rows"]
+__all__ = [
+    "LOSSLESS",
+    "LOSSY",
+    "READERS",
+    "Judged",
+    "Outcome",
+    "Tolerance",
+    "compared",
+    "judge",
+    "kind_rows",
+]
 
 READERS = ("ours", "dcmtk", "gdcm")
 _UNSEEN = 2
