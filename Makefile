@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
-	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts bench-start weights clean
+	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
+	bench-start conformance conformance-statement weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -59,6 +60,14 @@ bench-search: $(VENV)/.installed-bench
 bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.$* $(DATA)
 
+# Our pictures beside dcmtk's and gdcm's; docs/conformance.md is written. DATA: --folder DIR, for one.
+conformance: $(VENV)/.installed-conformance
+	$(BIN)/python -m bench.conformance --page docs/conformance.md $(DATA)
+
+# The tables of docs/dicom-conformance.md.
+conformance-statement: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.statement
+
 # The shipped model, from DATA, in build/weights.
 weights: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.weights $(DATA) build/weights
@@ -80,4 +89,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-conformance: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[gdcm]"
 	touch $@ $(VENV)/.installed
