@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from engine.settings import ImageLimits
+from indexer.imaging.frames import FramePolicy
 from indexer.imaging.read import Instance, read_image_bytes
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -63,7 +64,9 @@ def encode(made: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
     return out.getvalue()
 
 
-def read(content: bytes, *, limits: ImageLimits = LIMITS, frames: int = 8) -> Instance:
+def read(
+    content: bytes, *, limits: ImageLimits = LIMITS, frames: FramePolicy | int = 8
+) -> Instance:
     return read_image_bytes(content, limits, frames_per_instance=frames, pseudonym_key=KEY)
 
 
