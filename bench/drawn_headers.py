@@ -211,13 +211,16 @@ class _Draw(ColorDraw):
         stored = int(self._ds.BitsStored)
         if self._modality == "XA":
             self._ds.PixelIntensityRelationship = relation = self._one(("LIN", "LOG", "DISP"))
+        # That of angiography leads back from LOG or DISP; LIN has none (PS3.3 C.8.7.1).
+        if self._modality == "XA" and relation == "LIN":
+            return pixels.astype(float)
         if self._modality in ("XA", "CR", "OT") and not signed and self._chance(0.4):
             # Back to beam intensity, or what the modality means.
             count = 2**stored
             table = np.round(65535 * (np.arange(count) / (count - 1)) ** 2.5)
             into.ModalityLUTSequence = Sequence([self._table(table, 0, 16, "US", count)])
             into.ModalityLUTSequence[0].ModalityLUTType = "US"
-            if self._modality == "XA" and relation != "LIN":
+            if self._modality == "XA":
                 self._kinds.append("XA, Modality LUT to beam intensity")
                 return pixels.astype(float)
             self._kinds.append("Modality LUT")
@@ -266,9 +269,7 @@ class _Draw(ColorDraw):
     def _lowest(self, modality: Dataset) -> float:
         """The lowest value that may come out of the modality transformation."""
         ds = self._ds
-        if "ModalityLUTSequence" in modality and not (
-            ds.Modality == "XA" and ds.PixelIntensityRelationship != "LIN"
-        ):
+        if "ModalityLUTSequence" in modality and ds.Modality != "XA":
             return 0
         stored = int(ds.BitsStored)
         low = -(2 ** (stored - 1)) if ds.PixelRepresentation == 1 else 0
