@@ -51,7 +51,7 @@ def sop_classes() -> str:
     # Newer than pydicom's dictionary are some; pynetdicom has a word for them.
     words = {str(uid): word for word, uid in vars(sop_class).items() if isinstance(uid, UID)}
     named = {uid: words.get(uid, uid) if uid.name == uid else uid.name for uid in found}
-    for uid in sorted(found, key=lambda uid: (named[uid] != _VERIFICATION, named[uid])):
+    for uid in sorted(found, key=lambda uid: (named[uid] != _VERIFICATION, named[uid], uid)):
         lines.append(f"| {named[uid]} | `{uid}` | SCP |")
     return "\n".join(lines)
 

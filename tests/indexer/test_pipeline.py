@@ -754,7 +754,7 @@ def test_what_may_be_kept_would_have_been_found(stored: dict[str, bytes]) -> Non
 def test_the_payload_is_the_allow_list_and_nothing_else(private: Any) -> None:
     """Asked of the engine itself, for it may compress what it stores."""
     (payload,) = stored_payloads(private.settings.data_dir)
-    allowed = {*RECORD_FIELDS, "code", "model", "indexed_at", "bucket"}
+    allowed = {*RECORD_FIELDS, "code", "model", "indexed_at", "rendering", "bucket"}
     allowed |= {"sch_0", "sch_1", "sch_2", "sch_3"}
     assert set(payload) <= allowed
     text = repr(payload).lower()
