@@ -61,7 +61,7 @@ bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.$* $(DATA)
 
 # Our pictures beside dcmtk's and gdcm's; docs/conformance.md is written. DATA: --folder DIR, for one.
-conformance: $(VENV)/.installed-conformance
+conformance: $(VENV)/.installed-bench
 	$(BIN)/python -m bench.conformance --page docs/conformance.md $(DATA)
 
 # The tables of docs/dicom-conformance.md.
@@ -89,8 +89,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
-	touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-conformance: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[gdcm]"
 	touch $@ $(VENV)/.installed

@@ -91,7 +91,7 @@ def unlabelled(root: Path, limits: ImageLimits, *, leave_out: Path | None = None
     """
     examples = [Example(path) for path in _files(root, leave_out)]
     if not examples:
-        raise TrainingDataError(f"{root} has no files; name a folder of DICOM, PNG or JPEG images")
+        raise TrainingDataError(f"{root} has no files; name a folder of images")
     return grouped_by_patient(examples, limits)
 
 

@@ -185,7 +185,7 @@ def _from_files(
         reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
         raise QueryError(
             f"none of the {len(examples)} files in {folder} can be read ({reasons}); name a "
-            "folder of DICOM, PNG or JPEG files"
+            "folder of image files"
         )
     z, codes, foreign = zip(*seen, strict=True)
     images = EvaluationSet(

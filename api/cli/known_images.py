@@ -93,7 +93,7 @@ def observe(
     Args:
         encoder: the model.
         settings: limits of images; number of reading processes.
-        paths: DICOM, PNG and JPEG files.
+        paths: image files.
         refused: files that cannot be read are counted in it, by reason.
 
     Raises:
