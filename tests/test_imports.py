@@ -1,6 +1,7 @@
 """How modules import each other, and what commands load before they have to."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "indexer", "api", "bench")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def modules() -> dict[str, Path]:
     """Every module of ours by its dotted name."""
     found = {}
@@ -29,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 def imports(name: str, known: dict[str, Path]) -> Iterator[str]:
     """The modules of ours that a module imports, inside functions too; for types alone: none."""
-    tree = ast.parse(known[name].read_text())
+    tree = parsed(known[name])
     for_types = {
         inner
         for node in ast.walk(tree)
@@ -144,9 +150,10 @@ def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
     assert summary.endswith(".")
 
 
+@functools.cache
 def exported(path: Path) -> set[str] | None:
     """The names in a module's ``__all__``; None when it has none."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return {str(name) for name in ast.literal_eval(node.value)}
     return None
@@ -156,7 +163,7 @@ def test_what_other_modules_import_is_exported() -> None:
     known = modules()
     missing = set()
     for name, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.ImportFrom) or node.module not in known:
                 continue
             public = exported(known[node.module])

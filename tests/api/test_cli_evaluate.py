@@ -111,6 +111,7 @@ def test_two_folders_in_json(run: Run, folders: dict[str, Path], indexed) -> Non
     assert other["seed"] == 1
 
 
+@pytest.mark.slow
 def test_tables_for_people_fit_a_terminal(run: Run, folders: dict[str, Path]) -> None:
     result = run(*on(folders))
     assert result.exit_code == 0, result.output
@@ -122,6 +123,7 @@ def test_tables_for_people_fit_a_terminal(run: Run, folders: dict[str, Path]) ->
     assert "…" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_report_shows_a_query_of_each_class(
     run: Run, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_report_shows_a_query_of_each_class(
     assert json.loads((tmp_path / "report" / "report.json").read_text())["queries"] == 7
 
 
+@pytest.mark.slow
 def test_an_index_is_a_database(
     run: Run, folders: dict[str, Path], indexed, tmp_path: Path
 ) -> None:
@@ -256,6 +259,7 @@ def test_files_that_are_no_images(run: Run, folders: dict[str, Path], tmp_path: 
     assert "not-an-image 1" in says
 
 
+@pytest.mark.slow
 def test_an_index_without_labels(
     run: Run, folders: dict[str, Path], indexed, store_root: Path
 ) -> None:

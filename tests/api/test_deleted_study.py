@@ -48,6 +48,7 @@ def every_answer(client: TestClient, contents: list[bytes], ids: list[str]) -> d
     return told
 
 
+@pytest.mark.slow
 def test_a_deleted_study_is_found_nowhere(indexed, archive: Archive, client: TestClient) -> None:
     paths = indexed.files["ct"]
     contents = [path.read_bytes() for path in (paths[2], paths[4])]

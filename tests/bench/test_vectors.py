@@ -88,6 +88,7 @@ def test_recall_is_the_share_of_the_first_k_that_was_found():
     assert recall(found, exact, 100) == pytest.approx((3 / 4 + 1 / 4) / 2)
 
 
+@pytest.mark.slow
 def test_real_vectors_are_a_part_of_the_images_or_lie_beside_them(images, tmp_path):
     few = real(images, 15, 5, scratch=tmp_path)
     assert are_unit_and_centred(few.z)

@@ -190,6 +190,7 @@ def test_estimated_facets_are_marked_as_such(engine):
     assert counted.hits == answer.hits
 
 
+@pytest.mark.slow
 def test_where_fewer_pass_than_estimated_the_search_goes_on(store_root, encoder):
     """CT has one code and MR another: the store takes modality and code for independent."""
     rng = np.random.default_rng(2)

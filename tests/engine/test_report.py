@@ -120,6 +120,7 @@ def test_examples_may_be_coloured_lack_hits_or_be_unreadable(report, tmp_path):
     assert red_pixels((tmp_path / "examples.png").read_bytes()) > 0
 
 
+@pytest.mark.slow
 def test_many_classes_fit_into_a_picture(tmp_path):
     queries = images({"ct": 1}, 1)
     many = {f"class {i}": 1 for i in range(200)}

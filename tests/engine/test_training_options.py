@@ -42,6 +42,7 @@ def test_a_stopped_run_with_everything_on_ends_where_an_undisturbed_one_does(tmp
     assert run(stopped, config).weights_sha256 == whole.weights_sha256
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_saved(tmp_path):
     plain = run(tmp_path / "plain", SHORT)
     averaged = run(tmp_path / "averaged", replace(SHORT, ema_decay=0.9))
@@ -113,6 +114,7 @@ def test_without_labels_two_views_of_an_image_find_each_other(tmp_path):
     assert "classification" not in manifest.training["history"][0]
 
 
+@pytest.mark.slow
 def test_a_spread_goes_by_the_images_before_augmentation(tmp_path, monkeypatch):
     """Two views of one image are to have one code, however unlike the views are."""
     seen, data = [], shapes(40, 0)

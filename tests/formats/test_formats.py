@@ -37,6 +37,7 @@ def test_an_archive_of_an_earlier_version_answers_the_same(stored: Path, tmp_pat
         assert alike(answered, one["answer"]), f"{asked}: {answered} is not {one['answer']}"
 
 
+@pytest.mark.slow
 def test_more_can_be_indexed_into_it(tmp_path: Path) -> None:
     with tarfile.open(STORED[-1]) as packed:
         packed.extractall(tmp_path, filter="data")

@@ -62,6 +62,7 @@ def test_they_are_read_where_that_is_asked_for():
     assert found.frames[0].pixels.shape == (20, 20)
 
 
+@pytest.mark.slow
 def test_the_setting_lets_them_into_the_index(site, model):
     path: Path = site.write("dose.dcm", encode(dataset(PIXELS, SOPClassUID=RT_DOSE)))
     assert site.index().refused == {"not-a-picture": 1}

@@ -96,6 +96,7 @@ def test_an_index_that_notes_no_precision_is_used_as_before(images: Any) -> None
     assert answer.evidence.index_precision is None
 
 
+@pytest.mark.slow
 def test_an_archive_encoded_anew_notes_the_precision_of_now(images: Any, tmp_path: Any) -> None:
     from test_reencode import model
 

@@ -124,6 +124,7 @@ def contents(site: Any) -> dict[str, tuple[object, ...]]:
         return told(archive)
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_answers_of_a_fresh_index(archive: Any, old: Path, new: Path) -> None:
     thumbnails = archive.thumbnails()
     report = reencode(archive.with_old, new)

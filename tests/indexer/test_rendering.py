@@ -140,6 +140,7 @@ def test_only_what_a_version_may_cure_is_tried_again(
             assert ledger.pending_count(run) == pending
 
 
+@pytest.mark.slow
 def test_a_snapshot_carries_it(images: Any, tmp_path: Path) -> None:
     images.index()
     with images.open() as archive:
@@ -150,6 +151,7 @@ def test_a_snapshot_carries_it(images: Any, tmp_path: Path) -> None:
         assert {point.rendering for point in archive.store.get(ids)} == {NOW}
 
 
+@pytest.mark.slow
 def test_its_own_model_renews_the_pictures_beside_the_index_in_force(images: Any) -> None:
     images.index()
     before = images.contents()
@@ -167,6 +169,7 @@ def test_its_own_model_renews_the_pictures_beside_the_index_in_force(images: Any
     assert images.contents() == before
 
 
+@pytest.mark.slow
 def test_an_archive_encoded_anew_has_the_version_of_now(images: Any, another_model: Path) -> None:
     images.index()
     as_before(images)
@@ -211,6 +214,7 @@ def test_a_slice_that_lies_upside_down_is_found_by_its_upright_twin(site: Any) -
     assert thumbnails[turned] != thumbnails[upright]
 
 
+@pytest.mark.slow
 def test_a_setting_that_changes_pictures_is_part_of_the_version(site: Any) -> None:
     site.write("turned.dcm", stored("2", drawn(3), [-1, 0, 0, 0, -1, 0]))
     site.index()
