@@ -16,7 +16,8 @@ from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Task
 from indexer.ledger.database import Database
 from indexer.ledger.schema import instances, points
-from indexer.pipeline.indexing import Indexer, delete_stale_points
+from indexer.pipeline.indexing import Indexer
+from indexer.pipeline.removal import delete_stale_points
 
 __all__ = ["finish_job"]
 

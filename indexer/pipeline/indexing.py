@@ -6,9 +6,10 @@ after its points are flushed to disk. So if the process is killed, the same comm
 nothing is lost or counted twice.
 """
 
+import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,6 @@ from indexer.ledger.claims import Claims, conflict, is_same_picture
 from indexer.ledger.instances import Done, Ledger, Pending, Refused
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.read_ahead import read_ahead
-from indexer.pipeline.removal import remove_points
 from indexer.sources.base import ImageSource
 
 __all__ = [
@@ -41,14 +41,12 @@ __all__ = [
     "IndexingPass",
     "Reading",
     "Tally",
-    "delete_stale_points",
     "ledger_and_index_entry",
 ]
 
 _WRITES_WAITING = 4
 _GROUP = 256
 """Most instances of a batch, even if they have fewer pictures than a batch of the encoder."""
-_DELETED_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -168,17 +166,6 @@ class Indexer:
         indexing = IndexingPass(self, run, source, manifest, progress)
         indexing.run(pending, stop)
         return indexing.tally
-
-
-def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
-    """Deletes stale points, those of earlier file contents that no instance has any more, from
-    index and thumbnails; returns how many. Nothing else may write to the archive meanwhile."""
-    deleted = 0
-    while gone := ledger.stale(_DELETED_AT_ONCE):
-        remove_points(gone, store, data_dir)
-        ledger.forget_stale(gone)
-        deleted += len(gone)
-    return deleted
 
 
 class IndexingPass:
@@ -338,22 +325,9 @@ class IndexingPass:
         with self._timed("write"), naming_a_full_disk(self._data_dir.root):
             check_room(self._data_dir.root, self._settings.indexing.min_free_bytes)
             at = self._now().isoformat(timespec="seconds")
-            points = []
-            rows = zip(encoded.z, encoded.codes, strict=True)
+            points = self._points(batch.prepared, encoded, itertools.repeat(at))
             for instance in batch.prepared:
                 for picture in instance.pictures:
-                    z, code = next(rows)
-                    record = picture.record_of(instance.record)
-                    points.append(
-                        Point(
-                            picture.point_id,
-                            record,
-                            code,
-                            z,
-                            indexed_at=at,
-                            rendering=self._ledger.rendering,
-                        )
-                    )
                     write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
             self._store.upsert(points)
             self.tally.points += len(points)
@@ -361,6 +335,26 @@ class IndexingPass:
             if len(self._unrecorded) >= self._settings.indexing.commit_every:
                 self._record()
         self._broken = False
+
+    def _points(
+        self, prepared: Sequence[Prepared], encoded: EncodedImages, at: Iterable[str]
+    ) -> list[Point]:
+        """The points of instances. encoded: of their pictures, in order. at: when each instance
+        was indexed."""
+        rows = zip(encoded.z, encoded.codes, strict=True)
+        return [
+            Point(
+                picture.point_id,
+                picture.record_of(instance.record),
+                code,
+                z,
+                indexed_at=indexed_at,
+                rendering=self._ledger.rendering,
+            )
+            for instance, indexed_at in zip(prepared, at, strict=False)
+            for picture in instance.pictures
+            for z, code in [next(rows)]
+        ]
 
     def _record(self) -> None:
         """Flushes the store, then records the outcomes in the ledger: never the other way round,

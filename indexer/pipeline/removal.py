@@ -7,7 +7,9 @@ from indexer.datadir.layout import DataDir
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger.instances import Ledger
 
-__all__ = ["points_only_of", "remove", "remove_points"]
+__all__ = ["delete_stale_points", "points_only_of", "remove", "remove_points"]
+
+_DELETED_AT_ONCE = 1000
 
 
 def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
@@ -40,3 +42,14 @@ def remove_points(ids: Sequence[str], store: VectorStore, data_dir: DataDir) -> 
         store.flush()
     for point_id in ids:
         delete_thumbnail(data_dir.thumbnails, point_id)
+
+
+def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+    """Deletes stale points, those of earlier file contents that no instance has any more, from
+    index and thumbnails; returns how many. Nothing else may write to the archive meanwhile."""
+    deleted = 0
+    while gone := ledger.stale(_DELETED_AT_ONCE):
+        remove_points(gone, store, data_dir)
+        ledger.forget_stale(gone)
+        deleted += len(gone)
+    return deleted

@@ -10,8 +10,8 @@ from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.ledger.instances import Ledger, Pending
-from indexer.pipeline.indexing import Indexer, Tally, delete_stale_points
-from indexer.pipeline.removal import remove
+from indexer.pipeline.indexing import Indexer, Tally
+from indexer.pipeline.removal import delete_stale_points, remove
 from indexer.sources.base import Discovered, ImageSource
 
 __all__ = ["IndexingReport", "Progress", "index_archive"]

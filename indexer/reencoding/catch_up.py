@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import ImageRefused, SourceError
-from engine.records import EncodedImages, Point
+from engine.records import EncodedImages
 from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
@@ -318,22 +318,7 @@ class _ReencodingPass(IndexingPass):
     def _write(self, batch: Batch, encoded: EncodedImages) -> None:
         if not isinstance(batch, _Batch):
             raise TypeError("a batch of known instances says when they were indexed")
-        points = []
-        rows = zip(encoded.z, encoded.codes, strict=True)
-        for instance, at in zip(batch.prepared, batch.at, strict=True):
-            for picture in instance.pictures:
-                z, code = next(rows)
-                record = picture.record_of(instance.record)
-                points.append(
-                    Point(
-                        picture.point_id,
-                        record,
-                        code,
-                        z,
-                        indexed_at=at,
-                        rendering=self._ledger.rendering,
-                    )
-                )
+        points = self._points(batch.prepared, encoded, batch.at)
         with self._timed("write"):
             self._store.upsert(points)
         self.tally.points += len(points)
