@@ -190,7 +190,7 @@ def test_workers_follow_a_parent_that_was_killed(task):
         import sys, time
         sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
         from indexer.pipeline.reader_pool import ReaderPool
-        from test_reading import act
+        from test_reader_pool import act
         pool = ReaderPool(act, processes=2, seconds=60, memory_bytes=1024**3)
         print(*(pid for _, pid in pool.map([("pid", n) for n in range(8)])), flush=True)
         results = pool.map([{task!r}] * 2)
