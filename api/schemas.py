@@ -23,10 +23,9 @@ __all__ = [
     "SearchDocument",
     "SuggestionDocument",
     "VoteDocument",
-    "between_precisions",
-    "between_renderings",
     "by_detector",
     "local_document",
+    "versions_remarks",
 ]
 
 _HIDDEN = {"tenant", "patient"}
@@ -294,27 +293,29 @@ def by_detector(p_values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {p:.3g}" for name, p in p_values.items())
 
 
-def between_precisions(precision: str | None, index_precision: str | None) -> str | None:
-    """A remark that query and index were encoded in different precisions; None = they were not.
+def versions_remarks(
+    precision: str | None, index_precision: str | None, rendered_otherwise: int
+) -> list[str]:
+    """Remarks on query and hits that were not made in the same way; empty = they were.
 
     Args:
-        precision: of the query, "fp32" or "bf16"; None = it was not encoded.
-        index_precision: of the index; None = not recorded.
+        precision: in which the query was encoded, "fp32" or "bf16"; None = it was not encoded.
+        index_precision: that of the index; None = not recorded.
+        rendered_otherwise: hits whose pictures another version of the reader made.
     """
-    if precision is None or index_precision is None or precision == index_precision:
-        return None
-    return (
-        f"encoded in {precision}, the index in {index_precision}: similarities may be off by 0.01"
-    )
+    remarks = []
+    if None not in (precision, index_precision) and precision != index_precision:
+        remarks.append(
+            f"encoded in {precision}, the index in {index_precision}: similarities may be off by "
+            "0.01"
+        )
+    if rendered_otherwise:
+        hits = "1 hit was" if rendered_otherwise == 1 else f"{rendered_otherwise} hits were"
+        remarks.append(
+            f"{hits} rendered by another version; `precedent index --again` renews the pictures"
+        )
+    return remarks
 
 
 def _shown(record: ImageRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name not in _HIDDEN}
-
-
-def between_renderings(rendered_otherwise: int) -> str | None:
-    """A remark that hits were rendered by another version of the reader; None = none was."""
-    if not rendered_otherwise:
-        return None
-    hits = "1 hit was" if rendered_otherwise == 1 else f"{rendered_otherwise} hits were"
-    return f"{hits} rendered by another version; `precedent index --again` renews the pictures"

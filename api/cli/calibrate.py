@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate"]
 
-# Suffixes of a checkpoint's files: weights and decoder, manifest, model card.
-_CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".md"}
-
 
 def calibrate(
     known: Annotated[
@@ -170,22 +167,16 @@ def _write_gate(gate: "OodGate", encoder: "Encoder", directory: Path, target: Pa
         ModelError: the folder cannot be written to.
     """
     from engine.files import write_atomically
-    from engine.model.manifest import MANIFEST
+    from engine.model.manifest import checkpoint_files
     from engine.ood.calibration import CALIBRATION
 
     try:
         target.mkdir(parents=True, exist_ok=True)
         gate.save(target, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
         if target.resolve() != directory.resolve():
-            kept = {CALIBRATION, MANIFEST}
-            files = [
-                p
-                for p in directory.iterdir()
-                if p.suffix in _CHECKPOINT_SUFFIXES and p.name not in kept
-            ]
-            # The manifest is copied last: a folder that has one is complete.
-            for path in [*sorted(files), directory / MANIFEST]:
-                write_atomically(target / path.name, path.read_bytes())
+            for path in checkpoint_files(directory):
+                if path.name != CALIBRATION:
+                    write_atomically(target / path.name, path.read_bytes())
     except OSError as error:
         raise ModelError(
             f"{target} cannot be written ({error.strerror}); name another folder with --out"

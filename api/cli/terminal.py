@@ -236,18 +236,14 @@ def _model_and_time(evidence: dict[str, Any]) -> str:
 
 def _remarks(evidence: dict[str, Any]) -> list[str]:
     """Remarks below a table: the note, and what may make the hits incomplete or inexact."""
-    from api.schemas import between_precisions, between_renderings
+    from api.schemas import versions_remarks
 
     remarks = [] if evidence["note"] is None else [evidence["note"]]
     if evidence["approximate"]:
         remarks.append("a graph or quantised vectors chose the hits: some may have been missed")
-    for remark in (
-        between_precisions(evidence["precision"], evidence["index_precision"]),
-        between_renderings(evidence["rendered_otherwise"]),
-    ):
-        if remark is not None:
-            remarks.append(remark)
-    return remarks
+    return remarks + versions_remarks(
+        evidence["precision"], evidence["index_precision"], evidence["rendered_otherwise"]
+    )
 
 
 def _ood_line(document: dict[str, Any]) -> str:

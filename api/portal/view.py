@@ -13,9 +13,8 @@ from api.schemas import (
     EvidenceDocument,
     ImageDocument,
     OodDocument,
-    between_precisions,
-    between_renderings,
     by_detector,
+    versions_remarks,
 )
 from engine.search.sizes import Size
 from indexer.imaging.thumbnails import thumbnail
@@ -180,11 +179,10 @@ def preview(canvas: NDArray[np.uint8] | None) -> str | None:
 
 def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
     """How the hits were found, as a sentence. matching: images that pass the facet filters."""
-    remarks = (
-        between_precisions(evidence.precision, evidence.index_precision),
-        between_renderings(evidence.rendered_otherwise),
+    remarks = versions_remarks(
+        evidence.precision, evidence.index_precision, evidence.rendered_otherwise
     )
-    said = [_how_found(evidence, matching, filtered), *(one for one in remarks if one is not None)]
+    said = [_how_found(evidence, matching, filtered), *remarks]
     return f"{'; '.join(said)}; {sum(evidence.timings_ms.values()):.0f} ms."
 
 

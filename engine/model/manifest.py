@@ -17,6 +17,7 @@ __all__ = [
     "SHIPPED",
     "WEIGHTS",
     "Manifest",
+    "checkpoint_files",
     "fingerprint_of",
     "read_manifest",
 ]
@@ -81,6 +82,18 @@ def read_manifest(directory: Path) -> Manifest:
         raise ModelError(
             f"{directory / MANIFEST} is damaged ({error}); restore it, or train again"
         ) from None
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint folder in the order to copy them: the manifest last, since a folder
+    that has one is complete.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    parts = {".safetensors", ".json", ".md"}  # weights, decoder and gate; manifest; model card
+    found = [path for path in directory.iterdir() if path.suffix in parts]
+    return sorted(found, key=lambda path: (path.name == MANIFEST, path.name))
 
 
 def fingerprint_of(digest: str, config: NetworkConfig, preprocess: Preprocess) -> str:

@@ -4,14 +4,11 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.files import write_atomically
-from engine.model.manifest import MANIFEST, SHIPPED, read_manifest
+from engine.model.manifest import SHIPPED, checkpoint_files, read_manifest
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir, remove_folder
 
 __all__ = ["keep_model", "model_directory", "remove_models"]
-
-_PARTS = {".safetensors", ".json", ".md"}
-"""Files of a checkpoint: weights and decoder, manifest, calibration, model card."""
 
 
 def model_directory(settings: Settings) -> Path:
@@ -35,12 +32,11 @@ def keep_model(data_dir: DataDir, directory: Path) -> str:
     if target.resolve() != directory.resolve():
         try:
             target.mkdir(parents=True, exist_ok=True)
-            files = [path for path in directory.iterdir() if path.suffix in _PARTS]
+            files = checkpoint_files(directory)
             for path in target.iterdir():
                 if path.name not in {one.name for one in files}:
                     path.unlink()
-            # The manifest last: a folder that has one is complete.
-            for path in sorted(files, key=lambda path: (path.name == MANIFEST, path.name)):
+            for path in files:
                 write_atomically(target / path.name, path.read_bytes())
         except OSError as error:
             raise StoreError(

@@ -26,6 +26,11 @@ class BoundedReader(io.BufferedReader):
         left = max(0, self.size - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
+    def stamp(self) -> tuple[int, ...]:
+        """What changes when the file is written to or replaced: a key for what was read of it."""
+        status = os.fstat(self.fileno())
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
 
 def open_file(path: Path) -> BoundedReader:
     """The regular file at ``path``, opened. Anything else is refused at once, also a pipe.

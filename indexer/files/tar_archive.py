@@ -155,7 +155,7 @@ def tar_members(path: Path, limits: ZipLimits) -> dict[str, TarEntry]:
         ImageRefused: the whole archive is refused. OSError: it cannot be opened.
     """
     with open_file(path) as fp:
-        found = _members(path, _stamp(fp), limits)
+        found = _members(path, fp.stamp(), limits)
     if isinstance(found, ImageRefused):
         # A new exception: one that is raised again keeps growing its traceback.
         raise ImageRefused(found.reason, found.detail)
@@ -217,7 +217,7 @@ class _Opened:
     def source(self, path: Path, position: int, limits: ZipLimits) -> _Source:
         """The archive at ``position`` of what it unpacks to."""
         fp = open_file(path)
-        key = (path, _stamp(fp), limits)
+        key = (path, fp.stamp(), limits)
         if self._fp is not None and self._source is not None and key == self._key:
             fp.close()
         else:
@@ -253,17 +253,12 @@ def _members(
     """The archive's members by name, or why it is refused. ``stamp`` makes a changed file miss the
     cache."""
     with open_file(path) as fp:
-        if _stamp(fp) != stamp:
+        if fp.stamp() != stamp:
             return _gone()
         try:
             return list_tar(fp, fp.size, limits)
         except ImageRefused as refused:
             return refused
-
-
-def _stamp(fp: BoundedReader) -> tuple[int, ...]:
-    status = os.fstat(fp.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _source(fp: BinaryIO, size: int, limits: ZipLimits) -> _Source:

@@ -29,7 +29,7 @@ from indexer.imaging.header import integer, text
 from indexer.imaging.instance import Frame, UnreadableFrames
 from indexer.imaging.modality import MODALITY_KEYWORDS
 from indexer.imaging.not_pictures import NOT_PICTURES
-from indexer.imaging.orientation import ORIENTATION_KEYWORDS, turn_of
+from indexer.imaging.orientation import ORIENTATION_KEYWORDS
 from indexer.imaging.padding import PADDING_KEYWORDS
 from indexer.imaging.palette import PALETTE_KEYWORDS
 from indexer.imaging.partial import readable_frames
@@ -138,7 +138,7 @@ def _read(
 
     def shown(number: int) -> Frame:
         picture = pixels.render(number, view, room)
-        return Frame(number, picture, stored.decoders[number], turn_of(header, number))
+        return Frame(number, picture, stored.decoders[number], pixels.turn(number))
 
     found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
     return DicomImage(header, found, layout.frames, unreadable)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from indexer.imaging.header import items, text, value
+from indexer.imaging.header import text, value
 
 __all__ = ["AS_STORED", "ORIENTATION_KEYWORDS", "Turn", "turn_of"]
 
@@ -61,12 +61,17 @@ class Turn:
 AS_STORED = Turn()
 
 
-def turn_of(header: Dataset, frame: int) -> Turn:
-    """What turns a frame (from 0) into the usual view; nothing for oblique planes, and where the
-    header does not say how the picture lies."""
+def turn_of(scopes: list[Dataset]) -> Turn:
+    """What turns a frame into the usual view; nothing for oblique planes, and where the header does
+    not say how the picture lies.
+
+    Args:
+        scopes: the datasets that describe the frame, the most specific first and the header last.
+    """
+    header = scopes[-1]
     modality = text(header, "Modality")
     if modality in _IN_PLANES:
-        directions = _by_cosines(_cosines(header, frame))
+        directions = _by_cosines(_cosines(scopes))
         return AS_STORED if directions is None else _turn(*directions)
     directions = _by_letters(value(header, "PatientOrientation"))
     if directions is None or modality == "MG" or directions[1][0] != _UPRIGHT:
@@ -74,12 +79,9 @@ def turn_of(header: Dataset, frame: int) -> Turn:
     return _turn(*directions)
 
 
-def _cosines(header: Dataset, frame: int) -> list[float] | None:
-    """Image Orientation (Patient) of a frame, the most specific one; None = there is none."""
-    shared = items(header, "SharedFunctionalGroupsSequence")[:1]
-    per_frame = items(header, "PerFrameFunctionalGroupsSequence")[frame : frame + 1]
-    groups = [plane for group in (*per_frame, *shared) for plane in _plane(group)]
-    for scope in (*groups, header):
+def _cosines(scopes: list[Dataset]) -> list[float] | None:
+    """Image Orientation (Patient), the most specific one that makes sense; None = there is none."""
+    for scope in scopes:
         try:
             found = [float(part) for part in value(scope, "ImageOrientationPatient") or ()]
         except (TypeError, ValueError):
@@ -87,10 +89,6 @@ def _cosines(header: Dataset, frame: int) -> list[float] | None:
         if len(found) == 6 and np.isfinite(found).all():
             return found
     return None
-
-
-def _plane(group: Dataset) -> list[Dataset]:
-    return items(group, "PlaneOrientationSequence")[:1]
 
 
 def _by_cosines(cosines: list[float] | None) -> tuple[_Direction, _Direction] | None:

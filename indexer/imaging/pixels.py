@@ -17,6 +17,7 @@ from indexer.imaging.aspect import pixel_aspect, squared
 from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
 from indexer.imaging.header import integer, text
 from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
+from indexer.imaging.orientation import Turn, turn_of
 from indexer.imaging.padding import Padding, padding_of
 from indexer.imaging.palette import read_palette, supplemental_palette
 from indexer.imaging.scopes import Scopes
@@ -160,6 +161,10 @@ class PixelData:
         stored = self._decode(number)
         scopes = self._scopes.of(number)
         return squared(self._shown(stored, scopes, view), pixel_aspect(scopes), max_pixels)
+
+    def turn(self, number: int) -> Turn:
+        """What brings frame ``number`` into the usual view of its plane."""
+        return turn_of(self._scopes.of(number))
 
     def _shown(self, stored: NDArray[Any], scopes: list[Dataset], view: View) -> NDArray[np.uint8]:
         layout, header, order = self._layout, self._header, self._little_endian

@@ -140,7 +140,7 @@ def read_tar_member(
 
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the archive or the member.
-        SettingsError: ``pseudonym_key`` is empty.
+        SettingsError: ``pseudonym_key`` is empty, or there is no such view.
     """
     how = _How(limits, zip_limits, frames_per_instance, pseudonym_key, view)
     pieces = tar_content(member, limits, zip_limits)
@@ -178,7 +178,7 @@ def _again(fp: BinaryIO) -> io.FileIO:
 
 
 def _entry(archive: BoundedReader, member: ZipMember, limits: ZipLimits) -> Entry:
-    members = _members(member.archive, _stamp(archive), limits)
+    members = _members(member.archive, archive.stamp(), limits)
     if isinstance(members, ImageRefused):
         # A new exception: one that is raised again keeps growing its traceback.
         raise ImageRefused(members.reason, members.detail)
@@ -198,7 +198,7 @@ def _members(
     """The archive's members by name, or why it is refused. ``stamp`` makes a changed file miss the
     cache."""
     with open_file(path) as fp:
-        if _stamp(fp) != stamp:
+        if fp.stamp() != stamp:
             return ImageRefused(
                 RefusalReason.UNREADABLE, "the archive changed while it was read; index it again"
             )
@@ -206,11 +206,6 @@ def _members(
             return read_directory(fp, fp.size, limits)
         except ImageRefused as refused:
             return refused
-
-
-def _stamp(fp: BoundedReader) -> tuple[int, ...]:
-    status = os.fstat(fp.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextmanager

@@ -11,6 +11,7 @@ _MACROS = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
     "PixelMeasuresSequence",
+    "PlaneOrientationSequence",
     "FramePixelDataPropertiesSequence",
     "MRImageFrameTypeSequence",
     "CTImageFrameTypeSequence",

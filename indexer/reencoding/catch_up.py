@@ -55,17 +55,17 @@ class _Currency:
     until: str | None
     rendering: str | None
 
-    def lacking(self, page: list[IndexedInstance]) -> dict[str, str]:
-        """Ids of the points of these instances that are missing or not current; for each, the
-        locator of the first instance that has it."""
+    def compared(self, page: list[IndexedInstance]) -> "_Comparison":
+        """What of these instances the index has."""
         ids = sorted({point_id for instance in page for point_id in instance.ids})
+        points = self.store.get(ids)
         there = {
             point.id: point.indexed_at
-            for point in self.store.get(ids)
+            for point in points
             if self.rendering in (None, point.rendering)
         }
         owners = self.ledger.owners(ids)
-        return {
+        lacking = {
             point_id: min(owner.locator for owner in owners[point_id])
             for point_id in ids
             if point_id in owners
@@ -74,20 +74,29 @@ class _Currency:
                 and any(self._is_current(there[point_id], one.at) for one in owners[point_id])
             )
         }
-
-    def renderings(self, page: list[IndexedInstance]) -> dict[str, str | None]:
-        """By which version the pictures of these instances were made, by locator."""
-        ids = sorted({point_id for instance in page for point_id in instance.ids})
-        there = {point.id: point.rendering for point in self.store.get(ids)}
-        return {
-            instance.locator: there[point_id]
+        made_by = {point.id: point.rendering for point in points}
+        renderings = {
+            instance.locator: made_by[point_id]
             for instance in page
             for point_id in instance.ids
-            if point_id in there
+            if point_id in made_by
         }
+        return _Comparison(lacking, renderings)
 
     def _is_current(self, encoded: str | None, at: str) -> bool:
         return (encoded or "") == at or (self.until is not None and at < self.until)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Instances beside the index.
+
+    lacking: ids of their points that are missing or not current; for each, the locator of the
+    first instance that has it. renderings: locator → version of the reader that made its pictures.
+    """
+
+    lacking: dict[str, str]
+    renderings: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +195,7 @@ class CatchUp:
 
     def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[IndexedInstance]:
         for page in self._indexed.pages(source):
-            lacking = self._currency.lacking(page)
+            lacking = self._currency.compared(page).lacking
             for instance in page:
                 heads = {lacking[point_id] for point_id in instance.ids if point_id in lacking}
                 wanted = heads and (instance.locator in heads) == firsts
@@ -212,7 +221,7 @@ class CatchUp:
         """
         self.left_out = sum(
             not of_tried or self._has_failed(instance)
-            for out, _ in self._parted()
+            for _, out, _ in self._parted()
             for instance in out
         )
         if self.left_out and not leave_out:
@@ -231,27 +240,27 @@ class CatchUp:
         for gone in self._unowned():
             self.removed += self._store.delete(Filter(must=(Ids(gone),)))
         self._store.flush()
-        for out, back in self._parted():
+        for found, out, back in self._parted():
             self._indexed.leave_out([instance.locator for instance in out])
             self._indexed.take_back([instance.locator for instance in back])
-        for name in self._indexed.sources():
-            for page in self._indexed.pages(name):
-                self._indexed.note_renderings(self._currency.renderings(page))
+            self._indexed.note_renderings(found.renderings)
 
-    def _parted(self) -> Iterator[tuple[list[IndexedInstance], list[IndexedInstance]]]:
-        """Page by page, the instances that the index lacks, and those that it has although an
-        earlier exchange left them out."""
+    def _parted(
+        self,
+    ) -> Iterator[tuple[_Comparison, list[IndexedInstance], list[IndexedInstance]]]:
+        """Page by page, what the index has, the instances that it lacks, and those that it has
+        although an earlier exchange left them out."""
         for name in self._indexed.sources():
             for page in self._indexed.pages(name):
-                lacking = self._currency.lacking(page)
-                out = [instance for instance in page if not lacking.keys().isdisjoint(instance.ids)]
+                found = self._currency.compared(page)
+                out = [one for one in page if not found.lacking.keys().isdisjoint(one.ids)]
                 missing = {instance.locator for instance in out}
                 back = [
                     instance
                     for instance in page
                     if instance.state == "refused" and instance.locator not in missing
                 ]
-                yield out, back
+                yield found, out, back
 
     def _unowned(self) -> Iterator[tuple[str, ...]]:
         """Ids of points that no instance has any more, in groups."""

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from indexer.imaging.orientation import AS_STORED, Turn, turn_of
+from indexer.imaging.scopes import Scopes
 
 LEFT, BACK, HEAD = np.eye(3)
 """x, y and z of the patient-based coordinate system."""
@@ -54,7 +55,7 @@ def test_a_slice_lies_the_same_however_it_is_stored(plane: str, modality: str) -
     stored = set()
     for (rows, columns), one, other in itertools.product(directions, (1, -1), (1, -1)):
         lies = cosines(one * rows, other * columns)
-        turn = turn_of(header(modality, ImageOrientationPatient=lies), 0)
+        turn = turn_of(Scopes(header(modality, ImageOrientationPatient=lies)).of(0))
         picture = slice_along(volume(), one * rows, other * columns)
         assert np.array_equal(turn.applied(picture), usual), lies
         stored.add(turn)
@@ -73,7 +74,7 @@ def test_nearly_straight_is_straight_and_oblique_stays() -> None:
     def tilted(degrees: float) -> Turn:
         a = np.radians(degrees)
         rows = -np.cos(a) * LEFT + np.sin(a) * BACK
-        return turn_of(header(ImageOrientationPatient=cosines(rows, HEAD)), 0)
+        return turn_of(Scopes(header(ImageOrientationPatient=cosines(rows, HEAD))).of(0))
 
     assert tilted(30) == Turn(left_right=True, up_down=True)
     assert tilted(45) == AS_STORED
@@ -87,12 +88,12 @@ def test_each_frame_of_an_enhanced_image_has_its_own() -> None:
         return group
 
     made = header("MR", SharedFunctionalGroupsSequence=Sequence([plane(LEFT, -BACK)]))
-    assert turn_of(made, 0) == turn_of(made, 7) == Turn(up_down=True)
+    assert turn_of(Scopes(made).of(0)) == turn_of(Scopes(made).of(7)) == Turn(up_down=True)
     made.PerFrameFunctionalGroupsSequence = Sequence([plane(LEFT, BACK), plane(-LEFT, BACK)])
-    assert turn_of(made, 0) == AS_STORED
-    assert turn_of(made, 1) == Turn(left_right=True)
+    assert turn_of(Scopes(made).of(0)) == AS_STORED
+    assert turn_of(Scopes(made).of(1)) == Turn(left_right=True)
     # One frame more than there are groups: what all frames share.
-    assert turn_of(made, 2) == Turn(up_down=True)
+    assert turn_of(Scopes(made).of(2)) == Turn(up_down=True)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +112,8 @@ def test_each_frame_of_an_enhanced_image_has_its_own() -> None:
     ],
 )
 def test_projections_are_mirrored_where_they_say_how_they_lie(letters: Any, turn: Turn) -> None:
-    assert turn_of(header("DX", PatientOrientation=letters), 0) == turn
-    assert turn_of(header("MG", PatientOrientation=letters), 0) == AS_STORED
+    assert turn_of(Scopes(header("DX", PatientOrientation=letters)).of(0)) == turn
+    assert turn_of(Scopes(header("MG", PatientOrientation=letters)).of(0)) == AS_STORED
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_projections_are_mirrored_where_they_say_how_they_lie(letters: Any, turn
     ],
 )
 def test_a_slice_that_does_not_say_how_it_lies_stays(values: dict[str, Any]) -> None:
-    assert turn_of(header("CT", **values), 0) == AS_STORED
+    assert turn_of(Scopes(header("CT", **values)).of(0)) == AS_STORED
 
 
 @pytest.mark.parametrize("letters", [[], ["R"], "", ["X", "Y"], ["R", "R"]])
 def test_letters_that_make_no_sense_are_none(letters: Any) -> None:
-    assert turn_of(header("CR", PatientOrientation=letters), 0) == AS_STORED
+    assert turn_of(Scopes(header("CR", PatientOrientation=letters)).of(0)) == AS_STORED
