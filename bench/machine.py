@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import engine
-from engine.model.encoder import resolved
+from engine.model.encoder import has_bfloat16
 
 __all__ = ["machine", "remember", "write_results"]
 
@@ -43,7 +43,7 @@ def kernels() -> dict[str, str]:
     asked = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
     return {
         "aten": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16": resolved("cpu", "auto"),
+        "bfloat16": "native" if has_bfloat16("cpu") else "emulated",
         **{name: os.environ[name] for name in asked if name in os.environ},
     }
 

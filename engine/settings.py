@@ -331,7 +331,8 @@ class Settings(BaseSettings):
     device: str = "auto"
     """Where the model runs: "cpu", "cuda", "cuda:1", …; "auto" = a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """"auto" computes in bfloat16 where the hardware gains from it."""
+    """In which images are encoded. "auto" follows the index; the first index is made in fp32 on a
+    CPU, which any processor computes alike, and in bf16 on a GPU that has it."""
     pseudonym_key: SecretStr | None = None
     """Key of the HMAC that replaces patient ids; None = generated and kept in the data folder."""
     limits: ImageLimits = ImageLimits()

@@ -23,7 +23,15 @@ from engine.model.manifest import Manifest
 from engine.model.network import HashingNetwork, NetworkOutput
 from engine.records import EncodedImages, Observations
 
-__all__ = ["Encoder", "Precision", "autocast", "canvas_tensor", "centre_and_normalise", "resolved"]
+__all__ = [
+    "Encoder",
+    "Precision",
+    "autocast",
+    "canvas_tensor",
+    "centre_and_normalise",
+    "has_bfloat16",
+    "resolved",
+]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -42,8 +50,8 @@ class Encoder:
         manifest: describes the network.
         decoder: in evaluation mode; None = observations have no reconstruction errors.
         device: "cpu", "cuda", …; "auto" = a GPU if there is one.
-        precision: "bf16" computes the network in bfloat16; "auto" does so where the
-            hardware gains from it.
+        precision: "bf16" computes the network in bfloat16, "auto" means what :func:`resolved`
+            says.
         batch_size: images that go through the network at once. On a GPU shorter batches are
             padded to this size, as sums over another shape may differ in the last digit. So there,
             too, an image's code does not depend on the other images of its batch.
@@ -213,30 +221,36 @@ def centre_and_normalise(z: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
-    """A context in which ``device`` computes in ``precision``."""
-    enabled = resolved(device, precision) == "bf16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+    """A context in which ``device`` computes in ``precision``; "auto" is "bf16" where the hardware
+    multiplies bfloat16, as it may be in training."""
+    enabled = has_bfloat16(device) if precision == "auto" else precision == "bf16"
+    return torch.autocast(torch.device(_named(device)).type, torch.bfloat16, enabled=enabled)
 
 
 def resolved(device: str, precision: Precision) -> Literal["fp32", "bf16"]:
-    """The precision that ``precision`` means on ``device``: "auto" is "bf16" where the hardware
-    gains from it."""
+    """The precision that ``precision`` means for an encoding on ``device``.
+
+    "auto" is "fp32" on a CPU, whatever the processor has: only so do machines with other
+    processors agree in all but the last digits (docs/model.md). On a GPU it is "bf16" where that
+    is supported.
+    """
     if precision != "auto":
         return precision
     on_gpu = torch.device(_named(device)).type == "cuda"
-    gains = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
-    return "bf16" if gains else "fp32"
+    return "bf16" if on_gpu and has_bfloat16(device) else "fp32"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether ``device`` multiplies bfloat16 natively; emulated, it is slower than float32."""
+    if torch.device(_named(device)).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(
+        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+    )
 
 
 def _named(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; emulated, it would be slower."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(
-        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
-    )

@@ -11,10 +11,10 @@ by single lengths: any two bytes of a length may look like a VR.
 """
 
 import struct
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -85,8 +85,8 @@ class _Open:
     undecided: bool = False
     tag: int = 0
     start: int = 0
-    elements: dict[BaseTag, DataElement | RawDataElement] | None = None
-    items: list[Dataset] | None = None
+    elements: dict[BaseTag, "RawDataElement | _Open"] | None = None
+    items: "list[_Open] | None" = None
     charset: _Charset = default_encoding
     inherited: _Charset = default_encoding
 
@@ -306,18 +306,11 @@ class _Pass:
         if closed.is_sequence:
             self._depth -= 1
             if closed.items is not None and above.elements is not None:
-                tag = BaseTag(closed.tag)
-                above.elements[tag] = DataElement(
-                    tag,
-                    "SQ",
-                    Sequence(closed.items),
-                    closed.start,
-                    is_undefined_length=closed.end is None,
-                )
+                above.elements[BaseTag(closed.tag)] = closed
         elif not above.is_sequence:
             self._depth -= 1
         elif closed.elements is not None and above.items is not None:
-            above.items.append(_dataset(closed))
+            above.items.append(closed)
 
     def _deeper(self) -> None:
         self._depth += 1
@@ -393,10 +386,50 @@ class _Pass:
         return Parsed(_dataset(self._stack[0]), head, structure)
 
 
+class _Items(Sequence):
+    """Items that become datasets when they are asked for: of the functional groups of thousands
+    of frames only a few are."""
+
+    def __init__(self, items: list[_Open]) -> None:
+        super().__init__()
+        self._items: list[_Open | Dataset] = list(items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return (self._item(index) for index in range(len(self._items)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._item(one) for one in range(*index.indices(len(self._items)))]
+        return self._item(index)
+
+    def _item(self, index: int) -> Dataset:
+        found = self._items[index]
+        if isinstance(found, _Open):
+            found = self._items[index] = _dataset(found)
+        return found
+
+
 def _dataset(item: _Open) -> Dataset:
-    made = Dataset(item.elements or {}, parent_encoding=item.inherited)
+    elements: dict[BaseTag, RawDataElement | DataElement] = {
+        tag: _sequence(tag, element) if isinstance(element, _Open) else element
+        for tag, element in (item.elements or {}).items()
+    }
+    made = Dataset(elements, parent_encoding=item.inherited)
     made.set_original_encoding(item.implicit, item.little_endian, item.charset)
     return made
+
+
+def _sequence(tag: BaseTag, closed: _Open) -> DataElement:
+    return DataElement(
+        tag,
+        "SQ",
+        _Items(closed.items or []),
+        closed.start,
+        is_undefined_length=closed.end is None,
+    )
 
 
 def _charset(raw: RawDataElement) -> _Charset:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -228,7 +228,7 @@ def _described(header: Dataset, number: int, said: _Identity) -> _Described:
     )
 
 
-def _anatomies(groups: list[Dataset]) -> list[Dataset]:
+def _anatomies(groups: Sequence[Dataset]) -> list[Dataset]:
     return [found for group in groups for found in items(group, "FrameAnatomySequence")[:1]]
 
 

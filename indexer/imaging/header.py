@@ -1,10 +1,12 @@
 """Reads values of a DICOM header; an invalid value counts as absent."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag, Tag
 
 __all__ = ["integer", "items", "number", "numbers", "representation", "text", "value"]
@@ -74,9 +76,7 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
     return int(found) if found is not None and found.is_integer() else None
 
 
-def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """The items of the sequence ``keyword``; empty when it is absent or no sequence."""
     found = value(dataset, keyword)
-    if not found or isinstance(found, (str, bytes)) or not hasattr(found, "__iter__"):
-        return []
-    return [item for item in found if isinstance(item, Dataset)]
+    return found if isinstance(found, DicomSequence) else ()

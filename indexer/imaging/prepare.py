@@ -73,7 +73,8 @@ class Prepared:
     """An instance, ready to be encoded.
 
     content_sha256: hex digest of the whole file. pixels_sha256: that of the display pixels of its
-    pictures (fingerprint.py), the same for the same pixels in another lossless encoding.
+    pictures (fingerprint.py), the same for the same pixels in another lossless encoding; None
+    without a SOP Instance UID, which alone could be claimed by a second encoding.
     decoders: what decoded the frames of compressed pixel data, in alphabetical order.
     partial: frames that are not among the pictures because they are missing or broken.
     """
@@ -81,7 +82,7 @@ class Prepared:
     record: ImageRecord
     content_sha256: str
     pictures: tuple[Picture, ...]
-    pixels_sha256: str
+    pixels_sha256: str | None
     decoders: tuple[str, ...] = ()
     partial: tuple[UnreadableFrames, ...] = ()
 
@@ -115,7 +116,7 @@ def prepare(task: ReadTask) -> Prepared:
         instance.record,
         instance.content_sha256,
         pictures,
-        pixels_digest(instance.frames),
+        pixels_digest(instance.frames) if instance.record.sop else None,
         tuple(sorted({frame.decoder for frame in instance.frames if frame.decoder})),
         instance.partial,
     )

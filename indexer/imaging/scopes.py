@@ -30,7 +30,7 @@ class Scopes:
     def of(self, number: int) -> list[Dataset]:
         """Those of frame ``number`` (from 0): its functional groups, the shared ones, and last
         the header."""
-        scopes = []
+        scopes: list[Dataset] = []
         for group in (*self._per_frame[number : number + 1], *self._shared):
             for macro in _MACROS:
                 scopes += items(group, macro)[:1]

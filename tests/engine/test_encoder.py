@@ -10,7 +10,7 @@ from engine.codes import pack_signs
 from engine.errors import ModelError
 from engine.model.checkpoint import save_checkpoint
 from engine.model.decoder import Decoder, DecoderSize, reconstruction_scores, save_decoder
-from engine.model.encoder import Encoder, canvas_tensor, centre_and_normalise
+from engine.model.encoder import Encoder, canvas_tensor, centre_and_normalise, has_bfloat16
 from engine.model.preprocess import Preprocess
 
 
@@ -80,6 +80,16 @@ def test_neighbours_and_position_do_not_change_a_bit(encoder, precision, threads
         assert again.z.tobytes() == alone.z.tobytes()
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_on_a_cpu_the_default_is_what_every_processor_agrees_on(
+    build, manifest, monkeypatch, has_it
+):
+    has = dict.fromkeys(("avx512_bf16", "amx_bf16", "bf16"), has_it)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has)
+    assert Encoder(build(), manifest).precision == "fp32"
+    assert has_bfloat16("cpu") is has_it
 
 
 def test_half_the_digits_say_nearly_the_same(encoder):

@@ -15,7 +15,7 @@ from indexer.reencoding.reencode import reencode
 from indexer.sources.folder import FolderSource
 
 OTHER = {"fp32": "bf16", "bf16": "fp32"}
-"""What ``auto`` is here, and what it is on another kind of processor."""
+"""What an index was not made in."""
 
 
 @pytest.fixture
