@@ -16,7 +16,7 @@ from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
-from engine.search.ladder import Climb, Rung, climb, enough_for
+from engine.search.ladder import Climb, Rung, climb
 from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.query import MAX_K, Cursor, Query, without_own
 from engine.search.recommend import Examples, Recommendation, Wanted, recommend
@@ -103,7 +103,7 @@ class SearchEngine:
             raise StoreError(f"image {image_id} is stored without its vector; index it again")
         others = (*query.where.must_not, Ids((image_id,)))
         narrowed = replace(query, where=replace(query.where, must_not=others))
-        # Rounding to float16 in the store changed its length slightly.
+        # A server rounds to float16, which changes the length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
         found = self.answer(seen, narrowed, point.record, watch.milliseconds)
@@ -174,14 +174,14 @@ class SearchEngine:
         with watch("ood"):
             verdict = self.verdict(seen)
         if verdict is not None and verdict.foreign and self._settings.ood_policy == "refuse":
-            nothing = Climb(Rung("none", None), query.where, Size(0), {})
+            nothing = Climb(Rung("none"), query.where, Size(0), Size(0), {})
             return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
         records = () if own is None else (own,)
         with watch("prefilter"):
             others, remarks = as_spelled(self._store, query.where)
             nobody = nobodies(self._store, self._settings, records, query.exclude, query.group_by)
             where = without_own(others, query.exclude, records, nobody)
-            taken = self.candidates(code, query, where)
+            taken = self.candidates(z, code, query, where)
         with watch("rank"):
             points = self._points(z, query, taken, nobody)
         # The rung was taken for an estimate that proved too high: go on to wider rungs. A further
@@ -193,7 +193,7 @@ class SearchEngine:
             and query.page is None
         ):
             with watch("prefilter"):
-                taken = self.candidates(code, query, where, above=taken)
+                taken = self.candidates(z, code, query, where, above=taken)
             with watch("rank"):
                 points = self._points(z, query, taken, nobody)
         hits = ranked_groups(points, code, query.order, query.group_by, nobody)
@@ -204,7 +204,7 @@ class SearchEngine:
         estimated = False
         if query.facets:
             with watch("facets"):
-                facets, estimated = self._facets(taken.where, taken.size)
+                facets, estimated = self._facets(where, taken.matching)
         end = query.offset + query.k
         more = len(hits) > end and end + query.k <= MAX_K
         evidence = self._evidence(query, taken, len(points), watch)
@@ -219,7 +219,7 @@ class SearchEngine:
             ),
             verdict,
             facets,
-            str(Cursor(taken.rung.name, end)) if more else None,
+            str(Cursor(taken.rung.label, end)) if more else None,
         )
 
     def verdict(self, seen: Observations) -> OodVerdict | None:
@@ -238,28 +238,34 @@ class SearchEngine:
         return replace(strictest, p=p, foreign=p <= strictest.alpha)
 
     def candidates(
-        self, code: NDArray[np.uint8], query: Query, where: Filter, above: Climb | None = None
+        self,
+        z: NDArray[np.float32],
+        code: NDArray[np.uint8],
+        query: Query,
+        where: Filter,
+        above: Climb | None = None,
     ) -> Climb:
-        """The pre-filter's result for a query with this packed code, uint8 (B/8,).
+        """The result of the coarse filter for a query.
 
         Args:
+            z: float32 (D,). code: uint8 (B/8,), packed.
             where: the query's filters.
             above: an earlier result with too few candidates, see :func:`climb`.
         """
         settings = self._settings
         if query.exact:
             size = size_of(self._store, where, settings.max_counted)
-            return Climb(Rung("exact", None), where, size, {"exact": size.count})
-        enough = enough_for(self._store, where, query.k, settings)
-        only = None if query.page is None else query.page.rung
+            return Climb(Rung("exact"), where, size, size, {"exact": size.count})
         return climb(
             self._store,
+            z,
             code,
             where,
-            enough,
+            query.k,
             settings,
             by_code=query.order == "hamming",
-            only=only,
+            within=query.radius,
+            only=None if query.page is None else query.page.rung,
             above=above,
         )
 
@@ -283,6 +289,9 @@ class SearchEngine:
         return Evidence(
             rung=taken.rung.name,
             radius=taken.rung.radius,
+            cells=taken.rung.cells or None,
+            cells_in_all=len(cells) if (cells := self._store.cells) is not None else None,
+            matching=taken.matching.count,
             candidates=taken.size.count,
             estimated=taken.size.estimated,
             compared=taken.compared,

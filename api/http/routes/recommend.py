@@ -42,7 +42,7 @@ _EXAMPLE = {
         "bits": 64,
         "precision": "fp32",
         "index_precision": "fp32",
-        "rungs": {"s1": 1, "s2": 1},
+        "rungs": {"codes": 1, "cells": 1},
         "candidates": 311,
         "estimated": False,
         "approximate": False,
