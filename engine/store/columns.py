@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,12 @@ class Columns:
         return made
 
     def _open(self, generation: int, rows: int, ordered: int, combinations: int) -> None:
+        with ExitStack() as opened:
+            self._open_files(opened, generation, combinations)
+            self._read(rows, ordered, combinations)
+            self._opened = opened.pop_all()
+
+    def _open_files(self, opened: ExitStack, generation: int, combinations: int) -> None:
         collection, folder = self._collection, self._folder / str(generation)
         self._generation = generation
         self._files = {
@@ -93,21 +100,30 @@ class Columns:
             **{name: ColumnFile(folder / name, np.uint64) for name in KEYS},
             "cell": ColumnFile(folder / "cell", np.uint32),
             "combination": ColumnFile(folder / "combination", np.uint32),
-            "alive": ColumnFile(folder / "alive", np.uint8),
+            "gone": ColumnFile(folder / "gone", np.uint32),
             "ends": ColumnFile(folder / "ends", np.uint64),
         }
+        self._texts = ColumnFile(folder / "records", np.uint8)
+        for file in (*self._files.values(), self._texts):
+            opened.callback(file.close)
+        self._combinations = Combinations(folder / "combinations.jsonl", combinations)
+        opened.callback(self._combinations.close)
+
+    def _read(self, rows: int, ordered: int, combinations: int) -> None:
         if any(len(file.rows) < rows for file in self._files.values()):
             raise Outdated("a file is too short")
-        self._texts = ColumnFile(folder / "records", np.uint8)
         ends = self._files["ends"].rows
         self._text_end = int(ends[rows - 1]) if rows else 0
         if len(self._texts.rows) < self._text_end:
             raise Outdated("the records are too short")
-        self._combinations = Combinations(folder / "combinations.jsonl", combinations)
-        cells = _read_cells(folder / "cells.npz", collection.model)
-        alive = self._files["alive"].rows[:rows] != 0
-        self._lookup = IdLookup(self._files["ids"].rows, np.flatnonzero(alive))
-        used = np.bincount(self._files["combination"].rows[:rows][alive], minlength=combinations)
+        folder = self._folder / str(self._generation)
+        cells = _read_cells(folder / "cells.npz", self._collection.model)
+        gone = self._files["gone"].rows[:rows]
+        there = np.flatnonzero(gone == 0)
+        self._lookup = IdLookup(self._files["ids"].rows, there)
+        self._moment = int(gone.max(initial=0))
+        self._to_erase: list[NDArray[np.int64]] = []
+        used = np.bincount(self._files["combination"].rows[there], minlength=combinations)
         if len(used) > combinations:
             raise Outdated("a row has no combination")
         self._combinations.counts[:combinations] = used[:combinations]
@@ -129,6 +145,7 @@ class Columns:
             **arrays,
             texts=self._texts.rows,
             rows=rows,
+            moment=self._moment,
             ordered=ordered,
             cells=cells,
             starts=starts,
@@ -136,7 +153,7 @@ class Columns:
             combined=len(self._combinations),
             lookup=self._lookup,
         )
-        """What searches use. It does not change, but for rows that are marked as gone."""
+        """What searches use. It does not change, but what is gone is erased at some time."""
 
     # Writing
 
@@ -181,26 +198,48 @@ class Columns:
         numbers = [self._combinations.number_of(point.record) for point in points]
         arrays["combination"][new] = numbers
         arrays["ends"][new] = ends
-        arrays["alive"][new] = 1
+        arrays["gone"][new] = 0
         self._text_end = int(ends[-1])
-        replaced = self._lookup.find(arrays["ids"][new], arrays["ids"])
+        replaced = self._lookup.find(arrays["ids"][new], arrays["ids"], start)
         self._mark_gone(replaced[replaced >= 0])
         np.add.at(self._combinations.counts, numbers, 1)
-        self._lookup = self._lookup.with_rows(arrays["ids"], arrays["alive"], start, end)
+        self._lookup = self._lookup.with_rows(arrays["ids"], arrays["gone"], start, end)
         self._publish(end, view.ordered, view.cells)
 
     def remove(self, rows: NDArray[np.int64]) -> None:
-        """Marks rows whose points were deleted."""
+        """Takes rows out whose points were deleted. The next :meth:`sync` erases what they held."""
         self._mark_gone(rows)
+        self._publish(self.view.rows, self.view.ordered, self.view.cells)
 
     def _mark_gone(self, rows: NDArray[np.int64]) -> None:
         view = self.view
-        rows = rows[view.alive[rows] != 0]
-        view.alive[rows] = 0
-        np.subtract.at(self._combinations.counts, view.combination[rows], 1)
+        rows = rows[view.gone[rows] == 0]
+        if len(rows):
+            self._moment += 1
+            view.gone[rows] = self._moment
+            np.subtract.at(self._combinations.counts, view.combination[rows], 1)
+            self._to_erase.append(rows)
+
+    def erase_gone(self) -> None:
+        """Erases what rows that are gone held, also where an earlier process ended before that."""
+        self._to_erase = [np.flatnonzero(self.view.gone[: self.view.rows])]
+
+    def _erase(self) -> None:
+        view, ends = self.view, self.view.ends
+        for rows in self._to_erase:
+            for row in rows.tolist():
+                start = int(ends[row - 1]) if row else 0
+                view.texts[start : int(ends[row])] = 0
+            for name in ("z", "codes", "ids", *KEYS):
+                getattr(view, name)[rows] = 0
+        self._to_erase = []
+        self._combinations.forget_unused()
 
     def sync(self) -> None:
-        """On return, all rows survive a power cut. The shard must do so already."""
+        """On return, all rows survive a power cut, and nothing is left of what is gone. The shard
+        must survive it already."""
+        if self._to_erase:
+            self._erase()
         for file in (*self._files.values(), self._texts):
             file.sync()
         self._combinations.sync()
@@ -263,7 +302,7 @@ class Columns:
         """
         self.sync()
         view = self.view
-        rows = np.flatnonzero(view.alive[: view.rows])
+        rows = np.flatnonzero(view.gone[: view.rows] == 0)
         cells, cell = view.cells, view.cell[rows]
         if len(rows) >= LEAST_POINTS and (anew or cells is None or cells.outgrown(len(rows))):
             cells, cell = trained(view.z, view.codes, rows, self._collection.model)
@@ -309,7 +348,7 @@ class Columns:
                     renumbered[number] = self._combinations.number_for(values)
             self._files["combination"].rows[part] = renumbered[numbers]
         self._files["cell"].rows[: len(rows)] = cell
-        self._files["alive"].rows[: len(rows)] = 1
+        self._files["gone"].rows[: len(rows)] = 0
         self._files["ends"].rows[: len(rows)] = ends
         self._text_end = int(ends[-1]) if len(ends) else 0
         used = np.bincount(
@@ -321,9 +360,7 @@ class Columns:
 
     def close(self) -> None:
         """Closes the files; views stay valid."""
-        for file in (*self._files.values(), self._texts):
-            file.close()
-        self._combinations.close()
+        self._opened.close()
 
 
 def _read_cells(path: Path, model: str) -> Cells | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.files import write_atomically
 from engine.records import ImageRecord
 from engine.store.base import Match, Range
 
@@ -49,56 +50,86 @@ class Combinations:
             ValueError: there are fewer, or they are damaged.
         """
         self._numbers: dict[tuple[Any, ...], int] = {}
-        self._combined: list[tuple[Any, ...]] = []
+        self._combined: list[tuple[Any, ...] | None] = []
         self._values: list[dict[Any, int]] = [{} for _ in COMBINED]
+        # How many numbers of values were given, for each field.
+        self._given = [0] * len(COMBINED)
         self.codes = np.zeros((256, len(COMBINED)), np.int32)
         """int32 (T or more, F): the number of the value that a combination has for each field."""
         self.counts = np.zeros(256, np.int64)
         """int64 (T or more,): how many points have the combination."""
+        self._path = path
         self._file = path.open("a+b")
-        self._file.seek(0)
-        for _ in range(known):
-            values = json.loads(self._file.readline())
-            values[_LABELS] = tuple(values[_LABELS])
-            if self._add(tuple(values)) != len(self._numbers) - 1:
-                raise ValueError(f"{path} names a combination twice")
-        self._file.truncate(self._file.tell())
+        try:
+            self._file.seek(0)
+            for _ in range(known):
+                values = json.loads(self._file.readline())
+                if values is not None:
+                    values[_LABELS] = tuple(values[_LABELS])
+                self._add(None if values is None else tuple(values))
+            self._file.truncate(self._file.tell())
+        except BaseException:
+            self._file.close()
+            raise
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._combined)
 
     def number_of(self, record: ImageRecord) -> int:
         """The number of the record's combination, which is added if it is new."""
         return self.number_for(tuple(getattr(record, name) for name in COMBINED))
 
     def values_of(self, number: int) -> tuple[Any, ...]:
-        """The values of a combination, in the order of :data:`COMBINED`."""
-        return self._combined[number]
+        """The values of a combination in use, in the order of :data:`COMBINED`."""
+        values = self._combined[number]
+        if values is None:
+            raise ValueError(f"combination {number} is in no use")
+        return values
 
     def number_for(self, values: tuple[Any, ...]) -> int:
         """As :meth:`number_of`, for the values in the order of :data:`COMBINED`."""
         found = self._numbers.get(values)
         if found is None:
-            self._file.write(json.dumps(values).encode() + b"\n")
+            self._file.write(_line(values))
             found = self._add(values)
         return found
 
-    def _add(self, values: tuple[Any, ...]) -> int:
-        number = len(self._numbers)
+    def forget_unused(self) -> None:
+        """Erases the values of combinations that no point has, but for their numbers."""
+        unused = np.flatnonzero(self.counts[: len(self)] == 0)
+        named = [(number, self._combined[number]) for number in unused.tolist()]
+        if not any(values is not None for _, values in named):
+            return
+        for number, values in named:
+            if values is not None:
+                del self._numbers[values]
+                self._combined[number] = None
+        for at, known in enumerate(self._values):
+            used = {values[at] for values in self._combined if values is not None}
+            self._values[at] = {value: number for value, number in known.items() if value in used}
+        write_atomically(self._path, b"".join(map(_line, self._combined)))
+        self._file.close()
+        self._file = self._path.open("a+b")
+
+    def _add(self, values: tuple[Any, ...] | None) -> int:
+        number = len(self._combined)
         if number == len(self.codes):
             self.codes = np.concatenate([self.codes, np.zeros_like(self.codes)])
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
-        for at, value in enumerate(values):
-            self.codes[number, at] = self._values[at].setdefault(value, len(self._values[at]))
-        if self._numbers.setdefault(values, number) == number:
-            self._combined.append(values)
-        return self._numbers[values]
+        for at, value in enumerate(values or ()):
+            known = self._values[at]
+            self.codes[number, at] = known.setdefault(value, self._given[at])
+            self._given[at] = max(self._given[at], int(self.codes[number, at]) + 1)
+        if values is not None:
+            self._numbers[values] = number
+        self._combined.append(values)
+        return number
 
     def matching(self, condition: Match | Range, count: int) -> NDArray[np.bool_]:
         """For which of the first ``count`` combinations the condition holds: bool (count,)."""
         at = COMBINED.index(condition.field)
         known = list(self._values[at].items())
-        holds = np.zeros(len(known), bool)
+        holds = np.zeros(self._given[at], bool)
         wanted = set(condition.values) if isinstance(condition, Match) else set()
         for value, number in known:
             if isinstance(condition, Range):
@@ -118,7 +149,7 @@ class Combinations:
         """
         at = COMBINED.index(field)
         known = list(self._values[at].items())
-        sums = np.bincount(self.codes[: len(weights), at], weights, minlength=len(known))
+        sums = np.bincount(self.codes[: len(weights), at], weights, minlength=self._given[at])
         found: dict[str, int] = {}
         for value, number in known:
             count = int(sums[number])
@@ -134,6 +165,10 @@ class Combinations:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _line(values: tuple[Any, ...] | None) -> bytes:
+    return json.dumps(values).encode() + b"\n"
 
 
 def _within(value: int | None, bounds: Range) -> bool:

@@ -5,7 +5,6 @@ code, its tenant and its record as one text (text_record.py). Searches read the 
 derived from it (columns.py), and the graph of the shard where the profile has one.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -15,7 +14,9 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -41,7 +42,7 @@ from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated
 from engine.store.payload import from_payload
 from engine.store.points import checked_vector, not_storable
-from engine.store.rows import View
+from engine.store.rows import RowGone, View
 from engine.store.text_record import from_text, to_text
 
 __all__ = ["EdgeStore", "described"]
@@ -88,6 +89,7 @@ class EdgeStore:
         # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
         self._writing = threading.RLock()
         self._changed = 0
+        self._rearranging = False
         self._columns = self._opened_columns()
 
     @classmethod
@@ -177,15 +179,30 @@ class EdgeStore:
         """Changes the profile and rebuilds; searches go on meanwhile, without the graph."""
         with self._writing:
             self.flush()
-            shard, self._shard = self._open_shard, None
-            _wrapped(shard.close)
-            config = _config(self._collection, profile)
-            self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
-            _note(self._directory, self._collection, profile)
-            self._profile = profile
+            with self._shard_closed():
+                # The shard keeps the configuration with which it is opened.
+                config = _config(self._collection, profile)
+                shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
+                _wrapped(shard.close)
+                _note(self._directory, self._collection, profile)
+                self._profile = profile
             self._changed = len(self)
             self._optimise()
             self._columns = self._columns.arranged(anew=True)
+
+    @contextmanager
+    def _shard_closed(self) -> Iterator[None]:
+        """A block during which the shard is closed; searches go on."""
+        self._rearranging = True
+        try:
+            shard, self._shard = self._open_shard, None
+            _wrapped(shard.close)
+            try:
+                yield
+            finally:
+                self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
+        finally:
+            self._rearranging = False
 
     def __len__(self) -> int:
         return self._view.count(Filter())
@@ -219,25 +236,33 @@ class EdgeStore:
         else:
             # Qdrant Edge holds Python's lock until it is done, which may take minutes.
             self.flush()
-            shard, self._shard = self._open_shard, None
-            _wrapped(shard.close)
-            try:
+            with self._shard_closed():
                 _optimise_elsewhere(self._directory)
-            finally:
-                self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
         self._changed = 0
 
     @property
     def _open_shard(self) -> qdrant.EdgeShard:
         if self._shard is None:
-            raise StoreError(f"the index in {self._directory} is closed")
+            raise self._closed()
         return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        return [self._nearest(one) for one in asked]
+        return [self._asked(partial(self._nearest, asked=one)) for one in asked]
 
-    def _nearest(self, asked: Nearest) -> list[Point]:
-        view = self._view
+    def _asked(self, question: Callable[[View], _T]) -> _T:
+        """The answer of a view; of a later one where what the first one held was erased."""
+        if self._shard is None and not self._rearranging:
+            raise self._closed()
+        while True:
+            try:
+                return question(self._view)
+            except RowGone:
+                continue
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"the index in {self._directory} is closed")
+
+    def _nearest(self, view: View, asked: Nearest) -> list[Point]:
         if not asked.exact and asked.where == Filter() and self._profile.graph == "precise":
             found = self._by_graph(view, asked)
             if found is not None:
@@ -269,23 +294,27 @@ class EdgeStore:
         return view.best_of(asked.z, rows[rows >= 0], asked.limit)
 
     def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
-        return self._view.count(where)
+        return self._asked(lambda view: view.count(where))
 
     def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
-        return self._view.facets(fields, where, limit)
+        return self._asked(lambda view: view.facets(fields, where, limit))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
-        view = self._view
-        rows = view.find(_known_ids(ids))
-        return [view.point(int(row), with_z=with_z) for row in rows if row >= 0]
+        known = _known_ids(ids)
+        return self._asked(
+            lambda view: [
+                view.point(int(row), with_z=with_z) for row in view.find(known) if row >= 0
+            ]
+        )
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
-        view = self._view
-        for row in view.sorted_by_id(view.selected(where)):
-            if view.alive[row]:
-                yield view.point(int(row), with_z=with_z)
+        # Ids, as rows may be others by the time that they are read.
+        ids = self._asked(lambda view: view.ids[view.sorted_by_id(view.selected(where))])
+        for start in range(0, len(ids), page):
+            some = [str(uuid.UUID(bytes=one.tobytes())) for one in ids[start : start + page]]
+            yield from self.get(some, with_z=with_z)
 
     def delete(self, where: Filter) -> int:
         with self._writing:
@@ -334,23 +363,35 @@ class EdgeStore:
     def _opened_columns(self) -> Columns:
         folder = self._directory / _COLUMNS
         try:
-            columns = Columns(folder, self._collection)
-            ids = columns.pending()
-            for start in range(0, len(ids), _READ_AT_ONCE):
-                some = ids[start : start + _READ_AT_ONCE]
-                rows = columns.view.find(some)
-                columns.remove(rows[rows >= 0])
-                columns.append(self._stored(some))
-            count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
-            if columns.view.count(Filter()) != count:
-                raise Outdated("they have another number of points")
-            if ids:
-                columns.sync()
+            with ExitStack() as opened:
+                columns = Columns(folder, self._collection)
+                opened.callback(columns.close)
+                self._bring_up_to_date(columns)
+                opened.pop_all()
         except Outdated as why:
             if folder.exists():
                 logger.info("the columns of %s are made again: %s", self._directory, why)
             return self._derived(folder)
         return columns
+
+    def _bring_up_to_date(self, columns: Columns) -> None:
+        """Reads what an earlier process may have written to the shard alone.
+
+        Raises:
+            Outdated: that is not enough.
+        """
+        ids = columns.pending()
+        for start in range(0, len(ids), _READ_AT_ONCE):
+            some = ids[start : start + _READ_AT_ONCE]
+            rows = columns.view.find(some)
+            columns.remove(rows[rows >= 0])
+            columns.append(self._stored(some))
+        count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
+        if columns.view.count(Filter()) != count:
+            raise Outdated("they have another number of points")
+        if ids:
+            columns.erase_gone()
+            columns.sync()
 
     def _derived(self, folder: Path) -> Columns:
         """The columns made from the shard."""
@@ -494,7 +535,7 @@ def _known_ids(ids: Sequence[str]) -> list[str]:
     """The ids that are UUIDs, as all ids of points are; others are skipped."""
     known: list[str] = []
     for text in ids:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             known.append(_plain(text))
     return known
 

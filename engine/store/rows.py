@@ -16,7 +16,7 @@ from engine.store.cells import Cells
 from engine.store.combinations import COMBINED, Combinations
 from engine.store.text_record import from_text
 
-__all__ = ["KEYS", "IdLookup", "View", "keys_of"]
+__all__ = ["KEYS", "IdLookup", "RowGone", "View", "keys_of"]
 
 KEYS = ("study", "series", "sop", "patient")
 """Fields with about as many values as there are studies or images; a row has a hash of each."""
@@ -26,6 +26,10 @@ _LEAST_TAIL = 4096
 _ROWS_AT_ONCE = 65_536
 _ROUNDING = 4e-6
 """Most by which the fast similarities of two equal vectors differ."""
+
+
+class RowGone(Exception):
+    """What a row held was erased since the view was made; a later view has what is there now."""
 
 
 def keys_of(record: ImageRecord) -> list[int]:
@@ -50,24 +54,27 @@ class IdLookup:
         order = np.argsort(first, kind="stable")
         self._first = first[order]
         self._rows = rows[order].astype(np.uint32)
-        self._added: dict[bytes, int] = {}
+        # The rows of an id, the latest first: views of before know the earlier ones only.
+        self._added: dict[bytes, tuple[int, ...]] = {}
 
     def with_rows(
-        self, ids: NDArray[np.uint8], alive: NDArray[np.uint8], start: int, end: int
+        self, ids: NDArray[np.uint8], gone: NDArray[np.uint32], start: int, end: int
     ) -> "IdLookup":
         """One that finds the rows from ``start`` to ``end`` as well; may be this one."""
         if len(self._added) + end - start > max(_LEAST_TAIL, len(self._rows) // 4):
-            return IdLookup(ids, np.flatnonzero(alive[:end]))
+            return IdLookup(ids, np.flatnonzero(gone[:end] == 0))
         packed = ids[start:end].tobytes()
         for at in range(end - start):
-            self._added[packed[16 * at : 16 * at + 16]] = start + at
+            one = packed[16 * at : 16 * at + 16]
+            self._added[one] = (start + at, *self._added.get(one, ()))
         return self
 
-    def find(self, wanted: NDArray[np.uint8], ids: NDArray[np.uint8]) -> _Rows:
-        """The row of each id, -1 = there is none: uint8 (K, 16) → int64 (K,).
+    def find(self, wanted: NDArray[np.uint8], ids: NDArray[np.uint8], rows: int) -> _Rows:
+        """The latest row of each id, -1 = there is none: uint8 (K, 16) → int64 (K,).
 
         Args:
             ids: of all rows.
+            rows: only the first so many are looked at.
         """
         found = np.full(len(wanted), -1, np.int64)
         if len(self._rows):
@@ -78,17 +85,18 @@ class IdLookup:
             while open_.any():
                 which = np.flatnonzero(open_)
                 same = self._first[at[which]] == first[which]
-                rows = self._rows[at[which]].astype(np.int64)
-                equal = same & (ids[rows] == wanted[which]).all(axis=1)
-                found[which[equal]] = rows[equal]
+                there = self._rows[at[which]].astype(np.int64)
+                equal = same & (there < rows) & (ids[there] == wanted[which]).all(axis=1)
+                found[which[equal]] = there[equal]
                 at[which] += 1
                 open_[which] = same & ~equal & (at[which] < len(self._first))
         if self._added:
             packed = wanted.tobytes()
             for i in range(len(wanted)):
-                row = self._added.get(packed[16 * i : 16 * i + 16])
-                if row is not None:
-                    found[i] = row
+                for row in self._added.get(packed[16 * i : 16 * i + 16], ()):
+                    if row < rows:
+                        found[i] = row
+                        break
         return found
 
 
@@ -103,8 +111,9 @@ class View:
     """What the index held at one moment. Rows from ``rows`` on are not part of it.
 
     z: float32 (N, D). ids: uint8 (N, 16). codes: uint8 (N, B/8). cell, combination: uint32 (N,).
-    study, series, sop, patient: uint64 (N,), see :func:`keys_of`. alive: uint8 (N,), 0 = the point
-    was replaced or deleted; it may change. ends: uint64 (N,), where in ``texts``, uint8, the row's
+    study, series, sop, patient: uint64 (N,), see :func:`keys_of`. gone: uint32 (N,), the moment at
+    which the row's point was replaced or deleted, 0 = it was not; rows that are gone later than
+    ``moment`` are still part of the view. ends: uint64 (N,), where in ``texts``, uint8, the row's
     text ends. ordered: the first so many rows are sorted by cell. starts: int64 (C + 1,), the first
     row of each cell among those. combined: number of ``combinations`` in use.
     """
@@ -118,10 +127,11 @@ class View:
     series: NDArray[np.uint64]
     sop: NDArray[np.uint64]
     patient: NDArray[np.uint64]
-    alive: NDArray[np.uint8]
+    gone: NDArray[np.uint32]
     ends: NDArray[np.uint64]
     texts: NDArray[np.uint8]
     rows: int
+    moment: int
     ordered: int
     cells: Cells | None
     starts: NDArray[np.int64] | None
@@ -140,18 +150,28 @@ class View:
         return str(uuid.UUID(bytes=self.ids[row].tobytes()))
 
     def point(self, row: int, *, with_z: bool = False, score: float | None = None) -> Point:
+        """The point of a row. Raises RowGone."""
+        text, point_id = self.text(row), self.id(row)
         z = self.z[row].copy() if with_z else None
         code = self.codes[row].copy()
-        return from_text(self.id(row), self.text(row), code, z=z, score=score)
+        if self.gone[row] and not self.ids[row].any():
+            raise RowGone
+        return from_text(point_id, text, code, z=z, score=score)
+
+    def there(self, rows: _Rows) -> NDArray[np.bool_]:
+        """Which of the rows are part of the view."""
+        gone = self.gone[rows]
+        there: NDArray[np.bool_] = (gone == 0) | (gone > self.moment)
+        return there
 
     def find(self, ids: Sequence[str]) -> _Rows:
         """The row of each id, -1 = there is none, int64 (K,)."""
         packed = b"".join(uuid.UUID(one).bytes for one in ids)
         wanted = np.frombuffer(packed, np.uint8).reshape(-1, 16)
-        found = self.lookup.find(wanted, self.ids)
-        there = (found >= 0) & (found < self.rows)
-        there[there] = self.alive[found[there]] != 0
-        return np.where(there, found, -1)
+        found = self.lookup.find(wanted, self.ids, self.rows)
+        known = found >= 0
+        known[known] = self.there(found[known])
+        return np.where(known, found, -1)
 
     def sorted_by_id(self, rows: _Rows) -> _Rows:
         first, second = _halves(self.ids[rows])
@@ -264,7 +284,7 @@ class View:
         return self._kept(rows, passing)
 
     def _kept(self, rows: _Rows, passing: "_Passing") -> _Rows:
-        rows = rows[self.alive[rows] != 0]
+        rows = rows[self.there(rows)]
         if passing.table is not None:
             rows = rows[passing.table[self.combination[rows]]]
         for test in passing.tests:
@@ -339,8 +359,8 @@ class View:
         else:
             rows = self.selected(where)
             return rows, self._likeness(rows, z)
-        alive = self.alive[rows] != 0
-        return (rows, likeness) if alive.all() else (rows[alive], likeness[alive])
+        there = self.there(rows)
+        return (rows, likeness) if there.all() else (rows[there], likeness[there])
 
     def _likeness(self, rows: _Rows, z: NDArray[np.float32]) -> NDArray[np.float32]:
         if 2 * len(rows) > self.rows:
