@@ -67,6 +67,7 @@ class Columns:
             ):
                 raise Outdated("they are of another index")
             self._open(state["generation"], state["rows"], state["sorted"], state["combinations"])
+            self.settled = int(state["settled"])
         except Outdated:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,6 +84,9 @@ class Columns:
         (folder / "0").mkdir()
         made._open(0, 0, 0, 0)
         return made
+
+    settled: int = 0
+    """How many rows there were when the shard was optimised."""
 
     def _open(self, generation: int, rows: int, ordered: int, combinations: int) -> None:
         with ExitStack() as opened:
@@ -256,6 +260,7 @@ class Columns:
             "rows": self.view.rows,
             "sorted": self.view.ordered,
             "combinations": len(self._combinations),
+            "settled": self.settled,
         }
         write_atomically(self._folder / _STATE, json.dumps(state).encode())
 
@@ -316,6 +321,7 @@ class Columns:
         made._folder, made._collection = self._folder, self._collection
         made._open(self._generation + 1, 0, 0, 0)
         made._copy(view, rows[order], cell[order], cells)
+        made.settled = max(0, self.settled - (view.rows - len(rows)))
         made.sync()
         self.close()
         made._remove_other_generations()

@@ -16,13 +16,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 
 from engine.codes import from_hex, to_hex
 from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
@@ -52,13 +53,17 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 """1: a payload field and an index for each field of the record, float16, no columns."""
 _COLLECTION, _COLUMNS = "collection.json", "columns"
-_UPSERT_AT_ONCE = 64
+_UPSERT_AT_ONCE = 16
 """Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
 _DELETE_AT_ONCE = 256
 _READ_AT_ONCE = 1000
 _OPTIMISED_HERE = 2_000
-"""Up to so many points, or changed points, the shard is optimised in this process: sooner done than
-another one is started."""
+"""A shard of up to so many points is optimised in this process: sooner done than another one is
+started."""
+_LEAST_ADDED, _ADDED_SHARE = 1_000, 0.02
+"""A larger one is optimised when more points than this, and than this share, were added."""
+_SEGMENTS = 8
+"""Segments of a shard. With fewer of them, more is built anew whenever points were added."""
 _OPTIMISER = """
 import ctypes, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -88,7 +93,6 @@ class EdgeStore:
         self._lock = lock
         # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
         self._writing = threading.RLock()
-        self._changed = 0
         self._rearranging = False
         self._columns = self._opened_columns()
 
@@ -186,7 +190,7 @@ class EdgeStore:
                 _wrapped(shard.close)
                 _note(self._directory, self._collection, profile)
                 self._profile = profile
-            self._changed = len(self)
+            self._columns.settled = 0
             self._optimise()
             self._columns = self._columns.arranged(anew=True)
 
@@ -215,7 +219,6 @@ class EdgeStore:
                 self._columns.note(point.id for point in some)
                 self._update(qdrant.UpdateOperation.upsert_points(made))
                 self._columns.append([replace(one, id=_plain(one.id)) for one in some])
-                self._changed += len(some)
 
     def flush(self) -> None:
         with self._writing:
@@ -231,14 +234,17 @@ class EdgeStore:
                 self._columns = self._columns.arranged()
 
     def _optimise(self) -> None:
-        if self._changed <= _OPTIMISED_HERE:
+        points = len(self)
+        added = self._view.rows - self._columns.settled
+        if points <= _OPTIMISED_HERE:
             _wrapped(self._open_shard.optimize)
-        else:
+        elif added > max(_LEAST_ADDED, _ADDED_SHARE * points):
             # Qdrant Edge holds Python's lock until it is done, which may take minutes.
             self.flush()
             with self._shard_closed():
                 _optimise_elsewhere(self._directory)
-        self._changed = 0
+            self._columns.settled = self._view.rows
+            self._columns.sync()
 
     @property
     def _open_shard(self) -> qdrant.EdgeShard:
@@ -247,6 +253,7 @@ class EdgeStore:
         return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
+        _compare_in_the_calling_thread()
         return [self._asked(partial(self._nearest, asked=one)) for one in asked]
 
     def _asked(self, question: Callable[[View], _T]) -> _T:
@@ -327,7 +334,6 @@ class EdgeStore:
                 gone: list[Any] = [uuid.UUID(one) for one in some]
                 self._update(qdrant.UpdateOperation.delete_points(gone))
                 self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
-            self._changed += len(ids)
         return len(ids)
 
     def close(self) -> None:
@@ -412,6 +418,13 @@ class EdgeStore:
         asked: list[Any] = [uuid.UUID(one) for one in ids]
         records = _wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
         return [_to_point(record) for record in records]
+
+
+@cache
+def _compare_in_the_calling_thread() -> None:
+    """For the whole process: to share a few thousand dot products among threads takes longer than
+    to compute them, many times longer where other work keeps the cores busy."""
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def _to_point(record: Any) -> Point:
@@ -528,6 +541,7 @@ def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
         },
         hnsw_config=graph,
         payload_memory=qdrant.Memory.Cold,
+        optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=_SEGMENTS),
     )
 
 

@@ -30,7 +30,7 @@ def to_text(point: Point) -> str:
 
 def from_text(
     point_id: str,
-    text: str | bytes,
+    text: str,
     code: NDArray[np.uint8],
     *,
     z: NDArray[np.float32] | None = None,

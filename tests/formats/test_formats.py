@@ -90,17 +90,25 @@ def ask(folder: Path, questions: list[list[str]]) -> list[Any]:
 
 def alike(found: Any, expected: Any) -> bool:
     """Whether a document has all that is expected; it may have more.
-    Numbers may be a little off."""
+    Numbers may be a little off, and hits that are as similar in another order."""
     if isinstance(expected, dict):
         return isinstance(found, dict) and all(
             name in found and alike(found[name], value) for name, value in expected.items()
         )
     if isinstance(expected, list):
-        same_length = isinstance(found, list) and len(found) == len(expected)
-        return same_length and all(map(alike, found, expected))
+        if not isinstance(found, list) or len(found) != len(expected):
+            return False
+        if all(isinstance(one, dict) and {"id", "similarity"} <= one.keys() for one in expected):
+            by_id = {one["id"]: one for one in found}
+            return all(one["id"] in by_id and alike(by_id[one["id"]], one) for one in expected)
+        return all(map(alike, found, expected))
     if isinstance(expected, float) and not isinstance(found, str | None):
         return bool(abs(found - expected) <= TOLERANCE)
     return bool(found == expected)
+
+
+def _hit(image_id: str, similarity: float) -> dict[str, Any]:
+    return {"id": image_id, "similarity": similarity}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,9 @@ def alike(found: Any, expected: Any) -> bool:
         ({"a": 1.0, "new": 2}, {"a": 1.0004}, True),
         ({"a": 1.0}, {"a": 1.01}, False),
         ({"a": [1, 2]}, {"a": [1]}, False),
+        ({"a": [1, 2]}, {"a": [2, 1]}, False),
+        ([_hit("a", 0.9), _hit("b", 0.9)], [_hit("b", 0.9004), _hit("a", 0.9)], True),
+        ([_hit("a", 0.9), _hit("b", 0.8)], [_hit("b", 0.9), _hit("a", 0.8)], False),
         ({}, {"a": None}, False),
         ({"a": None}, {"a": 0.5}, False),
     ],
