@@ -223,8 +223,8 @@ class BasisDocument(_Document):
       uploaded. `index_precision`: that of the index; null: not recorded.
     - `rungs`: number of liked examples searched for on each rung (see EvidenceDocument). Empty if
       nothing was searched, because an example is foreign and the service refuses such queries.
-    - `candidates`: images that passed the pre-filter and the facet filters, summed over the liked
-      examples. If `estimated`, the number is an estimate, and may be too high.
+    - `candidates`: images that passed the coarse filter and the facet filters, summed over the
+      liked examples. If `estimated`, the number is an estimate, and may be too high.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
     - `ranked`: distinct images compared with every example.
     - `nearer_to_disliked`: of these, images left out because they are nearer to a disliked example

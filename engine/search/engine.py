@@ -1,6 +1,6 @@
 """The search engine: from a query image to the answer with its evidence.
 
-A query is encoded, checked by the out-of-distribution (OOD) gate, pre-filtered by its code
+A query is encoded, checked by the out-of-distribution (OOD) gate, passed through the coarse filter
 (ladder.py), and the most similar candidates are ranked.
 """
 
@@ -36,7 +36,7 @@ class SearchEngine:
     Args:
         encoder: the model; must be the one whose points are in the store.
         store: holds the indexed points.
-        settings: limits of the pre-filter and the ranking, and the OOD policy.
+        settings: limits of the coarse filter and the ranking, and the OOD policy.
         gate: the OOD gate; None = answers have no OOD verdict.
         rendering: version of the reader that makes the pictures of queries; None = not known.
 

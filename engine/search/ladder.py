@@ -179,8 +179,8 @@ def climb(
             # The radii that follow would let pass even more.
             if store.cells is None or by_code or settings.coarse == "codes":
                 note = (
-                    f"the codes of {size.text} of {matching.text} images are near: the pre-filter "
-                    "saves nothing, all were compared"
+                    f"the codes of {size.text} of {matching.text} images are near: they "
+                    "would save nothing, all were compared"
                 )
                 rung, narrowed, size = Rung("dense"), where, matching
                 tried[rung.label] = size.count

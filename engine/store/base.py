@@ -144,8 +144,8 @@ class Collection:
 class Profile:
     """How a store indexes its vectors; docs/search.md says which profile suits what.
 
-    graph: "hash" keeps no graph, so that searches rely on the pre-filter; "precise" also keeps an
-        HNSW graph over the vectors.
+    graph: "hash" keeps no graph, so that searches rely on the coarse filter; "precise" also keeps
+        an HNSW graph over the vectors.
     quantised: keep eight-bit copies of the vectors in memory to find candidates, which are then
         scored again by the full vectors.
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.vectors import Vectors, points, synthetic
 from test_storescp import Station, echo
 
+from bench.vectors import Vectors, points, synthetic
 from engine.store.base import Coarse, Collection, Filter, Nearest, Profile
 from engine.store.edge import EdgeStore
 

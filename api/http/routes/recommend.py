@@ -116,7 +116,7 @@ async def _by_form(
     ] = [],  # noqa: B006 - FastAPI copies defaults
     group_by: Annotated[str, Form(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
     exclude: Annotated[str, Form(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)] = "patient",
-    exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+    exact: Annotated[bool, Form(description="Compare with every image.")] = False,
     diversity: Annotated[
         float, Form(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,
@@ -131,7 +131,7 @@ async def _by_link(
     exclude: Annotated[
         str, Query(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)
     ] = "patient",
-    exact: Annotated[bool, Query(description="Compare with every image; no pre-filter.")] = False,
+    exact: Annotated[bool, Query(description="Compare with every image.")] = False,
     diversity: Annotated[
         float, Query(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,
