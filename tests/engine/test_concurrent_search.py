@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from engine.model.checkpoint import save_checkpoint
-from engine.model.encoder import Encoder
 from engine.records import ImageRecord, Observations, Point
 from engine.search.engine import SearchEngine
 from engine.search.query import Query, parse_where
@@ -30,13 +28,6 @@ def points(rng: np.random.Generator, first: int, count: int, modality: str) -> l
     codes = np.packbits(z @ np.random.default_rng(9).normal(size=(DIM, BITS)) > 0, axis=1)
     record = ImageRecord(modality=modality, study=f"1.2.{first}")
     return [Point(id_of(first + i), record, codes[i], z[i]) for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def encoder(build, tiny_config, preprocess, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    manifest = save_checkpoint(folder, build(), tiny_config, preprocess, ("a", "b", "c"), {})
-    return Encoder(build(), manifest, precision="fp32", batch_size=4)
 
 
 @pytest.mark.slow

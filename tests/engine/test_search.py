@@ -10,7 +10,6 @@ import pytest
 
 from engine.codes import hamming
 from engine.errors import FingerprintMismatch, ImageNotFound, QueryError
-from engine.model.checkpoint import save_checkpoint
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.ood.detectors import KnnDetector, ReconstructionDetector
@@ -41,13 +40,6 @@ def number_of(point_id: str) -> int:
 
 def unit(z: np.ndarray) -> np.ndarray:
     return (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def encoder(build, tiny_config, preprocess, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    manifest = save_checkpoint(folder, build(), tiny_config, preprocess, ("a", "b", "c"), {})
-    return Encoder(build(), manifest, precision="fp32", batch_size=4)
 
 
 @pytest.fixture(scope="module")
