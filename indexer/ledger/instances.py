@@ -418,6 +418,21 @@ class Ledger:
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
+    def count_partial(self, run: int | None = None) -> int:
+        """How many indexed instances have frames that are missing or broken. run: of those that
+        this run saw; None = of all."""
+        query = select(func.count()).select_from(instances).where(*_partial(run))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def partial(self, limit: int) -> list[tuple[str, str]]:
+        """The first indexed instances with frames that are missing or broken, ordered by locator:
+        locator, and which frames."""
+        c = instances.c
+        query = select(c.locator, c.partial).where(*_partial(None)).order_by(c.locator)
+        with self._database.begin(read=True) as connection:
+            return [(row.locator, row.partial) for row in connection.execute(query.limit(limit))]
+
     def counts(self) -> dict[str, int]:
         """Instances by state."""
         c = instances.c
@@ -479,6 +494,12 @@ class Ledger:
             for chunk in _chunks(sorted(locators)):
                 connection.execute(delete(points).where(points.c.locator.in_(chunk)))
                 connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
+
+
+def _partial(run: int | None) -> list[ColumnElement[bool]]:
+    c = instances.c
+    indexed = [c.state == State.DONE, c.partial.is_not(None)]
+    return indexed if run is None else [c.seen_in == run, *indexed]
 
 
 def _named(wanted: dict[str, str | None]) -> list[ColumnElement[bool]]:

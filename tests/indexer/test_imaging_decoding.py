@@ -28,7 +28,8 @@ from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.dicom import DicomImage, read_dicom
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Instance
+from indexer.imaging.instance import Instance, UnreadableFrames
+from indexer.imaging.partial import described
 from indexer.imaging.prepare import ReadTask, prepare
 
 SLOPE = np.add.outer(np.arange(32) * 90, np.arange(32) * 40).astype(np.uint16)
@@ -583,3 +584,17 @@ def test_what_is_left_out_is_told_to_the_pipeline(tmp_path: Path):
     prepared = prepare(task)
     assert [picture.frame for picture in prepared.pictures] == [1, 3, 6, 8]
     assert [(part.first, part.last) for part in prepared.partial] == [(10, 19)]
+
+
+def test_what_is_missing_is_told_in_a_short_line():
+    damaged, truncated = RefusalReason.DAMAGED, RefusalReason.TRUNCATED
+    broken = [UnreadableFrames(number, number, damaged, "") for number in (3, 4, 5)]
+    assert described([]) is None
+    assert described(broken) == "frames 3 to 5: damaged"
+    rest = UnreadableFrames(6, 19, truncated, "")
+    assert described([rest, *broken]) == "frames 3 to 5: damaged; frames 6 to 19: truncated"
+    every_other = [UnreadableFrames(number, number, damaged, "") for number in range(0, 2000, 2)]
+    line = described(every_other)
+    assert line is not None
+    assert line.startswith("frame 0: damaged; frame 2: damaged;")
+    assert line.endswith("; and 992 more")

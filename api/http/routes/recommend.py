@@ -73,6 +73,7 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9688,
             "hamming": 2,
+            "missing_frames": None,
             "because": _EXAMPLE_IDS[0],
         }
     ],

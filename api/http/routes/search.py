@@ -66,6 +66,7 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9731,
             "hamming": 3,
+            "missing_frames": None,
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
