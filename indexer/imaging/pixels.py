@@ -19,7 +19,7 @@ from indexer.imaging.header import integer, text
 from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
 from indexer.imaging.orientation import Turn, turn_of
 from indexer.imaging.padding import Padding, padding_of
-from indexer.imaging.palette import read_palette, supplemental_palette
+from indexer.imaging.palette import data_path, read_palette, supplemental_palette
 from indexer.imaging.scopes import Scopes
 from indexer.imaging.voi import View
 
@@ -173,6 +173,10 @@ class PixelData:
         possible = stored_range(stored, layout.bits_stored, signed=layout.signed)
         if layout.photometric == "PALETTE COLOR":
             return read_palette(header, possible, little_endian=order).colors(stored)
+        if stored.dtype.kind == "u":
+            path, scopes = data_path(scopes, possible, layout.bits_stored, little_endian=order)
+            if path is not None:
+                return path.shown(stored)
         palette = supplemental_palette(scopes, possible, little_endian=order)
         grey = render_grey(
             stored,

@@ -41,7 +41,7 @@ _EXAMPLE = {
         "bits": 64,
         "precision": "fp32",
         "index_precision": "fp32",
-        "rendering": "2",
+        "rendering": "3",
         "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
