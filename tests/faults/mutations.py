@@ -188,6 +188,7 @@ def _odd() -> Iterator[tuple[str, bytes]]:
     planes.PixelData = np.moveaxis(color, -1, 0).tobytes()
     yield "planes", encode(planes)
     yield "supplemental", encode(_supplemental(deep))
+    yield "data paths", encode(_data_paths(np.stack([bytes_, bytes_.T])))
     yield (
         "oblong",
         encode(
@@ -211,6 +212,27 @@ def _supplemental(pixels: np.ndarray) -> Dataset:
         entries = np.arange(256, dtype="<u2") << 8
         setattr(made, f"{color}PaletteColorLookupTableData", entries.tobytes())
     return made
+
+
+def _data_paths(pixels: np.ndarray) -> Dataset:
+    kinds = ("TISSUE_INTENSITY", "FLOW_VELOCITY")
+    paths = ("PRIMARY_SINGLE", "SECONDARY_SINGLE")
+    colored = _palette()
+    colored.DataPathID, colored.RGBLUTTransferFunction = "SECONDARY", "TABLE"
+    return _named(
+        pixels,
+        PerFrameFunctionalGroupsSequence=[
+            _item(ImageDataTypeSequence=[_item(DataType=kind)]) for kind in kinds
+        ],
+        DataFrameAssignmentSequence=[
+            _item(DataType=kind, DataPathAssignment=path, BitsMappedToColorLookupTable=4)
+            for kind, path in zip(kinds, paths, strict=True)
+        ],
+        EnhancedPaletteColorLookupTableSequence=[
+            _item(DataPathID="PRIMARY", RGBLUTTransferFunction="EQUAL_RGB"),
+            colored.group_dataset(0x0028),
+        ],
+    )
 
 
 def _palette() -> Dataset:
