@@ -16,7 +16,12 @@ from indexer.files.limits import declared_bytes
 from indexer.imaging.aspect import pixel_aspect, squared
 from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
 from indexer.imaging.header import integer, text
-from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
+from indexer.imaging.lossy import (
+    is_encapsulated,
+    is_lossy,
+    keeps_values,
+    within_bits_stored,
+)
 from indexer.imaging.orientation import Turn, turn_of
 from indexer.imaging.padding import Padding, padding_of
 from indexer.imaging.palette import data_path, read_palette, supplemental_palette
@@ -195,7 +200,7 @@ class PixelData:
         stored = self._stored(number)
         stored = stored >> layout.shift if layout.shift else stored
         # Uncompressed values are read within their bits.
-        exact = self._syntax.is_encapsulated and keeps_values(self._syntax, self._header)
+        exact = is_encapsulated(self._syntax) and keeps_values(self._syntax, self._header)
         # Of values with more bits than the header allocates, it knows nothing.
         wider = 8 * stored.dtype.itemsize > layout.bits_allocated
         if layout.samples > 1 or wider or not exact:

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,6 +196,17 @@ def _odd() -> Iterator[tuple[str, bytes]]:
             _named(deep[::2], PixelAspectRatio=[2, 1], ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
         ),
     )
+    for name, stream in (
+        ("in fragments", deep.tobytes()),
+        ("deflated frame", zlib.compress(deep.tobytes(), wbits=-15)),
+    ):
+        made = _named(deep, **twelve)
+        made.PixelData = encapsulate([stream + b"\0" * (len(stream) % 2)])
+        made["PixelData"].is_undefined_length = True
+        content = encode(made, "1.2.840.10008.1.2.1.98")
+        # pydicom writes no file of the transfer syntax that deflates frames.
+        named = b".1.98" if name == "in fragments" else b".8.1\0"
+        yield name, content.replace(b"10008.1.2.1.98", b"10008.1.2" + named)
     yield "no preamble", encode(_named(deep, **twelve))[132:]
     short = _named(np.stack([_waves(seed) for seed in range(6)]), **twelve)
     short.PixelData = short.PixelData[: -5 * _SIDE * _SIDE]
