@@ -246,3 +246,19 @@ def test_items_that_are_read_late_may_be_changed():
     groups.extend([first, second])
     assert centers_of(header) == [8, 3, 7, 7, 8]
     assert len(groups) == 5
+
+
+def test_an_empty_element_of_odd_vr_does_not_make_its_item_implicit():
+    empty = head(0x00080001, b"\0\0") + b"\0\0"
+    code = element(0x00080100, b"SH", b"T-D3000 ")
+    region = head(0x00082218, b"SQ\0\0") + UNDEFINED + ITEM + UNDEFINED
+    looks_right(with_elements(region + empty + code + ITEM_END + SEQUENCE_END), "CHEST")
+
+
+def test_different_odd_vrs_side_by_side():
+    """Neither leads to a head that makes sense; the lengths that fit are taken."""
+    odd = head(0x00080050, b"\0\0") + struct.pack("<H", 4) + b"abcd"
+    odd += head(0x00080060, b"  ") + struct.pack("<H", 4) + b"efgh"
+    code = element(0x00080100, b"SH", b"T-D3000 ")
+    region = head(0x00082218, b"SQ\0\0") + UNDEFINED + ITEM + UNDEFINED
+    looks_right(with_elements(region + odd + code + ITEM_END + SEQUENCE_END), "CHEST")
