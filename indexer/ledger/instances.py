@@ -199,14 +199,21 @@ class Ledger:
         for chunk in _chunks(ids):
             with self._database.begin(read=True) as connection:
                 c = instances.c
-                query = select(points.c.id, points.c.locator, c.content, c.finished_at, c.pixels)
+                of_it = (c.content, c.finished_at, c.pixels, c.partial)
+                query = select(points.c.id, points.c.locator, *of_it)
                 query = query.join(instances).where(points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if done_only:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
-                    owner = Owner(row.locator, row.content, row.finished_at or "", row.pixels)
+                    owner = Owner(
+                        row.locator,
+                        row.content,
+                        row.finished_at or "",
+                        pixels=row.pixels,
+                        partial=row.partial,
+                    )
                     owners.setdefault(row.id, []).append(owner)
         return owners
 
