@@ -495,6 +495,18 @@ def test_a_file_that_breaks_off_in_its_only_frame_is_truncated():
     assert refusal(encode(made)).reason is RefusalReason.TRUNCATED
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 7])
+def test_a_file_that_breaks_off_at_the_start_of_a_fragment(left):
+    """Too little of frame 12 is there to see that it is one; frame 11 is whole all the same."""
+    frames = streams()
+    content = encode(packed(numbered(), frames), JPEGBaseline8Bit)
+    sizes = [8 + len(frame) + len(frame) % 2 for frame in frames]
+    end = len(content) - 8 - sum(sizes[12:]) + 8 + left
+    found = image(content[:end])
+    assert numbers(found) == [1, 3, 6, 8, 11]
+    assert left_out(found) == [(12, 19, "truncated")]
+
+
 def streams() -> list[bytes]:
     return [blocks(NUMBERED[number, 1:3, :2]) for number in range(20)]
 
