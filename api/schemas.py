@@ -72,10 +72,13 @@ class HitDocument(ImageDocument):
 
     - `similarity`: Pearson correlation of its features with the query's, in [-1, 1].
     - `hamming`: number of bits in which its code differs from the query's.
+    - `missing_frames`: which frames of its instance are missing or broken, and why, as in
+      "frames 10 to 19: truncated", counted from 0; null: none, or not recorded.
     """
 
     similarity: float
     hamming: int
+    missing_frames: str | None
 
     @classmethod
     def from_hit(cls, hit: Hit, **more: Any) -> Self:
@@ -83,6 +86,7 @@ class HitDocument(ImageDocument):
             id=hit.id,
             similarity=round(hit.similarity, 6),
             hamming=hit.hamming,
+            missing_frames=hit.missing_frames,
             **_shown(hit.record),
             **more,
         )

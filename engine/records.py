@@ -136,6 +136,7 @@ class Point:
     score: similarity to the vector of the query, in [-1, 1]; None = not the result of a query.
     indexed_at: time of indexing; None = not recorded.
     rendering: version of the reader that made the picture; None = not recorded.
+    missing_frames: which frames of the instance could not be read, for people; None = none.
     """
 
     id: str
@@ -145,18 +146,26 @@ class Point:
     score: float | None = None
     indexed_at: str | None = None
     rendering: str | None = None
+    missing_frames: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B.
-    rendering: as of a :class:`Point`."""
+    rendering, missing_frames: as of a :class:`Point`."""
 
     id: str
     similarity: float
     hamming: int
     record: ImageRecord
     rendering: str | None = None
+    missing_frames: str | None = None
+
+    @classmethod
+    def of(cls, point: Point, similarity: float, hamming: int) -> "Hit":
+        return cls(
+            point.id, similarity, hamming, point.record, point.rendering, point.missing_frames
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,9 @@ class Overview:
     it does not say. points: pictures in the index. instances: in the ledger, by state.
     rendering: of this version. rendered_otherwise: indexed instances whose pictures another version
     made, or other settings.
-    facets: counts by field and value over the index. refusals: refused instances, if asked for.
+    partial: indexed instances with frames that are missing or broken.
+    facets: counts by field and value over the index. refusals: refused instances, if asked for;
+    missing_frames: of partial ones as well, their locators and which frames.
     """
 
     data_dir: Path
@@ -40,13 +42,15 @@ class Overview:
     refusals: list[Refused]
     rendering: str
     rendered_otherwise: int
+    partial: int
+    missing_frames: list[tuple[str, str]]
 
 
 def overview(settings: Settings, refusals: int = 0) -> Overview:
     """What the archive of these settings holds.
 
     Args:
-        refusals: refused instances to name, at most.
+        refusals: refused instances to name, at most; and of partial ones as many.
 
     Raises:
         ModelError: there is no model. StoreNotFound, StoreLocked, FingerprintMismatch: as
@@ -79,6 +83,8 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
             refusals=ledger.refusals(refusals) if refusals else [],
             rendering=ledger.rendering,
             rendered_otherwise=ledger.count_rendered_otherwise(),
+            partial=ledger.count_partial(),
+            missing_frames=ledger.partial(refusals) if refusals else [],
         )
 
 

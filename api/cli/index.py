@@ -83,5 +83,16 @@ def index(
                 soft_wrap=True,
                 highlight=False,
             )
-        if report.refused:
-            Console().print("`precedent info --refusals` names the refused files.")
+        if report.partial:
+            Console().print(
+                f"{report.partial:,} of those in the index are partial: some of their frames are "
+                "missing or broken.",
+                soft_wrap=True,
+                highlight=False,
+            )
+        if report.refused or report.partial:
+            named = ["the refused files"] if report.refused else []
+            named += ["missing frames"] if report.partial else []
+            Console().print(
+                f"`precedent info --refusals` names {' and '.join(named)}.", highlight=False
+            )

@@ -17,9 +17,9 @@ __all__ = ["info"]
 
 def info(
     refusals: Annotated[
-        bool, typer.Option("--refusals", help="Name the refused files, and why.")
+        bool, typer.Option("--refusals", help="Name refused files, and missing frames.")
     ] = False,
-    limit: Annotated[int, typer.Option(help="Refused files to name.")] = 1000,
+    limit: Annotated[int, typer.Option(help="Files to name, of either.")] = 1000,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -39,6 +39,7 @@ def info(
         "rendered_otherwise": found.rendered_otherwise,
         "points": found.points,
         "instances": found.instances,
+        "partial": found.partial,
         "facets": found.facets,
     }
     if refusals:
@@ -46,10 +47,14 @@ def info(
             {"path": shown(one.locator), "reason": one.reason, "detail": one.detail}
             for one in found.refusals
         ]
+        document["missing_frames"] = [
+            {"path": shown(locator), "frames": frames} for locator, frames in found.missing_frames
+        ]
     if as_json:
         write_json(document)
         return
     lines = document.pop("refusals", [])
+    incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
     console = Console()
     for name, value in document.items():
@@ -65,6 +70,9 @@ def info(
         )
     for line in lines:
         text = f"{line['reason']}  {line['path']}: {line['detail']}"
+        console.print(printable(text), soft_wrap=True)
+    for line in incomplete:
+        text = f"partial  {line['path']}: {line['frames']}"
         console.print(printable(text), soft_wrap=True)
 
 

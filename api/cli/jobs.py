@@ -188,10 +188,11 @@ def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
     from indexer.files.locators import shown
 
     writer = csv.writer(out)
-    writer.writerow(("instance", "fate", "reason", "detail"))
+    writer.writerow(("instance", "fate", "reason", "detail", "missing_frames"))
     count = 0
     for one in ledger.fates(job):
-        writer.writerow((shown(one.locator), one.fate, one.reason or "", one.detail or ""))
+        told = (one.reason, one.detail, one.missing_frames)
+        writer.writerow((shown(one.locator), one.fate, *(part or "" for part in told)))
         count += 1
     return count
 

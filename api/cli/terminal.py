@@ -123,7 +123,8 @@ def answer_table(name: str, document: dict[str, Any], offset: int = 0) -> Table:
         # If there is a note, it says what was compared.
         if evidence["note"] is None:
             how += f", {_compared(evidence)}"
-    lines = [f"{how}; {_model_and_time(evidence)}", *_remarks(evidence), _ood_line(document)]
+    remarks = [*_remarks(evidence), *_partial_hits(document["hits"], offset)]
+    lines = [f"{how}; {_model_and_time(evidence)}", *remarks, _ood_line(document)]
     if document["next_page"] is not None:
         lines.append(f"there are more: --page {document['next_page']}")
     return _captioned(table, lines)
@@ -154,6 +155,7 @@ def recommendation_table(name: str, document: dict[str, Any]) -> Table:
         else "nothing was searched"
     )
     lines = [f"{examples}; {how}; {_model_and_time(evidence)}", *_remarks(evidence)]
+    lines += _partial_hits(rows, 0)
     if evidence["nearer_to_disliked"]:
         lines.append(f"{evidence['nearer_to_disliked']:,} left out: nearer to what is disliked")
     if document["votes"]:
@@ -246,6 +248,14 @@ def _remarks(evidence: dict[str, Any]) -> list[str]:
     return remarks + versions_remarks(
         evidence["precision"], evidence["index_precision"], evidence["rendered_otherwise"]
     )
+
+
+def _partial_hits(hits: Sequence[dict[str, Any]], offset: int) -> list[str]:
+    """A remark on the hits whose instances lack frames; the JSON says which frames."""
+    places = [
+        f"#{place}" for place, hit in enumerate(hits, start=offset + 1) if hit["missing_frames"]
+    ]
+    return [f"frames are missing or broken in {', '.join(places)}"] if places else []
 
 
 def _ood_line(document: dict[str, Any]) -> str:

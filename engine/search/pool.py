@@ -150,13 +150,7 @@ class Pool:
             worst = np.maximum(worst, cosines(z, one))
         for row, point in enumerate(points):
             example = int(nearest[row])
-            hit = Hit(
-                point.id,
-                float(best[row]),
-                int(distances[row, example]),
-                point.record,
-                point.rendering,
-            )
+            hit = Hit.of(point, float(best[row]), int(distances[row, example]))
             self._found[point.id] = (
                 None if worst[row] > best[row] else Suggestion(hit, self._liked[example].id)
             )

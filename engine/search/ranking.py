@@ -37,7 +37,7 @@ def ranked(points: Sequence[Point], code: NDArray[np.uint8], order: str) -> list
         return []
     distances = hamming(np.stack([point.code for point in points]), code)
     hits = [
-        Hit(point.id, float(point.score or 0.0), int(distance), point.record, point.rendering)
+        Hit.of(point, float(point.score or 0.0), int(distance))
         for point, distance in zip(points, distances, strict=True)
     ]
     if order == "content":

@@ -42,6 +42,8 @@ class FieldKind(Enum):
 
 _KINDS = {"study_year": FieldKind.INTEGER, "burned_in": FieldKind.BOOL, "tenant": FieldKind.TENANT}
 _NOT_INDEXED = {"frame"}
+# What a point has beside its record, left out where it is None.
+_BESIDE_RECORD = ("indexed_at", "rendering", "missing_frames")
 
 FILTER_FIELDS: dict[str, FieldKind] = {
     name: _KINDS.get(name, FieldKind.KEYWORD) for name in RECORD_FIELDS if name not in _NOT_INDEXED
@@ -79,10 +81,9 @@ def to_payload(point: Point, model: str) -> dict[str, Any]:
     payload = {name: value for name, value in found.items() if value is not None}
     payload["labels"] = list(point.record.labels)
     payload["model"] = model
-    if point.indexed_at is not None:
-        payload["indexed_at"] = point.indexed_at
-    if point.rendering is not None:
-        payload["rendering"] = point.rendering
+    for name in _BESIDE_RECORD:
+        if (value := getattr(point, name)) is not None:
+            payload[name] = value
     payload["code"] = to_hex(point.code)
     payload[BUCKET_FIELD] = UUID(point.id).int % PARTS
     for j, value in enumerate(bands(point.code)):
@@ -102,6 +103,5 @@ def from_payload(
         code=from_hex(payload["code"]),
         z=z,
         score=score,
-        indexed_at=payload.get("indexed_at"),
-        rendering=payload.get("rendering"),
+        **{name: payload.get(name) for name in _BESIDE_RECORD},
     )

@@ -6,7 +6,8 @@ The points are written in chunks of 4,096, ordered by id:
     points-00000.z.npy          vectors, float16 (N, D) if that is lossless, else float32
     points-00000.codes.npy      uint8 (N, B/8), packed codes
     points-00000.ids.npy        uint8 (N, 16), the bytes of the UUIDs
-    points-00000.records.jsonl  N lines of JSON: {"record": {…}, "indexed_at": …, "rendering": …}
+    points-00000.records.jsonl  N lines of JSON: {"record": {…}, "indexed_at": …, "rendering": …,
+                                          "missing_frames": …}
 
 ``checksums.json`` is written last and holds the SHA-256 of every other member.
 """
@@ -135,7 +136,12 @@ def _line(point: Point) -> str:
     values = {name: getattr(point.record, name) for name in RECORD_FIELDS}
     record = {name: value for name, value in values.items() if value is not None}
     # Escaped to ASCII, so that no character of a text can end the line.
-    about = {"record": record, "indexed_at": point.indexed_at, "rendering": point.rendering}
+    about = {
+        "record": record,
+        "indexed_at": point.indexed_at,
+        "rendering": point.rendering,
+        "missing_frames": point.missing_frames,
+    }
     return json.dumps(about) + "\n"
 
 
@@ -332,4 +338,5 @@ def _point(
         z=z,
         indexed_at=values["indexed_at"],
         rendering=values.get("rendering"),
+        missing_frames=values.get("missing_frames"),
     )

@@ -1,7 +1,7 @@
 """The record of a point as one compact JSON text, as an embedded index keeps it.
 
-The object has "record", the fields of an ImageRecord that are not None, and "indexed_at" and
-"rendering" where they are known. Reading a point whole is cheaper from one text than from a payload
+The object has "record", the fields of an ImageRecord that are not None, and "indexed_at",
+"rendering" and "missing_frames" where there is something to say. Reading a point whole is cheaper from one text than from a payload
 field for each value, and an index of Qdrant that is built reads the payload of every point.
 """
 
@@ -15,6 +15,8 @@ from engine.records import RECORD_FIELDS, ImageRecord, Point
 
 __all__ = ["from_text", "to_text"]
 
+_BESIDE = ("indexed_at", "rendering", "missing_frames")
+
 
 def to_text(point: Point) -> str:
     """The text of a point's record. Raises ValueError: it has text that is no valid Unicode."""
@@ -22,7 +24,7 @@ def to_text(point: Point) -> str:
     about: dict[str, Any] = {
         "record": {name: value for name, value in values.items() if value is not None}
     }
-    for name in ("indexed_at", "rendering"):
+    for name in _BESIDE:
         if (value := getattr(point, name)) is not None:
             about[name] = value
     return json.dumps(about, ensure_ascii=False, separators=(",", ":"))
@@ -46,6 +48,5 @@ def from_text(
         code=code,
         z=z,
         score=score,
-        indexed_at=about.get("indexed_at"),
-        rendering=about.get("rendering"),
+        **{name: about.get(name) for name in _BESIDE},
     )

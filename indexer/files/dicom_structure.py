@@ -230,10 +230,14 @@ def first_fragments(
         pointed_at = _pointed_at(fragments.heads, table[:frames])
         if len(pointed_at) == frames:
             return pointed_at
-    starts = []
+    starts: list[int] = []
     for index, head in enumerate(fragments.heads):
         fp.seek(head + 8)
-        if _starts_frame(fp.read(min(8, fragments.lengths[index]))):
+        asked = min(8, fragments.lengths[index])
+        data = fp.read(asked)
+        # Where the file breaks off nothing is left to tell by: it goes on as it has begun.
+        goes_on = len(data) < asked and index == len(starts)
+        if _starts_frame(data) or goes_on:
             starts.append(index)
     if len(starts) >= frames and starts[0] == 0:
         return starts[:frames]

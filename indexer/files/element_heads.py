@@ -73,7 +73,10 @@ def odd_head(at: Bytes, position: int, end: int, *, little_endian: bool) -> Odd:
     for reading in readings:
         if _leads_on(at, position, end, reading, order):
             return reading
-    return readings[0]
+    # Nothing leads on, as where several odd VRs stand side by side; but no value is longer than
+    # what it lies in.
+    fits = (one for one in readings if one.length != UNDEFINED and one.value + one.length <= end)
+    return next(fits, readings[0])
 
 
 def implicit_fits(at: Bytes, position: int, end: int, *, little_endian: bool) -> bool:
@@ -86,7 +89,15 @@ def implicit_fits(at: Bytes, position: int, end: int, *, little_endian: bool) ->
     group, number, length = struct.unpack_from(order + "HHL", data)
     if group == _DELIMITERS:
         return number in (_ITEM_END, _SEQUENCE_END)
-    return _leads_on(at, position, end, Odd(position + 8, length, True), order)
+    reading = Odd(position + 8, length, True)
+    if not _leads_on(at, position, end, reading, order):
+        return False
+    after = at(position + 8 + length) if length != UNDEFINED else b""
+    if after[4:6] in EXPLICIT_VRS:
+        # An empty element is read the same both ways; the next one tells.
+        beyond: int = position + 16 + length + struct.unpack_from(order + "L", after, 4)[0]
+        return beyond <= end
+    return True
 
 
 def _short(data: bytes, order: str) -> int:

@@ -390,9 +390,22 @@ class _Items(Sequence):
     """Items that become datasets when they are asked for: of the functional groups of thousands
     of frames only a few are."""
 
+    _items: list[_Open | Dataset]
+
     def __init__(self, items: list[_Open]) -> None:
         super().__init__()
-        self._items: list[_Open | Dataset] = list(items)
+        self._items = list(items)
+
+    @property
+    def _list(self) -> list[Any]:
+        """All items as datasets: what a sequence compares, copies and changes."""
+        for index in range(len(self._items)):
+            self._item(index)
+        return self._items
+
+    @_list.setter
+    def _list(self, items: list[Any]) -> None:
+        self._items = items
 
     def __len__(self) -> int:
         return len(self._items)

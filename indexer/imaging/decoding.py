@@ -1,9 +1,13 @@
 """Decodes the pixel data of a DICOM file frame by frame into stored values."""
 
+import io
+import zlib
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from engine.errors import ImageRefused, RefusalReason
@@ -28,6 +32,9 @@ from indexer.imaging.pixels import PIXEL_KEYWORDS, Layout
 __all__ = ["StoredFrames"]
 
 _NATIVE = "native"
+# Frames in fragments that are no code streams: as they are (PS3.5 A.4.11), and deflated (A.4.13).
+_ENCAPSULATED = UID("1.2.840.10008.1.2.1.98")
+_DEFLATED = UID("1.2.840.10008.1.2.8.1")
 _SUBSAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
 # Bits Allocated of samples that share bytes with each other.
 _PACKED = (1, 12)
@@ -78,9 +85,12 @@ class StoredFrames:
         compressed = head.length == UNDEFINED
         self.syntax = _syntax(encoding, compressed)
         self._native = decoder_of(ExplicitVRLittleEndian)
-        self._decoder = None if is_jpeg(self.syntax) else decoder_of(self.syntax)
+        self._decoder: Decoder | None = self._native
+        if self.syntax not in (_ENCAPSULATED, _DEFLATED):
+            self._decoder = None if is_jpeg(self.syntax) else decoder_of(self.syntax)
         if layout.photometric == "YBR_PARTIAL_422" and (
-            layout.bits_allocated != 8 or (compressed and self._decoder is not None)
+            layout.bits_allocated != 8
+            or (compressed and self._decoder is not None and not self._decoder.is_native)
         ):
             raise ImageRefused(
                 RefusalReason.UNSUPPORTED_PIXELS,
@@ -200,31 +210,32 @@ class StoredFrames:
             stored = self._decompress(self._compressed(number), number)
         else:
             self.decoders[number] = _NATIVE
-            stored = self._uncompressed(number)
+            stored = self._uncompressed(self._fp, self._start, number, self._layout.frames)
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
-    def _uncompressed(self, number: int) -> NDArray[Any]:
+    def _uncompressed(self, fp: BinaryIO, start: int, number: int, frames: int) -> NDArray[Any]:
+        """Frame ``number`` of the ``frames`` that lie from byte ``start`` on."""
         layout = self._layout
         if self._allocated in _PACKED:
             shape = (layout.rows, layout.columns, layout.samples)[: 2 + (layout.samples > 1)]
             cells = layout.rows * layout.columns * layout.samples
-            packed = packed_frame(
-                self._fp, self._start, number, cells, self._allocated, swapped=self._swapped
-            )
+            packed = packed_frame(fp, start, number, cells, self._allocated, swapped=self._swapped)
             if self._allocated == 1:
                 return packed.reshape(shape)
             bits = layout.bits_stored + layout.shift
             return low_bits(packed, bits, signed=layout.signed).reshape(shape)
-        self._fp.seek(self._start)
-        options = self._options(layout.rows, layout.columns, layout.frames)
+        fp.seek(start)
+        options = self._options(layout.rows, layout.columns, frames)
         partial = self._photometric.startswith("YBR_PARTIAL")
         if partial:
             # They lie as those of YBR_FULL do, and differ in what they mean.
             options["photometric_interpretation"] = self._photometric.replace("PARTIAL", "FULL")
-        stored, _ = self._native.as_array(self._fp, index=number, raw=partial, **options)
+        stored, _ = self._native.as_array(fp, index=number, raw=partial, **options)
         return partial_range_to_rgb(stored) if partial else stored
 
-    def _options(self, rows: int, columns: int, frames: int = 1) -> dict[str, Any]:
+    def _options(
+        self, rows: int, columns: int, frames: int = 1, *, compressed: bool = False
+    ) -> dict[str, Any]:
         """For pydicom. Compressed frames are handed over one by one."""
         layout = self._layout
         return {
@@ -237,7 +248,7 @@ class StoredFrames:
             "photometric_interpretation": self._photometric,
             "pixel_representation": int(layout.signed),
             # How compressed samples lie the code stream says (PS3.5 8.2).
-            "planar_configuration": 0 if self._first else layout.planar,
+            "planar_configuration": 0 if compressed else layout.planar,
             "pixel_keyword": self._keyword,
             "pixel_vr": self._vr,
         }
@@ -250,15 +261,30 @@ class StoredFrames:
         return b"".join(parts)
 
     def _decompress(self, frame: bytes, number: int) -> NDArray[Any]:
-        stream = code_stream(frame)
+        stream = None if self.syntax in (_ENCAPSULATED, _DEFLATED) else code_stream(frame)
+        if stream is None and self._decoder is not None and self._decoder.is_native:
+            return self._as_it_is(frame, number)
         rows, columns = self._layout.rows, self._layout.columns
         if stream is not None:
             self._check(stream, number)
             rows, columns = stream.rows, stream.columns
         stored, self.decoders[number] = decompress(
-            frame, stream, self._decoder, self._options(rows, columns)
+            frame, stream, self._decoder, self._options(rows, columns, compressed=True)
         )
         return stored
+
+    def _as_it_is(self, frame: bytes, number: int) -> NDArray[Any]:
+        """A frame that lies in fragments without a codec, or deflated."""
+        declared = replace(self._layout, frames=1).bytes_declared()
+        self.decoders[number] = _NATIVE
+        if self.syntax == _DEFLATED:
+            self.decoders[number] = "zlib"
+            frame = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, declared)
+        elif self.syntax != _ENCAPSULATED and len(frame) not in (declared, declared + declared % 2):
+            # The transfer syntax knows no fragments; what they hold it cannot tell.
+            raise ValueError("the frame is no code stream of a known kind")
+        check_held(declared, len(frame))
+        return self._uncompressed(io.BytesIO(frame), 0, 0, 1)
 
     def _check(self, stream: CodeStream, number: int) -> None:
         """Checks what will be decoded: the header's limits were checked for what that declares."""

@@ -1,5 +1,5 @@
-"""Palettes: colours for the stored values of PALETTE COLOR frames, and for some of those of grey
-frames with a supplemental palette."""
+"""Palettes: colours for the stored values of PALETTE COLOR frames, for some of those of grey frames
+with a supplemental palette, and for those of frames with an enhanced one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from engine.errors import ImageRefused, RefusalReason
-from indexer.imaging.header import representation, text, value
+from indexer.imaging.header import integer, items, representation, text, value
 from indexer.imaging.lookup import (
     MAX_ENTRIES,
     Inputs,
@@ -19,12 +19,21 @@ from indexer.imaging.lookup import (
     table_of,
 )
 
-__all__ = ["PALETTE_KEYWORDS", "Palette", "read_palette", "supplemental_palette"]
+__all__ = [
+    "PALETTE_KEYWORDS",
+    "DataPath",
+    "Palette",
+    "data_path",
+    "read_palette",
+    "supplemental_palette",
+]
 
 _MAX_SEGMENT_BYTES = 2**20
 _COLORS = ("Red", "Green", "Blue")
 PALETTE_KEYWORDS = (
     "PixelPresentation",
+    "DataFrameAssignmentSequence",
+    "EnhancedPaletteColorLookupTableSequence",
     *(
         f"{form}{color}PaletteColorLookupTable{part}"
         for color in _COLORS
@@ -98,6 +107,71 @@ def supplemental_palette(
     except ImageRefused:
         # The values are an image without their colours too.
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class DataPath:
+    """The way of a frame through the enhanced blending and display pipeline (PS3.3 C.7.6.23), up to
+    where it would be blended with another frame.
+
+    shift, bits: the input is what is left of stored values of so many bits, most significant ones
+    first, without the lowest ``shift``.
+    palette: of the input; None = red, green and blue are the input, as a share of its range.
+    """
+
+    shift: int
+    bits: int
+    palette: Palette | None
+
+    def shown(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
+        """The display values of ``stored`` (H, W): uint8 (H, W, 3), or (H, W) without palette."""
+        mapped = stored >> self.shift
+        if self.palette is not None:
+            return self.palette.colors(mapped)
+        grey: NDArray[np.uint8] = np.rint(mapped * (255.0 / (2**self.bits - 1))).astype(np.uint8)
+        return grey
+
+
+def data_path(
+    scopes: list[Dataset], inputs: Inputs, bits_stored: int, *, little_endian: bool
+) -> tuple[DataPath | None, list[Dataset]]:
+    """The data path of a frame, and the datasets that describe it, among them that of its data
+    type; None when it is to be shown as a grey frame is: its path leads to P-values, it shares a
+    palette with another frame (SECONDARY_HIGH and SECONDARY_LOW), there is no valid one, or none is
+    asked for.
+
+    Args:
+        scopes: the datasets that describe the frame, the most specific first and the header last.
+    """
+    header = scopes[-1]
+    paths = items(header, "DataFrameAssignmentSequence")
+    kind = next(filter(None, (text(scope, "DataType") for scope in scopes[:-1])), "")
+    mine = [path for path in paths if text(path, "DataType") == kind]
+    if not mine and len(paths) == 1 and not kind:
+        mine = [paths[0]]
+    if not mine:
+        return None, scopes
+    # The functional groups of the frame know better than what holds for all of its type.
+    scopes = [*scopes[:-1], mine[0], header]
+    name, _, end = text(mine[0], "DataPathAssignment").upper().partition("_")
+    found = [
+        palette
+        for palette in items(header, "EnhancedPaletteColorLookupTableSequence")
+        if text(palette, "DataPathID").upper() == name
+    ]
+    if end != "SINGLE" or not found or inputs.signed or inputs.low < 0:
+        return None, scopes
+    mapped = integer(mine[0], "BitsMappedToColorLookupTable") or bits_stored
+    bits = min(max(mapped, 1), bits_stored)
+    shift = bits_stored - bits
+    if text(found[0], "RGBLUTTransferFunction").upper() == "EQUAL_RGB":
+        return DataPath(shift, bits, None), scopes
+    within = Inputs(0.0, 2.0**bits - 1, signed=False)
+    try:
+        palette = read_palette(found[0], within, little_endian=little_endian)
+    except ImageRefused:
+        return None, scopes
+    return DataPath(shift, bits, palette), scopes
 
 
 def _table(header: Dataset, color: str, inputs: Inputs, little_endian: bool) -> LookupTable | None:

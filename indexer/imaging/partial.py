@@ -1,17 +1,20 @@
 """Shows what can be shown of an instance some of whose frames are missing or broken."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from engine.errors import ImageRefused, RefusalReason
 from indexer.imaging.instance import Frame, UnreadableFrames
 
-__all__ = ["readable_frames"]
+__all__ = ["described", "readable_frames"]
 
 _OF_THE_FRAME = (RefusalReason.TRUNCATED, RefusalReason.DAMAGED)
 # How many frames are tried beside the chosen ones, when none of these can be shown.
 _OTHERS = 16
+# How many runs of unreadable frames are named.
+_NAMED = 8
 
 
 def readable_frames(
@@ -58,6 +61,26 @@ def readable_frames(
         raise ImageRefused(why.reason, why.detail)
     found.sort(key=lambda frame: frame.number)
     return tuple(found), (*(broken[number] for number in sorted(broken)), *missing)
+
+
+def described(unreadable: Sequence[UnreadableFrames]) -> str | None:
+    """Which frames are missing or broken, in a line, as in "frame 3: damaged; frames 10 to 19:
+    truncated"; None = none. Frames count from 0.
+
+    Frames that follow each other are named together. The line is short however many there are.
+    """
+    runs: list[UnreadableFrames] = []
+    for one in sorted(unreadable, key=lambda one: one.first):
+        last = runs[-1] if runs else None
+        if last is not None and (last.last + 1, last.reason) == (one.first, one.reason):
+            runs[-1] = replace(last, last=one.last)
+        else:
+            runs.append(one)
+    named = [str(one) for one in runs[:_NAMED]]
+    if len(runs) > _NAMED:
+        more = sum(one.last - one.first + 1 for one in runs[_NAMED:])
+        named.append(f"and {more} more")
+    return "; ".join(named) or None
 
 
 def _nearest(chosen: Sequence[int], held: int) -> list[int]:

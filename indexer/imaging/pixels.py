@@ -16,10 +16,15 @@ from indexer.files.limits import declared_bytes
 from indexer.imaging.aspect import pixel_aspect, squared
 from indexer.imaging.display import is_inverted, render_color, render_grey, stored_range
 from indexer.imaging.header import integer, text
-from indexer.imaging.lossy import is_lossy, keeps_values, within_bits_stored
+from indexer.imaging.lossy import (
+    is_encapsulated,
+    is_lossy,
+    keeps_values,
+    within_bits_stored,
+)
 from indexer.imaging.orientation import Turn, turn_of
 from indexer.imaging.padding import Padding, padding_of
-from indexer.imaging.palette import read_palette, supplemental_palette
+from indexer.imaging.palette import data_path, read_palette, supplemental_palette
 from indexer.imaging.scopes import Scopes
 from indexer.imaging.voi import View
 
@@ -173,6 +178,10 @@ class PixelData:
         possible = stored_range(stored, layout.bits_stored, signed=layout.signed)
         if layout.photometric == "PALETTE COLOR":
             return read_palette(header, possible, little_endian=order).colors(stored)
+        if stored.dtype.kind == "u":
+            path, scopes = data_path(scopes, possible, layout.bits_stored, little_endian=order)
+            if path is not None:
+                return path.shown(stored)
         palette = supplemental_palette(scopes, possible, little_endian=order)
         grey = render_grey(
             stored,
@@ -191,7 +200,7 @@ class PixelData:
         stored = self._stored(number)
         stored = stored >> layout.shift if layout.shift else stored
         # Uncompressed values are read within their bits.
-        exact = self._syntax.is_encapsulated and keeps_values(self._syntax, self._header)
+        exact = is_encapsulated(self._syntax) and keeps_values(self._syntax, self._header)
         # Of values with more bits than the header allocates, it knows nothing.
         wider = 8 * stored.dtype.itemsize > layout.bits_allocated
         if layout.samples > 1 or wider or not exact:

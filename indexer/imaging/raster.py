@@ -41,7 +41,10 @@ _STARTS = {
 }
 # Sizes of the header behind that of the file: "BM" alone may begin a text.
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+_TIFF_BITS = 258
 _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_TIFF_PLANES, _APART = 284, 2
+_TIFF_FORMAT, _SIGNED = 339, 2
 _ORIENTATION = 0x0112
 # EXIF 2.32, 4.6.5.A: the transposition that undoes each orientation.
 _UPRIGHT = {
@@ -145,14 +148,22 @@ def _page(
     deep = image.mode.startswith(("I", "F"))
     samples, bits = (1, 32) if deep else (4, 8)
     check_declared(image.height, image.width, declared, samples, bits, limits, at_once)
-    inverted = (
-        deep
-        and isinstance(image, TiffImagePlugin.TiffImageFile)
-        # Pillow inverts up to 8 bits.
-        and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-    )
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    cells = tags.get(_TIFF_BITS, ())
+    if tags.get(_TIFF_PLANES) == _APART and len(cells) > 1 and max(cells) > 8:
+        # Pillow takes the planes for bytes.
+        raise ImageRefused(
+            RefusalReason.UNSUPPORTED_PIXELS,
+            f"a TIFF file of colours of {max(cells)} bits in planes of their own; "
+            "convert it to PNG",
+        )
+    # Pillow inverts up to 8 bits, and takes signed bytes for unsigned ones.
+    inverted = deep and tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+    signed = image.mode == "L" and tags.get(_TIFF_FORMAT) == (_SIGNED,)
     image.load()
     shown = _display(_upright(image))
+    if signed:
+        return shown ^ np.uint8(0x80)
     return np.uint8(255) - shown if inverted else shown
 
 

@@ -8,9 +8,10 @@ from engine.settings import Settings
 
 __all__ = ["VERSION", "rendering_of"]
 
-VERSION = 2
+VERSION = 3
 """1: everything before versions were kept. 2: square pixels, LUTs, palettes and padding as the
-standard has them, slices turned into their usual view, more kinds of files."""
+standard has them, slices turned into their usual view, more kinds of files. 3: palettes of
+enhanced ultrasound volumes."""
 
 
 def rendering_of(settings: Settings) -> str:

@@ -13,6 +13,7 @@ _MACROS = (
     "PixelMeasuresSequence",
     "PlaneOrientationSequence",
     "FramePixelDataPropertiesSequence",
+    "ImageDataTypeSequence",
     "MRImageFrameTypeSequence",
     "CTImageFrameTypeSequence",
     "PETFrameTypeSequence",

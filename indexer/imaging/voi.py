@@ -61,7 +61,7 @@ def voi_of(scopes: list[Dataset], modality: Modality, *, little_endian: bool) ->
         center = number(scope, "WindowCenter")
         width = number(scope, "WindowWidth")
         if center is not None and width is not None:
-            return _window(center, width, text(scope, "VOILUTFunction") or "LINEAR")
+            return _window(center, width, text(scope, "VOILUTFunction").upper() or "LINEAR")
     return None
 
 

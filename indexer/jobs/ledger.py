@@ -187,28 +187,31 @@ class JobLedger:
         """
         with self._database.begin(read=True) as connection:
             _row(connection, job)
-        c = manifest.c
+        c, seen = manifest.c, instances.c
+        beside = manifest.outerjoin(instances, c.locator == seen.locator)
         for rows in self._paged(
             lambda last: (
-                select(c.locator, c.fate, c.reason, c.detail)
+                select(c.locator, c.fate, c.reason, c.detail, seen.partial)
+                .select_from(beside)
                 .where(c.job == job, c.locator > last)
                 .order_by(c.locator)
             )
         ):
             for row in rows:
-                yield Fate(row.locator, row.fate or "open", row.reason, row.detail)
-        seen = instances.c
+                missing = row.partial if row.fate in ("indexed", "duplicate") else None
+                yield Fate(row.locator, row.fate or "open", row.reason, row.detail, missing)
         listed = select(c.locator).where(c.job == job, c.locator == seen.locator).exists()
         for rows in self._paged(
             lambda last: (
-                select(seen.locator, seen.state, seen.reason, seen.detail)
+                select(seen.locator, seen.state, seen.reason, seen.detail, seen.partial)
                 .where(seen.seen_in == job, seen.locator > last, ~listed)
                 .order_by(seen.locator)
             )
         ):
             for row in rows:
                 fate = "unchanged" if row.state == "done" else row.state
-                yield Fate(row.locator, fate, row.reason, row.detail)
+                missing = row.partial if row.state == "done" else None
+                yield Fate(row.locator, fate, row.reason, row.detail, missing)
 
     def _paged(self, query: Any, size: int = 5000) -> Iterator[Sequence[Row[Any]]]:
         last = ""

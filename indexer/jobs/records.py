@@ -109,9 +109,11 @@ class Fate:
         "refused": cannot be indexed, see ``reason``. "pending": discovered, but in no chunk yet.
         "open": still to be read by this job.
     reason, detail: of a refusal: its code, and one sentence.
+    missing_frames: which frames of it are missing or broken, for people; None = none.
     """
 
     locator: str
     fate: str
     reason: str | None
     detail: str | None
+    missing_frames: str | None = None

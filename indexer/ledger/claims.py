@@ -21,11 +21,12 @@ def conflict(done: Done, owner: Owner) -> Refused:
     """The refusal of an instance whose SOP Instance UID another one has, with another picture."""
     # On one line, whatever the name of the file.
     other = "".join(one if one.isprintable() else "\ufffd" for one in shown(owner.locator))
+    lacking = "" if owner.partial is None else f" and lacks some ({owner.partial})"
     return Refused(
         done.locator,
         RefusalReason.CONFLICTING_UID,
-        f"SOP Instance UID {done.sop} is indexed from {other}, which shows another picture; find "
-        "out which of the two is right and remove the other",
+        f"SOP Instance UID {done.sop} is indexed from {other}, which shows another picture"
+        f"{lacking}; find out which of the two is right and remove the other",
         done.sop,
     )
 
@@ -64,7 +65,9 @@ class Claims:
                 if owner.locator != done.locator:
                     return owner
         for point_id, _ in done.points:
-            self._unrecorded[point_id] = Owner(done.locator, done.content, pixels=done.pixels)
+            self._unrecorded[point_id] = Owner(
+                done.locator, done.content, pixels=done.pixels, partial=done.partial
+            )
         return None
 
     def release(self, outcomes: Iterable[Done | Refused]) -> None:

@@ -199,14 +199,21 @@ class Ledger:
         for chunk in _chunks(ids):
             with self._database.begin(read=True) as connection:
                 c = instances.c
-                query = select(points.c.id, points.c.locator, c.content, c.finished_at, c.pixels)
+                of_it = (c.content, c.finished_at, c.pixels, c.partial)
+                query = select(points.c.id, points.c.locator, *of_it)
                 query = query.join(instances).where(points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if done_only:
                     query = query.where(instances.c.state == State.DONE)
                 rows = connection.execute(query)
                 for row in rows:
-                    owner = Owner(row.locator, row.content, row.finished_at or "", row.pixels)
+                    owner = Owner(
+                        row.locator,
+                        row.content,
+                        row.finished_at or "",
+                        pixels=row.pixels,
+                        partial=row.partial,
+                    )
                     owners.setdefault(row.id, []).append(owner)
         return owners
 
@@ -418,6 +425,21 @@ class Ledger:
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
+    def count_partial(self, run: int | None = None) -> int:
+        """How many indexed instances have frames that are missing or broken. run: of those that
+        this run saw; None = of all."""
+        query = select(func.count()).select_from(instances).where(*_partial(run))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def partial(self, limit: int) -> list[tuple[str, str]]:
+        """The first indexed instances with frames that are missing or broken, ordered by locator:
+        locator, and which frames."""
+        c = instances.c
+        query = select(c.locator, c.partial).where(*_partial(None)).order_by(c.locator)
+        with self._database.begin(read=True) as connection:
+            return [(row.locator, row.partial) for row in connection.execute(query.limit(limit))]
+
     def counts(self) -> dict[str, int]:
         """Instances by state."""
         c = instances.c
@@ -479,6 +501,12 @@ class Ledger:
             for chunk in _chunks(sorted(locators)):
                 connection.execute(delete(points).where(points.c.locator.in_(chunk)))
                 connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
+
+
+def _partial(run: int | None) -> list[ColumnElement[bool]]:
+    c = instances.c
+    indexed = [c.state == State.DONE, c.partial.is_not(None)]
+    return indexed if run is None else [c.seen_in == run, *indexed]
 
 
 def _named(wanted: dict[str, str | None]) -> list[ColumnElement[bool]]:

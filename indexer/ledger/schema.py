@@ -112,12 +112,14 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Owner:
     """An instance that has a point. content: sha256 hex of its file. at: when it was recorded as
-    indexed, UTC, ISO 8601. pixels: sha256 hex of its display pixels; None = not recorded."""
+    indexed, UTC, ISO 8601. pixels: sha256 hex of its display pixels; None = not recorded. partial:
+    which of its frames are missing or broken, for people; None = none."""
 
     locator: str
     content: str
     at: str = field(default="", compare=False)
     pixels: str | None = field(default=None, compare=False)
+    partial: str | None = field(default=None, compare=False)
 
 
 class Prefixes:

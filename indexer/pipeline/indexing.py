@@ -27,6 +27,7 @@ from engine.store.base import VectorStore
 from indexer.datadir.disk_space import check_room, naming_a_full_disk
 from indexer.datadir.layout import DataDir
 from indexer.imaging.frames import FramePolicy
+from indexer.imaging.partial import described
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.thumbnails import write_thumbnail
 from indexer.ledger.claims import Claims, conflict, is_same_picture
@@ -350,6 +351,7 @@ class IndexingPass:
                 z,
                 indexed_at=indexed_at,
                 rendering=self._ledger.rendering,
+                missing_frames=described(instance.partial),
             )
             for instance, indexed_at in zip(prepared, at, strict=False)
             for picture in instance.pictures
@@ -403,6 +405,6 @@ def ledger_and_index_entry(
         record.patient,
         pixels=prepared.pixels_sha256,
         decoder=", ".join(prepared.decoders) or None,
-        partial="; ".join(map(str, prepared.partial)) or None,
+        partial=described(prepared.partial),
     )
     return done, replace(prepared, record=record)

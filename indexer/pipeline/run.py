@@ -37,6 +37,7 @@ class IndexingReport:
     reason. points: pictures written. duplicates: of the indexed, those whose content was already
     indexed from another file. seconds: of the whole run. retried: of all, those that another
     version of the reader had refused and that were read again because this one may not.
+    partial: of those in the index, how many have frames that are missing or broken.
     stage_seconds: time by stage, summed over its threads; stages overlap.
     """
 
@@ -48,6 +49,7 @@ class IndexingReport:
     seconds: float
     stage_seconds: dict[str, float]
     retried: int = 0
+    partial: int = 0
 
 
 def index_archive(
@@ -126,6 +128,7 @@ def index_archive(
         round(time.monotonic() - started, 3),
         {stage: round(seconds, 3) for stage, seconds in stages.items()},
         retried,
+        ledger.count_partial(run),
     )
 
 

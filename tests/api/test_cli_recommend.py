@@ -148,7 +148,7 @@ def copies(indexed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings,
                 picture.save(files / "a-again.png", compress_level=1)
             if name == "b":
                 out = io.BytesIO()
-                picture.save(out, "JPEG", quality=60)
+                picture.save(out, "JPEG", quality=90)
                 (files / "b-again.jpg").write_bytes(out.getvalue())
     for name, number, uid in (("d", 0, "1.2.4.0"), ("e", 4, "1.2.4.9")):
         shutil.copyfile(indexed.files["ct"][number], files / f"{name}.dcm")

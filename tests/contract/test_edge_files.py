@@ -98,7 +98,7 @@ def test_only_the_allow_list_is_stored(store_root, collection, make_points):
         payload = payloads[point.id]
         assert set(payload) == {"code", "tenant", "record"}
         about = json.loads(payload["record"])
-        assert set(about) <= {"record", "indexed_at", "rendering"}
+        assert set(about) <= {"record", "indexed_at", "rendering", "missing_frames"}
         assert set(about["record"]) <= ALLOWED
         assert None not in about["record"].values()
         assert int(payload["code"], 16) == int.from_bytes(point.code.tobytes())

@@ -4,7 +4,10 @@ import gzip
 import io
 import struct
 import sys
+import tarfile
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pydicom
 from backports import zstd
 from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate_extended
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -21,6 +24,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -28,8 +33,9 @@ from pydicom.uid import (
 # The builders of the indexer's tests.
 sys.path.append(str(Path(__file__).parents[1] / "indexer"))
 from dicom_files import SAMPLES, dataset, encode
+from jpeg_streams import blocks, lossless
 
-__all__ = ["SAMPLES", "TOKEN", "mutants", "whole_files"]
+__all__ = ["SAMPLES", "TOKEN", "archive_mutants", "mutants", "whole_files"]
 
 TOKEN = "SECRETNAME^"
 """Stands in every whole file where patients are named, and in text beside pictures."""
@@ -58,10 +64,11 @@ _EDGES = (0, 1, 2, 7, 8, 0x7F, 0xFF, 0x7FFF, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFF
 
 
 def whole_files() -> dict[str, bytes]:
-    """By name: DICOM of pydicom's own and of eight transfer syntaxes, pictures of other formats,
-    a volume, and packed files."""
+    """By name: DICOM of pydicom's own and of many transfer syntaxes, pictures of other formats,
+    volumes, and packed files."""
     found = {name: _renamed((SAMPLES / name).read_bytes()) for name in _PYDICOM}
-    return {**found, **dict(_written()), **dict(_rasters()), **dict(_others())}
+    made = (_written(), _odd(), _rasters(), _rare_rasters(), _others())
+    return found | {name: content for kind in made for name, content in kind}
 
 
 def _renamed(content: bytes) -> bytes:
@@ -152,6 +159,94 @@ def _written() -> Iterator[tuple[str, bytes]]:
     yield "floats", encode(floats)
 
 
+def _odd() -> Iterator[tuple[str, bytes]]:
+    """Kinds that fewer machines write: other processes of JPEG, other cells, other colours."""
+    deep, bytes_ = _waves(8), (_waves(9) >> 4).astype(np.uint8)
+    twelve = {"BitsStored": 12, "HighBit": 11}
+    for name, syntax, stream, more in (
+        ("lossless", JPEGLosslessSV1, lossless(deep, 12), twelve),
+        ("lossless bytes", JPEGLosslessSV1, lossless(bytes_, 8), {}),
+        ("twelve", JPEGExtended12Bit, blocks(deep[:6, :6], 12), twelve),
+    ):
+        made = _named(bytes_ if name == "lossless bytes" else deep, **more)
+        made.PixelData = encapsulate([stream + b"\0" * (len(stream) % 2)])
+        made["PixelData"].is_undefined_length = True
+        yield name, encode(made, syntax)
+    bits = np.stack([_waves(seed)[:47, :47] > 2048 for seed in range(5)])
+    single = _named(bits.astype(np.uint8), BitsAllocated=1, BitsStored=1, HighBit=0)
+    single.PixelData = np.packbits(bits.ravel(), bitorder="little").tobytes() + b"\0"
+    yield "single bits", encode(single)
+    pairs = deep.ravel().astype(np.uint32)
+    packed = pairs[::2] | pairs[1::2] << 12
+    cells = _named(deep, BitsAllocated=12, **twelve)
+    cells.PixelData = packed.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+    yield "twelve allocated", encode(cells)
+    color = np.stack([bytes_, bytes_[::-1], bytes_.T], axis=-1)
+    partial = _named(color, PhotometricInterpretation="YBR_PARTIAL_422")
+    partial.PixelData = np.clip(color, 16, 235).reshape(-1)[: color.size // 3 * 2].tobytes()
+    yield "partial range", encode(partial)
+    planes = _named(color, PlanarConfiguration=1)
+    planes.PixelData = np.moveaxis(color, -1, 0).tobytes()
+    yield "planes", encode(planes)
+    yield "supplemental", encode(_supplemental(deep))
+    yield "data paths", encode(_data_paths(np.stack([bytes_, bytes_.T])))
+    yield (
+        "oblong",
+        encode(
+            _named(deep[::2], PixelAspectRatio=[2, 1], ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+        ),
+    )
+    for name, stream in (
+        ("in fragments", deep.tobytes()),
+        ("deflated frame", zlib.compress(deep.tobytes(), wbits=-15)),
+    ):
+        made = _named(deep, **twelve)
+        made.PixelData = encapsulate([stream + b"\0" * (len(stream) % 2)])
+        made["PixelData"].is_undefined_length = True
+        content = encode(made, "1.2.840.10008.1.2.1.98")
+        # pydicom writes no file of the transfer syntax that deflates frames.
+        named = b".1.98" if name == "in fragments" else b".8.1\0"
+        yield name, content.replace(b"10008.1.2.1.98", b"10008.1.2" + named)
+    yield "no preamble", encode(_named(deep, **twelve))[132:]
+    short = _named(np.stack([_waves(seed) for seed in range(6)]), **twelve)
+    short.PixelData = short.PixelData[: -5 * _SIDE * _SIDE]
+    yield "fewer frames", encode(short)
+    doubles = _named(deep, BitsAllocated=64, BitsStored=None, HighBit=None)
+    del doubles.PixelData, doubles.PixelRepresentation
+    doubles.DoubleFloatPixelData = deep.astype("<f8").tobytes()
+    yield "doubles", encode(doubles)
+
+
+def _supplemental(pixels: np.ndarray) -> Dataset:
+    made = _named(pixels, PixelPresentation="COLOR", BitsStored=12, HighBit=11)
+    for color in ("Red", "Green", "Blue"):
+        setattr(made, f"{color}PaletteColorLookupTableDescriptor", [256, 3840, 16])
+        entries = np.arange(256, dtype="<u2") << 8
+        setattr(made, f"{color}PaletteColorLookupTableData", entries.tobytes())
+    return made
+
+
+def _data_paths(pixels: np.ndarray) -> Dataset:
+    kinds = ("TISSUE_INTENSITY", "FLOW_VELOCITY")
+    paths = ("PRIMARY_SINGLE", "SECONDARY_SINGLE")
+    colored = _palette()
+    colored.DataPathID, colored.RGBLUTTransferFunction = "SECONDARY", "TABLE"
+    return _named(
+        pixels,
+        PerFrameFunctionalGroupsSequence=[
+            _item(ImageDataTypeSequence=[_item(DataType=kind)]) for kind in kinds
+        ],
+        DataFrameAssignmentSequence=[
+            _item(DataType=kind, DataPathAssignment=path, BitsMappedToColorLookupTable=4)
+            for kind, path in zip(kinds, paths, strict=True)
+        ],
+        EnhancedPaletteColorLookupTableSequence=[
+            _item(DataPathID="PRIMARY", RGBLUTTransferFunction="EQUAL_RGB"),
+            colored.group_dataset(0x0028),
+        ],
+    )
+
+
 def _palette() -> Dataset:
     made = _named((_waves(1) >> 8).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
     words = [0, 3, 10, 20, 30, 1, 5, 80, 2, 1, 0, 0, 1, 5, 80]
@@ -218,6 +313,35 @@ def _rasters() -> Iterator[tuple[str, bytes]]:
         yield f"{name}.jpg", out.getvalue()
 
 
+def _rare_rasters() -> Iterator[tuple[str, bytes]]:
+    """Other writings of TIFF, JPEG 2000, WebP and BMP."""
+    grey = (_waves(10) >> 4).astype(np.uint8)
+    color = Image.fromarray(np.stack([grey, grey[::-1], grey.T], axis=-1))
+    flat, deep = Image.fromarray(grey), Image.fromarray(_waves(11))
+    pages = {"save_all": True, "append_images": [flat.rotate(90), flat.rotate(180)]}
+    for name, picture, kind, options in (
+        *(
+            (f"{compression}.tif", color, "TIFF", {"compression": compression})
+            for compression in ("tiff_adobe_deflate", "jpeg", "packbits")
+        ),
+        ("fax.tif", flat.convert("1"), "TIFF", {"compression": "group4"}),
+        ("big.tif", deep, "TIFF", {"big_tiff": True}),
+        ("cmyk.tif", color.convert("CMYK"), "TIFF", {}),
+        ("palette.tif", color.quantize(16), "TIFF", {}),
+        ("flat pages.tif", flat, "TIFF", pages),
+        ("deep.jp2", deep, "JPEG2000", {}),
+        ("lossy.jp2", color, "JPEG2000", {"irreversible": True, "quality_layers": [20]}),
+        ("stream.j2k", flat, "JPEG2000", {"no_jp2": True, "tile_size": (32, 32)}),
+        ("lossless.webp", color.convert("RGBA"), "WEBP", {"lossless": True}),
+        ("moving.webp", color, "WEBP", {"save_all": True, "append_images": [color.rotate(90)]}),
+        ("palette.bmp", color.quantize(16), "BMP", {}),
+        ("bits.bmp", flat.convert("1"), "BMP", {}),
+    ):
+        out = io.BytesIO()
+        picture.save(out, kind, **options)
+        yield name, out.getvalue()
+
+
 def _others() -> Iterator[tuple[str, bytes]]:
     """TIFF, JPEG 2000, WebP, BMP and NIfTI, and files that are packed as a whole."""
     grey = (_waves(4) >> 4).astype(np.uint8)
@@ -238,6 +362,10 @@ def _others() -> Iterator[tuple[str, bytes]]:
     volume = _nifti(np.stack([_waves(seed) for seed in range(9)], axis=-1))
     yield "volume.nii", volume
     yield "volume.nii.gz", gzip.compress(volume, mtime=0)
+    yield (
+        "volumes.nii",
+        _nifti(np.stack([_waves(seed) for seed in range(8)], -1).reshape(48, 48, 4, 2)),
+    )
     made = _named(_waves(6))
     made.SOPInstanceUID = "1.2.3.4.5.6"
     yield "packed.dcm.gz", gzip.compress(encode(made), mtime=0)
@@ -257,7 +385,8 @@ def _nifti(values: np.ndarray) -> bytes:
     """A NIfTI-1 file of uint16 (x, y, z), as nifti1.h has it."""
     head = bytearray(352)
     struct.pack_into("<L", head, 0, 348)
-    struct.pack_into("<8h", head, 40, 3, *values.shape, 1, 1, 1, 1)
+    shape = (*values.shape, 1, 1, 1, 1)[:7]
+    struct.pack_into("<8h", head, 40, values.ndim, *shape)
     struct.pack_into("<2h", head, 70, 512, 16)
     struct.pack_into("<8f", head, 76, *(1.0,) * 8)
     struct.pack_into("<3f", head, 108, 352, 2, -100)
@@ -279,11 +408,79 @@ def mutants(files: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[st
     uids = {name: _instance_uid(content) for name, content in files.items()}
     for number in range(count):
         name = names[number % len(names)]
-        content = bytearray(_numbered(files[name], uids[name], number))
-        for _ in range(int(rng.integers(1, 4))):
-            damage = _DAMAGES[int(rng.integers(len(_DAMAGES)))]
-            damage(content, rng)
-        yield name, bytes(content)
+        whole = _numbered(files[name], uids[name], number)
+        unpack, pack = _PACKINGS.get(Path(name).suffix, (bytes, bytes))
+        # What is packed is damaged inside, too, where the packing is in order.
+        inside = rng.random() < 0.5
+        damaged = _damaged(unpack(whole) if inside else whole, rng)
+        yield name, pack(damaged) if inside else damaged
+
+
+def archive_mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """``count`` damaged archives of three pictures each, by name: of every kind in its turn, and
+    damaged outside, inside of what packs them, or in a picture."""
+    rng = np.random.default_rng(seed)
+    kinds = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip", ".zip")
+    picture = next(content for name, content in _rasters() if name == "grey.png")
+    made = _named(_waves(12))
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        made.SOPInstanceUID = f"1.2.826.0.1.3680043.10.977.2.{number}"
+        members = {
+            f"{TOKEN}/one.dcm": encode(made),
+            f"{TOKEN * 12}/two.png": picture + b"%d" % number,
+            "three.dcm.gz": gzip.compress(
+                encode(_named(_waves(13), SOPInstanceUID=f"1.2.9.{number}"))
+            ),
+        }
+        where = rng.random()
+        if where < 0.2:
+            some = sorted(members)[int(rng.integers(len(members)))]
+            members[some] = _damaged(members[some], rng)
+        form = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)[int(rng.integers(2))]
+        stored = number % len(kinds) == len(kinds) - 1
+        inner = _zip(members, stored=stored) if kind == ".zip" else _tar(members, form)
+        if 0.2 <= where < 0.6:
+            inner = _damaged(inner, rng)
+        outer = _PACKINGS.get(kind[kind.rfind(".") :].replace("tgz", "gz"), (bytes, bytes))[1](
+            inner
+        )
+        yield f"files{kind}", _damaged(outer, rng) if where >= 0.6 else outer
+
+
+def _tar(members: dict[str, bytes], form: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = len(content), 1_600_000_000, TOKEN
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _zip(members: dict[str, bytes], *, stored: bool) -> bytes:
+    out = io.BytesIO()
+    how = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(out, "w", how) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+_Coding = Callable[[bytes], bytes]
+_PACKINGS: dict[str, tuple[_Coding, _Coding]] = {
+    ".gz": (gzip.decompress, gzip.compress),
+    ".zst": (zstd.decompress, zstd.compress),
+}
+
+
+def _damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """``content`` with one to three damages."""
+    changed = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        damage = _DAMAGES[int(rng.integers(len(_DAMAGES)))]
+        damage(changed, rng)
+    return bytes(changed)
 
 
 def _instance_uid(content: bytes) -> bytes:

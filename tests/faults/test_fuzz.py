@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from mutations import SAMPLES, TOKEN, mutants, whole_files
+from mutations import SAMPLES, TOKEN, archive_mutants, mutants, whole_files
 from sqlalchemy import select
 
 from engine.errors import ImageRefused, RefusalReason
@@ -26,7 +26,7 @@ from engine.model.preprocess import Preprocess
 from engine.settings import IndexingSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
-from indexer.files.locators import Image
+from indexer.files.locators import Image, shown
 from indexer.imaging.prepare import Prepared
 from indexer.ledger.database import open_database
 from indexer.ledger.schema import instances, points
@@ -217,6 +217,39 @@ def _check(count: int, seed: int, settings: Settings, files: Path, caplog, capfd
     return fates
 
 
+def _check_archives(
+    count: int, seed: int, settings: Settings, files: Path, caplog, capfd
+) -> _Fates:
+    """Every archive has its pictures in the ledger, or itself."""
+    caplog.set_level(logging.DEBUG)
+    _written(archive_mutants(count, seed), files, packed=False)
+    source, fates = _Timed([files]), _Fates()
+    capfd.readouterr()
+    with Archive(settings, create=True) as archive:
+        with _Watch() as watch:
+            report = archive.index(source)
+        assert set(report.refused) <= set(RefusalReason)
+        fates.counts.update({"indexed": report.indexed, **report.refused})
+        fates.points, fates.seconds = report.points, report.seconds
+        c = instances.c
+        with (
+            open_database(settings, archive.data_dir.ledger) as database,
+            database.begin(read=True) as connection,
+        ):
+            rows = connection.execute(select(c.locator, c.detail)).all()
+    assert len(rows) == fates.counts.total()
+    named = {Path(shown(row.locator).split("!")[0]).name for row in rows}
+    assert named >= {path.name for path in files.iterdir()}
+    assert source.longest < SECONDS + SLACK
+    assert 0 < watch.most <= MEMORY
+    assert watch.grown <= _OWN_MEMORY
+    assert fates.counts["indexed"] > count // 3
+    said = "\n".join([*(str(row.detail) for row in rows), *capfd.readouterr()])
+    assert TOKEN[:6] not in said
+    assert "Traceback" not in said + caplog.text
+    return fates
+
+
 @pytest.mark.slow
 def test_the_whole_files_say_what_they_are_and_name_nobody(settings, capfd):
     files = whole_files()
@@ -258,6 +291,11 @@ def test_a_few_hundred_damaged_files(settings, tmp_path, caplog, capfd):
     # The damage is neither nothing nor everything.
     assert fates.counts["indexed"] > 30
     assert len(fates.counts) >= 5
+
+
+@pytest.mark.slow
+def test_hundreds_of_damaged_archives(settings, tmp_path, caplog, capfd):
+    _check_archives(300, 9, settings, tmp_path / "files", caplog, capfd)
 
 
 @pytest.mark.slow

@@ -96,3 +96,19 @@ def test_a_job_that_removes_what_vanished_does_the_same(site: Any) -> None:
         assert (fate.fate, fate.locator) == ("indexed", Path(second).as_uri())
     (point,) = site.points().values()
     assert point.record.body_part == "HEAD"
+
+
+def test_a_dispute_with_a_file_that_lacks_frames_says_so(site: Any) -> None:
+    """A copy that broke off, beside the whole: the same run that misses the one takes the other."""
+    frames = np.stack([picture(seed) for seed in range(4)])
+    content = encode(dataset(frames))
+    broken = site.write("a.dcm", content[: -frames[0].nbytes * 2])
+    whole = site.write("b.dcm", content)
+    for _ in range(2):
+        site.index()
+        (refused,) = site.refusals().values()
+        assert "another picture and lacks some (frames 2 to 3: truncated)" in refused.detail
+    broken.unlink()
+    report = site.index(vanished_from=[])
+    assert (report.indexed, report.partial, report.refused) == (1, 0, {})
+    assert len(site.ids_of(whole)) == len(site.points()) == 4

@@ -1,15 +1,19 @@
 """Elements are found by the standard's rules, whatever lies between those that are needed."""
 
+import copy
+import io
+import pickle
 import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from dicom_files import dataset, element, encode, part10, read, us
+from dicom_files import LIMITS, dataset, element, encode, part10, read, us
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from engine.errors import ImageRefused
+from indexer.imaging.dicom import read_dicom
 
 RAMP = np.add.outer(np.arange(32) * 60, np.arange(24) * 80).astype(np.uint16)
 WINDOW = {"WindowCenter": 1500, "WindowWidth": 2000}
@@ -198,3 +202,63 @@ def test_a_sequence_that_never_ends_is_truncated(name):
     with pytest.raises(ImageRefused) as caught:
         read(part10(CREATOR, raw))
     assert caught.value.reason == "truncated"
+
+
+def grouped(*centers: int) -> Dataset:
+    """The header as it is read, of an instance with a window for each frame."""
+    groups = []
+    for center in centers:
+        window, group = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = center, 100
+        group.FrameVOILUTSequence = [window]
+        groups.append(group)
+    made = dataset(np.stack([RAMP] * len(centers)), PerFrameFunctionalGroupsSequence=groups)
+    content = encode(made)
+    return read_dicom(io.BytesIO(content), len(content), LIMITS, 1).header
+
+
+def centers_of(header: Dataset) -> list[int]:
+    groups = header.PerFrameFunctionalGroupsSequence
+    return [int(group.FrameVOILUTSequence[0].WindowCenter) for group in groups]
+
+
+def test_items_that_are_read_late_are_as_any_others():
+    header, other = grouped(1, 2, 3), grouped(1, 2, 4)
+    assert header == grouped(1, 2, 3)
+    assert header != other
+    for copied in (copy.deepcopy(header), pickle.loads(pickle.dumps(header))):
+        assert copied == header
+        assert centers_of(copied) == [1, 2, 3]
+    groups = header.PerFrameFunctionalGroupsSequence
+    assert groups[-1] in groups
+    assert [int(one.FrameVOILUTSequence[0].WindowCenter) for one in groups[::-1]] == [3, 2, 1]
+    with pytest.raises(IndexError):
+        groups[3]
+
+
+def test_items_that_are_read_late_may_be_changed():
+    header, more = grouped(1, 2, 3), grouped(7, 8)
+    groups = header.PerFrameFunctionalGroupsSequence
+    first, second = more.PerFrameFunctionalGroupsSequence
+    del groups[0]
+    groups.append(first)
+    groups[0] = second
+    groups.extend([first, second])
+    assert centers_of(header) == [8, 3, 7, 7, 8]
+    assert len(groups) == 5
+
+
+def test_an_empty_element_of_odd_vr_does_not_make_its_item_implicit():
+    empty = head(0x00080001, b"\0\0") + b"\0\0"
+    code = element(0x00080100, b"SH", b"T-D3000 ")
+    region = head(0x00082218, b"SQ\0\0") + UNDEFINED + ITEM + UNDEFINED
+    looks_right(with_elements(region + empty + code + ITEM_END + SEQUENCE_END), "CHEST")
+
+
+def test_different_odd_vrs_side_by_side():
+    """Neither leads to a head that makes sense; the lengths that fit are taken."""
+    odd = head(0x00080050, b"\0\0") + struct.pack("<H", 4) + b"abcd"
+    odd += head(0x00080060, b"  ") + struct.pack("<H", 4) + b"efgh"
+    code = element(0x00080100, b"SH", b"T-D3000 ")
+    region = head(0x00082218, b"SQ\0\0") + UNDEFINED + ITEM + UNDEFINED
+    looks_right(with_elements(region + odd + code + ITEM_END + SEQUENCE_END), "CHEST")

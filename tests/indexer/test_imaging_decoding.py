@@ -2,6 +2,8 @@
 
 import io
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ from engine.model.preprocess import Preprocess
 from engine.settings import ImageLimits, ZipLimits
 from indexer.imaging.dicom import DicomImage, read_dicom
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Instance
+from indexer.imaging.instance import Instance, UnreadableFrames
+from indexer.imaging.partial import described
 from indexer.imaging.prepare import ReadTask, prepare
 
 SLOPE = np.add.outer(np.arange(32) * 90, np.arange(32) * 40).astype(np.uint16)
@@ -492,6 +495,18 @@ def test_a_file_that_breaks_off_in_its_only_frame_is_truncated():
     assert refusal(encode(made)).reason is RefusalReason.TRUNCATED
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 7])
+def test_a_file_that_breaks_off_at_the_start_of_a_fragment(left):
+    """Too little of frame 12 is there to see that it is one; frame 11 is whole all the same."""
+    frames = streams()
+    content = encode(packed(numbered(), frames), JPEGBaseline8Bit)
+    sizes = [8 + len(frame) + len(frame) % 2 for frame in frames]
+    end = len(content) - 8 - sum(sizes[12:]) + 8 + left
+    found = image(content[:end])
+    assert numbers(found) == [1, 3, 6, 8, 11]
+    assert left_out(found) == [(12, 19, "truncated")]
+
+
 def streams() -> list[bytes]:
     return [blocks(NUMBERED[number, 1:3, :2]) for number in range(20)]
 
@@ -583,3 +598,96 @@ def test_what_is_left_out_is_told_to_the_pipeline(tmp_path: Path):
     prepared = prepare(task)
     assert [picture.frame for picture in prepared.pictures] == [1, 3, 6, 8]
     assert [(part.first, part.last) for part in prepared.partial] == [(10, 19)]
+
+
+def test_what_is_missing_is_told_in_a_short_line():
+    damaged, truncated = RefusalReason.DAMAGED, RefusalReason.TRUNCATED
+    broken = [UnreadableFrames(number, number, damaged, "") for number in (3, 4, 5)]
+    assert described([]) is None
+    assert described(broken) == "frames 3 to 5: damaged"
+    rest = UnreadableFrames(6, 19, truncated, "")
+    assert described([rest, *broken]) == "frames 3 to 5: damaged; frames 6 to 19: truncated"
+    every_other = [UnreadableFrames(number, number, damaged, "") for number in range(0, 2000, 2)]
+    line = described(every_other)
+    assert line is not None
+    assert line.startswith("frame 0: damaged; frame 2: damaged;")
+    assert line.endswith("; and 992 more")
+
+
+# Frames in fragments that are no code streams (PS3.5 A.4.11 and A.4.13).
+
+
+def _as_they_are(made: Dataset, frames: list[bytes]) -> bytes:
+    return encode(packed(made, frames), UID("1.2.840.10008.1.2.1.98"))
+
+
+def _deflate(frame: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(frame) + packer.flush()
+
+
+def _deflated(made: Dataset, frames: list[bytes]) -> bytes:
+    return _called_deflated(made, [_deflate(frame) for frame in frames])
+
+
+def _called_deflated(made: Dataset, streams: list[bytes]) -> bytes:
+    """Written under another name: pydicom does not know this one."""
+    content = _as_they_are(made, streams)
+    there, wanted = map(_meta_syntax, ("1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.8.1"))
+    assert content.count(there) == 1
+    return content.replace(there, wanted)
+
+
+@pytest.mark.parametrize("write", [_as_they_are, _deflated])
+def test_frames_in_fragments_without_a_codec(write):
+    frames = [frame.tobytes() for frame in NUMBERED]
+    found = read(write(numbered(), frames))
+    assert numbers(found) == [1, 3, 6, 8, 11, 13, 16, 18]
+    assert found.partial == ()
+    deep = dataset(SLOPE, BitsStored=12, HighBit=11)
+    # Without a window the values are stretched; what lies above the stored bits is no part of them.
+    wanted = shown(dataset(SLOPE, BitsStored=12, HighBit=11))
+    (frame,) = read(write(deep, [(SLOPE | 0xF000).astype("<u2").tobytes()])).frames
+    assert np.array_equal(frame.pixels, wanted)
+    planes = dataset(COLORS, PlanarConfiguration=1)
+    (frame,) = read(write(planes, [np.moveaxis(COLORS, -1, 0).tobytes()])).frames
+    assert np.array_equal(frame.pixels, COLORS)
+
+
+def test_fragments_under_the_name_of_a_syntax_without_any():
+    """As long as the frame is: not compressed, whatever the writer did. Others are damaged."""
+    content = encode(packed(dataset(SLOPE), [SLOPE.tobytes()]), UID("1.2.840.10008.1.2.1.98"))
+    there, wanted = map(_meta_syntax, ("1.2.840.10008.1.2.1.98", ExplicitVRLittleEndian))
+    (frame,) = read(content.replace(there, wanted)).frames
+    assert np.array_equal(frame.pixels, shown(dataset(SLOPE)))
+
+
+@pytest.mark.parametrize("write", [_as_they_are, _deflated])
+def test_single_bits_in_fragments_begin_with_a_byte_each(write):
+    """PS3.5 A.4.11: each frame in a fragment of its own; 9 × 7 bits leave one unused."""
+    bits = np.stack([(np.add.outer(np.arange(9), np.arange(7)) // n) % 2 for n in (1, 2, 3)])
+    made = dataset(bits.astype(np.uint8), BitsAllocated=1, BitsStored=1, HighBit=0)
+    frames = [np.packbits(one.ravel(), bitorder="little").tobytes() for one in bits]
+    limits = LIMITS.model_copy(update={"min_side": 4})
+    found = read(write(made, frames), limits=limits).frames
+    assert len(found) == 3
+    for frame, wanted in zip(found, bits, strict=True):
+        assert np.array_equal(frame.pixels, wanted * 255)
+
+
+def test_a_deflated_frame_that_is_broken_or_short_is_left_out():
+    frames = [_deflate(frame.tobytes()) for frame in NUMBERED]
+    frames[1], frames[3] = b"\xff" * 20, _deflate(b"short")
+    found = image(_called_deflated(numbered(), frames))
+    assert left_out(found) == [(1, 1, "damaged"), (3, 3, "truncated")]
+
+
+def test_a_deflated_frame_gives_no_more_than_its_header_declares():
+    bomb = _deflate(SLOPE.tobytes() + bytes(200 * 2**20))
+    content = _called_deflated(dataset(SLOPE), [bomb])
+    tracemalloc.start()
+    (frame,) = read(content).frames
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(frame.pixels, shown(dataset(SLOPE)))
+    assert peak < 20 * 2**20

@@ -464,6 +464,10 @@ def test_what_the_functions_of_a_window_do_to_values():
     for function, share in expected.items():
         found = shown(RAMP, WindowCenter=center, WindowWidth=width, VOILUTFunction=function)
         assert np.abs(found[0] - np.clip(share, 0, 1) * 255).max() <= 0.501, function
+        # Not what the standard calls a code string, and yet written.
+        made = dataset(RAMP, WindowCenter=center, WindowWidth=width)
+        made.add_new("VOILUTFunction", "LO", function.lower())
+        assert np.array_equal(read(encode(made)).frames[0].pixels, found)
 
 
 @pytest.mark.parametrize("slope", ["1e308", "-1e308", "1e-320", "NaN", "INF", "0", "DOE"])

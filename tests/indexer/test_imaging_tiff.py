@@ -81,6 +81,24 @@ def test_white_is_zero():
     assert np.array_equal(shown, 255 - read(tiff(DEEP)).frames[0].pixels)
 
 
+def test_signed_bytes():
+    """TIFF 6.0, section 19: sample format 2; the lowest value is black, as of unsigned ones."""
+    signed = (RAMP.astype(int) - 128).astype(np.int8)
+    assert np.array_equal(read(tiff(signed)).frames[0].pixels, RAMP)
+
+
+def test_colours_of_sixteen_bits_in_planes_of_their_own_are_refused():
+    """Pillow shows other pixels, without a word."""
+    out = io.BytesIO()
+    Image.fromarray(np.stack([RAMP] * 3, axis=-1)).save(out, "TIFF", tiffinfo={284: 2})
+    content = out.getvalue()
+    bits = struct.pack("<3H", 8, 8, 8)
+    assert content.count(bits) == 1
+    with pytest.raises(ImageRefused, match="16 bits in planes of their own") as caught:
+        read(content.replace(bits, struct.pack("<3H", 16, 16, 16)))
+    assert caught.value.reason is RefusalReason.UNSUPPORTED_PIXELS
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_as_orientation_says(orientation):
     """TIFF 6.0, Orientation."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import drawn
 from dicom_files import dataset, encode
+from sites import drawn
 
 from engine.errors import JobError, SourceError, StoreError
 from engine.settings import FolderSettings, JobSettings, LedgerSettings

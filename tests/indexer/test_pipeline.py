@@ -757,7 +757,7 @@ def test_the_payload_is_the_allow_list_and_nothing_else(private: Any) -> None:
     (payload,) = stored_payloads(private.settings.data_dir)
     assert set(payload) == {"code", "tenant", "record"}
     about = json.loads(payload["record"])
-    assert set(about) <= {"record", "indexed_at", "rendering"}
+    assert set(about) <= {"record", "indexed_at", "rendering", "missing_frames"}
     record = about["record"]
     assert set(record) <= set(RECORD_FIELDS)
     text = repr(payload).lower()

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from conftest import Site
 from dicom_files import CT, SECONDARY_CAPTURE, dataset, encode
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from services.needed import dcmtk
 from services.orthanc import Orthanc
+from sites import Site
 
 from engine.records import Point
 from engine.settings import DicomWebSettings, ImageLimits, ReceiveSettings

@@ -48,7 +48,7 @@ _EXAMPLE = {
         "approximate": False,
         "ranked": 47,
         "nearer_to_disliked": 5,
-        "rendering": "2",
+        "rendering": "3",
         "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"fetch": 0.4, "ood": 0.2, "prefilter": 1.3, "rank": 2.2},
@@ -73,6 +73,7 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9688,
             "hamming": 2,
+            "missing_frames": None,
             "because": _EXAMPLE_IDS[0],
         }
     ],

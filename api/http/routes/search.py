@@ -44,7 +44,7 @@ _EXAMPLE = {
         "bits": 64,
         "precision": "fp32",
         "index_precision": "fp32",
-        "rendering": "2",
+        "rendering": "3",
         "rendered_otherwise": 0,
         "note": None,
         "timings_ms": {"encode": 11.2, "ood": 0.2, "prefilter": 0.6, "rank": 0.9, "facets": 1.1},
@@ -69,6 +69,7 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9731,
             "hamming": 3,
+            "missing_frames": None,
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
