@@ -1,9 +1,9 @@
 """Recommendations: images similar to liked examples and not to disliked ones.
 
 The coarse filter (ladder.py) runs once for each liked example, and the most similar candidates of
-each are collected. Every candidate is then compared with all examples. Its similarity is the highest
-r to any liked example, and it is left out if its r to some disliked example is higher (the "best
-score" rule). The examples are not averaged: the mean of a chest and a hand resembles neither.
+each are collected. Every candidate is then compared with all examples. Its similarity is the
+highest r to any liked example, and it is left out if its r to some disliked example is higher (the
+"best score" rule). The examples are not averaged: the mean of a chest and a hand resembles neither.
 """
 
 from collections import Counter

@@ -1,8 +1,9 @@
 """The record of a point as one compact JSON text, as an embedded index keeps it.
 
 The object has "record", the fields of an ImageRecord that are not None, and "indexed_at",
-"rendering" and "missing_frames" where there is something to say. Reading a point whole is cheaper from one text than from a payload
-field for each value, and an index of Qdrant that is built reads the payload of every point.
+"rendering" and "missing_frames" where there is something to say. Reading a point whole is cheaper
+from one text than from a payload field for each value, and an index of Qdrant that is built reads
+the payload of every point.
 """
 
 import json
