@@ -141,11 +141,16 @@ def _measured(
     probes = int(np.argmax(found >= _RECALL)) + 1
     held = np.bincount(cell, minlength=len(centroids))
     candidates = max(_NEIGHBOURS, int(held[order[:, :probes]].sum(axis=1).mean()))
-    hits = 0
+    hits = 0.0
     for position, neighbours in zip(asked, near, strict=True):
         distance = _distances(codes[rows], codes[rows[position]])
-        most = min(candidates, len(distance)) - 1
-        hits += int((distance[neighbours] <= np.partition(distance, most)[most]).sum())
+        most = min(candidates, len(distance))
+        farthest = np.partition(distance, most - 1)[most - 1]
+        nearer = int((distance < farthest).sum())
+        # Of those that are equally far, as many as there is room for.
+        share = (most - nearer) / int((distance == farthest).sum())
+        there = distance[neighbours]
+        hits += int((there < farthest).sum()) + share * int((there == farthest).sum())
     return probes, float(found[probes - 1]), hits / within.size
 
 

@@ -28,7 +28,7 @@ from engine.store.base import Collection, Filter
 from engine.store.cells import LEAST_POINTS, Cells, trained
 from engine.store.column_file import ColumnFile
 from engine.store.combinations import Combinations
-from engine.store.rows import KEYS, IdLookup, View, keys_of
+from engine.store.rows import KEYS, IdLookup, TextReader, View, keys_of
 from engine.store.text_record import to_text
 
 __all__ = ["Columns", "Outdated"]
@@ -67,7 +67,7 @@ class Columns:
             ):
                 raise Outdated("they are of another index")
             self._open(state["generation"], state["rows"], state["sorted"], state["combinations"])
-            self.settled = int(state["settled"])
+            self.settled, self.epoch = int(state["settled"]), str(state["epoch"])
         except Outdated:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,6 +87,8 @@ class Columns:
 
     settled: int = 0
     """How many rows there were when the shard was optimised."""
+    epoch: str = ""
+    """Names the state of the shard that they fit, for whoever opens them."""
 
     def _open(self, generation: int, rows: int, ordered: int, combinations: int) -> None:
         with ExitStack() as opened:
@@ -108,6 +110,7 @@ class Columns:
             "ends": ColumnFile(folder / "ends", np.uint64),
         }
         self._texts = ColumnFile(folder / "records", np.uint8)
+        self._reader = TextReader(folder / "records")
         for file in (*self._files.values(), self._texts):
             opened.callback(file.close)
         self._combinations = Combinations(folder / "combinations.jsonl", combinations)
@@ -147,7 +150,7 @@ class Columns:
             starts = np.searchsorted(arrays["cell"][:ordered], steps)
         self.view = View(
             **arrays,
-            texts=self._texts.rows,
+            texts=self._reader,
             rows=rows,
             moment=self._moment,
             ordered=ordered,
@@ -233,7 +236,7 @@ class Columns:
         for rows in self._to_erase:
             for row in rows.tolist():
                 start = int(ends[row - 1]) if row else 0
-                view.texts[start : int(ends[row])] = 0
+                self._texts.rows[start : int(ends[row])] = 0
             for name in ("z", "codes", "ids", *KEYS):
                 getattr(view, name)[rows] = 0
         self._to_erase = []
@@ -261,11 +264,17 @@ class Columns:
             "sorted": self.view.ordered,
             "combinations": len(self._combinations),
             "settled": self.settled,
+            "epoch": self.epoch,
         }
         write_atomically(self._folder / _STATE, json.dumps(state).encode())
 
-    def pending(self) -> list[str]:
-        """Ids of the points that may differ from the shard since the last :meth:`sync`.
+    @property
+    def is_written_to(self) -> bool:
+        """Whether anything was noted since the last :meth:`sync`."""
+        return (self._folder / _PENDING).exists()
+
+    def pending(self) -> list[str] | None:
+        """Ids of the points that may differ from the shard; None = :meth:`sync` was the last call.
 
         Raises:
             Outdated: the machine was started again since.
@@ -273,7 +282,7 @@ class Columns:
         try:
             noted = (self._folder / _PENDING).read_bytes()
         except FileNotFoundError:
-            return []
+            return None
         boot = _boot()
         if not noted.startswith(boot):
             raise Outdated("the machine was started again while they were written")
@@ -322,6 +331,7 @@ class Columns:
         made._open(self._generation + 1, 0, 0, 0)
         made._copy(view, rows[order], cell[order], cells)
         made.settled = max(0, self.settled - (view.rows - len(rows)))
+        made.epoch = self.epoch
         made.sync()
         self.close()
         made._remove_other_generations()

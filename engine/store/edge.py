@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 """1: a payload field and an index for each field of the record, float16, no columns."""
 _COLLECTION, _COLUMNS = "collection.json", "columns"
+_EPOCH = "epoch"
+"""Names the latest flush, as the columns do, so that it is seen without opening the shard that both
+are of one time."""
 _UPSERT_AT_ONCE = 16
 """Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
 _DELETE_AT_ONCE = 256
@@ -86,15 +89,21 @@ class EdgeStore:
     def __init__(
         self, directory: Path, collection: Collection, profile: Profile, lock: FileLock
     ) -> None:
-        self._shard: qdrant.EdgeShard | None = _wrapped(qdrant.EdgeShard.load, str(directory))
         self._directory = directory
         self._collection = collection
         self._profile = profile
         self._lock = lock
+        # Opened when it is needed: a search without a graph does not.
+        self._shard: qdrant.EdgeShard | None = None
+        self._is_closed = False
         # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
         self._writing = threading.RLock()
-        self._rearranging = False
-        self._columns = self._opened_columns()
+        try:
+            self._columns = self._opened_columns()
+        except BaseException:
+            if self._shard is not None:
+                _wrapped(self._shard.close)
+            raise
 
     @classmethod
     def create(
@@ -196,17 +205,10 @@ class EdgeStore:
 
     @contextmanager
     def _shard_closed(self) -> Iterator[None]:
-        """A block during which the shard is closed; searches go on."""
-        self._rearranging = True
-        try:
-            shard, self._shard = self._open_shard, None
-            _wrapped(shard.close)
-            try:
-                yield
-            finally:
-                self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
-        finally:
-            self._rearranging = False
+        """A block during which the shard is closed, for one that holds the lock; searches go on."""
+        shard, self._shard = self._open_shard, None
+        _wrapped(shard.close)
+        yield
 
     def __len__(self) -> int:
         return self._view.count(Filter())
@@ -222,8 +224,15 @@ class EdgeStore:
 
     def flush(self) -> None:
         with self._writing:
-            _wrapped(self._open_shard.flush)
-            self._columns.sync()
+            if self._columns.is_written_to:
+                _wrapped(self._open_shard.flush)
+                self._sync(self._columns)
+
+    def _sync(self, columns: Columns) -> None:
+        """Makes columns durable that fit the shard, which is so already."""
+        columns.epoch = uuid.uuid4().hex
+        write_atomically(self._directory / _EPOCH, columns.epoch.encode())
+        columns.sync()
 
     def optimise(self) -> None:
         """Lets the shard optimise its segments, in another process, and sorts the columns anew when
@@ -248,8 +257,11 @@ class EdgeStore:
 
     @property
     def _open_shard(self) -> qdrant.EdgeShard:
-        if self._shard is None:
+        """The shard, for one that holds the lock."""
+        if self._is_closed:
             raise self._closed()
+        if self._shard is None:
+            self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
         return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
@@ -258,7 +270,7 @@ class EdgeStore:
 
     def _asked(self, question: Callable[[View], _T]) -> _T:
         """The answer of a view; of a later one where what the first one held was erased."""
-        if self._shard is None and not self._rearranging:
+        if self._is_closed:
             raise self._closed()
         while True:
             try:
@@ -277,7 +289,7 @@ class EdgeStore:
         return view.nearest(asked.z, asked.where, asked.limit)
 
     def _by_graph(self, view: View, asked: Nearest) -> list[Point] | None:
-        """The points that the graph finds; None = the shard is being optimised."""
+        """The points that the graph finds; None = somebody writes, or optimises the shard."""
         quantised = qdrant.QuantizationSearchParams(
             rescore=True, oversampling=oversampling(asked.limit)
         )
@@ -292,9 +304,7 @@ class EdgeStore:
         if not self._writing.acquire(blocking=False):
             return None
         try:
-            if self._shard is None:
-                return None
-            found = _wrapped(self._shard.query, request)
+            found = _wrapped(self._open_shard.query, request)
         finally:
             self._writing.release()
         rows = view.find([str(one.id) for one in found])
@@ -338,11 +348,12 @@ class EdgeStore:
 
     def close(self) -> None:
         with self._writing:
-            if self._shard is not None:
+            if not self._is_closed:
                 self.flush()
-                _wrapped(self._shard.close)
-                self._shard = None
+                if self._shard is not None:
+                    _wrapped(self._shard.close)
                 self._columns.close()
+                self._is_closed = True
         self._lock.release()
 
     def __enter__(self) -> "EdgeStore":
@@ -387,6 +398,11 @@ class EdgeStore:
             Outdated: that is not enough.
         """
         ids = columns.pending()
+        if ids is None:
+            epoch = self._directory / _EPOCH
+            if not epoch.is_file() or epoch.read_text() != columns.epoch:
+                raise Outdated("they are of another time")
+            return
         for start in range(0, len(ids), _READ_AT_ONCE):
             some = ids[start : start + _READ_AT_ONCE]
             rows = columns.view.find(some)
@@ -395,9 +411,8 @@ class EdgeStore:
         count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
         if columns.view.count(Filter()) != count:
             raise Outdated("they have another number of points")
-        if ids:
-            columns.erase_gone()
-            columns.sync()
+        columns.erase_gone()
+        self._sync(columns)
 
     def _derived(self, folder: Path) -> Columns:
         """The columns made from the shard."""
@@ -411,7 +426,7 @@ class EdgeStore:
             columns.append([_to_point(record) for record in records])
             if offset is None:
                 break
-        columns.sync()
+        self._sync(columns)
         return columns.arranged() if columns.should_be_arranged() else columns
 
     def _stored(self, ids: Sequence[str]) -> list[Point]:

@@ -1,10 +1,13 @@
 """The rows of an embedded index as a search sees them: filtered, counted, compared."""
 
 import hashlib
+import os
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from engine.store.cells import Cells
 from engine.store.combinations import COMBINED, Combinations
 from engine.store.text_record import from_text
 
-__all__ = ["KEYS", "IdLookup", "RowGone", "View", "keys_of"]
+__all__ = ["KEYS", "IdLookup", "RowGone", "TextReader", "View", "keys_of"]
 
 KEYS = ("study", "series", "sop", "patient")
 """Fields with about as many values as there are studies or images; a row has a hash of each."""
@@ -112,6 +115,20 @@ def _halves(ids: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint
     return halves[:, 0], halves[:, 1]
 
 
+class TextReader:
+    """Reads parts of a file as long as somebody has this object, whatever became of the file.
+
+    It is not mapped: a page of it for every hit would soon be most of it in memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self._file, end - start, start)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
     """What the index held at one moment. Rows from ``rows`` on are not part of it.
@@ -119,8 +136,8 @@ class View:
     z: float32 (N, D). ids: uint8 (N, 16). codes: uint8 (N, B/8). cell, combination: uint32 (N,).
     study, series, sop, patient: uint64 (N,), see :func:`keys_of`. gone: uint32 (N,), the moment at
     which the row's point was replaced or deleted, 0 = it was not; rows that are gone later than
-    ``moment`` are still part of the view. ends: uint64 (N,), where in ``texts``, uint8, the row's
-    text ends. ordered: the first so many rows are sorted by cell. starts: int64 (C + 1,), the first
+    ``moment`` are still part of the view. ends: uint64 (N,), where in ``texts`` the row's text
+    ends. ordered: the first so many rows are sorted by cell. starts: int64 (C + 1,), the first
     row of each cell among those. combined: number of ``combinations`` in use.
     """
 
@@ -135,7 +152,7 @@ class View:
     patient: NDArray[np.uint64]
     gone: NDArray[np.uint32]
     ends: NDArray[np.uint64]
-    texts: NDArray[np.uint8]
+    texts: TextReader
     rows: int
     moment: int
     ordered: int
@@ -150,7 +167,7 @@ class View:
     def text(self, row: int) -> bytes:
         """The record of a row as JSON."""
         start = int(self.ends[row - 1]) if row else 0
-        return self.texts[start : int(self.ends[row])].tobytes()
+        return self.texts.read(start, int(self.ends[row]))
 
     def id(self, row: int) -> str:
         digits = self.ids[row].tobytes().hex()
