@@ -72,13 +72,16 @@ class Rung:
         """The rung with this :attr:`label`. Raises ValueError: there is none."""
         name, *numbers = label.split("-")
         values = [int(number) for number in numbers]
+        found = cls(name)
+        if name not in ("codes", "cells", "dense", "exact"):
+            raise ValueError(label)
         if name == "codes" and 1 <= len(values) <= 2:
-            return cls(name, *values)
-        if name == "cells" and len(values) == 1:
-            return cls(name, cells=values[0])
-        if name in ("dense", "exact") and not values:
-            return cls(name)
-        raise ValueError(label)
+            found = cls(name, *values)
+        elif name == "cells" and len(values) == 1:
+            found = cls(name, cells=values[0])
+        if found.label != label or label in ("codes", "cells"):
+            raise ValueError(label)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +236,12 @@ def _coarse(
 ) -> Coarse | None:
     if rung.name not in ("codes", "cells"):
         return None
-    # Cells of the first page may have gone with a model, or a smaller index.
-    near = store.cells.nearest(z, rung.cells) if rung.cells and store.cells is not None else ()
-    return Coarse(near, code.tobytes(), rung.radius)
+    cells = store.cells
+    if rung.cells and cells is not None:
+        near = cells.nearest(z, rung.cells)
+        return Coarse(near, code.tobytes(), rung.radius, cells.key)
+    # The cells of the first page of a list may have gone.
+    return None if rung.radius is None else Coarse(code=code.tobytes(), radius=rung.radius)
 
 
 def _bounded(found: Climb, most: int) -> Climb:

@@ -81,11 +81,13 @@ class Coarse:
 
     cells: numbers of cells of the store's :attr:`VectorStore.cells`.
     code: a packed code, B/8 bytes. radius: in bits; None = codes are not looked at.
+    of: the ``key`` of the cells. If the store has made new ones since, all points are candidates.
     """
 
     cells: tuple[int, ...] = ()
     code: bytes = b""
     radius: int | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

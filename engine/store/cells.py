@@ -6,7 +6,9 @@ of them in the first few (inverted lists: Sivic and Zisserman, "Video Google", I
 cells that takes is measured on the index itself.
 """
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -30,7 +32,7 @@ _GROWN = 4
 """Cells are made anew when the index has grown by this factor."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Cells:
     """The cells of an index.
 
@@ -48,6 +50,11 @@ class Cells:
     probes: int
     recall: float
     code_recall: float
+
+    @cached_property
+    def key(self) -> str:
+        """Tells these cells from those that the index had before."""
+        return hashlib.blake2b(self.centroids.tobytes(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.centroids)

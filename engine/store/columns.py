@@ -15,20 +15,21 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import StoreError
 from engine.files import write_atomically
 from engine.records import Point
 from engine.store.base import Collection, Filter
 from engine.store.cells import LEAST_POINTS, Cells, trained
 from engine.store.column_file import ColumnFile
 from engine.store.combinations import Combinations
-from engine.store.rows import KEYS, IdLookup, TextReader, View, keys_of
+from engine.store.rows import KEYS, Erasure, IdLookup, TextReader, View, keys_of
 from engine.store.text_record import to_text
 
 __all__ = ["Columns", "Outdated"]
@@ -37,6 +38,8 @@ _FORMAT = 1
 _STATE, _PENDING = "state.json", "pending"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _ID_BYTES = 16
+_HEADER_BYTES = 48
+"""Of ``pending``, with the machine's boot id."""
 _AT_ONCE = 4096
 _TAIL = 0.25
 """Rows are sorted anew when this share of them was added since."""
@@ -70,9 +73,10 @@ class Columns:
             self.settled, self.epoch = int(state["settled"]), str(state["epoch"])
         except Outdated:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Outdated(str(error)) from None
-        self._remove_other_generations()
+        except Exception as error:
+            # What JSON, NumPy and zipfile raise depends on the bytes.
+            raise Outdated(f"{type(error).__name__}: {error}") from None
+        self._remove_leftovers()
 
     @classmethod
     def empty(cls, folder: Path, collection: Collection) -> "Columns":
@@ -129,17 +133,22 @@ class Columns:
         there = np.flatnonzero(gone == 0)
         self._lookup = IdLookup(self._files["ids"].rows, there)
         self._moment = int(gone.max(initial=0))
+        self._erasure = Erasure()
         self._to_erase: list[NDArray[np.int64]] = []
-        used = np.bincount(self._files["combination"].rows[there], minlength=combinations)
-        if len(used) > combinations:
+        used = self._files["combination"].rows[there]
+        if len(used) and used.max() >= combinations:
             raise Outdated("a row has no combination")
-        self._combinations.counts[:combinations] = used[:combinations]
+        self._combinations.count(np.zeros(0, np.int64), used)
         self._publish(rows, ordered, cells)
 
-    def _remove_other_generations(self) -> None:
+    def _remove_leftovers(self) -> None:
+        """Removes other generations, and files that were being written when a process ended."""
+        current = self._folder / str(self._generation)
         for entry in self._folder.iterdir():
-            if entry.is_dir() and entry.name != str(self._generation):
+            if entry.is_dir() and entry != current:
                 shutil.rmtree(entry, ignore_errors=True)
+        for entry in (*self._folder.glob(".*"), *current.glob(".*")):
+            entry.unlink(missing_ok=True)
 
     def _publish(self, rows: int, ordered: int, cells: Cells | None) -> None:
         arrays = {name: file.rows for name, file in self._files.items()}
@@ -158,7 +167,9 @@ class Columns:
             starts=starts,
             combinations=self._combinations,
             combined=len(self._combinations),
+            counts=self._combinations.counts,
             lookup=self._lookup,
+            erasure=self._erasure,
         )
         """What searches use. It does not change, but what is gone is erased at some time."""
 
@@ -168,14 +179,23 @@ class Columns:
         """Writes down which points are about to be written or deleted."""
         path = self._folder / _PENDING
         new = not path.exists()
-        with path.open("ab") as file:
+        with _written(path), path.open("ab") as file:
             if new:
                 file.write(_boot())
+            # Of a note that was cut short by a full disk nothing is left.
+            file.truncate(file.tell() // _ID_BYTES * _ID_BYTES)
             file.write(b"".join(uuid.UUID(one).bytes for one in ids))
+            file.flush()
             if new:
-                file.flush()
                 os.fsync(file.fileno())
                 _sync_folder(self._folder)
+
+    def reserve(self, points: Sequence[Point]) -> None:
+        """Makes room for these points. Raises StoreError: there is none."""
+        for file in self._files.values():
+            file.reserve(self.view.rows + len(points))
+        length = sum(len(to_text(point).encode()) for point in points)
+        self._texts.reserve(self._text_end + length)
 
     def append(self, points: Sequence[Point]) -> None:
         """Adds points with z, in place of those with the same ids."""
@@ -208,31 +228,37 @@ class Columns:
         arrays["gone"][new] = 0
         self._text_end = int(ends[-1])
         replaced = self._lookup.find(arrays["ids"][new], arrays["ids"], start)
-        self._mark_gone(replaced[replaced >= 0])
-        np.add.at(self._combinations.counts, numbers, 1)
+        gone = self._mark_gone(replaced[replaced >= 0])
+        self._combinations.count(gone, np.array(numbers))
         self._lookup = self._lookup.with_rows(arrays["ids"], arrays["gone"], start, end)
         self._publish(end, view.ordered, view.cells)
 
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Takes rows out whose points were deleted. The next :meth:`sync` erases what they held."""
-        self._mark_gone(rows)
+        self._combinations.count(self._mark_gone(rows), np.zeros(0, np.int64))
         self._publish(self.view.rows, self.view.ordered, self.view.cells)
 
-    def _mark_gone(self, rows: NDArray[np.int64]) -> None:
+    def _mark_gone(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The combinations of those that were not gone yet."""
         view = self.view
         rows = rows[view.gone[rows] == 0]
         if len(rows):
             self._moment += 1
             view.gone[rows] = self._moment
-            np.subtract.at(self._combinations.counts, view.combination[rows], 1)
             self._to_erase.append(rows)
+        return view.combination[rows]
 
     def erase_gone(self) -> None:
-        """Erases what rows that are gone held, also where an earlier process ended before that."""
+        """Erases what an earlier process left: at once what it wrote behind the last row, with the
+        next :meth:`sync` what rows that are gone held."""
         self._to_erase = [np.flatnonzero(self.view.gone[: self.view.rows])]
+        for file in self._files.values():
+            file.rows[self.view.rows :] = 0
+        self._texts.rows[self._text_end :] = 0
 
     def _erase(self) -> None:
         view, ends = self.view, self.view.ends
+        self._erasure.moment = self._moment
         for rows in self._to_erase:
             for row in rows.tolist():
                 start = int(ends[row - 1]) if row else 0
@@ -245,13 +271,14 @@ class Columns:
     def sync(self) -> None:
         """On return, all rows survive a power cut, and nothing is left of what is gone. The shard
         must survive it already."""
-        if self._to_erase:
-            self._erase()
-        for file in (*self._files.values(), self._texts):
-            file.sync()
-        self._combinations.sync()
-        self._note_state()
-        (self._folder / _PENDING).unlink(missing_ok=True)
+        with _written(self._folder):
+            if self._to_erase:
+                self._erase()
+            for file in (*self._files.values(), self._texts):
+                file.sync()
+            self._combinations.sync()
+            self._note_state()
+            (self._folder / _PENDING).unlink(missing_ok=True)
 
     def _note_state(self) -> None:
         state = {
@@ -324,17 +351,21 @@ class Columns:
         folder = self._folder / str(self._generation + 1)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if cells is not None:
-            _write_cells(folder / "cells.npz", cells)
         made = Columns.__new__(Columns)
         made._folder, made._collection = self._folder, self._collection
-        made._open(self._generation + 1, 0, 0, 0)
-        made._copy(view, rows[order], cell[order], cells)
-        made.settled = max(0, self.settled - (view.rows - len(rows)))
-        made.epoch = self.epoch
-        made.sync()
+        with _written(folder), ExitStack() as failed:
+            failed.callback(shutil.rmtree, folder, ignore_errors=True)
+            if cells is not None:
+                _write_cells(folder / "cells.npz", cells)
+            made._open(self._generation + 1, 0, 0, 0)
+            failed.callback(made.close)
+            made._copy(view, rows[order], cell[order], cells)
+            made.settled = max(0, self.settled - (view.rows - len(rows)))
+            made.epoch = self.epoch
+            made.sync()
+            failed.pop_all()
         self.close()
-        made._remove_other_generations()
+        made._remove_leftovers()
         return made
 
     def _copy(
@@ -367,10 +398,8 @@ class Columns:
         self._files["gone"].rows[: len(rows)] = 0
         self._files["ends"].rows[: len(rows)] = ends
         self._text_end = int(ends[-1]) if len(ends) else 0
-        used = np.bincount(
-            self._files["combination"].rows[: len(rows)], minlength=len(self._combinations)
-        )
-        self._combinations.counts[: len(used)] = used
+        new = self._files["combination"].rows[: len(rows)]
+        self._combinations.count(np.zeros(0, np.int64), new)
         self._lookup = IdLookup(self._files["ids"].rows, np.arange(len(rows)))
         self._publish(len(rows), len(rows) if cells is not None else 0, cells)
 
@@ -406,9 +435,21 @@ def _write_cells(path: Path, cells: Cells) -> None:
 def _boot() -> bytes:
     """Names the time since the machine was started; as long on every machine."""
     try:
-        return _BOOT.read_bytes().strip()[:36].ljust(36)
+        return _BOOT.read_bytes().strip()[:_HEADER_BYTES].ljust(_HEADER_BYTES)
     except OSError:
-        return b"?" * 36
+        return b"?" * _HEADER_BYTES
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """A block that writes there. Raises StoreError instead of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); make room, or see to its permissions, "
+            "and run the same command again"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -57,7 +57,7 @@ class Combinations:
         self.codes = np.zeros((256, len(COMBINED)), np.int32)
         """int32 (T or more, F): the number of the value that a combination has for each field."""
         self.counts = np.zeros(256, np.int64)
-        """int64 (T or more,): how many points have the combination."""
+        """int64 (T or more,): how many points have the combination. Replaced, never changed."""
         self._path = path
         self._file = path.open("a+b")
         try:
@@ -94,22 +94,30 @@ class Combinations:
             found = self._add(values)
         return found
 
+    def count(self, gone: NDArray[np.integer], new: NDArray[np.integer]) -> None:
+        """Points of these combinations have gone, and others came."""
+        counts = self.counts.copy()
+        np.subtract.at(counts, gone, 1)
+        np.add.at(counts, new, 1)
+        self.counts = counts
+
     def forget_unused(self) -> None:
         """Erases the values of combinations that no point has, but for their numbers."""
         unused = np.flatnonzero(self.counts[: len(self)] == 0)
         named = [(number, self._combined[number]) for number in unused.tolist()]
         if not any(values is not None for _, values in named):
             return
-        for number, values in named:
-            if values is not None:
-                del self._numbers[values]
-                self._combined[number] = None
-        for at, known in enumerate(self._values):
-            used = {values[at] for values in self._combined if values is not None}
-            self._values[at] = {value: number for value, number in known.items() if value in used}
-        write_atomically(self._path, b"".join(map(_line, self._combined)))
+        left = list(self._combined)
+        for number, _ in named:
+            left[number] = None
+        write_atomically(self._path, b"".join(map(_line, left)))
         self._file.close()
         self._file = self._path.open("a+b")
+        self._combined = left
+        self._numbers = {values: at for at, values in enumerate(left) if values is not None}
+        for at, known in enumerate(self._values):
+            used = {values[at] for values in self._numbers}
+            self._values[at] = {value: number for value, number in known.items() if value in used}
 
     def _add(self, values: tuple[Any, ...] | None) -> int:
         number = len(self._combined)
@@ -118,8 +126,11 @@ class Combinations:
             self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
         for at, value in enumerate(values or ()):
             known = self._values[at]
-            self.codes[number, at] = known.setdefault(value, self._given[at])
-            self._given[at] = max(self._given[at], int(self.codes[number, at]) + 1)
+            if value not in known:
+                # In this order, as others size arrays by the one to look up in the other.
+                self._given[at] += 1
+                known[value] = self._given[at] - 1
+            self.codes[number, at] = known[value]
         if values is not None:
             self._numbers[values] = number
         self._combined.append(values)

@@ -43,7 +43,7 @@ from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated
 from engine.store.payload import from_payload
 from engine.store.points import checked_vector, not_storable
-from engine.store.rows import RowGone, View
+from engine.store.rows import View
 from engine.store.text_record import from_text, to_text
 
 __all__ = ["EdgeStore", "described"]
@@ -68,8 +68,10 @@ _LEAST_ADDED, _ADDED_SHARE = 1_000, 0.02
 _SEGMENTS = 8
 """Segments of a shard. With fewer of them, more is built anew whenever points were added."""
 _OPTIMISER = """
-import ctypes, signal, sys
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+    sys.exit("the process that started it has ended")
 import qdrant_edge
 shard = qdrant_edge.EdgeShard.load(sys.argv[1])
 shard.optimize()
@@ -96,6 +98,7 @@ class EdgeStore:
         # Opened when it is needed: a search without a graph does not.
         self._shard: qdrant.EdgeShard | None = None
         self._is_closed = False
+        self._is_in_doubt = False
         # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
         self._writing = threading.RLock()
         try:
@@ -218,20 +221,44 @@ class EdgeStore:
             some = points[start : start + _UPSERT_AT_ONCE]
             made = [self._to_edge(point) for point in some]
             with self._writing:
-                self._columns.note(point.id for point in some)
-                self._update(qdrant.UpdateOperation.upsert_points(made))
-                self._columns.append([replace(one, id=_plain(one.id)) for one in some])
+                self._make_sure()
+                self._columns.reserve(some)
+                with self._noted([point.id for point in some]):
+                    self._update(qdrant.UpdateOperation.upsert_points(made))
+                    self._columns.append([replace(one, id=_plain(one.id)) for one in some])
+
+    @contextmanager
+    def _noted(self, ids: Sequence[str]) -> Iterator[None]:
+        """A block that writes these points. If it fails, the columns may differ from the shard."""
+        self._columns.note(ids)
+        self._is_in_doubt = True
+        yield
+        self._is_in_doubt = False
+
+    def _make_sure(self) -> None:
+        """Reads from the shard what a write that failed may have left, and that it is open."""
+        _ = self._open_shard
+        if self._is_in_doubt:
+            self._bring_up_to_date(self._columns)
+            self._is_in_doubt = False
 
     def flush(self) -> None:
         with self._writing:
             if self._columns.is_written_to:
+                self._make_sure()
                 _wrapped(self._open_shard.flush)
                 self._sync(self._columns)
 
     def _sync(self, columns: Columns) -> None:
         """Makes columns durable that fit the shard, which is so already."""
         columns.epoch = uuid.uuid4().hex
-        write_atomically(self._directory / _EPOCH, columns.epoch.encode())
+        try:
+            write_atomically(self._directory / _EPOCH, columns.epoch.encode())
+        except OSError as error:
+            raise StoreError(
+                f"{self._directory} cannot be written ({error.strerror}); make room, and run the "
+                "same command again"
+            ) from None
         columns.sync()
 
     def optimise(self) -> None:
@@ -240,6 +267,7 @@ class EdgeStore:
         with self._writing:
             self._optimise()
             if self._columns.should_be_arranged():
+                self.flush()
                 self._columns = self._columns.arranged()
 
     def _optimise(self) -> None:
@@ -273,10 +301,15 @@ class EdgeStore:
         if self._is_closed:
             raise self._closed()
         while True:
+            view = self._view
             try:
-                return question(self._view)
-            except RowGone:
-                continue
+                answer = question(view)
+            except Exception:
+                if not view.is_erased:
+                    raise
+            else:
+                if not view.is_erased:
+                    return answer
 
     def _closed(self) -> StoreError:
         return StoreError(f"the index in {self._directory} is closed")
@@ -335,26 +368,30 @@ class EdgeStore:
 
     def delete(self, where: Filter) -> int:
         with self._writing:
+            self._make_sure()
             view = self._view
             rows = view.selected(where)
             ids = [view.id(int(row)) for row in rows]
             for start in range(0, len(ids), _DELETE_AT_ONCE):
                 some = ids[start : start + _DELETE_AT_ONCE]
-                self._columns.note(some)
                 gone: list[Any] = [uuid.UUID(one) for one in some]
-                self._update(qdrant.UpdateOperation.delete_points(gone))
-                self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
+                with self._noted(some):
+                    self._update(qdrant.UpdateOperation.delete_points(gone))
+                    self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
         return len(ids)
 
     def close(self) -> None:
         with self._writing:
-            if not self._is_closed:
-                self.flush()
-                if self._shard is not None:
-                    _wrapped(self._shard.close)
-                self._columns.close()
-                self._is_closed = True
-        self._lock.release()
+            try:
+                if not self._is_closed:
+                    self.flush()
+            finally:
+                if not self._is_closed:
+                    self._is_closed = True
+                    self._columns.close()
+                    if self._shard is not None:
+                        _wrapped(self._shard.close)
+                self._lock.release()
 
     def __enter__(self) -> "EdgeStore":
         return self
@@ -455,7 +492,7 @@ def _plain(point_id: str) -> str:
 
 def _optimise_elsewhere(directory: Path) -> None:
     ended = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", _OPTIMISER, str(directory)],
+        [sys.executable, "-c", _OPTIMISER, str(directory), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

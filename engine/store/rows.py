@@ -19,7 +19,7 @@ from engine.store.cells import Cells
 from engine.store.combinations import COMBINED, Combinations
 from engine.store.text_record import from_text
 
-__all__ = ["KEYS", "IdLookup", "RowGone", "TextReader", "View", "keys_of"]
+__all__ = ["KEYS", "Erasure", "IdLookup", "TextReader", "View", "keys_of"]
 
 KEYS = ("study", "series", "sop", "patient")
 """Fields with about as many values as there are studies or images; a row has a hash of each."""
@@ -31,8 +31,11 @@ _ROUNDING = 4e-6
 """Most by which the fast similarities of two equal vectors differ."""
 
 
-class RowGone(Exception):
-    """What a row held was erased since the view was made; a later view has what is there now."""
+class Erasure:
+    """Tells how far what is gone was erased: ``moment`` is the latest moment whose rows may be."""
+
+    def __init__(self) -> None:
+        self.moment = 0
 
 
 def keys_of(record: ImageRecord) -> list[int]:
@@ -59,12 +62,14 @@ class IdLookup:
         self._rows = rows[order].astype(np.uint32)
         # The rows of an id, the latest first: views of before know the earlier ones only.
         self._added: dict[bytes, tuple[int, ...]] = {}
+        self._rows_added = 0
 
     def with_rows(
         self, ids: NDArray[np.uint8], gone: NDArray[np.uint32], start: int, end: int
     ) -> "IdLookup":
         """One that finds the rows from ``start`` to ``end`` as well; may be this one."""
-        if len(self._added) + end - start > max(_LEAST_TAIL, len(self._rows) // 4):
+        self._rows_added += end - start
+        if self._rows_added > max(_LEAST_TAIL, len(self._rows) // 4):
             return IdLookup(ids, np.flatnonzero(gone[:end] == 0))
         packed = ids[start:end].tobytes()
         for at in range(end - start):
@@ -138,7 +143,8 @@ class View:
     which the row's point was replaced or deleted, 0 = it was not; rows that are gone later than
     ``moment`` are still part of the view. ends: uint64 (N,), where in ``texts`` the row's text
     ends. ordered: the first so many rows are sorted by cell. starts: int64 (C + 1,), the first
-    row of each cell among those. combined: number of ``combinations`` in use.
+    row of each cell among those. combined: number of ``combinations`` in use. counts: int64 (T or
+    more,), how many points have each.
     """
 
     z: NDArray[np.float32]
@@ -160,7 +166,9 @@ class View:
     starts: NDArray[np.int64] | None
     combinations: Combinations
     combined: int
+    counts: NDArray[np.int64]
     lookup: IdLookup
+    erasure: Erasure
 
     # Points
 
@@ -174,13 +182,15 @@ class View:
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
     def point(self, row: int, *, with_z: bool = False, score: float | None = None) -> Point:
-        """The point of a row. Raises RowGone."""
-        text, point_id = self.text(row), self.id(row)
         z = self.z[row].copy() if with_z else None
         code = self.codes[row].copy()
-        if self.gone[row] and not self.ids[row].any():
-            raise RowGone
-        return from_text(point_id, text.decode(), code, z=z, score=score)
+        return from_text(self.id(row), self.text(row).decode(), code, z=z, score=score)
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether something that is part of the view may be erased by now: whatever was read may be
+        wrong, and a later view has to be asked."""
+        return self.erasure.moment > self.moment
 
     def there(self, rows: _Rows) -> NDArray[np.bool_]:
         """Which of the rows are part of the view."""
@@ -248,7 +258,7 @@ class View:
         return dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))[:limit])
 
     def _weights(self, passing: "_Passing") -> NDArray[np.int64]:
-        counts = self.combinations.counts[: self.combined]
+        counts = self.counts[: self.combined]
         return counts if passing.table is None else np.where(passing.table, counts, 0)
 
     def _passing(self, where: Filter) -> "_Passing":
@@ -319,6 +329,8 @@ class View:
 
     def _candidates(self, coarse: Coarse) -> _Rows:
         """The candidates, ascending, gone ones among them."""
+        if not self._knows(coarse):
+            return np.arange(self.rows)
         rows = self._in_cells(coarse.cells)
         if coarse.radius is None:
             return rows
@@ -335,6 +347,10 @@ class View:
         total: NDArray[np.integer]
         total = words[:, 0] if words.shape[1] == 1 else words.sum(axis=1, dtype=np.uint16)
         return total
+
+    def _knows(self, coarse: Coarse) -> bool:
+        """Whether the cells that it names, if any, are those of the view."""
+        return not coarse.cells or (self.cells is not None and self.cells.key == coarse.of)
 
     def _in_cells(self, cells: tuple[int, ...]) -> _Rows:
         if not cells:
@@ -372,7 +388,7 @@ class View:
     def _compared(self, z: NDArray[np.float32], where: Filter) -> tuple[_Rows, NDArray[np.float32]]:
         """The rows that take part, and their similarities within rounding."""
         coarse, plain = where.coarse, not where.must and not where.must_not
-        if plain and coarse is None:
+        if plain and (coarse is None or not self._knows(coarse)):
             rows = np.arange(self.rows)
             likeness = self.z[: self.rows] @ z
         elif plain and coarse is not None and coarse.radius is None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from dataclasses import replace
@@ -255,7 +256,7 @@ def test_cells_are_made_and_kept(store_root, collection, small_cells):
         store.upsert(new)
         # What is new lies in the cell of the nearest centroid, and is found there.
         for point in new:
-            where = Filter(coarse=Coarse(cells=first.nearest(point.z, 1)))
+            where = Filter(coarse=Coarse(first.nearest(point.z, 1), of=first.key))
             assert store.query([Nearest(point.z, where, 1)])[0][0].id == point.id
     with EdgeStore.open(place) as store:
         assert np.array_equal(store.cells.centroids, first.centroids)
@@ -266,7 +267,7 @@ def test_cells_are_made_and_kept(store_root, collection, small_cells):
         store.optimise()
         assert store.cells.points == store.count(ALL)
         store.arrange(store.profile)
-        everything = Coarse(cells=tuple(range(len(store.cells))))
+        everything = Coarse(tuple(range(len(store.cells))), of=store.cells.key)
         assert store.count(Filter(coarse=everything)) == store.count(ALL)
 
 
@@ -314,3 +315,117 @@ def test_an_unknown_field_is_named(store_root, collection):
         pytest.raises(StoreError, match="'colour'"),
     ):
         store.count(Filter((Match("colour", ("red",)),)))
+
+
+def test_cells_of_before_are_not_taken_for_those_of_now(store_root, collection, small_cells):
+    with EdgeStore.create(store_root / "generations", collection) as store:
+        store.upsert(made(700))
+        store.optimise()
+        before = store.cells
+        store.delete(Filter((Match("modality", ("CT",)),)))
+        store.upsert(made(350, seed=8, start=50_000))
+        store.arrange(store.profile)
+        assert store.cells.key != before.key
+        for point in list(store.scroll(ALL, with_z=True))[::40]:
+            where = Filter(coarse=Coarse(before.nearest(point.z, 1), of=before.key))
+            assert store.query([Nearest(point.z, where, 1)])[0][0].score == pytest.approx(
+                1, abs=1e-6
+            )
+
+
+def test_a_write_that_failed_half_way_is_made_sure_of(store_root, collection, monkeypatch):
+    """The shard took the points, and the columns could not."""
+    place = store_root / "half"
+    with EdgeStore.create(place, collection) as store:
+        store.upsert(made(100))
+        store.flush()
+        with monkeypatch.context() as broken:
+            broken.setattr(columns, "keys_of", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                store.upsert(made(30, start=5000))
+        store.flush()
+        found = said(store)
+        assert store.count(ALL) > 100
+    shutil.rmtree(place / "columns")
+    with EdgeStore.open(place) as store:
+        assert said(store) == found
+
+
+def test_a_disk_that_is_full_is_told_and_harms_nothing(store_root, collection, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    place = store_root / "full"
+    store = EdgeStore.create(place, collection)
+    store.upsert(made(100))
+    store.flush()
+    before = said(store)
+    with monkeypatch.context() as broken:
+        broken.setattr("os.posix_fallocate", full)
+        with pytest.raises(StoreError, match="space"):
+            store.upsert(made(5000, start=5000))
+    with monkeypatch.context() as broken:
+        broken.setattr(columns, "write_atomically", full)
+        store.upsert(made(3))
+        with pytest.raises(StoreError, match="make room"):
+            store.close()
+    with EdgeStore.open(place) as store:  # the lock was let go of
+        kept = {point.id for point in store.scroll(ALL)}
+        assert {point[0] for point in before[0]} <= kept
+
+
+def test_what_was_deleted_before_a_kill_is_erased_after_it(store_root, collection):
+    place = store_root / "erased later"
+    store = EdgeStore.create(place, collection)
+    store.upsert(made(500))
+    secret = [p for p in store.scroll(ALL, with_z=True) if p.record.source == "secret"]
+    assert store.delete(Filter((Match("source", ("secret",)),))) == len(secret) > 5
+    store._columns.close()  # as if killed: nothing was flushed
+    store._open_shard.close()
+    store._lock.release()
+    with EdgeStore.open(place) as store:
+        store.flush()
+    left = [path.read_bytes() for path in (place / "columns").rglob("*") if path.is_file()]
+    for point in secret:
+        for needle in (b'"secret"', uuid.UUID(point.id).bytes, point.z.tobytes()):
+            assert not any(needle in data for data in left)
+
+
+def test_many_readers_see_whole_states_while_others_write(store_root, collection):
+    """Points are only ever replaced, each keeping its modality: no count may change."""
+    with EdgeStore.create(store_root / "whole", collection) as store:
+        points = made(400)
+        store.upsert(points)
+        expected = store.facets(["modality"], ALL, 9), store.count(ALL)
+        wrong: list[object] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            number = 0
+            try:
+                while not ended.is_set():
+                    number = (number + 1) % len(points)
+                    here = store.facets(["modality"], ALL, 9), store.count(ALL)
+                    (best,) = store.query([Nearest(points[number].z, ALL, 1)])
+                    again = store.get([points[number].id])
+                    if here != expected or not again or best[0].score < 0.999:
+                        wrong.append((number, here, again, best))
+            except Exception as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 3
+        step = 0
+        while time.monotonic() < until:
+            step += 1
+            some = points[step * 16 % 384 :][:16]
+            labels = (f"new {step}",)
+            store.upsert([replace(p, record=replace(p.record, labels=labels)) for p in some])
+            if step % 5 == 0:
+                store.flush()
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert wrong == []

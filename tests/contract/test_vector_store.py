@@ -133,7 +133,9 @@ def holds(backend, found, where, points, passes) -> None:
     assert found == sorted(found)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(drawn=filters())
 def test_filters_mean_what_they_say(backend, filled, points, passes, drawn):
     where = with_near(*drawn, points)

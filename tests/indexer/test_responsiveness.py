@@ -102,7 +102,7 @@ def test_a_search_does_not_wait_for_writes(large: EdgeStore, vectors: Vectors) -
         for number in range(count):
             z = vectors.query_z[number % len(vectors.query_z)]
             started = time.perf_counter()
-            large.query([Nearest(z, Filter(coarse=Coarse(cells=cells.nearest(z, 8))), 13)])
+            large.query([Nearest(z, Filter(coarse=Coarse(cells.nearest(z, 8), of=cells.key)), 13)])
             seconds.append(time.perf_counter() - started)
         return float(np.percentile(seconds, 99))
 
