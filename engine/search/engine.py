@@ -25,9 +25,12 @@ from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
-from engine.store.base import Filter, Ids, VectorStore
+from engine.store.base import Coarse, Filter, Ids, VectorStore
 
 __all__ = ["SearchEngine"]
+
+_WIDER = 4
+"""How many times as many candidates are asked for when those that there were gave too few hits."""
 
 
 class SearchEngine:
@@ -181,22 +184,25 @@ class SearchEngine:
             others, remarks = as_spelled(self._store, query.where)
             nobody = nobodies(self._store, self._settings, records, query.exclude, query.group_by)
             where = without_own(others, query.exclude, records, nobody)
-            taken = self.candidates(z, code, query, where)
-        with watch("rank"):
-            points = self._points(z, query, taken, nobody)
-        # The rung was taken for an estimate that proved too high: go on to wider rungs. A further
-        # page of a list stays on the rung of the first.
-        while (
-            len(points) < query.k
-            and taken.size.estimated
-            and taken.rung.radius is not None
-            and query.page is None
-        ):
+        wider, above = 1, None
+        while True:
             with watch("prefilter"):
-                taken = self.candidates(z, code, query, where, above=taken)
+                taken = self.candidates(z, code, query, where, wider=wider, above=above)
             with watch("rank"):
-                points = self._points(z, query, taken, nobody)
-        hits = ranked_groups(points, code, query.order, query.group_by, nobody)
+                points = self._points(z, code, query, taken, nobody)
+                hits = ranked_groups(points, code, query.order, query.group_by, nobody)
+            # A further page of a list stays on the rung of the first.
+            narrowed = taken.rung.name in ("codes", "cells") and query.page is None
+            if query.radius is not None and taken.rung.cells:
+                narrowed = False
+            if len(hits) >= query.k or not narrowed:
+                break
+            if taken.size.estimated:
+                # The estimate may have been too high.
+                above = taken
+            else:
+                # The candidates may all be of a few studies.
+                wider *= _WIDER
         remarks = (*remarks, *remark_on(nobody, records, query.exclude))
         if not points:
             remarks = (*remarks, *remark_on_nothing(self._store, others, query.exclude))
@@ -243,6 +249,8 @@ class SearchEngine:
         code: NDArray[np.uint8],
         query: Query,
         where: Filter,
+        *,
+        wider: int = 1,
         above: Climb | None = None,
     ) -> Climb:
         """The result of the coarse filter for a query.
@@ -250,7 +258,7 @@ class SearchEngine:
         Args:
             z: float32 (D,). code: uint8 (B/8,), packed.
             where: the query's filters.
-            above: an earlier result with too few candidates, see :func:`climb`.
+            wider, above: for a search that had too few hits, see :func:`climb`.
         """
         settings = self._settings
         if query.exact:
@@ -263,6 +271,7 @@ class SearchEngine:
             where,
             query.k,
             settings,
+            wider=wider,
             by_code=query.order == "hamming",
             within=query.radius,
             only=None if query.page is None else query.page.rung,
@@ -270,7 +279,12 @@ class SearchEngine:
         )
 
     def _points(
-        self, z: NDArray[np.float32], query: Query, taken: Climb, nobody: Collection[str]
+        self,
+        z: NDArray[np.float32],
+        code: NDArray[np.uint8],
+        query: Query,
+        taken: Climb,
+        nobody: Collection[str],
     ) -> list[Point]:
         """The candidates to rank: the hits wanted, one more (is there a next page?) and ties."""
         store, exact = self._store, not taken.approximate
@@ -281,14 +295,20 @@ class SearchEngine:
             return best_of_each(
                 store, z, taken.where, query.group_by, wanted, exact=exact, nobody=nobody
             )
-        return most_similar(store, z, taken.where, wanted, exact=exact)
+        found = most_similar(store, z, taken.where, wanted, exact=exact)
+        if query.order == "hamming" and query.radius is not None and taken.rung.name == "dense":
+            # Those most similar by vector may be others than those within the radius.
+            ball = Coarse(code=code.tobytes(), radius=query.radius)
+            near = most_similar(store, z, replace(taken.where, coarse=ball), wanted, exact=True)
+            found = list({point.id: point for point in (*near, *found)}.values())
+        return found
 
     def _evidence(
         self, query: Query, taken: Climb, ranked_count: int, watch: Stopwatch
     ) -> Evidence:
         return Evidence(
             rung=taken.rung.name,
-            radius=taken.rung.radius,
+            radius=taken.radius,
             cells=taken.rung.cells or None,
             cells_in_all=len(cells) if (cells := self._store.cells) is not None else None,
             matching=taken.matching.count,

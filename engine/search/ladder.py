@@ -26,6 +26,7 @@ from engine.codes import band_widths, radius
 from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
 from engine.store.base import PARTS, Coarse, Filter, VectorStore
+from engine.store.cells import Cells
 
 __all__ = ["Climb", "Rung", "climb", "enough_for", "radii"]
 
@@ -64,6 +65,8 @@ class Rung:
     @property
     def label(self) -> str:
         """Name, radius and cells in one word, as in "codes-7" and "cells-16"."""
+        if self.name == "dense":
+            return self.name
         numbers = [one for one in (self.radius, self.cells or None) if one is not None]
         return "-".join([self.name, *map(str, numbers)])
 
@@ -108,6 +111,11 @@ class Climb:
     approximate: bool = False
     parts: int = PARTS
     note: str | None = None
+
+    @property
+    def radius(self) -> int | None:
+        """Every image within this Hamming distance is a candidate; None = that is not promised."""
+        return self.rung.radius if self.parts == PARTS else None
 
     @property
     def compared(self) -> int:
@@ -176,9 +184,13 @@ def climb(
         narrowed = replace(where, coarse=_coarse(store, rung, z, code))
         size = matching if rung.name == "dense" else size_of(store, narrowed, settings.max_counted)
         tried[rung.label] = size.count
-        if only is not None or within is not None:
+        if only is not None or (within is not None and wider == 1):
             break
-        if rung.name == "codes" and size.count > max(_SMALL, matching.count // _COST_OF_LOOKUP):
+        if (
+            rung.name == "codes"
+            and not rung.cells
+            and size.count > max(_SMALL, matching.count // _COST_OF_LOOKUP)
+        ):
             # The radii that follow would let pass even more.
             if store.cells is None or by_code or settings.coarse == "codes":
                 note = (
@@ -189,11 +201,11 @@ def climb(
                 tried[rung.label] = size.count
                 break
             continue
-        if size.count >= (in_cells if rung.name == "cells" else enough):
+        if size.count >= (in_cells if rung.cells else enough):
             break
-    has_graph = store.profile.graph == "precise"
-    shortcut = has_graph and rung.name == "dense"
-    approximate = shortcut or (store.profile.quantised and size.count > _SMALL)
+    able = store.approximates(narrowed)
+    shortcut = able and store.profile.graph == "precise" and rung.name == "dense"
+    approximate = shortcut or (able and store.profile.quantised and size.count > _SMALL)
     found = Climb(rung, narrowed, size, matching, tried, approximate, note=note)
     return found if shortcut else _bounded(found, settings.max_scanned)
 
@@ -209,26 +221,32 @@ def _rungs(
 ) -> Iterator[Rung]:
     """The rungs to try, in this order; "dense" is the last."""
     cells = store.cells
+    steps = radii(store.collection.bits)
+    probes = 0 if cells is None else round(cells.probes * max(1.0, sqrt(k / 10)))
     if within is not None:
         yield Rung("codes", within, 0 if cells is None or by_code else cells.probes)
+        # Everything is within that radius, or farther away.
+        yield Rung("dense", within)
         return
-    # An embedded graph knows of no filters; the one on a server does.
-    plain = not where.must and not where.must_not
-    has_graph = store.profile.graph == "precise" and (plain or cells is None)
+    has_graph = store.profile.graph == "precise" and store.approximates(where)
     graph_first = has_graph and settings.coarse == "auto" and not by_code
     few = matching <= (_FEW if cells else _COST_OF_LOOKUP * enough_for(matching, k, settings))
     codes_first = settings.coarse == "codes" or (
         settings.coarse == "auto" and (cells is None or cells.code_recall >= _CODES_SUFFICE)
     )
     if by_code or (codes_first and not graph_first and not few):
-        for r in radii(store.collection.bits):
+        for r in steps:
             yield Rung("codes", r)
     if cells is not None and not (graph_first or few or by_code or settings.coarse == "codes"):
-        probes = round(cells.probes * max(1.0, sqrt(k / 10)))
-        while probes <= _LARGEST_SHARE * len(cells):
-            yield Rung("cells", cells=probes)
-            probes *= 2
+        yield from (Rung("cells", cells=more) for more in _widening(cells, probes))
     yield Rung("dense")
+
+
+def _widening(cells: Cells | None, probes: int) -> Iterator[int]:
+    """Numbers of cells to look into, each twice as large as the one before."""
+    while cells is not None and 0 < probes <= _LARGEST_SHARE * len(cells):
+        yield probes
+        probes *= 2
 
 
 def _coarse(
@@ -256,7 +274,6 @@ def _bounded(found: Climb, most: int) -> Climb:
     )
     return replace(
         found,
-        rung=replace(found.rung, radius=None),
         where=sample_of(found.where, parts),
         parts=parts,
         note=note,

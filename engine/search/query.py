@@ -111,11 +111,20 @@ class Query:
                 f"the list goes on to hit {MAX_K}, {self.offset + self.k} was asked for; narrow "
                 "the search with filters"
             )
+        if self.page is not None and self.radius is not None and not self._keeps_promise():
+            raise QueryError(f"page {self.page} is of a search without this radius; ask as before")
         if self.page is not None and (self.page.rung == "exact") != self.exact:
             raise QueryError(
                 f"page {self.page} is of {'an exact' if not self.exact else 'another'} search; "
                 "ask as before"
             )
+
+    def _keeps_promise(self) -> bool:
+        """Whether the rung of the page has every image within the radius."""
+        rung = Rung.labelled("dense" if self.page is None else self.page.rung)
+        if rung.name == "codes":
+            return rung.radius is not None and rung.radius >= (self.radius or 0)
+        return rung.name == "dense"
 
     @property
     def offset(self) -> int:

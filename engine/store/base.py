@@ -191,6 +191,11 @@ class VectorStore(Protocol):
         """The cells into which the points are divided; None = they are not."""
         ...
 
+    def approximates(self, where: Filter) -> bool:
+        """Whether a request with this filter that is not exact may miss some of the most similar
+        points."""
+        ...
+
     @property
     def counts_at_once(self) -> bool:
         """Whether counts and facets take so little time that they need not be estimated."""

@@ -25,6 +25,8 @@ _ROUNDS = 10
 _QUERIES = 128
 """Points that are searched for to measure recall."""
 _NEIGHBOURS = 10
+_CODE_CANDIDATES, _CODE_SHARE = 1000, 0.0075
+"""As many candidates as a search by code has by default (engine/settings.py)."""
 _RECALL = 0.995
 """Of the ten most similar points, the share that a search by default is to find."""
 _ROWS_AT_ONCE = 4096
@@ -41,7 +43,7 @@ class Cells:
     probes: cells that a search looks into.
     recall: share of the ten most similar points that are in that many cells, over searches for
         points of the index itself.
-    code_recall: the same share among as many points, those with the nearest codes.
+    code_recall: the same share among the thousand points, or .75 %, with the nearest codes.
     """
 
     centroids: NDArray[np.float32]
@@ -131,7 +133,7 @@ def _measured(
     centroids: NDArray[np.float32],
     asked: NDArray[np.int64],
 ) -> tuple[int, float, float]:
-    """Cells to look into, and the recall of that many cells and of as many nearest codes.
+    """Cells to look into, and the recall of that many cells and of the nearest codes.
 
     Args:
         asked: positions in ``rows`` of the points that are searched for.
@@ -146,8 +148,7 @@ def _measured(
     within = np.take_along_axis(rank, cell[near].astype(np.int64), axis=1)
     found = np.cumsum(np.bincount(within.ravel(), minlength=len(centroids))) / within.size
     probes = int(np.argmax(found >= _RECALL)) + 1
-    held = np.bincount(cell, minlength=len(centroids))
-    candidates = max(_NEIGHBOURS, int(held[order[:, :probes]].sum(axis=1).mean()))
+    candidates = max(_CODE_CANDIDATES, round(_CODE_SHARE * len(rows)))
     hits = 0.0
     for position, neighbours in zip(asked, near, strict=True):
         distance = _distances(codes[rows], codes[rows[position]])

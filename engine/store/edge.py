@@ -38,7 +38,7 @@ from engine.store.arrangement import (
     VECTOR,
     oversampling,
 )
-from engine.store.base import Collection, Filter, Nearest, Profile
+from engine.store.base import Collection, Filter, Ids, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated
 from engine.store.payload import from_payload
@@ -60,6 +60,8 @@ _UPSERT_AT_ONCE = 16
 """Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
 _DELETE_AT_ONCE = 256
 _READ_AT_ONCE = 1000
+_FEW_LEFT_OUT = 64
+"""Points that the graph is asked for in addition, when as many are left out of what it finds."""
 _OPTIMISED_HERE = 2_000
 """A shard of up to so many points is optimised in this process: sooner done than another one is
 started."""
@@ -186,6 +188,9 @@ class EdgeStore:
     @property
     def counts_at_once(self) -> bool:
         return True
+
+    def approximates(self, where: Filter) -> bool:
+        return self._profile.graph == "precise" and _left_out(where) is not None
 
     @property
     def _view(self) -> View:
@@ -315,7 +320,7 @@ class EdgeStore:
         return StoreError(f"the index in {self._directory} is closed")
 
     def _nearest(self, view: View, asked: Nearest) -> list[Point]:
-        if not asked.exact and asked.where == Filter() and self._profile.graph == "precise":
+        if not asked.exact and self.approximates(asked.where):
             found = self._by_graph(view, asked)
             if found is not None:
                 return found
@@ -326,11 +331,13 @@ class EdgeStore:
         quantised = qdrant.QuantizationSearchParams(
             rescore=True, oversampling=oversampling(asked.limit)
         )
+        left_out = _left_out(asked.where) or ()
+        limit = asked.limit + len(left_out)
         request = qdrant.QueryRequest(
-            limit=asked.limit,
+            limit=limit,
             query=qdrant.Query.Nearest(asked.z.tolist(), using=VECTOR),
             params=qdrant.SearchParams(
-                hnsw_ef=max(EF, asked.limit),
+                hnsw_ef=max(EF, limit),
                 quantization=quantised if self._profile.quantised else None,
             ),
         )
@@ -340,7 +347,8 @@ class EdgeStore:
             found = _wrapped(self._open_shard.query, request)
         finally:
             self._writing.release()
-        rows = view.find([str(one.id) for one in found])
+        ids = [str(one.id) for one in found]
+        rows = view.find([one for one in ids if one not in left_out])
         return view.best_of(asked.z, rows[rows >= 0], asked.limit)
 
     def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
@@ -477,6 +485,16 @@ def _compare_in_the_calling_thread() -> None:
     """For the whole process: to share a few thousand dot products among threads takes longer than
     to compute them, many times longer where other work keeps the cores busy."""
     threadpool_limits(limits=1, user_api="blas")
+
+
+def _left_out(where: Filter) -> tuple[str, ...] | None:
+    """The few points that the filter leaves out; None = it asks for more than that, which the graph
+    knows nothing of."""
+    others = [one for one in where.must_not if not isinstance(one, Ids)]
+    if where.must or where.coarse is not None or others:
+        return None
+    ids = [_plain(i) for one in where.must_not if isinstance(one, Ids) for i in one.values]
+    return tuple(ids) if len(ids) <= _FEW_LEFT_OUT else None
 
 
 def _to_point(record: Any) -> Point:

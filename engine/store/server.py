@@ -126,6 +126,9 @@ class ServerStore:
     def counts_at_once(self) -> bool:
         return False
 
+    def approximates(self, where: Filter) -> bool:  # noqa: ARG002
+        return self._profile.graph == "precise" or self._profile.quantised
+
     def arrange(self, profile: Profile) -> None:
         """Changes the profile and waits for the rebuild; searches go on meanwhile.
 

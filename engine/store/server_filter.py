@@ -16,6 +16,9 @@ __all__ = ["translated"]
 
 _T = TypeVar("_T")
 
+_MOST_FLIPS = 3
+"""Where more bits of a band may differ, thousands of values would be looked up, and let nearly
+everything pass: then it all passes."""
 _VALUES_AT_ONCE = 256
 """Most values in one condition; a server in strict mode limits them."""
 
@@ -63,6 +66,8 @@ def _near(coarse: Coarse) -> list[models.Condition]:
     code = np.frombuffer(coarse.code, np.uint8)
     widths = band_widths(8 * len(code))
     s = flips(len(widths), coarse.radius)
+    if s > _MOST_FLIPS:
+        return []
     return [
         condition
         for j, (value, width) in enumerate(zip(bands(code).tolist(), widths, strict=True))

@@ -1,5 +1,6 @@
 """Searches of an index that is divided into cells, beside the answers of brute force."""
 
+import re
 import shutil
 import threading
 import uuid
@@ -18,14 +19,15 @@ from engine.codes import hamming
 from engine.records import Answer, Hit, ImageRecord, Observations, Point
 from engine.search import ladder
 from engine.search.engine import SearchEngine
-from engine.search.ladder import climb, radii
+from engine.search.ladder import Rung, climb, radii
 from engine.search.query import MAX_K, Cursor, Query, parse_where
 from engine.search.recommend import Examples, Wanted, recommend
 from engine.settings import SearchSettings
 from engine.store import columns
-from engine.store.base import Collection, Condition, Filter, Match, Profile, Range
+from engine.store.base import PARTS, Collection, Condition, Filter, Match, Profile, Range
 from engine.store.edge import EdgeStore
 from engine.store.payload import FACET_FIELDS
+from engine.store.rows import View
 
 BITS = 64
 COUNT, QUERIES = 6000, 40
@@ -433,7 +435,7 @@ def test_the_setting_says_what_is_tried_first(archive, engine, coarse, code_reca
     store = Measured(archive.store, code_recall)
     answer = engine(store, **{**CODES, "coarse": coarse}).answer(archive.seen(0), Query(10))
     assert answer.evidence.rung == first
-    assert list(answer.evidence.rungs_tried)[0].startswith(first)
+    assert next(iter(answer.evidence.rungs_tried)).startswith(first)
 
 
 def test_by_codes_nothing_is_looked_up_in_cells(archive, engine) -> None:
@@ -473,6 +475,29 @@ def test_where_too_many_codes_are_near_cells_are_looked_into(encoder, store_root
         answer = search.answer(alike.asked(0), Query(10))
         assert answer.evidence.rung == "dense"
         assert "would save nothing" in answer.evidence.note
+
+
+@pytest.mark.parametrize("graph", ["hash", "precise"])
+def test_only_what_may_have_missed_some_says_so(encoder, store_root, graph) -> None:
+    """Eight-bit vectors serve the graph, and the graph knows of no filters."""
+    rng = np.random.default_rng(9)
+    z, codes = unit(rng.normal(size=(2400, 8))), np.zeros((2400, BITS // 8), np.uint8)
+    records = [ImageRecord(modality=("CT", "MR")[i % 12 == 0]) for i in range(2400)]
+    collection = Collection(encoder.manifest.fingerprint, 8, BITS)
+    profile = Profile(graph, quantised=True)
+    with EdgeStore.create(store_root / f"quantised-{graph}", collection, profile) as store:
+        store.upsert([Point(id_of(i), records[i], codes[i], z[i]) for i in range(2400)])
+        stored = Archive(store, z, codes, records, z, codes)
+        search = SearchEngine(encoder, store, SearchSettings())
+        for terms in ([], ["modality=MR"], ["modality=CT"]):
+            where = parse_where(terms)
+            for number in range(5):
+                answer = search.answer(stored.seen(number), Query(10, where))
+                assert answer.evidence.rung == "dense"
+                assert answer.evidence.approximate == (graph == "precise" and terms == [])
+                if not answer.evidence.approximate:
+                    expected = stored.ordered(stored.seen(number), stored.passing(where))
+                    assert ids(answer) == expected[:10]
 
 
 # Filters
@@ -691,6 +716,36 @@ def test_pages_of_groups_make_up_the_whole_list(archive, engine, group_by) -> No
     assert listed == list(firsts.values())
 
 
+SAMPLED = {
+    "codes": (CODES | {"min_candidates": 400}, Query(50)),
+    "cells": (CELLS, Query(50)),
+    "radius": ({}, Query(50, radius=20)),
+    "dense": (CODES | {"min_candidates": COUNT}, Query(50)),
+}
+"""Settings, and request of the first page, where more are found than are compared."""
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_pages_make_up_the_list_of_a_sample(archive, engine, name) -> None:
+    settings, query = SAMPLED[name]
+    seen = archive.asked(5)
+    answers = list(pages(engine(max_scanned=256, **settings), seen, query))
+    first = answers[0].evidence
+    assert first.candidates > 256 >= first.compared
+    assert first.radius is None  # which would be no promise
+    taken = Rung.labelled(list(first.rungs_tried)[-1])
+    parts = int(re.search(r"(\d+) of 256 parts", first.note)[1])
+    near = np.full(COUNT, taken.name == "dense")
+    if taken.radius is not None:
+        near |= archive.within(seen, taken.radius)
+    if taken.cells:
+        near |= archive.in_cells(seen, taken.cells)
+    sampled = np.array([uuid.UUID(id_of(i)).int % PARTS < parts for i in range(COUNT)])
+    listed = [one for answer in answers for one in ids(answer)]
+    assert listed == archive.ordered(seen, near & sampled)
+    assert len(answers) > 1
+
+
 @pytest.fixture
 def busy(archive: Archive, store_root: Path) -> Iterator[EdgeStore]:
     """A copy of the archive into which another thread writes: images like none of the queries,
@@ -756,6 +811,31 @@ def test_pages_make_up_the_whole_list_while_others_write(
     for _ in range(rounds):
         answers = pages(engine(busy, **settings), seen, query)
         assert [one for answer in answers for one in ids(answer)][: len(expected)] == expected
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_is_written_anew_during_a_search_is_found(
+    archive, engine, store_root, monkeypatch, exact
+) -> None:
+    """Also when what it replaces is erased at once."""
+    place, seen = store_root / f"anew-{exact}", archive.asked(0)
+    query = Query(50, exact=exact, facets=False)
+    copied(archive.store, place)
+    with EdgeStore.open(place) as store:
+        search = engine(store, **CELLS)
+        expected = search.answer(seen, query)
+        best = store.get(ids(expected)[:20], with_z=True)
+        compare = View.nearest
+
+        def written_between(view: View, *asked: object) -> list[Point]:
+            monkeypatch.setattr(View, "nearest", compare)
+            store.upsert(best)
+            store.flush()
+            return compare(view, *asked)
+
+        monkeypatch.setattr(View, "nearest", written_between)
+        assert search.answer(seen, query).hits == expected.hits
+        assert View.nearest is compare
 
 
 def copied(store: EdgeStore, place: Path) -> None:

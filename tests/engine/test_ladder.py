@@ -437,7 +437,6 @@ def test_groups_are_led_by_their_most_similar_image(engine, z, group_by, k):
     assert len(set(names)) == len(names) == min(k, len(firsts))
 
 
-@pytest.mark.slow
 def test_one_large_study_does_not_hide_the_others(store_root, encoder):
     """5,000 images nearer than any other, all of one study."""
     rng = np.random.default_rng(1)

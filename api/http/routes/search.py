@@ -73,7 +73,7 @@ _EXAMPLE = {
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
-    "next_page": "s1:10",
+    "next_page": "cells-16:10",
 }
 
 
