@@ -116,18 +116,22 @@ class OodDocument(_Document):
 class EvidenceDocument(_Document):
     """How the hits were found.
 
-    - `rung`: the pre-filter used. "s0", "s1", "s2": images of whose code some 16-bit band differs
-      from the query's in at most 0, 1 or 2 bits; "dense": no pre-filter, because it would have
-      passed too few images or saved no time; "exact": no pre-filter, as asked for; "none": nothing
-      was searched, because the query is foreign and the service refuses such queries.
+    - `rung`: the coarse filter used. "codes": the images with the nearest codes; "cells": those in
+      the cells of the index that are nearest; "dense": all, because they are few, or the others
+      would have saved no time; "exact": all, as asked for; "none": nothing was searched, because
+      the query is foreign and the service refuses such queries.
     - `radius`: every image within this Hamming distance was a candidate; null: no such bound.
-    - `candidates`: images that passed the pre-filter and the facet filters. If `estimated`, the
-      number is an estimate, and may be up to four times too high.
+    - `cells`: how many cells were looked into; null: they played no part. `cells_in_all`: how many
+      the index has; null: it has none.
+    - `matching`: images that pass the facet filters.
+    - `candidates`: those of them that passed the coarse filter. If `estimated`, both numbers may be
+      estimates, and that of the candidates up to four times too high.
     - `facets_estimated`: the facet counts are estimated from a sample.
     - `compared`: candidates that took part in the comparison of features: all, or a sample.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
     - `ranked`: number of the most similar candidates that were put into order.
-    - `rungs_tried`: candidates on each rung, in the order in which the rungs were tried.
+    - `rungs_tried`: candidates on each rung, with its radius or cells as in "codes-7", in the order
+      in which the rungs were tried.
     - `order`: "content" or "hamming".
     - `model`: fingerprint of the model. `bits`: length of its codes.
     - `precision`, `index_precision`: "fp32" or "bf16", in which this service and the index encode;
@@ -140,6 +144,9 @@ class EvidenceDocument(_Document):
 
     rung: str
     radius: int | None
+    cells: int | None
+    cells_in_all: int | None
+    matching: int
     candidates: int
     estimated: bool
     facets_estimated: bool
@@ -220,8 +227,8 @@ class BasisDocument(_Document):
       uploaded. `index_precision`: that of the index; null: not recorded.
     - `rungs`: number of liked examples searched for on each rung (see EvidenceDocument). Empty if
       nothing was searched, because an example is foreign and the service refuses such queries.
-    - `candidates`: images that passed the pre-filter and the facet filters, summed over the liked
-      examples. If `estimated`, the number is an estimate, and may be too high.
+    - `candidates`: images that passed the coarse filter and the facet filters, summed over the
+      liked examples. If `estimated`, the number is an estimate, and may be too high.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
     - `ranked`: distinct images compared with every example.
     - `nearer_to_disliked`: of these, images left out because they are nearer to a disliked example

@@ -44,13 +44,14 @@ class Index(Protocol):
     """An index to measure.
 
     knob: name of its search parameter, or "". values: the values of it to measure with.
-    seconds: seconds of building, by stage.
+    seconds, cpu_seconds: of building, by stage; by the clock, and of all processors.
     kept: it was built in a folder by another process, and is only opened for searching.
     """
 
     knob: str
     values: Sequence[Any]
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     kept: bool
 
     def build(self, vectors: Vectors) -> None: ...
@@ -74,6 +75,12 @@ class Index(Protocol):
     def close(self) -> None: ...
 
 
+def _processor_seconds() -> float:
+    """Of this process, all its threads, and of the processes that it started and that ended."""
+    found = os.times()
+    return found.user + found.system + found.children_user + found.children_system
+
+
 class Measured:
     """Base of most indexes: built in one stage, stored in one file, without further figures."""
 
@@ -83,6 +90,7 @@ class Measured:
 
     def __init__(self, folder: Path) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         self._folder = folder
         self._value: Any = None
         self._z: Z = np.empty((0, 0), np.float32)
@@ -108,9 +116,10 @@ class Measured:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), _processor_seconds()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + _processor_seconds() - busy
 
     def _nearest_of(self, rows: Rows, z: Z, k: int) -> Rows:
         """The k of these rows that are most similar to z; negative rows are ignored."""

@@ -37,7 +37,7 @@ def main() -> None:
         with Archive(settings, create=True) as archive:
             source = FolderSource([arguments.folder / "database"], label_from_folder=True)
             archive.index(source)
-            sizes = archive.store.facet("labels", Query().where, 1000)
+            sizes = archive.store.facets(["labels"], Query().where, 1000)["labels"]
             queries = classes(arguments.folder / "query")
             answers, short, exact = (
                 {name: search(archive, folder, query) for name, folder in queries.items()}

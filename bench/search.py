@@ -1,6 +1,6 @@
 """Search benchmark: recall, latency, memory, disk and build time; FAISS, usearch and plain Qdrant.
 
-    python -m bench.search [DATA] [--counts 10000 100000] [--kinds synthetic real]
+    python -m bench.search [DATA] [--counts 10000 100000] [--kinds synthetic collapsed real]
 
 DATA has the images of kind ``real`` (see ``bench.collection``). The systems run one after another
 on the same vectors, each in a process of its own. Finished measurements are not repeated, so an
@@ -12,6 +12,7 @@ hash-quantised`` measures our profiles again.
 systems: one for each kind, count and system.
     build: ``seconds`` by stage (ours and Qdrant: upsert, optimise) and their ``total``. For plain
         Qdrant the upsert includes making points from arrays; ours gets ready-made points.
+        ``cpu_seconds`` and ``cpu_total``: the same in seconds of all processors.
     disk_bytes: size of the saved index, with the vectors if candidates are re-ranked by them.
     resident_bytes: growth of the process by all searches, and by building if the index is kept in
         memory. Without pages of the vectors' file, but with other mapped files.
@@ -19,13 +20,16 @@ systems: one for each kind, count and system.
     cores: cores kept busy while ``building`` and ``searching``; above 1 with a pool of threads.
     searches: by knob value and k: ``p50_ms``, ``p99_ms`` of single queries after a warm-up pass
         over the same queries, ``recall`` of the k exact neighbours; for ours also ``rungs``,
-        ``median_candidates`` and ``share_outside_store``, the share of time in our Python; for
-        plain Qdrant ``segments`` and ``vectors_in_graph``, which is 0 for a small shard.
+        ``median_candidates``, what the index has measured of its ``cells``, and
+        ``share_outside_store``, the share of time in our Python; for plain Qdrant ``segments`` and
+        ``vectors_in_graph``, which is 0 for a small shard.
     ranking, throughput: for ``hash``: time of ranking in content order at k = 100; queries per
         second without facets.
 growth: exponents of p50 at k = 10 and of build time over the counts, by log-log least squares.
-ratios: build time of plain Qdrant's graph over that of ``hash``; p50 at k = 10 of ``hash`` over
-    that of the fastest peer with at least the same recall.
+ratios: processor seconds of building ``hash`` and ``precise`` over those of plain Qdrant's graph;
+    p50 at k = 10 of both over plain Qdrant's, for ``hash`` at the recall that it has or the
+    highest there is, for ``precise`` at the same ef; p50 of ``hash`` over that of the fastest peer
+    with at least the same recall.
 api/measured.json: the figures that ``precedent plan`` uses.
 capacity: for our profiles: ``disk_bytes_per_image``, ``resident_bytes_per_image``,
     ``upsert_per_second``, ``optimise_per_second`` (images; null if the store had nothing to do),
@@ -48,6 +52,7 @@ from bench.machine import machine, remember, write_results
 from bench.searching import Job, make
 from bench.stores import OURS, PEERS
 from bench.vectors import KINDS, SCRATCH, prepared
+from engine.store.arrangement import EF as OUR_EF
 
 RESULTS = Path(__file__).parent / "results" / "search"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "search.png"
@@ -96,8 +101,7 @@ def ratios(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ours = at_ten(there["hash"])[0]
         row: dict[str, Any] = {"kind": kind, "count": count, "recall": ours["recall"]}
         if "qdrant-hnsw" in there:
-            build = there["qdrant-hnsw"]["build"]["total"] / there["hash"]["build"]["total"]
-            row["qdrant_build_over_hash"] = round(build, 2)
+            row |= beside_qdrant(there)
         matching = {name: matched(there[name], ours["recall"]) for name in PEERS if name in there}
         able = {name: search for name, search in matching.items() if search is not None}
         if able:
@@ -105,6 +109,25 @@ def ratios(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row["fastest_peer"] = f"{fastest} {able[fastest]['value'] or ''}".strip()
             row["p50_over_fastest_peer"] = round(ours["p50_ms"] / able[fastest]["p50_ms"], 2)
         found.append(row)
+    return found
+
+
+def beside_qdrant(there: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Our profiles over plain Qdrant's graph; all systems are of the same archive."""
+    plain = there["qdrant-hnsw"]
+    found = {}
+    for name in ("hash", "precise"):
+        if name not in there:
+            continue
+        ours = at_ten(there[name])[0]
+        build = there[name]["build"]["cpu_total"] / plain["build"]["cpu_total"]
+        found[f"{name}_build_cpu_over_qdrant"] = round(build, 3)
+        if name == "hash":
+            best = max(at_ten(plain), key=lambda search: search["recall"])
+            peer = matched(plain, ours["recall"]) or best
+        else:
+            peer = next(search for search in at_ten(plain) if search["value"] == OUR_EF)
+        found[f"{name}_p50_over_qdrant"] = round(ours["p50_ms"] / peer["p50_ms"], 2)
     return found
 
 
@@ -252,7 +275,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 def measurements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    kinds = arguments.kinds or (KINDS if arguments.data else KINDS[:1])
+    kinds = arguments.kinds or [kind for kind in KINDS if arguments.data or kind != "real"]
     systems = []
     for kind in kinds:
         for count in arguments.counts:
@@ -274,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?", help="folder of the kind 'real'")
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="both, but real only with DATA")
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="all, but real only with DATA")
     parser.add_argument("--systems", choices=SYSTEMS, nargs="+", default=SYSTEMS)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60, help="most of one pass of queries")

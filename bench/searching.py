@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from bench.ann import THREADS, Index
 from bench.machine import machine
-from bench.stores import MODEL, OURS, PEERS, Precedent, Searcher
+from bench.stores import MODEL, OURS, PEERS, Coarse, Precedent, Searcher
 from bench.vectors import Vectors, recall
 from engine.files import write_atomically
 from engine.search.engine import SearchEngine
@@ -37,7 +37,7 @@ from engine.store.base import Filter, Nearest, VectorStore
 
 __all__ = ["Job", "make"]
 
-_VERSION = 2  # of what is measured: another number measures everything again
+_VERSION = 3  # of what is measured: another number measures everything again
 _RANKED = 126  # 100, one to see whether more follow, and a quarter for equal scores
 _LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch"}  # the rest is Qdrant Edge
 
@@ -74,10 +74,10 @@ class Job:
         return f"{self.kind}-{self.count}-{self.system}-{digest}.json"
 
 
-def searcher(store: VectorStore) -> Searcher:
+def searcher(store: VectorStore, coarse: Coarse) -> Searcher:
     """A function that searches with our engine for queries that are encoded already."""
     encoder: Any = SimpleNamespace(manifest=SimpleNamespace(fingerprint=MODEL), precision="fp32")
-    return SearchEngine(encoder, store, SearchSettings()).answer
+    return SearchEngine(encoder, store, SearchSettings(coarse=coarse)).answer
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def measure(job: Job) -> dict[str, Any]:
     if index.kept:
         # What building leaves behind in memory is no part of searching.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            index.seconds, busy = apart.submit(built, job).result()
+            index.seconds, index.cpu_seconds, busy = apart.submit(built, job).result()
         index.open()
     else:
         busy = fill(index, vectors)
@@ -126,6 +126,8 @@ def measure(job: Job) -> dict[str, Any]:
         "build": {
             "seconds": {stage: round(s, 3) for stage, s in index.seconds.items()},
             "total": round(sum(index.seconds.values()), 3),
+            "cpu_seconds": {stage: round(s, 3) for stage, s in index.cpu_seconds.items()},
+            "cpu_total": round(sum(index.cpu_seconds.values()), 3),
         },
         "cores": cores,
         "disk_bytes": index.bytes_on_disk(),
@@ -152,12 +154,12 @@ def index_of(job: Job) -> Index:
     return PEERS[job.system](place)
 
 
-def built(job: Job) -> tuple[dict[str, float], float]:
-    """Builds the index: seconds by stage, and cores kept busy."""
+def built(job: Job) -> tuple[dict[str, float], dict[str, float], float]:
+    """Builds the index: seconds and processor seconds by stage, and cores kept busy."""
     index = index_of(job)
     busy = fill(index, Vectors.opened(Path(job.vectors)))
     index.close()
-    return index.seconds, busy
+    return index.seconds, index.cpu_seconds, busy
 
 
 def fill(index: Index, vectors: Vectors) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import qdrant_edge as qdrant
@@ -22,7 +22,7 @@ from engine.search.query import Query
 from engine.store.base import Collection, Profile, VectorStore
 from engine.store.edge import EdgeStore
 
-__all__ = ["MODEL", "OURS", "PEERS", "Precedent", "Searcher"]
+__all__ = ["MODEL", "OURS", "PEERS", "Coarse", "Precedent", "Searcher"]
 
 MODEL = "0" * 16
 """Fingerprint of the model that the vectors are said to be of."""
@@ -30,6 +30,7 @@ MODEL = "0" * 16
 _WRITTEN_AT_ONCE, _WRITTEN_PER_SECOND = 32, 320
 _UPSERT_AT_ONCE = 256  # as EdgeStore does
 
+Coarse = Literal["auto", "codes", "cells"]
 Searcher = Callable[[Observations, Query], Answer]
 
 
@@ -102,11 +103,11 @@ class Watched:
 class Precedent(Measured):
     """Our search, from the query's vector and code to the answer with its evidence."""
 
-    knob, values = "asked", ("plainly", "with facets", "exactly")
+    knob, values = "asked", ("plainly", "by cells", "by codes", "with facets", "exactly")
     kept = True
 
     def __init__(
-        self, folder: Path, profile: Profile, searcher: Callable[[VectorStore], Searcher]
+        self, folder: Path, profile: Profile, searcher: Callable[[VectorStore, Coarse], Searcher]
     ) -> None:
         super().__init__(folder)
         self._profile, self._searcher = profile, searcher
@@ -128,7 +129,12 @@ class Precedent(Measured):
     def open(self) -> None:
         self.store = EdgeStore.open(self._folder / "index")
         self._watched = Watched(self.store)
-        self.ask = self._searcher(self._watched)
+        self.turn(self.values[0])
+
+    def turn(self, value: str) -> None:
+        super().turn(value)
+        by: dict[str, Coarse] = {"by cells": "cells", "by codes": "codes"}
+        self.ask = self._searcher(self._watched, by.get(value, "auto"))
 
     def search(self, z: Z, code: Code, k: int) -> Rows:
         started = time.perf_counter()
@@ -142,7 +148,8 @@ class Precedent(Measured):
         return allocated(self._folder)
 
     def facts(self) -> dict[str, Any]:
-        """share_outside_store: of the search time. rungs: rung → number of searches on it."""
+        """share_outside_store: of the search time. rungs: rung → number of searches on it.
+        cells: what the index has measured of its cells."""
         answers, total = self._answers, self._total
         stored, self._watched.seconds = self._watched.seconds, 0.0
         self._answers, self._total = [], 0.0
@@ -152,6 +159,14 @@ class Precedent(Measured):
             "share_outside_store": round(1 - stored / total, 4),
             "rungs": dict(Counter(answer.evidence.rung for answer in answers)),
             "median_candidates": median(answer.evidence.candidates for answer in answers),
+            "cells": None
+            if (cells := self.store.cells) is None
+            else {
+                "count": len(cells),
+                "probes": cells.probes,
+                "recall": round(cells.recall, 4),
+                "code_recall": round(cells.code_recall, 4),
+            },
         }
 
     def throughput(

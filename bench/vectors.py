@@ -36,7 +36,7 @@ __all__ = [
     "synthetic",
 ]
 
-KINDS = ("synthetic", "real")
+KINDS = ("synthetic", "collapsed", "real")
 SCRATCH = Path(__file__).parent / ".scratch"
 DEEPEST = 100
 """Number of exact neighbours that are computed for each query."""
@@ -94,8 +94,12 @@ class Vectors:
 _ARRAYS = ("z", "codes", "classes", "query_z", "query_codes")
 
 
-def synthetic(count: int, queries: int, seed: int = 0) -> Vectors:
-    """Draws the vectors of a synthetic archive; the same seed gives the same vectors."""
+def synthetic(count: int, queries: int, seed: int = 0, *, collapsed: bool = False) -> Vectors:
+    """Draws the vectors of a synthetic archive; the same seed gives the same vectors.
+
+    collapsed: all images of a class have one code, as a model gives them that was trained to the
+        end to tell classes apart.
+    """
     rng = np.random.default_rng(seed)
     clusters = max(_CLASSES, count // _IN_CLUSTER)
     weights = rng.pareto(_TAIL, clusters) + 1
@@ -124,11 +128,13 @@ def synthetic(count: int, queries: int, seed: int = 0) -> Vectors:
             for one in range(_CLASSES):
                 x[label == one] += at[label == one].astype(np.float32) @ axes[one]
             z[part] = centre_and_normalise(x)
-            codes[part] = pack_signs(z[part] @ planes + sides[label])
+            told = centres[label] if collapsed else z[part]
+            codes[part] = pack_signs(told @ planes + sides[label])
         return z, codes, np.array([f"class {one:02d}" for one in range(_CLASSES)])[classes]
 
     asked_z, asked_codes, _ = drawn(queries)
-    return Vectors(f"synthetic, {count:,}", *drawn(count), asked_z, asked_codes)
+    name = "collapsed" if collapsed else "synthetic"
+    return Vectors(f"{name}, {count:,}", *drawn(count), asked_z, asked_codes)
 
 
 def real(
@@ -345,7 +351,7 @@ def prepared(
             raise SystemExit("kind 'real' needs a folder with images; name one, or leave it out")
         vectors = real(data, count, queries, seed, scratch=scratch)
     else:
-        vectors = synthetic(count, queries, seed)
+        vectors = synthetic(count, queries, seed, collapsed=kind == "collapsed")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -1,7 +1,8 @@
 """Binary codes: packing, hex, 16-bit bands, their neighbourhoods, Hamming distance.
 
-A band is a slice of 16 bits of a code. engine/search/ladder.py explains how images are looked up
-by their bands (multi-index hashing).
+A band is a slice of 16 bits of a code. A Qdrant server looks images up by their bands
+(multi-index hashing: Norouzi et al., TPAMI 2014): by the pigeonhole principle, two codes of m bands
+that differ in at most m (s + 1) − 1 bits have a band that differs in at most s.
 """
 
 from itertools import combinations
@@ -15,6 +16,7 @@ __all__ = [
     "BAND_BITS",
     "band_widths",
     "bands",
+    "flips",
     "from_hex",
     "hamming",
     "neighbourhood",
@@ -97,6 +99,12 @@ def radius(m: int, s: int) -> int:
         m: bands of a code. s: differing bits allowed in a band.
     """
     return m * (s + 1) - 1
+
+
+def flips(m: int, r: int) -> int:
+    """The least s with radius(m, s) ≥ r: how many bits of a band have to be allowed to differ, so
+    that no code within r bits is missed."""
+    return max(0, -(-(r + 1) // m) - 1)
 
 
 def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:

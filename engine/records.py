@@ -191,19 +191,24 @@ class OodVerdict:
 class Evidence:
     """The evidence of an answer: how the hits were found.
 
-    rung: the rung of the pre-filter (engine/search/ladder.py): "s0", "s1" or "s2", with that many
-        flipped bits allowed in a band; "dense" when all images were candidates, as no rung had
-        enough or would have saved time; "exact" when the query asked for that; "none" when nothing
-        was searched, because the query is foreign and the policy refuses it.
+    rung: the rung of the coarse filter (engine/search/ladder.py): "codes" when the images with the
+        nearest codes were candidates; "cells" when those in the nearest cells were; "dense" when
+        all were, as there were few, or the others would not have saved time; "exact" when the
+        query asked for that; "none" when nothing was searched, because the query is foreign and the
+        policy refuses it.
     radius: every image within this Hamming distance was a candidate; None = the candidates are not
         limited by distance (or there are none, at rung "none").
-    candidates: number of images that passed the pre-filter and the filters.
+    cells: how many cells were looked into; None = cells played no part. cells_in_all: how many the
+        index has; None = it has none.
+    matching: number of images that pass the filters.
+    candidates: how many of them passed the coarse filter.
     estimated: ``candidates`` is an estimate; it may be too high, by a factor of at most four.
     facets_estimated: the counts of the facets are estimated from a sample.
     compared: number of candidates in reach of the comparison: all, or a sample of too many.
     approximate: a graph or quantised vectors preselected candidates, and may have missed some.
     ranked: number of candidates, the most similar ones, that were put into order.
-    rungs_tried: rung → number of candidates, in the order tried.
+    rungs_tried: rung, with its radius or cells as in "codes-7", → number of candidates, in the
+        order tried.
     order: "content" or "hamming". model: fingerprint of the model. bits: of a code.
     precision: number format in which this process encodes, "fp32" or "bf16". index_precision: that
         in which the index was computed; None = not recorded.
@@ -215,6 +220,9 @@ class Evidence:
 
     rung: str
     radius: int | None
+    cells: int | None
+    cells_in_all: int | None
+    matching: int
     candidates: int
     estimated: bool
     compared: int

@@ -280,8 +280,11 @@ class SearchSettings(_Group):
     """How a query is answered."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
+    coarse: Literal["auto", "codes", "cells"] = "auto"
+    """How candidates are selected: by their "codes", or by the "cells" in which they lie; "auto" =
+    by codes where the index has measured that these find the most similar images, else by cells."""
     min_candidates: Annotated[int, Field(ge=1)] = 1000
-    """Least candidates that a rung of the pre-filter must have …"""
+    """Least candidates that codes must leave …"""
     candidates_per_hit: Annotated[int, Field(ge=1)] = 20
     """… and least candidates for each hit asked for …"""
     candidates_share: Annotated[float, Field(ge=0, le=1)] = 0.0075
@@ -290,12 +293,12 @@ class SearchSettings(_Group):
     max_hamming_ranked: Annotated[int, Field(ge=1)] = 4096
     """Order ``hamming`` ranks this many candidates at most: those most similar to the query."""
     max_counted: Annotated[int, Field(ge=1)] = 2_000
-    """Up to about this many candidates are counted; larger numbers are estimated."""
+    """On a server, up to about this many candidates are counted; larger numbers are estimated."""
     max_faceted: Annotated[int, Field(ge=1)] = 5_000
-    """Facets of a filtered search are counted over up to this many images; for more they are
-    estimated from a sample of this size."""
+    """On a server, facets of a filtered search are counted over up to this many images; for more
+    they are estimated from a sample of this size."""
     max_scanned: Annotated[int, Field(ge=256)] = 5_000_000
-    """Most images compared in a search without a graph; of more, a fixed sample is compared."""
+    """Most images compared in a search; of more, a fixed sample is compared."""
     facet_values: Annotated[int, Field(ge=1, le=1000)] = 50
     """Most values listed for each facet."""
     placeholder_patients: bool = True

@@ -126,6 +126,7 @@ def test_the_readme_names_every_package():
         assert f"`{name}`" in readme, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("ci", ["false", "true"])
 def test_tests_without_their_services_are_counted_and_named(tmp_path, ci, workers):

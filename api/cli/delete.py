@@ -83,7 +83,7 @@ def _check_known(archive: "Archive", field: str, name: str | None) -> None:
         return
     if archive.store.count(Filter((Match(field, (name,)),))):
         return
-    found = archive.store.facet(field, Filter(), _MOST_NAMED)
+    found = archive.store.facets([field], Filter(), _MOST_NAMED)[field]
     known = sorted({*archive.ledger.names(field), *found})
     shown = ", ".join(known[:_MOST_NAMED]) or "none"
     raise QueryError(

@@ -235,7 +235,7 @@ def _from_index(archive: "Archive") -> _ImageSet:
             "label; index folders named for classes with --labels folder"
         )
     z = np.stack([point.z for point in points if point.z is not None])
-    # Stored as float16, so their lengths are only close to 1.
+    # A server stores them as float16, so their lengths are only close to 1.
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     records = [point.record for point in points]
     images = EvaluationSet(

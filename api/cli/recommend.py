@@ -37,7 +37,7 @@ def recommend(
     diversity: Annotated[
         float, typer.Option(help="0: the most similar ones; up to 1: ones that differ.")
     ] = 0.0,
-    exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with everything.")] = False,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,

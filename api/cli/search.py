@@ -21,7 +21,11 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
     order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",
-    exact: Annotated[bool, typer.Option("--exact", help="Skip the pre-filter.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with everything.")] = False,
+    radius: Annotated[
+        int | None,
+        typer.Option(help="Compare with every image whose code is within so many bits."),
+    ] = None,
     group_by: Annotated[
         str | None, typer.Option(help="One hit of each 'study' or 'patient'.")
     ] = None,
@@ -45,6 +49,7 @@ def search(
         where=parse_where(where or []),
         order=order,
         exact=exact,
+        radius=radius,
         group_by=parse_group(group_by),
         exclude=parse_group(exclude_own),
         page=None if page is None else Cursor.parse(page),

@@ -226,6 +226,11 @@ def _candidates(evidence: dict[str, Any]) -> str:
 def _compared(evidence: dict[str, Any]) -> str:
     if evidence["approximate"]:
         return "some of which were compared"
+    if evidence["cells"] is not None:
+        cells = f"those in {evidence['cells']:,} of {evidence['cells_in_all']:,} cells"
+        if evidence["radius"] is not None:
+            cells += f" and everything within {evidence['radius']} of {evidence['bits']} bits"
+        return f"{cells} were compared"
     if evidence["radius"] is None:
         return "everything was compared"
     return f"everything within {evidence['radius']} of {evidence['bits']} bits was compared"

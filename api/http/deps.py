@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, UploadFile
 
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
-from engine.search.query import GROUPS, MAX_K, parse_group
+from engine.search.query import GROUPS, MAX_K, MAX_RADIUS, parse_group
 from engine.search.ranking import ORDERS
 from indexer.archive import Archive, QueryImage, QueryReader
 
@@ -102,6 +102,7 @@ class Asked:
     where: tuple[str, ...] = field(default=())
     order: str = "content"
     exact: bool = False
+    radius: int | None = None
     group_by: str | None = None
     exclude: str | None = None
     page: str | None = None
@@ -180,7 +181,14 @@ async def _asked_by_form(
             json_schema_extra=_ORDER,
         ),
     ] = "content",
-    exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+    exact: Annotated[bool, Form(description="Compare with every image.")] = False,
+    radius: Annotated[
+        int | None,
+        Form(
+            description="Compare with every image whose code is within so many bits.",
+            json_schema_extra={"minimum": 0, "maximum": MAX_RADIUS},
+        ),
+    ] = None,
     group_by: Annotated[
         str | None,
         Form(description="One hit of each study or patient, the best.", json_schema_extra=_GROUP),
@@ -197,10 +205,10 @@ async def _asked_by_form(
         str | None,
         Form(
             description="`next_page` of the same question's answer, for the hits that follow.",
-            examples=["s1:10"],
+            examples=["cells-16:10"],
         ),
     ] = None,
-    facets: Annotated[bool, Form(description="Count the values among the candidates.")] = True,
+    facets: Annotated[bool, Form(description="Count the values of the images that match.")] = True,
 ) -> Asked:
     return Asked(
         upload=file,
@@ -209,6 +217,7 @@ async def _asked_by_form(
         where=tuple(where),
         order=order,
         exact=exact,
+        radius=radius,
         group_by=parse_group(group_by),
         exclude=parse_group(exclude),
         page=page or None,

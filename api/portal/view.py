@@ -197,15 +197,15 @@ def _how_found(evidence: EvidenceDocument, matching: Size, filtered: bool) -> st
         return f"The graph of {whole} was searched, which may miss some"
     if evidence.rung == "exact":
         return f"All {whole} were compared, as asked"
-    if len(evidence.rungs_tried) == 1 and evidence.radius is None:
+    if evidence.rung == "dense" and len(evidence.rungs_tried) == 1:
         return f"All {whole} were compared"
-    if evidence.radius is None:
-        return f"Too few images passed the pre-filter, so all {whole} were compared"
+    if evidence.rung == "dense":
+        return f"Too few images passed the coarse filter, so all {whole} were compared"
     candidates = Size(evidence.candidates, evidence.estimated).text
-    return (
-        f"{candidates[:1].upper()}{candidates[1:]} of {whole} passed the pre-filter "
-        f"{evidence.rung}; every image within {evidence.radius} bits was compared"
-    )
+    compared = f"{candidates[:1].upper()}{candidates[1:]} of {whole} were compared"
+    if evidence.radius is None:
+        return f"{compared}: those in the {evidence.cells} nearest of {evidence.cells_in_all} cells"
+    return f"{compared}, every image within {evidence.radius} bits among them"
 
 
 def ood_sentence(ood: OodDocument | None) -> str:

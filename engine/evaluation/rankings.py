@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.errors import QueryError
 from engine.records import EncodedImages
-from engine.search.ladder import rungs
+from engine.search.ladder import radii
 
 __all__ = ["ORDERS", "LeaveOut", "chunks", "hamming_distances", "rankings"]
 
@@ -69,9 +69,7 @@ def rankings(
     item_at = np.argsort(places)
     place = places.astype(np.uint64)
     enough = max(_AT_LEAST, _PER_HIT * k)
-    radii = [
-        rung.radius for rung in rungs(np.zeros(bits // 8, np.uint8)) if rung.radius is not None
-    ]
+    steps = radii(bits)
     transposed = database.z.T.astype(np.float64)
     generator = np.random.default_rng(seed)
     found = {order: np.full((len(queries), k), -1, dtype=np.int64) for order in orders}
@@ -92,7 +90,7 @@ def rankings(
                     keys = near << _SIMILARITY | unlike
                 case "content":
                     keys = unlike << _HAMMING | near
-                    absent = distance > _ball(distance, radii, enough, bits)
+                    absent = distance > _ball(distance, steps, enough, bits)
                 case _:
                     keys = unlike
             keys = keys << _PLACE | place
@@ -130,11 +128,11 @@ def chunks(queries: int, items: int) -> Iterator[slice]:
 
 
 def _ball(
-    distance: NDArray[np.uint16], radii: Sequence[int], enough: int, bits: int
+    distance: NDArray[np.uint16], steps: Sequence[int], enough: int, bits: int
 ) -> NDArray[np.int64]:
-    """For each row the smallest of ``radii`` with enough items inside, else ``bits``: (rows, 1)."""
+    """For each row the smallest of ``steps`` with enough items inside, else ``bits``: (rows, 1)."""
     ball = np.full((len(distance), 1), bits)
-    for radius in reversed(radii):
+    for radius in reversed(steps):
         inside = np.count_nonzero(distance <= radius, axis=1, keepdims=True)
         ball[inside >= enough] = radius
     return ball

@@ -98,8 +98,8 @@ def duplicates(
     million vectors of 256 values). Images added while it runs may be missing.
 
     Args:
-        similarity: t, in (0, 1]: the least r of two duplicates, computed from the stored float16
-            vectors and rounded to float32.
+        similarity: t, in (0, 1]: the least r of two duplicates, computed from the vectors rounded
+            to float16, and rounded to float32.
         max_bits: the most bits in which the codes of two duplicates differ; less than the number
             of bands.
         where: which images to compare; None = all.

@@ -1,6 +1,6 @@
 """The search engine: from a query image to the answer with its evidence.
 
-A query is encoded, checked by the out-of-distribution (OOD) gate, pre-filtered by its code
+A query is encoded, checked by the out-of-distribution (OOD) gate, passed through the coarse filter
 (ladder.py), and the most similar candidates are ranked.
 """
 
@@ -16,7 +16,7 @@ from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
-from engine.search.ladder import Climb, Rung, climb, enough_for
+from engine.search.ladder import Climb, Rung, climb
 from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.query import MAX_K, Cursor, Query, without_own
 from engine.search.recommend import Examples, Recommendation, Wanted, recommend
@@ -25,9 +25,12 @@ from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
-from engine.store.base import Filter, Ids, VectorStore
+from engine.store.base import Coarse, Filter, Ids, VectorStore
 
 __all__ = ["SearchEngine"]
+
+_WIDER = 4
+"""How many times as many candidates are asked for when those that there were gave too few hits."""
 
 
 class SearchEngine:
@@ -36,7 +39,7 @@ class SearchEngine:
     Args:
         encoder: the model; must be the one whose points are in the store.
         store: holds the indexed points.
-        settings: limits of the pre-filter and the ranking, and the OOD policy.
+        settings: limits of the coarse filter and the ranking, and the OOD policy.
         gate: the OOD gate; None = answers have no OOD verdict.
         rendering: version of the reader that makes the pictures of queries; None = not known.
 
@@ -103,7 +106,7 @@ class SearchEngine:
             raise StoreError(f"image {image_id} is stored without its vector; index it again")
         others = (*query.where.must_not, Ids((image_id,)))
         narrowed = replace(query, where=replace(query.where, must_not=others))
-        # Rounding to float16 in the store changed its length slightly.
+        # A server rounds to float16, which changes the length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
         found = self.answer(seen, narrowed, point.record, watch.milliseconds)
@@ -174,29 +177,32 @@ class SearchEngine:
         with watch("ood"):
             verdict = self.verdict(seen)
         if verdict is not None and verdict.foreign and self._settings.ood_policy == "refuse":
-            nothing = Climb(Rung("none", None), query.where, Size(0), {})
+            nothing = Climb(Rung("none"), query.where, Size(0), Size(0), {})
             return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
         records = () if own is None else (own,)
         with watch("prefilter"):
             others, remarks = as_spelled(self._store, query.where)
             nobody = nobodies(self._store, self._settings, records, query.exclude, query.group_by)
             where = without_own(others, query.exclude, records, nobody)
-            taken = self.candidates(code, query, where)
-        with watch("rank"):
-            points = self._points(z, query, taken, nobody)
-        # The rung was taken for an estimate that proved too high: go on to wider rungs. A further
-        # page of a list stays on the rung of the first.
-        while (
-            len(points) < query.k
-            and taken.size.estimated
-            and taken.rung.radius is not None
-            and query.page is None
-        ):
+        wider, above = 1, None
+        while True:
             with watch("prefilter"):
-                taken = self.candidates(code, query, where, above=taken)
+                taken = self.candidates(z, code, query, where, wider=wider, above=above)
             with watch("rank"):
-                points = self._points(z, query, taken, nobody)
-        hits = ranked_groups(points, code, query.order, query.group_by, nobody)
+                points = self._points(z, code, query, taken, nobody)
+                hits = ranked_groups(points, code, query.order, query.group_by, nobody)
+            # A further page of a list stays on the rung of the first.
+            narrowed = taken.rung.name in ("codes", "cells") and query.page is None
+            if query.radius is not None and taken.rung.cells:
+                narrowed = False
+            if len(hits) >= query.k or not narrowed:
+                break
+            if taken.size.estimated:
+                # The estimate may have been too high.
+                above = taken
+            else:
+                # The candidates may all be of a few studies.
+                wider *= _WIDER
         remarks = (*remarks, *remark_on(nobody, records, query.exclude))
         if not points:
             remarks = (*remarks, *remark_on_nothing(self._store, others, query.exclude))
@@ -204,7 +210,7 @@ class SearchEngine:
         estimated = False
         if query.facets:
             with watch("facets"):
-                facets, estimated = self._facets(taken.where, taken.size)
+                facets, estimated = self._facets(where, taken.matching)
         end = query.offset + query.k
         more = len(hits) > end and end + query.k <= MAX_K
         evidence = self._evidence(query, taken, len(points), watch)
@@ -219,7 +225,7 @@ class SearchEngine:
             ),
             verdict,
             facets,
-            str(Cursor(taken.rung.name, end)) if more else None,
+            str(Cursor(taken.rung.label, end)) if more else None,
         )
 
     def verdict(self, seen: Observations) -> OodVerdict | None:
@@ -238,33 +244,47 @@ class SearchEngine:
         return replace(strictest, p=p, foreign=p <= strictest.alpha)
 
     def candidates(
-        self, code: NDArray[np.uint8], query: Query, where: Filter, above: Climb | None = None
+        self,
+        z: NDArray[np.float32],
+        code: NDArray[np.uint8],
+        query: Query,
+        where: Filter,
+        *,
+        wider: int = 1,
+        above: Climb | None = None,
     ) -> Climb:
-        """The pre-filter's result for a query with this packed code, uint8 (B/8,).
+        """The result of the coarse filter for a query.
 
         Args:
+            z: float32 (D,). code: uint8 (B/8,), packed.
             where: the query's filters.
-            above: an earlier result with too few candidates, see :func:`climb`.
+            wider, above: for a search that had too few hits, see :func:`climb`.
         """
         settings = self._settings
         if query.exact:
             size = size_of(self._store, where, settings.max_counted)
-            return Climb(Rung("exact", None), where, size, {"exact": size.count})
-        enough = enough_for(self._store, where, query.k, settings)
-        only = None if query.page is None else query.page.rung
+            return Climb(Rung("exact"), where, size, size, {"exact": size.count})
         return climb(
             self._store,
+            z,
             code,
             where,
-            enough,
+            query.k,
             settings,
+            wider=wider,
             by_code=query.order == "hamming",
-            only=only,
+            within=query.radius,
+            only=None if query.page is None else query.page.rung,
             above=above,
         )
 
     def _points(
-        self, z: NDArray[np.float32], query: Query, taken: Climb, nobody: Collection[str]
+        self,
+        z: NDArray[np.float32],
+        code: NDArray[np.uint8],
+        query: Query,
+        taken: Climb,
+        nobody: Collection[str],
     ) -> list[Point]:
         """The candidates to rank: the hits wanted, one more (is there a next page?) and ties."""
         store, exact = self._store, not taken.approximate
@@ -275,14 +295,23 @@ class SearchEngine:
             return best_of_each(
                 store, z, taken.where, query.group_by, wanted, exact=exact, nobody=nobody
             )
-        return most_similar(store, z, taken.where, wanted, exact=exact)
+        found = most_similar(store, z, taken.where, wanted, exact=exact)
+        if query.order == "hamming" and query.radius is not None and taken.rung.name == "dense":
+            # Those most similar by vector may be others than those within the radius.
+            ball = Coarse(code=code.tobytes(), radius=query.radius)
+            near = most_similar(store, z, replace(taken.where, coarse=ball), wanted, exact=True)
+            found = list({point.id: point for point in (*near, *found)}.values())
+        return found
 
     def _evidence(
         self, query: Query, taken: Climb, ranked_count: int, watch: Stopwatch
     ) -> Evidence:
         return Evidence(
             rung=taken.rung.name,
-            radius=taken.rung.radius,
+            radius=taken.radius,
+            cells=taken.rung.cells or None,
+            cells_in_all=len(cells) if (cells := self._store.cells) is not None else None,
+            matching=taken.matching.count,
             candidates=taken.size.count,
             estimated=taken.size.estimated,
             compared=taken.compared,

@@ -1,8 +1,8 @@
 """Facets: how many of the matching images have each value of a field."""
 
-from engine.search.sizes import Size, sample_of, sampled_buckets
-from engine.store.base import Filter, VectorStore
-from engine.store.payload import BUCKETS, FACET_FIELDS
+from engine.search.sizes import Size, sample_of, sampled_parts
+from engine.store.base import PARTS, Filter, VectorStore
+from engine.store.payload import FACET_FIELDS
 
 __all__ = ["Facets", "facet_counts"]
 
@@ -19,21 +19,22 @@ def facet_counts(
         where: which images to count.
         size: how many images pass ``where``.
         values: most values listed for a field.
-        max_counted: when more images than this pass a filter, they are not all counted; a fixed
-            sample of about this many images of the index is, and the counts are scaled up.
+        max_counted: when more images than this pass a filter and counting takes time, they are not
+            all counted; a fixed sample of about this many images of the index is, and the counts
+            are scaled up.
 
     Returns:
         The counts, without fields that no image has, and whether they are estimates.
     """
-    filtered = bool(where.must or where.must_not or where.bands)
-    # Without any filter the store knows the counts from its payload indexes.
-    estimated = filtered and size.count > max_counted
+    # Without any filter a server knows the counts from its payload indexes.
+    filtered = bool(where.must or where.must_not)
+    estimated = filtered and not store.counts_at_once and size.count > max_counted
     counted, factor = where, 1.0
     if estimated:
-        buckets = sampled_buckets(store.count(Filter(), exact=False), max_counted)
-        counted, factor = sample_of(where, buckets), BUCKETS / buckets
+        parts = sampled_parts(store.count(Filter(), exact=False), max_counted)
+        counted, factor = sample_of(where, parts), PARTS / parts
         estimated = factor > 1
-    counts = {field: store.facet(field, counted, values) for field in FACET_FIELDS}
+    counts = store.facets(FACET_FIELDS, counted, values)
     return {
         field: {value: round(factor * count) for value, count in found.items()}
         for field, found in counts.items()

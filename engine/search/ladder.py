@@ -1,23 +1,18 @@
-"""The pre-filter: selects the candidates, the images whose vectors are compared with the query's.
+"""The coarse filter: selects the images whose vectors are compared with the query's.
 
-Comparing the query with every stored vector is exact, but slow in a large index. The pre-filter
-selects candidates by their binary codes instead, with multi-index hashing (Norouzi et al., "Fast
-Exact Search in Hamming Space with Multi-Index Hashing", TPAMI 2014):
+Comparing the query with every stored vector is exact, but slow in a large index. There are two ways
+to select these candidates before that, and they form the rungs of a ladder:
 
-- A code of B bits is cut into m bands of 16 bits. The store indexes every band, so that the
-  images with a given band value are found by lookup.
-- An image is a candidate on rung s when at least one of its bands differs from the same band of
-  the query in at most s bits. For each band, the query's value and all values within s flipped
-  bits are looked up: 1 value for s = 0, 17 for s = 1, 137 for s = 2.
-- By the pigeonhole principle this misses no image within Hamming distance r = m (s + 1) − 1 of the
-  query: if all m bands differed in s + 1 bits or more, the codes would differ in m (s + 1) bits or
-  more. Images at a larger distance can be candidates too.
+- *codes*: the images whose binary code is within a radius of the query's. It is a promise: no image
+  within r bits is missed. Whether the most similar images by vector are among them depends on how
+  well the codes of the model tell images apart.
+- *cells*: the images in the cells nearest to the query (engine/store/cells.py), which the index has
+  measured to hold nearly all of the most similar ones. Where filters leave few images in them, more
+  cells are looked into.
 
-The rungs s0, s1 and s2 form a ladder of growing candidate sets. Its last rung, "dense", takes every
-image that passes the filters. A search takes the first rung with enough candidates
-(:func:`enough_for`). Looking up a candidate costs more than comparing the next vector in a row, so
-where a rung has too large a part of the images, "dense" is taken instead. docs/search.md has the
-measurements behind the constants.
+The last rung, "dense", takes every image that passes the filters: where these are few, where codes
+or cells would leave too large a part of them, or where there is a graph that does the selecting.
+docs/search.md has the measurements behind the constants.
 """
 
 from collections.abc import Iterator
@@ -27,53 +22,83 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.codes import band_widths, bands, neighbourhood, radius
-from engine.search.sizes import Size, sample_of, sampled_buckets, size_of
+from engine.codes import band_widths, radius
+from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
-from engine.store.base import Filter, VectorStore
-from engine.store.payload import BUCKETS
+from engine.store.base import PARTS, Coarse, Filter, VectorStore
+from engine.store.cells import Cells
 
-__all__ = ["RUNGS", "Climb", "Rung", "climb", "enough_for", "rungs"]
+__all__ = ["Climb", "Rung", "climb", "enough_for", "radii"]
 
 _FLIPS = (0, 1, 2)
-"""s of each rung: how many bits of a band may differ."""
-RUNGS = (*(f"s{s}" for s in _FLIPS), "dense")
-"""Names of the rungs, the narrowest first."""
-
+"""s of the radii that are tried, m (s + 1) − 1 for codes of m bands: 3, 7 and 11 for 64 bits."""
 _COST_OF_LOOKUP = 12
-"""Looking up one candidate takes about as long as comparing this many vectors in a row."""
+"""Looking up one candidate by its code takes about as long as comparing this many vectors in a
+row."""
 _SMALL = 2_000
 """Up to this many candidates are always looked up, and compared by their full-precision vectors."""
+_FEW = 3_000
+"""Up to this many images are compared whole: that takes no longer than to look into cells."""
+_PASSING = 300
+"""Candidates that must pass the filters in the cells looked into, for ten hits."""
+_LARGEST_SHARE = 0.4
+"""Where more of the cells would have to be looked into, everything is compared."""
+_CODES_SUFFICE = 0.99
+"""Codes go before cells where they find this share of the most similar images in the index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One level of the pre-filter.
+    """One level of the coarse filter.
 
-    name: "s0", "s1", "s2" or "dense"; "exact" when the query asks to compare everything; "none"
+    name: "codes", "cells" or "dense"; "exact" when the query asks to compare everything; "none"
         when nothing is searched.
     radius: every image within this Hamming distance of the query is a candidate; None = the
         candidates are not limited by distance.
-    bands: for each band of the code the values within s flipped bits of the query's; a candidate
-        has one of these values in at least one band. Empty = no limit.
+    cells: how many of the nearest cells are looked into; 0 = cells play no part.
     """
 
     name: str
-    radius: int | None
-    bands: tuple[tuple[int, ...], ...] = ()
+    radius: int | None = None
+    cells: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name, radius and cells in one word, as in "codes-7" and "cells-16"."""
+        if self.name == "dense":
+            return self.name
+        numbers = [one for one in (self.radius, self.cells or None) if one is not None]
+        return "-".join([self.name, *map(str, numbers)])
+
+    @classmethod
+    def labelled(cls, label: str) -> "Rung":
+        """The rung with this :attr:`label`. Raises ValueError: there is none."""
+        name, *numbers = label.split("-")
+        values = [int(number) for number in numbers]
+        found = cls(name)
+        if name not in ("codes", "cells", "dense", "exact"):
+            raise ValueError(label)
+        if name == "codes" and 1 <= len(values) <= 2:
+            found = cls(name, *values)
+        elif name == "cells" and len(values) == 1:
+            found = cls(name, cells=values[0])
+        if found.label != label or label in ("codes", "cells"):
+            raise ValueError(label)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Climb:
     """The outcome of climbing the ladder: the rung taken, and the filter that selects candidates.
 
-    where: the query's filters together with the rung's bands.
+    where: the query's filters together with the rung's coarse filter.
     size: number of candidates on the rung.
-    tried: number of candidates of each rung that was tried, by name.
+    matching: number of images that pass the query's filters.
+    tried: number of candidates of each rung that was tried, by its label.
     approximate: the store may answer from its graph or its quantised vectors, where it has them,
         and so may miss some of the most similar candidates.
-    buckets: ``where`` selects the images of this many of the store's 256 buckets; fewer than 256
-        when there are too many candidates to compare, so that only a sample of them is.
+    parts: ``where`` selects the images of this many of the store's 256 parts; fewer than 256 when
+        there are too many candidates to compare, so that only a sample of them is.
     note: why the rung is not simply the first one with enough candidates; a sentence for the
         reader of the answer, or None.
     """
@@ -81,112 +106,175 @@ class Climb:
     rung: Rung
     where: Filter
     size: Size
+    matching: Size
     tried: dict[str, int]
     approximate: bool = False
-    buckets: int = BUCKETS
+    parts: int = PARTS
     note: str | None = None
+
+    @property
+    def radius(self) -> int | None:
+        """Every image within this Hamming distance is a candidate; None = that is not promised."""
+        return self.rung.radius if self.parts == PARTS else None
 
     @property
     def compared(self) -> int:
         """How many candidates are within reach of the comparison: all, or those in the sample."""
-        return self.size.count * self.buckets // BUCKETS
+        return self.size.count * self.parts // PARTS
 
 
-def rungs(code: NDArray[np.uint8]) -> Iterator[Rung]:
-    """The rungs for a query's packed code, uint8 (B/8,), narrowest first; "dense" is the last."""
-    widths = band_widths(8 * len(code))
-    values = [int(value) for value in bands(code)]
-    for s in _FLIPS:
-        near = tuple(
-            tuple(neighbourhood(value, s, width))
-            for value, width in zip(values, widths, strict=True)
-        )
-        yield Rung(f"s{s}", radius(len(widths), s), near)
-    yield Rung("dense", None)
+def radii(bits: int) -> list[int]:
+    """The radii in which codes of so many bits are looked up, ascending."""
+    bands = len(band_widths(bits))
+    return [radius(bands, s) for s in _FLIPS]
 
 
-def enough_for(store: VectorStore, where: Filter, k: int, settings: SearchSettings) -> int:
-    """How many candidates a rung must have for k hits.
+def enough_for(matching: int, k: int, settings: SearchSettings) -> int:
+    """How many candidates codes must leave for k hits.
 
     Enough that few of the k most similar images are missing from them: the largest of a fixed
     minimum, a number for each hit, and a share of the images that pass the filters.
     """
-    total = store.count(where, exact=False)
     share = settings.candidates_share * max(1.0, sqrt(k / 10))
-    return max(settings.min_candidates, settings.candidates_per_hit * k, round(share * total))
+    return max(settings.min_candidates, settings.candidates_per_hit * k, round(share * matching))
 
 
 def climb(
     store: VectorStore,
+    z: NDArray[np.float32],
     code: NDArray[np.uint8],
     where: Filter,
-    enough: int,
+    k: int,
     settings: SearchSettings,
     *,
+    wider: int = 1,
     by_code: bool = False,
+    within: int | None = None,
     only: str | None = None,
     above: Climb | None = None,
 ) -> Climb:
-    """The rung on which to search for images like one with this code.
+    """The rung on which to search for images like one with this vector and code.
 
     Args:
-        code: uint8 (B/8,), packed.
+        z: float32 (D,), unit length. code: uint8 (B/8,), packed.
         where: the query's filters.
-        enough: candidates that a rung must have. Large numbers of candidates are estimates, so
-            the rung taken may have fewer.
-        settings: up to which number candidates are counted and compared.
-        by_code: hits are ordered by Hamming distance, so rungs are tried even where the store
+        k: hits wanted.
+        settings: up to which number candidates are counted and compared, and ``coarse``.
+        wider: ask for so many times as many candidates.
+        by_code: hits are ordered by Hamming distance, so codes are looked at even where the store
             has a graph or holds few images.
-        only: take the rung of this name, however many candidates it has. For a further page of
+        within: every image within this Hamming distance is to be a candidate, whatever the rung.
+        only: take the rung with this label, however many candidates it has. For a further page of
             a list, which must stay on the rung of the first page.
         above: an earlier result whose rung turned out to have too few candidates; start with
             the rung after it.
     """
-    has_graph = store.profile.graph == "precise"
+    matching = size_of(store, where, settings.max_counted)
     tried = {} if above is None else dict(above.tried)
-    # Skip the lookups if the graph does the work, or if "enough" candidates would be so large a
-    # part of the images that comparing all of them is faster.
-    total = store.count(where, exact=False)
-    skip_rungs = has_graph or total <= _COST_OF_LOOKUP * enough
-    for rung in rungs(code):
-        if only not in (None, rung.name) or rung.name in tried:
-            continue
-        if skip_rungs and only is None and not by_code and rung.radius is not None:
-            continue
-        narrowed = replace(where, bands=rung.bands)
-        size = size_of(store, narrowed, settings.max_counted)
-        tried[rung.name] = size.count
-        if only is not None or size.count >= enough:
-            break
+    if only is not None:
+        rungs: Iterator[Rung] = iter([Rung.labelled(only)])
+    else:
+        rungs = _rungs(store, where, matching.count, k * wider, settings, by_code, within)
+    enough = wider * enough_for(matching.count, k, settings)
+    in_cells = round(wider * _PASSING * max(1.0, sqrt(k / 10)))
     note = None
-    too_many = size.count > max(_SMALL, total // _COST_OF_LOOKUP)
-    if only is None and rung.radius is not None and too_many:
-        whole = size_of(store, where, settings.max_counted)
-        note = (
-            f"the codes of {size.text} of {whole.text} images are near: the pre-filter "
-            "saves nothing, all were compared"
-        )
-        rung, narrowed, size = Rung("dense", None), where, whole
-    shortcut = has_graph and rung.radius is None
-    approximate = shortcut or (store.profile.quantised and size.count > _SMALL)
-    found = Climb(rung, narrowed, size, tried, approximate, note=note)
+    for rung in rungs:
+        if rung.label in tried:
+            continue
+        narrowed = replace(where, coarse=_coarse(store, rung, z, code))
+        size = matching if rung.name == "dense" else size_of(store, narrowed, settings.max_counted)
+        tried[rung.label] = size.count
+        if only is not None or (within is not None and wider == 1):
+            break
+        if (
+            rung.name == "codes"
+            and not rung.cells
+            and size.count > max(_SMALL, matching.count // _COST_OF_LOOKUP)
+        ):
+            # The radii that follow would let pass even more.
+            if store.cells is None or by_code or settings.coarse == "codes":
+                note = (
+                    f"the codes of {size.text} of {matching.text} images are near: they "
+                    "would save nothing, all were compared"
+                )
+                rung, narrowed, size = Rung("dense"), where, matching
+                tried[rung.label] = size.count
+                break
+            continue
+        if size.count >= (in_cells if rung.cells else enough):
+            break
+    able = store.approximates(narrowed)
+    shortcut = able and store.profile.graph == "precise" and rung.name == "dense"
+    approximate = shortcut or (able and store.profile.quantised and size.count > _SMALL)
+    found = Climb(rung, narrowed, size, matching, tried, approximate, note=note)
     return found if shortcut else _bounded(found, settings.max_scanned)
+
+
+def _rungs(
+    store: VectorStore,
+    where: Filter,
+    matching: int,
+    k: int,
+    settings: SearchSettings,
+    by_code: bool,
+    within: int | None,
+) -> Iterator[Rung]:
+    """The rungs to try, in this order; "dense" is the last."""
+    cells = store.cells
+    steps = radii(store.collection.bits)
+    probes = 0 if cells is None else round(cells.probes * max(1.0, sqrt(k / 10)))
+    if within is not None:
+        yield Rung("codes", within, 0 if cells is None or by_code else cells.probes)
+        # Everything is within that radius, or farther away.
+        yield Rung("dense", within)
+        return
+    has_graph = store.profile.graph == "precise" and store.approximates(where)
+    graph_first = has_graph and settings.coarse == "auto" and not by_code
+    few = matching <= (_FEW if cells else _COST_OF_LOOKUP * enough_for(matching, k, settings))
+    codes_first = settings.coarse == "codes" or (
+        settings.coarse == "auto" and (cells is None or cells.code_recall >= _CODES_SUFFICE)
+    )
+    if by_code or (codes_first and not graph_first and not few):
+        for r in steps:
+            yield Rung("codes", r)
+    if cells is not None and not (graph_first or few or by_code or settings.coarse == "codes"):
+        yield from (Rung("cells", cells=more) for more in _widening(cells, probes))
+    yield Rung("dense")
+
+
+def _widening(cells: Cells | None, probes: int) -> Iterator[int]:
+    """Numbers of cells to look into, each twice as large as the one before."""
+    while cells is not None and 0 < probes <= _LARGEST_SHARE * len(cells):
+        yield probes
+        probes *= 2
+
+
+def _coarse(
+    store: VectorStore, rung: Rung, z: NDArray[np.float32], code: NDArray[np.uint8]
+) -> Coarse | None:
+    if rung.name not in ("codes", "cells"):
+        return None
+    cells = store.cells
+    if rung.cells and cells is not None:
+        near = cells.nearest(z, rung.cells)
+        return Coarse(near, code.tobytes(), rung.radius, cells.key)
+    # The cells of the first page of a list may have gone.
+    return None if rung.radius is None else Coarse(code=code.tobytes(), radius=rung.radius)
 
 
 def _bounded(found: Climb, most: int) -> Climb:
     """The same, limited to a fixed sample when there are more than ``most`` candidates."""
     if found.size.count <= most:
         return found
-    buckets = sampled_buckets(found.size.count, most)
+    parts = sampled_parts(found.size.count, most)
     note = (
-        f"{found.size.text} images are too many to compare: {buckets} of {BUCKETS} parts of them "
+        f"{found.size.text} images are too many to compare: {parts} of {PARTS} parts of them "
         "were searched; narrow the search with filters, or let the administrator build a graph "
         "(precedent profile precise)"
     )
     return replace(
         found,
-        rung=replace(found.rung, radius=None),
-        where=sample_of(found.where, buckets),
-        buckets=buckets,
+        where=sample_of(found.where, parts),
+        parts=parts,
         note=note,
     )

@@ -7,7 +7,7 @@ patient" says nothing: leaving out the query's own patient would leave out the a
 from collections.abc import Collection, Iterable
 
 from engine.records import ImageRecord
-from engine.search.sizes import sample_of, sampled_buckets
+from engine.search.sizes import sample_of, sampled_parts
 from engine.settings import SearchSettings
 from engine.store.base import Filter, Match, VectorStore
 
@@ -36,12 +36,14 @@ def placeholder_patients(
         among: only these are looked at; None = the 32 patients with the most images.
     """
     if among is None:
-        images = store.facet("patient", Filter(), _LARGEST)
+        images = store.facets(["patient"], Filter(), _LARGEST)["patient"]
     else:
         named = tuple(sorted({one for one in among if one is not None}))
         if not named:
             return frozenset()
-        images = store.facet("patient", Filter(must=(Match("patient", named),)), len(named))
+        images = store.facets(["patient"], Filter(must=(Match("patient", named),)), len(named))[
+            "patient"
+        ]
     return frozenset(
         name for name, count in images.items() if count >= _FEW_STUDIES and _is(store, name, count)
     )
@@ -51,14 +53,14 @@ def _is(store: VectorStore, patient: str, images: int) -> bool:
     """Whether the patient with this many images has more studies than any person."""
     where = Filter(must=(Match("patient", (patient,)),))
     if images > _SAMPLE:
-        where = sample_of(where, sampled_buckets(images, _SAMPLE))
-    studies = len(store.facet("study", where, _MOST_STUDIES + 1))
+        where = sample_of(where, sampled_parts(images, _SAMPLE))
+    studies = len(store.facets(["study"], where, _MOST_STUDIES + 1)["study"])
     if studies > _MOST_STUDIES:
         return True
     if studies < _FEW_STUDIES or store.count(Filter(), exact=False) > _SMALL_ARCHIVE:
         return False
     most = int(studies / _SHARE)
-    return len(store.facet("study", Filter(), most + 1)) <= most
+    return len(store.facets(["study"], Filter(), most + 1)["study"]) <= most
 
 
 def nobodies(

@@ -6,16 +6,26 @@ from dataclasses import dataclass, field, replace
 
 from engine.errors import QueryError
 from engine.records import ImageRecord
-from engine.search.ladder import RUNGS
+from engine.search.ladder import Rung
 from engine.search.ranking import ORDERS
 from engine.store.base import Condition, Filter, Match, Range
 from engine.store.payload import FILTER_FIELDS, FieldKind
 
-__all__ = ["GROUPS", "MAX_K", "Cursor", "Query", "parse_group", "parse_where", "without_own"]
+__all__ = [
+    "GROUPS",
+    "MAX_K",
+    "MAX_RADIUS",
+    "Cursor",
+    "Query",
+    "parse_group",
+    "parse_where",
+    "without_own",
+]
 
 GROUPS = ("study", "patient")
 
 MAX_K = 1000
+MAX_RADIUS = 1024
 _MAX_VALUES = 256
 _LARGEST = 2**31 - 1
 _UPPER = ("modality", "body_part", "view", "laterality", "sex")
@@ -25,9 +35,9 @@ _ASKABLE = sorted(name for name, kind in FILTER_FIELDS.items() if kind is not Fi
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The start of the next page of hits, written as in "s1:20"; an answer's ``next_page``.
+    """The start of the next page of hits, written as in "cells-16:20"; an answer's ``next_page``.
 
-    rung: the rung of the first page; on another rung the list would be another one.
+    rung: label of the rung of the first page; on another rung the list would be another one.
     offset: number of hits (one for each group, when grouped) before the page.
     """
 
@@ -41,18 +51,18 @@ class Cursor:
         Raises:
             QueryError: the text is not a cursor.
         """
-        found = re.fullmatch(rf"({'|'.join(_PAGED)}):([1-9]\d{{0,5}})", text)
-        if found is None:
+        found = re.fullmatch(r"([a-z]+(?:-\d{1,5}){0,2}):([1-9]\d{0,5})", text)
+        try:
+            if found is None:
+                raise ValueError(text)
+            return cls(Rung.labelled(found[1]).label, int(found[2]))
+        except ValueError:
             raise QueryError(
                 f"page {text[:40]!r} is none; give `next_page` of the answer before, or nothing"
-            )
-        return cls(found[1], int(found[2]))
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.rung}:{self.offset}"
-
-
-_PAGED = (*RUNGS, "exact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,9 @@ class Query:
 
     k: number of hits. where: filters, see :func:`parse_where`.
     order: "content" (by similarity) or "hamming" (by Hamming distance), see ranking.py.
-    exact: skip the pre-filter and compare with all images that pass the filters.
+    exact: skip the coarse filter and compare with all images that pass the filters.
+    radius: every image within this Hamming distance is to be compared, whatever the coarse filter
+        would leave out; None = no such promise.
     group_by: "study" or "patient": only the first hit of each; an image that names none is a
         group by itself.
     exclude: "study" excludes the query's own study, "patient" also the query's own patient.
@@ -76,6 +88,7 @@ class Query:
     where: Filter = field(default_factory=Filter)
     order: str = "content"
     exact: bool = False
+    radius: int | None = None
     group_by: str | None = None
     exclude: str | None = None
     page: Cursor | None = None
@@ -86,6 +99,10 @@ class Query:
             raise QueryError(f"k is {self.k}; ask for 1 to {MAX_K} hits")
         if self.order not in ORDERS:
             raise QueryError(f"order is {self.order!r}; use one of {', '.join(ORDERS)}")
+        if self.radius is not None and not 0 <= self.radius <= MAX_RADIUS:
+            raise QueryError(f"radius is {self.radius}; use 0 to {MAX_RADIUS} bits")
+        if self.radius is not None and self.exact:
+            raise QueryError("an exact search compares everything; leave out the radius")
         for name, value in (("group_by", self.group_by), ("exclude", self.exclude)):
             if value not in (None, *GROUPS):
                 raise QueryError(f"{name} is {value!r}; use one of {', '.join(GROUPS)}")
@@ -94,11 +111,20 @@ class Query:
                 f"the list goes on to hit {MAX_K}, {self.offset + self.k} was asked for; narrow "
                 "the search with filters"
             )
+        if self.page is not None and self.radius is not None and not self._keeps_promise():
+            raise QueryError(f"page {self.page} is of a search without this radius; ask as before")
         if self.page is not None and (self.page.rung == "exact") != self.exact:
             raise QueryError(
                 f"page {self.page} is of {'an exact' if not self.exact else 'another'} search; "
                 "ask as before"
             )
+
+    def _keeps_promise(self) -> bool:
+        """Whether the rung of the page has every image within the radius."""
+        rung = Rung.labelled("dense" if self.page is None else self.page.rung)
+        if rung.name == "codes":
+            return rung.radius is not None and rung.radius >= (self.radius or 0)
+        return rung.name == "dense"
 
     @property
     def offset(self) -> int:

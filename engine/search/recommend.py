@@ -1,10 +1,9 @@
 """Recommendations: images similar to liked examples and not to disliked ones.
 
-The pre-filter (ladder.py) runs once for each liked example, by its own code, and the most similar
-candidates of each are collected. Every candidate is then compared with all examples. Its similarity
-is the highest r to any liked example, and it is left out if its r to some disliked example is
-higher (the "best score" rule). The examples are not averaged: the mean of a chest and a hand
-resembles neither.
+The coarse filter (ladder.py) runs once for each liked example, and the most similar candidates of
+each are collected. Every candidate is then compared with all examples. Its similarity is the
+highest r to any liked example, and it is left out if its r to some disliked example is higher (the
+"best score" rule). The examples are not averaged: the mean of a chest and a hand resembles neither.
 """
 
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 from engine.errors import ImageNotFound, QueryError, StoreError
 from engine.records import Hit, ImageRecord, Observations, OodVerdict
 from engine.search.diversity import diverse
-from engine.search.ladder import Climb, Rung, climb, enough_for
+from engine.search.ladder import Climb, Rung, climb
 from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
@@ -234,10 +233,10 @@ def recommend(
     if wanted.diversity > 0:
         needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
     pool = Pool(store, liked, disliked, nobody)
-    enough = enough_for(store, where, wanted.k, settings)
+    wider = 1
     while True:
         with watch("prefilter"):
-            climbs = _climbs(store, settings, liked, where, None if wanted.exact else enough)
+            climbs = _climbs(store, settings, liked, where, wanted, wider)
         with watch("rank"):
             asked = [
                 Nearest(example.z, taken.where, wanted.k, not taken.approximate)
@@ -249,9 +248,10 @@ def recommend(
             if wanted.group_by is not None:
                 hits = list(first_of_each(hits, wanted.group_by, nobody))
         # A rung may have many candidates that are all of a few studies: try again with wider rungs.
-        if len(hits) >= wanted.k or all(taken.rung.radius is None for taken in climbs):
+        whole_index = all(taken.rung.name in ("dense", "exact") for taken in climbs)
+        if len(hits) >= wanted.k or whole_index:
             break
-        enough *= _WIDER
+        wider *= _WIDER
     with watch("rank"):
         hits = diverse(store, hits[:needed], wanted.k, wanted.diversity)
     because = {one.hit.id: one for one in found}
@@ -287,7 +287,7 @@ def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], lis
     for one, point in found.items():
         if point.z is None:
             raise StoreError(f"image {one} is stored without its vector; index it again")
-        # Rounding to float16 in the store changed its length slightly.
+        # A server rounds to float16, which changes the length slightly.
         z = point.z / np.linalg.norm(point.z)
         made[one] = Example(one, point.record, z, point.code)
     liked = [made[one] for one in ids if one not in examples.disliked]
@@ -352,15 +352,17 @@ def _climbs(
     settings: SearchSettings,
     liked: Sequence[Example],
     where: Filter,
-    enough: int | None,
+    wanted: Wanted,
+    wider: int,
 ) -> list[Climb]:
-    """The pre-filter's result for each liked example; enough: None = compare with all images."""
-    if enough is None:
+    """The result of the coarse filter for each liked example."""
+    if wanted.exact:
         size = size_of(store, where, settings.max_counted)
-        return [Climb(Rung("exact", None), where, size, {})] * len(liked)
-    codes = {example.code.tobytes(): example.code for example in liked}
-    taken = {key: climb(store, code, where, enough, settings) for key, code in codes.items()}
-    return [taken[example.code.tobytes()] for example in liked]
+        return [Climb(Rung("exact"), where, size, size, {})] * len(liked)
+    return [
+        climb(store, example.z, example.code, where, wanted.k, settings, wider=wider)
+        for example in liked
+    ]
 
 
 def _note(climbs: Sequence[Climb], *, whole: bool) -> str | None:

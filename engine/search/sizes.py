@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from engine.store.base import Filter, Match, VectorStore
-from engine.store.payload import BUCKET_FIELD, BUCKETS
+from engine.store.base import PARTS, Filter, Part, VectorStore
 
-__all__ = ["Size", "sample_of", "sampled_buckets", "size_of"]
+__all__ = ["Size", "sample_of", "sampled_parts", "size_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +28,22 @@ class Size:
 
 
 def size_of(store: VectorStore, where: Filter, max_counted: int) -> Size:
-    """The number of points that pass the filter: counted, or estimated above ``max_counted``.
-
-    Counting takes as long as searching; an estimate takes no time.
-    """
+    """The number of points that pass the filter: counted, or estimated above ``max_counted`` where
+    counting takes as long as searching."""
+    if store.counts_at_once:
+        return Size(store.count(where))
     about = store.count(where, exact=False)
     if about > max_counted:
         return Size(about, estimated=True)
     return Size(store.count(where))
 
 
-def sampled_buckets(count: int, most: int) -> int:
-    """How many of the store's 256 buckets together hold about ``most`` of ``count`` points.
-
-    At least 1. Every point belongs to one bucket, given by its id.
-    """
-    return max(1, min(BUCKETS, most * BUCKETS // max(count, 1)))
+def sampled_parts(count: int, most: int) -> int:
+    """How many of the store's 256 parts together hold about ``most`` of ``count`` points, at least
+    1."""
+    return max(1, min(PARTS, most * PARTS // max(count, 1)))
 
 
-def sample_of(where: Filter, buckets: int) -> Filter:
-    """The filter limited to the points of the first ``buckets`` buckets."""
-    return replace(where, must=(*where.must, Match(BUCKET_FIELD, tuple(range(buckets)))))
+def sample_of(where: Filter, parts: int) -> Filter:
+    """The filter limited to the points of the first ``parts`` parts."""
+    return replace(where, must=(*where.must, Part(parts)))

@@ -51,7 +51,7 @@ def _fitted(store: VectorStore, condition: Condition, remarks: list[str]) -> Con
 
 def _respelled(store: VectorStore, asked: Match) -> Match:
     spellings: dict[str, list[str]] = {}
-    for value in store.facet(asked.field, Filter(), _MOST_VALUES):
+    for value in store.facets([asked.field], Filter(), _MOST_VALUES)[asked.field]:
         spellings.setdefault(value.casefold(), []).append(value)
     values = [
         spelled
@@ -65,7 +65,7 @@ def _respelled(store: VectorStore, asked: Match) -> Match:
 def _others(store: VectorStore, asked: Match) -> str:
     if asked.field not in FACET_FIELDS:
         return ""
-    known = list(store.facet(asked.field, Filter(), _MOST_NAMED + 1))
+    known = list(store.facets([asked.field], Filter(), _MOST_NAMED + 1)[asked.field])
     if not known:
         return "; none has any"
     more = ", …" if len(known) > _MOST_NAMED else ""

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 from engine.errors import StoreError
 from engine.records import Point
+from engine.store.cells import Cells
 
 __all__ = [
-    "FORMAT",
+    "PARTS",
     "SECOND",
+    "Coarse",
     "Collection",
     "Condition",
     "Filter",
     "Ids",
     "Match",
     "Nearest",
+    "Part",
     "Profile",
     "Range",
     "VectorStore",
@@ -29,8 +32,9 @@ __all__ = [
 
 SECOND = "-b"
 """Ends the name of an index that is made beside one of the same model, which has the plain name."""
-FORMAT = 1
-"""Version of what a store keeps: vectors, payload, payload indexes, and what it notes of itself."""
+PARTS = 256
+"""Every point belongs to one of so many parts, by its id: some parts are a fixed, unbiased sample
+of any selection of points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,33 @@ class Ids:
     values: tuple[str, ...]
 
 
-Condition = Match | Range | Ids
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Holds for the points in the first ``count`` of the 256 parts."""
+
+    count: int
+
+
+Condition = Match | Range | Ids | Part
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """The coarse filter (engine/search/ladder.py): which points are candidates.
+
+    A point is one when it lies in one of ``cells``, or when its code differs from ``code`` in at
+    most ``radius`` bits. No point within the radius is missed; a store that looks codes up by their
+    bands lets further points pass.
+
+    cells: numbers of cells of the store's :attr:`VectorStore.cells`.
+    code: a packed code, B/8 bytes. radius: in bits; None = codes are not looked at.
+    of: the ``key`` of the cells. If the store has made new ones since, all points are candidates.
+    """
+
+    cells: tuple[int, ...] = ()
+    code: bytes = b""
+    radius: int | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +95,12 @@ class Filter:
     """Selects points.
 
     must: all of these conditions hold. must_not: none of these holds.
-    bands: the pre-filter (engine/search/ladder.py): for each 16-bit band of the code the allowed
-        values; at least one band of a point must have one of its allowed values. Empty = no
-        pre-filter.
+    coarse: the coarse filter; None = all points are candidates.
     """
 
     must: tuple[Condition, ...] = ()
     must_not: tuple[Condition, ...] = ()
-    bands: tuple[tuple[int, ...], ...] = ()
+    coarse: Coarse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +122,22 @@ class Collection:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def from_noted(cls, noted: dict[str, Any], place: str) -> "Collection":
+    def from_noted(cls, noted: dict[str, Any], place: str, latest: int) -> "Collection":
         """What a store wrote down of it, with the store's "format".
 
         Args:
             noted: stores made before formats had numbers lack "format"; that is format 1.
             place: what the store is called in errors.
+            latest: the latest format that this version knows.
 
         Raises:
             StoreError: a later version made it. TypeError: it is something else.
         """
         found = noted.get("format", 1)
-        if not isinstance(found, int) or found > FORMAT:
+        if not isinstance(found, int) or found > latest:
             raise StoreError(
                 f"{place} was made by a later version of Precedent (its format is {found}, this "
-                f"version knows up to {FORMAT}); install that version or a later one"
+                f"version knows up to {latest}); install that version or a later one"
             )
         return cls(**{name: value for name, value in noted.items() if name != "format"})
 
@@ -117,8 +146,8 @@ class Collection:
 class Profile:
     """How a store indexes its vectors; docs/search.md says which profile suits what.
 
-    graph: "hash" keeps no graph, so that searches rely on the pre-filter; "precise" also keeps an
-        HNSW graph over the vectors.
+    graph: "hash" keeps no graph, so that searches rely on the coarse filter; "precise" also keeps
+        an HNSW graph over the vectors.
     quantised: keep eight-bit copies of the vectors in memory to find candidates, which are then
         scored again by the full vectors.
     """
@@ -157,6 +186,21 @@ class VectorStore(Protocol):
     @property
     def profile(self) -> Profile: ...
 
+    @property
+    def cells(self) -> Cells | None:
+        """The cells into which the points are divided; None = they are not."""
+        ...
+
+    def approximates(self, where: Filter) -> bool:
+        """Whether a request with this filter that is not exact may miss some of the most similar
+        points."""
+        ...
+
+    @property
+    def counts_at_once(self) -> bool:
+        """Whether counts and facets take so little time that they need not be estimated."""
+        ...
+
     def arrange(self, profile: Profile) -> None:
         """Changes the profile and rebuilds the vector index; returns when that is done."""
         ...
@@ -184,8 +228,8 @@ class VectorStore(Protocol):
         """How many points take part; ``exact=False``: an immediate estimate from statistics."""
         ...
 
-    def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
-        """Value of the field → number of points; the ``limit`` most frequent, descending."""
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+        """For each field: value → number of points, the ``limit`` most frequent, descending."""
         ...
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:

@@ -1,19 +1,31 @@
-"""The embedded store: Qdrant Edge in this process, on disk, for one process at a time."""
+"""The embedded store: Qdrant Edge in this process, on disk, for one process at a time.
 
-import contextlib
+The shard of Qdrant Edge is the truth: it holds every point with its vector and, as payload, its
+code, its tenant and its record as one text (text_record.py). Searches read the columns that are
+derived from it (columns.py), and the graph of the shard where the profile has one.
+"""
+
 import json
+import logging
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 
+from engine.codes import from_hex, to_hex
 from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
 from engine.files import write_atomically
 from engine.records import Point
@@ -26,24 +38,48 @@ from engine.store.arrangement import (
     VECTOR,
     oversampling,
 )
-from engine.store.base import (
-    FORMAT,
-    Collection,
-    Condition,
-    Filter,
-    Ids,
-    Match,
-    Nearest,
-    Profile,
-    Range,
-)
-from engine.store.payload import BAND_PREFIX, FieldKind, schema, to_payload
-from engine.store.points import checked_vector, not_storable, to_hit, to_point
+from engine.store.base import Collection, Filter, Ids, Nearest, Profile
+from engine.store.cells import Cells
+from engine.store.columns import Columns, Outdated
+from engine.store.payload import from_payload
+from engine.store.points import checked_vector, not_storable
+from engine.store.rows import View
+from engine.store.text_record import from_text, to_text
 
 __all__ = ["EdgeStore", "described"]
 
-_COLLECTION = "collection.json"
-_UPSERT_AT_ONCE = 256
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2
+"""1: a payload field and an index for each field of the record, float16, no columns."""
+_COLLECTION, _COLUMNS = "collection.json", "columns"
+_EPOCH = "epoch"
+"""Names the latest flush, as the columns do, so that it is seen without opening the shard that both
+are of one time."""
+_UPSERT_AT_ONCE = 16
+"""Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
+_DELETE_AT_ONCE = 256
+_READ_AT_ONCE = 1000
+_FEW_LEFT_OUT = 64
+"""Points that the graph is asked for in addition, when as many are left out of what it finds."""
+_OPTIMISED_HERE = 2_000
+"""A shard of up to so many points is optimised in this process: sooner done than another one is
+started."""
+_LEAST_ADDED, _ADDED_SHARE = 1_000, 0.02
+"""A larger one is optimised when more points than this, and than this share, were added."""
+_SEGMENTS = 8
+"""Segments of a shard. With fewer of them, more is built anew whenever points were added."""
+_OPTIMISER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+    sys.exit("the process that started it has ended")
+import qdrant_edge
+shard = qdrant_edge.EdgeShard.load(sys.argv[1])
+shard.optimize()
+shard.close()
+"""
+"""A program that ends with the process that started it (PR_SET_PDEATHSIG)."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -57,11 +93,22 @@ class EdgeStore:
     def __init__(
         self, directory: Path, collection: Collection, profile: Profile, lock: FileLock
     ) -> None:
-        self._shard = _wrapped(qdrant.EdgeShard.load, str(directory))
         self._directory = directory
         self._collection = collection
         self._profile = profile
         self._lock = lock
+        # Opened when it is needed: a search without a graph does not.
+        self._shard: qdrant.EdgeShard | None = None
+        self._is_closed = False
+        self._is_in_doubt = False
+        # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
+        self._writing = threading.RLock()
+        try:
+            self._columns = self._opened_columns()
+        except BaseException:
+            if self._shard is not None:
+                _wrapped(self._shard.close)
+            raise
 
     @classmethod
     def create(
@@ -81,6 +128,7 @@ class EdgeStore:
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory)
         try:
+            _recover(directory)
             if not (directory / _COLLECTION).is_file():
                 _build(directory, collection, profile or Profile())
             return cls._load(directory, collection, lock)
@@ -92,6 +140,8 @@ class EdgeStore:
     def open(cls, directory: Path, collection: Collection | None = None) -> "EdgeStore":
         """Opens the existing store in ``directory``.
 
+        A store of an earlier format is converted, which may take some time.
+
         Args:
             collection: the kind of points that it must hold; None = any.
 
@@ -99,9 +149,11 @@ class EdgeStore:
             StoreNotFound: there is no store.
             StoreLocked, FingerprintMismatch, StoreError: as for :meth:`create`.
         """
-        described(directory)
+        if not _beside(directory, _BEFORE).is_dir():
+            described(directory)
         lock = _locked(directory)
         try:
+            _recover(directory)
             return cls._load(directory, collection, lock)
         except BaseException:
             lock.release()
@@ -117,6 +169,8 @@ class EdgeStore:
                 "values); use that model with --model, bring the index to this one with "
                 "`precedent reencode --model`, or index into another --data-dir"
             )
+        if _format_of(directory) < _FORMAT:
+            _convert(directory, found, profile)
         return cls(directory, found, profile, lock)
 
     @property
@@ -127,95 +181,225 @@ class EdgeStore:
     def profile(self) -> Profile:
         return self._profile
 
+    @property
+    def cells(self) -> Cells | None:
+        return self._view.cells
+
+    @property
+    def counts_at_once(self) -> bool:
+        return True
+
+    def approximates(self, where: Filter) -> bool:
+        return self._profile.graph == "precise" and _left_out(where) is not None
+
+    @property
+    def _view(self) -> View:
+        return self._columns.view
+
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile and rebuilds; no other thread may use the store meanwhile."""
-        self.flush()
-        _wrapped(self._shard.close)
-        config = _config(self._collection, profile)
-        self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
-        _note(self._directory, self._collection, profile)
-        self._profile = profile
-        self.optimise()
+        """Changes the profile and rebuilds; searches go on meanwhile, without the graph."""
+        with self._writing:
+            self.flush()
+            with self._shard_closed():
+                # The shard keeps the configuration with which it is opened.
+                config = _config(self._collection, profile)
+                shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
+                _wrapped(shard.close)
+                _note(self._directory, self._collection, profile)
+                self._profile = profile
+            self._columns.settled = 0
+            self._optimise()
+            self._columns = self._columns.arranged(anew=True)
+
+    @contextmanager
+    def _shard_closed(self) -> Iterator[None]:
+        """A block during which the shard is closed, for one that holds the lock; searches go on."""
+        shard, self._shard = self._open_shard, None
+        _wrapped(shard.close)
+        yield
+
+    def __len__(self) -> int:
+        return self._view.count(Filter())
 
     def upsert(self, points: Sequence[Point]) -> None:
         for start in range(0, len(points), _UPSERT_AT_ONCE):
-            chunk = [self._to_edge(point) for point in points[start : start + _UPSERT_AT_ONCE]]
-            self._update(qdrant.UpdateOperation.upsert_points(chunk))
+            some = points[start : start + _UPSERT_AT_ONCE]
+            made = [self._to_edge(point) for point in some]
+            with self._writing:
+                self._make_sure()
+                self._columns.reserve(some)
+                with self._noted([point.id for point in some]):
+                    self._update(qdrant.UpdateOperation.upsert_points(made))
+                    self._columns.append([replace(one, id=_plain(one.id)) for one in some])
+
+    @contextmanager
+    def _noted(self, ids: Sequence[str]) -> Iterator[None]:
+        """A block that writes these points. If it fails, the columns may differ from the shard."""
+        self._columns.note(ids)
+        self._is_in_doubt = True
+        yield
+        self._is_in_doubt = False
+
+    def _make_sure(self) -> None:
+        """Reads from the shard what a write that failed may have left, and that it is open."""
+        _ = self._open_shard
+        if self._is_in_doubt:
+            self._bring_up_to_date(self._columns)
+            self._is_in_doubt = False
 
     def flush(self) -> None:
-        _wrapped(self._shard.flush)
+        with self._writing:
+            if self._columns.is_written_to:
+                self._make_sure()
+                _wrapped(self._open_shard.flush)
+                self._sync(self._columns)
+
+    def _sync(self, columns: Columns) -> None:
+        """Makes columns durable that fit the shard, which is so already."""
+        columns.epoch = uuid.uuid4().hex
+        try:
+            write_atomically(self._directory / _EPOCH, columns.epoch.encode())
+        except OSError as error:
+            raise StoreError(
+                f"{self._directory} cannot be written ({error.strerror}); make room, and run the "
+                "same command again"
+            ) from None
+        columns.sync()
 
     def optimise(self) -> None:
-        _wrapped(self._shard.optimize)
+        """Lets the shard optimise its segments, in another process, and sorts the columns anew when
+        enough has changed. Searches go on meanwhile, writes wait."""
+        with self._writing:
+            self._optimise()
+            if self._columns.should_be_arranged():
+                self.flush()
+                self._columns = self._columns.arranged()
+
+    def _optimise(self) -> None:
+        points = len(self)
+        added = self._view.rows - self._columns.settled
+        if points <= _OPTIMISED_HERE:
+            _wrapped(self._open_shard.optimize)
+        elif added > max(_LEAST_ADDED, _ADDED_SHARE * points):
+            # Qdrant Edge holds Python's lock until it is done, which may take minutes.
+            self.flush()
+            with self._shard_closed():
+                _optimise_elsewhere(self._directory)
+            self._columns.settled = self._view.rows
+            self._columns.sync()
+
+    @property
+    def _open_shard(self) -> qdrant.EdgeShard:
+        """The shard, for one that holds the lock."""
+        if self._is_closed:
+            raise self._closed()
+        if self._shard is None:
+            self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
+        return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        requests = [
-            qdrant.QueryRequest(
-                limit=one.limit,
-                query=qdrant.Query.Nearest(one.z.tolist(), using=VECTOR),
-                filter=_translated(one.where),
-                params=self._search(one.limit, one.exact),
-                with_payload=True,
-            )
-            for one in asked
-        ]
-        answers = _wrapped(self._shard.query_batch, qdrant.QueryBatchRequest(requests))
-        return [[to_hit(found) for found in answer] for answer in answers]
+        _compare_in_the_calling_thread()
+        return [self._asked(partial(self._nearest, asked=one)) for one in asked]
 
-    def _search(self, limit: int, exact: bool) -> qdrant.SearchParams:
-        if exact:
-            quantised = qdrant.QuantizationSearchParams(ignore=True)
-            return qdrant.SearchParams(exact=True, quantization=quantised)
-        quantised = qdrant.QuantizationSearchParams(rescore=True, oversampling=oversampling(limit))
-        return qdrant.SearchParams(
-            hnsw_ef=EF, quantization=quantised if self._profile.quantised else None
+    def _asked(self, question: Callable[[View], _T]) -> _T:
+        """The answer of a view; of a later one where what the first one held was erased."""
+        if self._is_closed:
+            raise self._closed()
+        while True:
+            view = self._view
+            try:
+                answer = question(view)
+            except Exception:
+                if not view.is_erased:
+                    raise
+            else:
+                if not view.is_erased:
+                    return answer
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"the index in {self._directory} is closed")
+
+    def _nearest(self, view: View, asked: Nearest) -> list[Point]:
+        if not asked.exact and self.approximates(asked.where):
+            found = self._by_graph(view, asked)
+            if found is not None:
+                return found
+        return view.nearest(asked.z, asked.where, asked.limit)
+
+    def _by_graph(self, view: View, asked: Nearest) -> list[Point] | None:
+        """The points that the graph finds; None = somebody writes, or optimises the shard."""
+        quantised = qdrant.QuantizationSearchParams(
+            rescore=True, oversampling=oversampling(asked.limit)
         )
+        left_out = _left_out(asked.where) or ()
+        limit = asked.limit + len(left_out)
+        request = qdrant.QueryRequest(
+            limit=limit,
+            query=qdrant.Query.Nearest(asked.z.tolist(), using=VECTOR),
+            params=qdrant.SearchParams(
+                hnsw_ef=max(EF, limit),
+                quantization=quantised if self._profile.quantised else None,
+            ),
+        )
+        if not self._writing.acquire(blocking=False):
+            return None
+        try:
+            found = _wrapped(self._open_shard.query, request)
+        finally:
+            self._writing.release()
+        ids = [str(one.id) for one in found]
+        rows = view.find([one for one in ids if one not in left_out])
+        return view.best_of(asked.z, rows[rows >= 0], asked.limit)
 
-    def count(self, where: Filter, *, exact: bool = True) -> int:
-        request = qdrant.CountRequest(exact=exact, filter=_translated(where))
-        return _wrapped(self._shard.count, request)
+    def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
+        return self._asked(lambda view: view.count(where))
 
-    def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
-        passing = _translated(where)
-        # Without a filter, the payload index has the counts.
-        request = qdrant.FacetRequest(field, limit=limit, exact=passing is not None, filter=passing)
-        # Values of deleted points are listed with a count of 0.
-        hits = [(str(h.value), h.count) for h in _wrapped(self._shard.facet, request) if h.count]
-        return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+        return self._asked(lambda view: view.facets(fields, where, limit))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
-        records = _wrapped(
-            self._shard.retrieve, _known_ids(ids), with_payload=True, with_vector=with_z
+        known = _known_ids(ids)
+        return self._asked(
+            lambda view: [
+                view.point(int(row), with_z=with_z) for row in view.find(known) if row >= 0
+            ]
         )
-        found = {str(record.id): to_point(record) for record in records}
-        return [found[i] for i in ids if i in found]
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
-        offset: Any = None
-        while True:
-            request = qdrant.ScrollRequest(
-                offset=offset,
-                limit=page,
-                filter=_translated(where),
-                with_payload=True,
-                with_vector=with_z,
-            )
-            records, offset = _wrapped(self._shard.scroll, request)
-            yield from map(to_point, records)
-            if offset is None:
-                return
+        # Ids, as rows may be others by the time that they are read.
+        ids = self._asked(lambda view: view.ids[view.sorted_by_id(view.selected(where))])
+        for start in range(0, len(ids), page):
+            some = [str(uuid.UUID(bytes=one.tobytes())) for one in ids[start : start + page]]
+            yield from self.get(some, with_z=with_z)
 
     def delete(self, where: Filter) -> int:
-        count = self.count(where)
-        edge_filter = _translated(where) or qdrant.Filter()
-        self._update(qdrant.UpdateOperation.delete_points_by_filter(edge_filter))
-        return count
+        with self._writing:
+            self._make_sure()
+            view = self._view
+            rows = view.selected(where)
+            ids = [view.id(int(row)) for row in rows]
+            for start in range(0, len(ids), _DELETE_AT_ONCE):
+                some = ids[start : start + _DELETE_AT_ONCE]
+                gone: list[Any] = [uuid.UUID(one) for one in some]
+                with self._noted(some):
+                    self._update(qdrant.UpdateOperation.delete_points(gone))
+                    self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
+        return len(ids)
 
     def close(self) -> None:
-        _wrapped(self._shard.close)
-        self._lock.release()
+        with self._writing:
+            try:
+                if not self._is_closed:
+                    self.flush()
+            finally:
+                if not self._is_closed:
+                    self._is_closed = True
+                    self._columns.close()
+                    if self._shard is not None:
+                        _wrapped(self._shard.close)
+                self._lock.release()
 
     def __enter__(self) -> "EdgeStore":
         return self
@@ -224,15 +408,120 @@ class EdgeStore:
         self.close()
 
     def _update(self, operation: qdrant.UpdateOperation) -> None:
-        _wrapped(self._shard.update, operation)
+        _wrapped(self._open_shard.update, operation)
 
     def _to_edge(self, point: Point) -> qdrant.Point:
         z = checked_vector(point, self._collection)
         try:
-            payload = to_payload(point, self._collection.model)
+            text = to_text(point)
+            text.encode()
+            payload = {"code": to_hex(point.code), "tenant": point.record.tenant, "record": text}
             return qdrant.Point(uuid.UUID(point.id), {VECTOR: z.tolist()}, payload)
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None
+
+    # Columns
+
+    def _opened_columns(self) -> Columns:
+        folder = self._directory / _COLUMNS
+        try:
+            with ExitStack() as opened:
+                columns = Columns(folder, self._collection)
+                opened.callback(columns.close)
+                self._bring_up_to_date(columns)
+                opened.pop_all()
+        except Outdated as why:
+            if folder.exists():
+                logger.info("the columns of %s are made again: %s", self._directory, why)
+            return self._derived(folder)
+        return columns
+
+    def _bring_up_to_date(self, columns: Columns) -> None:
+        """Reads what an earlier process may have written to the shard alone.
+
+        Raises:
+            Outdated: that is not enough.
+        """
+        ids = columns.pending()
+        if ids is None:
+            epoch = self._directory / _EPOCH
+            if not epoch.is_file() or epoch.read_text() != columns.epoch:
+                raise Outdated("they are of another time")
+            return
+        for start in range(0, len(ids), _READ_AT_ONCE):
+            some = ids[start : start + _READ_AT_ONCE]
+            rows = columns.view.find(some)
+            columns.remove(rows[rows >= 0])
+            columns.append(self._stored(some))
+        count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
+        if columns.view.count(Filter()) != count:
+            raise Outdated("they have another number of points")
+        columns.erase_gone()
+        self._sync(columns)
+
+    def _derived(self, folder: Path) -> Columns:
+        """The columns made from the shard."""
+        columns = Columns.empty(folder, self._collection)
+        offset: Any = None
+        while True:
+            request = qdrant.ScrollRequest(
+                offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
+            )
+            records, offset = _wrapped(self._open_shard.scroll, request)
+            columns.append([_to_point(record) for record in records])
+            if offset is None:
+                break
+        self._sync(columns)
+        return columns.arranged() if columns.should_be_arranged() else columns
+
+    def _stored(self, ids: Sequence[str]) -> list[Point]:
+        asked: list[Any] = [uuid.UUID(one) for one in ids]
+        records = _wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
+        return [_to_point(record) for record in records]
+
+
+@cache
+def _compare_in_the_calling_thread() -> None:
+    """For the whole process: to share a few thousand dot products among threads takes longer than
+    to compute them, many times longer where other work keeps the cores busy."""
+    threadpool_limits(limits=1, user_api="blas")
+
+
+def _left_out(where: Filter) -> tuple[str, ...] | None:
+    """The few points that the filter leaves out; None = it asks for more than that, which the graph
+    knows nothing of."""
+    others = [one for one in where.must_not if not isinstance(one, Ids)]
+    if where.must or where.coarse is not None or others:
+        return None
+    ids = [_plain(i) for one in where.must_not if isinstance(one, Ids) for i in one.values]
+    return tuple(ids) if len(ids) <= _FEW_LEFT_OUT else None
+
+
+def _to_point(record: Any) -> Point:
+    """A record of the shard, with its vector."""
+    payload = record.payload
+    z = np.asarray(record.vector[VECTOR], np.float32)
+    return from_text(str(record.id), payload["record"], from_hex(payload["code"]), z=z)
+
+
+def _plain(point_id: str) -> str:
+    return str(uuid.UUID(point_id))
+
+
+def _optimise_elsewhere(directory: Path) -> None:
+    ended = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", _OPTIMISER, str(directory), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if ended.returncode:
+        said = ended.stderr.decode(errors="replace").strip().splitlines()
+        raise StoreError(
+            f"the index in {directory} could not be optimised ({said[-1] if said else 'killed'}); "
+            "nothing is lost, and the next command that writes tries again"
+        )
 
 
 def described(directory: Path) -> tuple[Collection, Profile]:
@@ -245,7 +534,7 @@ def described(directory: Path) -> tuple[Collection, Profile]:
     try:
         noted = json.loads((directory / _COLLECTION).read_bytes())
         profile = Profile(**noted.pop("profile", {}))
-        return Collection.from_noted(noted, f"the index in {directory}"), profile
+        return Collection.from_noted(noted, f"the index in {directory}", _FORMAT), profile
     except FileNotFoundError:
         raise StoreNotFound(
             f"no index in {directory}; make one with `precedent index PATH…`, or name "
@@ -290,16 +579,13 @@ def _build(directory: Path, collection: Collection, profile: Profile) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     shard = _wrapped(qdrant.EdgeShard.create, str(scratch), _config(collection, profile))
-    for name, kind in schema(collection.bits).items():
-        operation = qdrant.UpdateOperation.create_field_index(name, _INDEX[kind]())
-        _wrapped(shard.update, operation)
     _wrapped(shard.close)
     _note(scratch, collection, profile)
     scratch.rename(directory)
 
 
 def _note(directory: Path, collection: Collection, profile: Profile) -> None:
-    noted = {"format": FORMAT, **collection.noted(), "profile": asdict(profile)}
+    noted = {"format": _FORMAT, **collection.noted(), "profile": asdict(profile)}
     write_atomically(directory / _COLLECTION, json.dumps(noted).encode())
 
 
@@ -316,8 +602,8 @@ def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
         vectors={
             VECTOR: qdrant.EdgeVectorParams(
                 size=collection.dim,
-                distance=qdrant.Distance.Cosine,
-                datatype=qdrant.VectorStorageDatatype.Float16,
+                # Vectors have unit length, and are stored as they are.
+                distance=qdrant.Distance.Dot,
                 memory=qdrant.Memory.Cold,
                 hnsw_config=graph,
                 quantization_config=quantisation if profile.quantised else None,
@@ -325,72 +611,74 @@ def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
         },
         hnsw_config=graph,
         payload_memory=qdrant.Memory.Cold,
+        optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=_SEGMENTS),
     )
 
 
-_INDEX: dict[FieldKind, Callable[[], Any]] = {
-    FieldKind.TENANT: lambda: qdrant.KeywordIndexParams(is_tenant=True, enable_hnsw=False),
-    FieldKind.KEYWORD: lambda: qdrant.KeywordIndexParams(enable_hnsw=False),
-    FieldKind.INTEGER: lambda: qdrant.IntegerIndexParams(
-        lookup=True, range=True, enable_hnsw=False
-    ),
-    FieldKind.BOOL: lambda: qdrant.BoolIndexParams(enable_hnsw=False),
-    FieldKind.LOOKUP: lambda: qdrant.IntegerIndexParams(
-        lookup=True, range=False, enable_hnsw=False
-    ),
-}
-
-
-def _translated(where: Filter) -> qdrant.Filter | None:
-    """The filter as Qdrant's, None = all points. Raises StoreError: it cannot be expressed."""
-    try:
-        return _to_filter(where)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StoreError(
-            f"the index cannot be asked for this ({error}): numbers have at most 64 bits, ids "
-            "are UUIDs, and texts valid Unicode"
-        ) from None
-
-
-def _to_filter(where: Filter) -> qdrant.Filter | None:
-    must: list[Any] = [_to_condition(condition) for condition in where.must]
-    must_not: list[Any] = [_to_condition(condition) for condition in where.must_not]
-    # At the top level, Qdrant iterates over the matches; in a nested filter it would check them
-    # a second time.
-    near: list[Any] = [
-        qdrant.FieldCondition(f"{BAND_PREFIX}{j}", match=qdrant.MatchAny(list(values)))
-        for j, values in enumerate(where.bands)
-    ]
-    if not must and not must_not and not near:
-        return None
-    return qdrant.Filter(must=must or None, must_not=must_not or None, should=near or None)
-
-
-def _to_condition(condition: Condition) -> Any:
-    match condition:
-        case Ids(values):
-            return qdrant.HasIdCondition({uuid.UUID(value) for value in values})
-        case Range(field, low, high):
-            return qdrant.FieldCondition(field, range=qdrant.RangeFloat(gte=low, lte=high))
-        case Match(_, ()):
-            return qdrant.HasIdCondition(set())
-        case Match(field, values) if all(isinstance(value, bool) for value in values):
-            # The binding takes a Python bool for an int, which would match nothing.
-            options = [qdrant.MatchValue(np.bool_(value)) for value in values]  # type: ignore[arg-type]
-            return qdrant.Filter(
-                should=[qdrant.FieldCondition(field, match=option) for option in options]
-            )
-        case Match(field, values):
-            return qdrant.FieldCondition(field, match=qdrant.MatchAny(list(values)))  # type: ignore[arg-type]
-
-
-def _known_ids(ids: Sequence[str]) -> list[int | uuid.UUID | str]:
+def _known_ids(ids: Sequence[str]) -> list[str]:
     """The ids that are UUIDs, as all ids of points are; others are skipped."""
-    parsed: list[int | uuid.UUID | str] = []
+    known: list[str] = []
     for text in ids:
-        with contextlib.suppress(ValueError):
-            parsed.append(uuid.UUID(text))
-    return parsed
+        with suppress(ValueError):
+            known.append(_plain(text))
+    return known
+
+
+# Stores of format 1
+
+_CONVERTED, _BEFORE = "converted", "format-1"
+
+
+def _beside(directory: Path, name: str) -> Path:
+    return directory.with_name(f".{directory.name}-{name}")
+
+
+def _format_of(directory: Path) -> int:
+    found = json.loads((directory / _COLLECTION).read_bytes()).get("format", 1)
+    return int(found)
+
+
+def _recover(directory: Path) -> None:
+    """Ends a conversion that was interrupted between its last steps."""
+    before = _beside(directory, _BEFORE)
+    if before.is_dir():
+        if not directory.exists():
+            before.rename(directory)
+        else:
+            shutil.rmtree(before)
+
+
+def _convert(directory: Path, collection: Collection, profile: Profile) -> None:
+    """Replaces a store of format 1 by one with the same points. It may be interrupted."""
+    logger.warning("the index in %s is of an earlier version and is converted", directory)
+    made, before = _beside(directory, _CONVERTED), _beside(directory, _BEFORE)
+    shutil.rmtree(made, ignore_errors=True)
+    _build(made, collection, profile)
+    old = _wrapped(qdrant.EdgeShard.load, str(directory))
+    lock = FileLock(made.with_suffix(".lock"), thread_local=False)
+    with lock, EdgeStore(made, collection, profile, lock) as new:
+        offset: Any = None
+        while True:
+            request = qdrant.ScrollRequest(
+                offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
+            )
+            records, offset = _wrapped(old.scroll, request)
+            new.upsert([_of_format_1(record) for record in records])
+            if offset is None:
+                break
+        new.optimise()
+    _wrapped(old.close)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    directory.rename(before)
+    made.rename(directory)
+    shutil.rmtree(before)
+
+
+def _of_format_1(record: Any) -> Point:
+    # Rounding to float16 changed the length slightly.
+    z = np.asarray(record.vector[VECTOR], np.float32)
+    z /= np.linalg.norm(z)
+    return from_payload(str(record.id), record.payload, z=z)
 
 
 def _wrapped(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

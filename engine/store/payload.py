@@ -1,4 +1,4 @@
-"""Converts points to the payloads that a store keeps, and back.
+"""Converts points to the payloads that a Qdrant server keeps, and back.
 
 A payload has the fields of an ImageRecord, which are the allow-list of what may be stored about an
 image, and those that searches need.
@@ -10,10 +10,10 @@ from uuid import UUID
 
 from engine.codes import band_widths, bands, from_hex, to_hex
 from engine.records import RECORD_FIELDS, ImageRecord, Point
+from engine.store.base import PARTS
 
 __all__ = [
     "BAND_PREFIX",
-    "BUCKETS",
     "BUCKET_FIELD",
     "FACET_FIELDS",
     "FILTER_FIELDS",
@@ -25,9 +25,8 @@ __all__ = [
 
 BAND_PREFIX = "sch_"
 """Fields sch_0, sch_1, … hold the bands of the code."""
-BUCKET_FIELD, BUCKETS = "bucket", 256
-"""The id of a point assigns it to one of 256 buckets. The points of some buckets are a fixed,
-unbiased sample of any part of the index, which can be looked up."""
+BUCKET_FIELD = "bucket"
+"""The part to which a point belongs, see ``engine.store.base.PARTS``."""
 
 
 class FieldKind(Enum):
@@ -86,7 +85,7 @@ def to_payload(point: Point, model: str) -> dict[str, Any]:
         if (value := getattr(point, name)) is not None:
             payload[name] = value
     payload["code"] = to_hex(point.code)
-    payload[BUCKET_FIELD] = UUID(point.id).int % BUCKETS
+    payload[BUCKET_FIELD] = UUID(point.id).int % PARTS
     for j, value in enumerate(bands(point.code)):
         payload[f"{BAND_PREFIX}{j}"] = int(value)
     return payload

@@ -118,6 +118,17 @@ class ServerStore:
     def profile(self) -> Profile:
         return self._profile
 
+    @property
+    def cells(self) -> None:
+        return None
+
+    @property
+    def counts_at_once(self) -> bool:
+        return False
+
+    def approximates(self, where: Filter) -> bool:  # noqa: ARG002
+        return self._profile.graph == "precise" or self._profile.quantised
+
     def arrange(self, profile: Profile) -> None:
         """Changes the profile and waits for the rebuild; searches go on meanwhile.
 
@@ -190,8 +201,11 @@ class ServerStore:
             self._client.count, self._name, count_filter=translated(where), exact=exact
         ).count
 
-    def facet(self, field: str, where: Filter, limit: int) -> dict[str, int]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
         passing = translated(where)
+        return {field: self._facet(field, passing, limit) for field in fields}
+
+    def _facet(self, field: str, passing: models.Filter | None, limit: int) -> dict[str, int]:
         answer = self._connection.ask(
             self._client.facet,
             self._name,

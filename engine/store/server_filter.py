@@ -4,16 +4,21 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from qdrant_client import models
 
+from engine.codes import band_widths, bands, flips, neighbourhood
 from engine.errors import StoreError
-from engine.store.base import Condition, Filter, Ids, Match, Range
-from engine.store.payload import BAND_PREFIX
+from engine.store.base import Coarse, Condition, Filter, Ids, Match, Part, Range
+from engine.store.payload import BAND_PREFIX, BUCKET_FIELD
 
 __all__ = ["translated"]
 
 _T = TypeVar("_T")
 
+_MOST_FLIPS = 3
+"""Where more bits of a band may differ, thousands of values would be looked up, and let nearly
+everything pass: then it all passes."""
 _VALUES_AT_ONCE = 256
 """Most values in one condition; a server in strict mode limits them."""
 
@@ -39,14 +44,35 @@ def _to_filter(where: Filter) -> models.Filter | None:
     must_not = [_to_condition(condition) for condition in where.must_not]
     # At the top level, Qdrant iterates over the matches; in a nested filter it would check them
     # a second time.
-    near = [
-        condition
-        for j, values in enumerate(where.bands)
-        for condition in _matches(f"{BAND_PREFIX}{j}", values)
-    ]
+    near = [] if where.coarse is None else _near(where.coarse)
     if not must and not must_not and not near:
         return None
     return models.Filter(must=must or None, must_not=must_not or None, should=near or None)
+
+
+def _near(coarse: Coarse) -> list[models.Condition]:
+    """Conditions of which one holds for every point within the radius, and for some others.
+
+    Two codes that are at most r bits apart have a band that is at most s bits apart, see
+    :func:`engine.codes.flips`.
+
+    Raises:
+        ValueError: the filter names cells, and the collection has none.
+    """
+    if coarse.cells:
+        raise ValueError("the collection has no cells")
+    if coarse.radius is None:
+        return [models.HasIdCondition(has_id=[])]
+    code = np.frombuffer(coarse.code, np.uint8)
+    widths = band_widths(8 * len(code))
+    s = flips(len(widths), coarse.radius)
+    if s > _MOST_FLIPS:
+        return []
+    return [
+        condition
+        for j, (value, width) in enumerate(zip(bands(code).tolist(), widths, strict=True))
+        for condition in _matches(f"{BAND_PREFIX}{j}", neighbourhood(value, s, width))
+    ]
 
 
 def _to_condition(condition: Condition) -> models.Condition:
@@ -54,6 +80,8 @@ def _to_condition(condition: Condition) -> models.Condition:
         case Ids(values):
             ids = [str(uuid.UUID(value)) for value in values]
             return _any_of([models.HasIdCondition(has_id=list(some)) for some in _chunks(ids)])
+        case Part(count):
+            return _any_of(_matches(BUCKET_FIELD, tuple(range(count))))
         case Range(field, low, high):
             between = models.Range(gte=_real(low), lte=_real(high))
             return models.FieldCondition(key=field, range=between)

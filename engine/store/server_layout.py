@@ -8,12 +8,14 @@ from qdrant_client import models
 
 from engine.errors import StoreError
 from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR
-from engine.store.base import FORMAT, Collection, Profile
+from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
 __all__ = ["Noted", "field_index", "note", "noted", "own_name", "rearranged", "vectors"]
 
 _KEY = "precedent"
+_FORMAT = 1
+"""Of vectors, payload, payload indexes and metadata."""
 _OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
 """Fields with about as many values as there are studies or images. Their indexes are kept on
 disk, so that they are not limited by the memory of a node."""
@@ -35,7 +37,7 @@ def own_name(alias: str, collection: Collection) -> str:
 
 def note(found: Noted) -> dict[str, Any]:
     """The metadata to store with a collection, as JSON values; :func:`noted` reads them back."""
-    described = {"format": FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
+    described = {"format": _FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 
@@ -54,7 +56,7 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
     try:
         values = dict(metadata[_KEY])
         complete, profile = values.pop("complete"), Profile(**values.pop("profile"))
-        return Noted(Collection.from_noted(values, place), profile, complete)
+        return Noted(Collection.from_noted(values, place, _FORMAT), profile, complete)
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(
             f"the metadata {metadata[_KEY]!r} of {place} cannot be understood ({error!r}): "

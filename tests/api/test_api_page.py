@@ -218,6 +218,9 @@ def test_hostile_text_is_shown_and_not_run(client, indexed, id_of) -> None:
 
 def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
     values: dict[str, object] = {
+        "cells": None,
+        "cells_in_all": 252,
+        "matching": 7211,
         "candidates": 14,
         "estimated": False,
         "facets_estimated": False,
@@ -240,19 +243,31 @@ def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
 
 def test_the_evidence_is_put_in_words() -> None:
     few, many = Size(14), Size(7_200_000, estimated=True)
-    assert evidence_sentence(evidence("s1", 7), Size(7211), filtered=False) == (
-        "14 of 7,211 images passed the pre-filter s1; every image within 7 bits was compared; "
-        "12 ms."
+    assert evidence_sentence(evidence("codes", 7), Size(7211), filtered=False) == (
+        "14 of 7,211 images were compared, every image within 7 bits among them; 12 ms."
     )
-    assert "all 14 images that match the filters" in evidence_sentence(
-        evidence("dense", None), few, filtered=True
+    assert evidence_sentence(evidence("cells", None, cells=16), Size(7211), filtered=True) == (
+        "14 of 7,211 images that match the filters were compared: those in the 16 nearest of 252 "
+        "cells; 12 ms."
+    )
+    assert "every image within 9 bits" in evidence_sentence(
+        evidence("codes", 9, cells=16), Size(7211), filtered=False
+    )
+    assert evidence_sentence(
+        evidence("dense", None, rungs_tried={"dense": 14}), few, filtered=True
+    ) == ("All 14 images that match the filters were compared; 12 ms.")
+    assert evidence_sentence(
+        evidence("dense", None, rungs_tried={"codes-3": 2, "dense": 14}), few, filtered=True
+    ) == (
+        "Too few images passed the coarse filter, so all 14 images that match the filters were "
+        "compared; 12 ms."
     )
     assert "All 14 images were compared, as asked" in evidence_sentence(
         evidence("exact", None), few, filtered=False
     )
-    estimated = evidence("s0", 3, candidates=128_000, estimated=True)
+    estimated = evidence("codes", 3, candidates=128_000, estimated=True)
     assert evidence_sentence(estimated, many, filtered=False).startswith(
-        "About 128,000 of about 7,200,000 images passed the pre-filter s0"
+        "About 128,000 of about 7,200,000 images were compared"
     )
     noted = evidence("dense", None, note="the codes of many images are near: all were compared")
     assert evidence_sentence(noted, many, filtered=False) == (

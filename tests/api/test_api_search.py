@@ -75,6 +75,39 @@ def test_the_answer_says_how_it_came_about(client, indexed) -> None:
     assert len(answer["hits"]) == 10
 
 
+def test_what_was_compared_is_told(client, indexed) -> None:
+    content = indexed.files["ct"][0].read_bytes()
+    evidence = searched(client, content, where="modality=CT")["evidence"]
+    assert (evidence["rung"], evidence["matching"], evidence["candidates"]) == ("dense", 6, 6)
+    # So few images are in no cells.
+    assert (evidence["cells"], evidence["cells_in_all"]) == (None, None)
+    assert evidence["rungs_tried"] == {"dense": 6}
+
+
+def test_nothing_within_the_radius_is_missed(client, indexed, id_of) -> None:
+    path: Path = indexed.files["rings"][0]
+    whole = searched(client, path.read_bytes(), k=35, exact="true")["hits"]
+    distances = {hit["id"]: hit["hamming"] for hit in whole}
+    assert distances[id_of(path)] == 0
+    for radius in (0, 1, max(distances.values())):
+        answer = searched(client, path.read_bytes(), k=35, radius=radius)
+        near = {one for one, bits in distances.items() if bits <= radius}
+        assert near <= {hit["id"] for hit in answer["hits"]}
+        assert answer["evidence"]["radius"] == radius
+        assert answer["evidence"]["compared"] >= len(near)
+
+
+def test_pages_of_a_search_with_a_radius_follow_each_other(client, indexed) -> None:
+    content = indexed.files["rings"][0].read_bytes()
+    whole = searched(client, content, k=35, radius=64)
+    assert whole["next_page"] is None
+    first = searched(client, content, k=20, radius=64)
+    second = searched(client, content, k=20, radius=64, page=first["next_page"])
+    assert first["hits"] + second["hits"] == whole["hits"]
+    assert second["evidence"]["radius"] == 64
+    assert second["next_page"] is None
+
+
 def test_a_foreign_image_is_called_foreign(foreign_client, indexed) -> None:
     ood = searched(foreign_client, indexed.files["ct"][0].read_bytes())["ood"]
     assert ood["foreign"] is True
@@ -129,6 +162,11 @@ def test_no_path_no_patient_no_tenant_leaves_the_service(client, indexed, id_of)
         ({"k": "0"}, "k is 0"),
         ({"k": "1001"}, "k is 1001"),
         ({"order": "random"}, "order is 'random'"),
+        ({"radius": "-1"}, "radius is -1; use 0 to 1024 bits"),
+        ({"radius": "1025"}, "radius is 1025"),
+        ({"radius": "3", "exact": "true"}, "leave out the radius"),
+        ({"page": "s1:10"}, "page 's1:10' is none"),
+        ({"page": "cells-0:10"}, "page 'cells-0:10' is none"),
     ],
 )
 def test_a_query_that_cannot_be_answered_is_a_400(client, indexed, data, said) -> None:
@@ -197,6 +235,13 @@ def test_a_parameter_of_the_wrong_kind_is_a_422_that_does_not_repeat_it(client, 
     assert response.json()["code"] == "invalid-request"
     assert [one["field"] for one in response.json()["errors"]] == ["k"]
     assert "Doe" not in response.text
+
+
+def test_a_radius_that_is_no_number_is_a_422(client, indexed) -> None:
+    files = {"file": indexed.files["ct"][0].read_bytes()}
+    response = client.post("/v1/search", files=files, data={"radius": "near"})
+    assert response.status_code == 422
+    assert [one["field"] for one in response.json()["errors"]] == ["radius"]
 
 
 @pytest.mark.parametrize("value", ["../../etc/passwd", "x" * 5000, "0", "\x00"])

@@ -97,7 +97,11 @@ def test_an_image_that_cannot_be_read_is_told(run: Command, tmp_path: Path) -> N
         (["recommend", "--like", "x"], ImageNotFound, "'x'"),
         (["recommend", "--study", "1.9"], ImageNotFound, "'1.9'"),
         (["search", "x", "--page", "second"], QueryError, "page 'second' is none"),
+        (["search", "x", "--page", "s1:10"], QueryError, "page 's1:10' is none"),
         (["search", "x", "--group-by", "series"], QueryError, "group_by is 'series'"),
+        (["search", "x", "--radius", "-1"], QueryError, "radius is -1; use 0 to 1024 bits"),
+        (["search", "x", "--radius", "1025"], QueryError, "radius is 1025"),
+        (["search", "x", "--radius", "3", "--exact"], QueryError, "leave out the radius"),
         (["search", "x", "--exclude-own", "all"], QueryError, "exclude is 'all'"),
         (["duplicates", "--max-bits", "4"], QueryError, "max_bits is 4"),
         (["duplicates", "--similarity", "2"], QueryError, "similarity is 2.0"),
@@ -109,6 +113,19 @@ def test_what_cannot_be_answered_says_why(settings, arguments, kind, said) -> No
         invoked(settings, *arguments)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_search_misses_nothing_within_the_radius(run: Command, indexed) -> None:
+    image = indexed.files["ct"][0]
+    (whole,) = run("search", image, "-k", 35, "--exact")
+    distances = {hit["id"]: hit["hamming"] for hit in whole["hits"]}
+    assert len(distances) == 35
+    radius = sorted(distances.values())[20]
+    (answer,) = run("search", image, "-k", 35, "--radius", radius)
+    assert answer["evidence"]["radius"] == radius
+    near = {one for one, bits in distances.items() if bits <= radius}
+    assert near <= {hit["id"] for hit in answer["hits"]}
+    assert answer["evidence"]["candidates"] >= len(near) > 20
 
 
 @pytest.mark.slow

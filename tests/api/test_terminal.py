@@ -10,8 +10,10 @@ _EVIDENCE = {
     "precision": "fp32",
     "index_precision": "fp32",
     "rendered_otherwise": 0,
-    "rung": "s1",
+    "rung": "codes",
     "radius": 7,
+    "cells": None,
+    "cells_in_all": 252,
     "bits": 64,
     "candidates": 134,
     "estimated": False,
@@ -31,6 +33,9 @@ _KNOWN = {
 }
 _FOREIGN = _KNOWN | {"foreign": True, "p": 0.002, "p_values": {"knn": 0.001}}
 _REFUSED = _EVIDENCE | {"rung": "none", "radius": None, "candidates": 0}
+_CELLS = _EVIDENCE | {"rung": "cells", "radius": None, "cells": 16}
+_BOTH = _EVIDENCE | {"radius": 9, "cells": 16}
+_DENSE = _EVIDENCE | {"rung": "dense", "radius": None}
 
 
 def document(ood: object, evidence: object) -> dict[str, Any]:
@@ -41,6 +46,9 @@ def document(ood: object, evidence: object) -> dict[str, Any]:
     ("ood", "evidence", "said"),
     [
         (None, _EVIDENCE, ["no OOD verdict", "134 candidates", "within 7 of 64 bits"]),
+        (None, _CELLS, ["rung cells: 134 candidates, those in 16 of 252 cells were compared"]),
+        (None, _BOTH, ["134 candidates", "within 9 of 64 bits", "in 16 of 252 cells"]),
+        (None, _DENSE, ["rung dense: 134 candidates, everything was compared"]),
         (_KNOWN, _EVIDENCE, ["known kind of image (p = 0.410; knn 0.205, reconstruction 0.63)"]),
         (_FOREIGN, _EVIDENCE, ["FOREIGN", "p = 0.0020 ≤ 0.03; knn 0.001", "do not trust"]),
         (_KNOWN, _MIXED, ["encoded in fp32, the index in bf16: similarities may be off by 0.01"]),

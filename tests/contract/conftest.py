@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from backends import BACKENDS
 
-from engine.codes import bands
+from engine.codes import hamming
 from engine.records import ImageRecord, Point
 from engine.store.base import Collection, Condition, Filter, Ids, Match
 
@@ -81,10 +81,8 @@ def passes():
         return low_enough and (condition.low is None or value >= condition.low)
 
     def passed(point: Point, where: Filter) -> bool:
-        near = not where.bands or any(
-            value in allowed
-            for value, allowed in zip(bands(point.code).tolist(), where.bands, strict=True)
-        )
+        code = np.frombuffer(b"" if where.coarse is None else where.coarse.code, np.uint8)
+        near = where.coarse is None or hamming(point.code, code) <= where.coarse.radius
         return (
             near
             and all(holds(point, condition) for condition in where.must)

@@ -22,8 +22,7 @@ ALL = Filter()
 # design.md, "A point"
 ALLOWED = {
     "tenant", "study", "series", "sop", "frame", "patient", "modality", "body_part", "view",
-    "laterality", "manufacturer", "sex", "age_band", "study_year", "labels", "source",
-    "burned_in", "model", "indexed_at", "code", "bucket", "sch_0", "sch_1", "sch_2", "sch_3",
+    "laterality", "manufacturer", "sex", "age_band", "study_year", "labels", "source", "burned_in",
 }  # fmt: skip
 
 # Writes points, flushes, says so, writes on and waits to be killed.
@@ -94,14 +93,16 @@ def test_only_the_allow_list_is_stored(store_root, collection, make_points):
         shard.close()
     payloads = {str(record.id): record.payload for record in records}
     assert len(payloads) == 30
-    assert set(payloads[points[0].id]) == ALLOWED
+    assert set(json.loads(payloads[points[0].id]["record"])["record"]) == ALLOWED
     for point in points:
         payload = payloads[point.id]
-        assert set(payload) <= ALLOWED
-        assert None not in payload.values()
-        bits = "".join(f"{payload[f'sch_{j}']:016b}" for j in range(4))
-        assert int(bits, 2) == int(payload["code"], 16) == int.from_bytes(point.code.tobytes())
-        assert payload["model"] == collection.model
+        assert set(payload) == {"code", "tenant", "record"}
+        about = json.loads(payload["record"])
+        assert set(about) <= {"record", "indexed_at", "rendering", "missing_frames"}
+        assert set(about["record"]) <= ALLOWED
+        assert None not in about["record"].values()
+        assert int(payload["code"], 16) == int.from_bytes(point.code.tobytes())
+        assert payload["tenant"] == point.record.tenant
 
 
 @pytest.mark.parametrize("then", ["wait", "go on"])
@@ -176,7 +177,7 @@ def test_a_damaged_description_is_named(store_root, collection, text):
     EdgeStore.create(place, collection).close()
     whole = (place / "collection.json").read_text()
     assert json.loads(whole) == {
-        "format": 1,
+        "format": 2,
         "model": collection.model,
         "dim": 16,
         "bits": 64,
@@ -192,9 +193,9 @@ def test_a_store_of_a_later_version_is_left_alone(store_root, collection):
     place = store_root / "later"
     EdgeStore.create(place, collection).close()
     noted = json.loads((place / "collection.json").read_text())
-    (place / "collection.json").write_text(json.dumps({**noted, "format": 2, "cells": "cells.npy"}))
+    (place / "collection.json").write_text(json.dumps({**noted, "format": 3, "cells": "cells.npy"}))
     for opened in (lambda: EdgeStore.open(place), lambda: EdgeStore.create(place, collection)):
-        with pytest.raises(StoreError, match=r"later version .* format is 2, .* up to 1"):
+        with pytest.raises(StoreError, match=r"later version .* format is 3, .* up to 2"):
             opened()
 
 

@@ -15,7 +15,7 @@ from loopback import Loopback
 from pydantic import SecretStr
 from qdrant_client import QdrantClient, models
 
-from engine.codes import bands, neighbourhood
+from engine.codes import bands, radius
 from engine.errors import (
     FingerprintMismatch,
     PrecedentError,
@@ -24,7 +24,7 @@ from engine.errors import (
     StoreNotFound,
 )
 from engine.settings import Settings, StoreSettings
-from engine.store.base import Collection, Filter, Ids, Match, Nearest, Profile, Range
+from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, Profile, Range
 from engine.store.connection import Connection, connect
 from engine.store.opening import open_store
 from engine.store.payload import FieldKind, schema
@@ -95,19 +95,25 @@ def test_what_goes_over_the_wire_comes_back(server, collection, make_points, pas
     points = make_points(300)
     store = server.create(collection)
     store.upsert(points)
-    near = tuple(tuple(neighbourhood(v, 2)) for v in bands(points[7].code).tolist())
+    near = Coarse(code=points[7].code.tobytes(), radius=radius(4, 2))
+
+    def looked_up(point):
+        """Whether a band of its code is within two bits: all within the radius, and some more."""
+        return (np.bitwise_count(bands(point.code) ^ bands(points[7].code)) <= 2).any()
+
     for where in (
         ALL,
-        Filter(bands=near),
+        Filter(coarse=near),
         Filter((Match("modality", ("CT", "日本")), Match("burned_in", (True,)))),
         Filter((Range("study_year", 2015, None),), (Match("labels", ("a",)),)),
         Filter((Ids(tuple(ids(points[:280]))),), (Match("tenant", ("other",)),), near),
     ):
-        expected = [point for point in points if passes(point, where)]
+        able = [point for point in points if passes(point, replace(where, coarse=None))]
+        expected = able if where.coarse is None else [p for p in able if looked_up(p)]
         assert ids(store.scroll(where, page=40)) == ids(expected)
         assert store.count(where) == len(expected) > 0
         modalities = Counter(p.record.modality for p in expected if p.record.modality)
-        assert store.facet("modality", where, 10) == dict(modalities)
+        assert store.facets(["modality"], where, 10)["modality"] == dict(modalities)
         (found,) = store.query([Nearest(points[7].z, where, 5)])
         best = sorted((float(p.z @ points[7].z) for p in expected), reverse=True)[:5]
         assert [point.score for point in found] == pytest.approx(best, abs=1e-5)
@@ -536,7 +542,7 @@ def test_errors_of_the_tree_alone_leave_the_store(rest, collection, make_points)
     asks: list[Callable[[], Any]] = [
         lambda: store.query([Nearest(np.full(16, np.nan, np.float32), ALL, 1)]),
         lambda: store.upsert([replace(point, record=replace(point.record, study_year=10**30))]),
-        lambda: store.facet("code", ALL, 3),
+        lambda: store.facets(["code"], ALL, 3),
     ]
     for ask in asks:
         with pytest.raises(PrecedentError):

@@ -156,7 +156,7 @@ def test_the_file_can_be_read_without_this_program(small, collection, make_point
         z, ids = arrays["points-00000.z"], arrays["points-00000.ids"]
         codes = arrays["points-00000.codes"]
     expected = make_points(10)
-    assert z.dtype == np.float16  # the store keeps no more
+    assert z.dtype == np.float32
     assert np.allclose(z, [p.z for p in expected], atol=1e-3)
     assert codes.tolist() == [p.code.tolist() for p in expected]
     assert [str(uuid.UUID(bytes=row.tobytes())) for row in ids] == [p.id for p in expected]

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.model.checkpoint import save_checkpoint
 from engine.model.config import DarfConfig, HeadConfig, NetworkConfig, TowerConfig
+from engine.model.encoder import Encoder
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 
@@ -66,3 +68,11 @@ def build(tiny_config, preprocess) -> Callable[..., HashingNetwork]:
         return network.eval()
 
     return built
+
+
+@pytest.fixture(scope="session")
+def encoder(build, tiny_config, preprocess, tmp_path_factory) -> Encoder:
+    """Of such a network, with a fingerprint."""
+    folder = tmp_path_factory.mktemp("model")
+    manifest = save_checkpoint(folder, build(), tiny_config, preprocess, ("a", "b", "c"), {})
+    return Encoder(build(), manifest, precision="fp32", batch_size=4)

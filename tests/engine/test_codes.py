@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from engine.codes import (
     BAND_BITS,
     band_widths,
     bands,
+    flips,
     from_hex,
     hamming,
     neighbourhood,
@@ -164,6 +165,24 @@ def test_pigeonhole_one_bit_further_a_code_can_be_missed(m, s, data):
     other = flipped(code, positions)
     assert hamming(code, other) == radius(m, s) + 1
     assert not passes(code, other, s)
+
+
+@pytest.mark.parametrize("m", range(1, 33))
+def test_as_few_flips_as_reach_the_radius(m):
+    for r in range(16 * m + 1):
+        assert flips(m, r) == next(s for s in range(18) if radius(m, s) >= r)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_no_code_within_any_radius_is_missed(data):
+    size, r = data.draw(st.integers(1, 16)), data.draw(st.integers(0, 20))
+    code = array(data.draw(st.binary(min_size=size, max_size=size)))
+    positions = data.draw(st.sets(st.integers(0, 8 * size - 1), max_size=r))
+    widths = band_widths(8 * size)
+    s = flips(len(widths), r)
+    assume(s <= 4)  # the number of values grows fast
+    assert passes(code, flipped(code, positions), s)
 
 
 def test_radii_are_those_of_the_design():

@@ -48,12 +48,17 @@ def store_of(store_root: Path) -> Iterator[Callable[..., EdgeStore]]:
         store.close()
 
 
+def rows_of(points: list[Point]) -> np.ndarray:
+    """The vectors as they are compared: rounded to float16, then brought to unit length."""
+    z = np.stack([point.z for point in points]).astype(np.float16).astype(np.float64)
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
 def naive(
     store: EdgeStore, similarity: float, max_bits: int, where: Filter | None = None
 ) -> set[frozenset[str]]:
     points = list(store.scroll(where or Filter(), with_z=True))
-    z = np.stack([point.z for point in points]).astype(np.float64)
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    z = rows_of(points)
     codes = np.stack([point.code for point in points])
     groups = {i: {i} for i in range(len(points))}
     for i in range(len(points)):
@@ -151,8 +156,7 @@ def test_the_threshold_is_met_by_what_equals_it(store_of) -> None:
     codes, z = clustered(200, 100, 0.2, 0, seed=5)
     store = store_of(codes, z)
     points = list(store.scroll(Filter(), with_z=True))
-    rows = np.stack([point.z for point in points]).astype(np.float64)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows_of(points)
     tested = 0
     for i in range(200):
         for j in range(i):
@@ -172,7 +176,7 @@ def test_the_threshold_is_met_by_what_equals_it(store_of) -> None:
 
 
 def test_float16_decides_not_what_was_written(store_of) -> None:
-    """Two vectors that differ by less than the store keeps are the same to it."""
+    """Two vectors that differ by less than float16 tells apart are the same."""
     z = np.random.default_rng(3).normal(size=(1, DIM))
     z = np.concatenate([z, z * (1 + 1e-6), z + 1e-7])
     store = store_of(np.zeros((3, BITS // 8), np.uint8), z)

@@ -8,25 +8,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from engine.codes import BAND_BITS, hamming
+from engine.codes import hamming
 from engine.errors import FingerprintMismatch, ImageNotFound, QueryError
-from engine.model.checkpoint import save_checkpoint
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.ood.detectors import KnnDetector, ReconstructionDetector
 from engine.records import ImageRecord, Observations, Point
 from engine.search.engine import SearchEngine
-from engine.search.ladder import climb, rungs
+from engine.search.ladder import climb, radii
 from engine.search.query import MAX_K, Query, parse_where
 from engine.search.ranking import ranked
 from engine.search.sizes import Size
 from engine.settings import SearchSettings
-from engine.store.base import Collection, Filter, Match, Range
+from engine.store.base import Coarse, Collection, Filter, Match, Range
 from engine.store.edge import EdgeStore
 
 COUNT, DIM, BITS = 20_000, 16, 64
 ALL = Filter()
 QUERIES = (0, 777, 4_444, 19_999)
+RADII = (3, 7, 11)
+LABELS = ("codes-3", "codes-7", "codes-11")
 
 
 def id_of(number: int) -> str:
@@ -39,13 +40,6 @@ def number_of(point_id: str) -> int:
 
 def unit(z: np.ndarray) -> np.ndarray:
     return (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def encoder(build, tiny_config, preprocess, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    manifest = save_checkpoint(folder, build(), tiny_config, preprocess, ("a", "b", "c"), {})
-    return Encoder(build(), manifest, precision="fp32", batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +86,6 @@ def naive_distances(codes: np.ndarray, code: np.ndarray) -> np.ndarray:
     return (np.unpackbits(codes, axis=1) != np.unpackbits(code)).sum(axis=1)
 
 
-def naive_band_pass(codes: np.ndarray, code: np.ndarray, s: int) -> np.ndarray:
-    """Whether some 16 bits of each code differ from the query's in at most s."""
-    differing = np.unpackbits(codes, axis=1) != np.unpackbits(code)
-    return (differing.reshape(len(codes), -1, BAND_BITS).sum(axis=2) <= s).any(axis=1)
-
-
 # The ladder
 
 
@@ -107,46 +95,41 @@ def test_every_image_within_a_rung_s_radius_is_a_candidate(store, archive, numbe
     code = codes[number]
     distances = naive_distances(codes, code)
     assert np.array_equal(hamming(codes, code), distances)
-    names = []
-    for s, rung in enumerate(rungs(code)):
-        names.append(rung.name)
-        if rung.radius is None:
-            assert rung.bands == ()
-            continue
-        assert rung.radius == 4 * (s + 1) - 1
-        found = {number_of(point.id) for point in store.scroll(Filter(bands=rung.bands))}
-        within = set(np.flatnonzero(distances <= rung.radius).tolist())
-        assert within <= found
-        assert found == set(np.flatnonzero(naive_band_pass(codes, code, s)).tolist())
-    assert names == ["s0", "s1", "s2", "dense"]
-    assert (distances <= 11).sum() > 1  # there was something to find
+    assert radii(BITS) == list(RADII)
+    for radius in RADII:
+        near = Filter(coarse=Coarse(code=code.tobytes(), radius=radius))
+        found = {number_of(point.id) for point in store.scroll(near)}
+        assert found == set(np.flatnonzero(distances <= radius).tolist())
+    assert (distances <= RADII[-1]).sum() > 1  # there was something to find
 
 
 @pytest.mark.parametrize("number", QUERIES)
-@pytest.mark.parametrize("enough", [1, 60, 200, 1000, COUNT, COUNT + 1])
+@pytest.mark.parametrize("enough", [1, 40, 65, 200, 1000, COUNT, COUNT + 1])
 def test_the_first_rung_with_enough_candidates_is_taken(store, archive, number, enough):
-    codes, _ = archive
-    counts = [int(naive_band_pass(codes, codes[number], s).sum()) for s in (0, 1, 2)] + [COUNT]
-    expected = next((s for s in (0, 1, 2) if counts[s] >= enough), 3)
-    taken = climb(store, codes[number], ALL, enough, SearchSettings(max_counted=COUNT))
-    assert taken.rung.name == ("s0", "s1", "s2", "dense")[expected]
-    assert taken.size == Size(counts[expected])
+    codes, z = archive
+    distances = naive_distances(codes, codes[number])
+    counts = [int((distances <= radius).sum()) for radius in RADII] + [COUNT]
+    expected = next((at for at in range(3) if counts[at] >= enough), 3)
+    settings = SearchSettings(min_candidates=enough, candidates_per_hit=1, candidates_share=0)
+    taken = climb(store, z[number], codes[number], ALL, 1, settings)
+    labels = (*LABELS, "dense")
+    assert taken.rung.label == labels[expected]
+    assert (taken.size, taken.matching) == (Size(counts[expected]), Size(COUNT))
     # Where there is little to compare, the rungs are not even tried.
-    assert list(taken.tried.values()) == (
-        counts[: expected + 1] if 12 * enough < COUNT else [COUNT]
+    tried = dict(zip(labels, counts, strict=True))
+    assert taken.tried == (
+        {label: tried[label] for label in labels[: expected + 1]}
+        if 12 * enough < COUNT
+        else {"dense": COUNT}
     )
-    assert taken.where.bands == taken.rung.bands
+    if expected < 3:
+        assert taken.where == Filter(coarse=Coarse((), codes[number].tobytes(), RADII[expected]))
+    else:
+        assert taken.where == ALL
 
 
-def test_rungs_of_codes_with_a_narrow_band():
-    found = list(rungs(np.array([0xA5, 0x12, 0x34], dtype=np.uint8)))  # 8 + 16 bits
-    assert [rung.radius for rung in found] == [1, 3, 5, None]
-    assert [[len(band) for band in rung.bands] for rung in found] == [
-        [1, 1],
-        [9, 17],
-        [37, 137],
-        [],
-    ]
+def test_radii_of_codes_with_a_narrow_band():
+    assert radii(24) == [1, 3, 5]  # 8 + 16 bits
 
 
 # Answers
@@ -154,7 +137,7 @@ def test_rungs_of_codes_with_a_narrow_band():
 
 def naive_order(archive, number: int, taking_part: np.ndarray, order: str) -> list[int]:
     codes, z = archive
-    similarity = z @ z[number]
+    similarity = z.astype(np.float64) @ z[number].astype(np.float64)
     distances = naive_distances(codes, codes[number])
     chosen = [i for i in np.flatnonzero(taking_part).tolist() if i != number]
     if order == "content":
@@ -170,24 +153,16 @@ def test_hits_are_those_of_the_naive_ranking(engine, archive, number, enough, or
     codes, z = archive
     search = engine(min_candidates=enough, candidates_per_hit=1, max_hamming_ranked=COUNT)
     answer = search.search_like(id_of(number), Query(12, order=order))
-    rung = answer.evidence.rung
-    passing = np.ones(COUNT, bool)
-    if rung != "dense":
-        passing = naive_band_pass(codes, codes[number], int(rung[1:]))
-    expected = naive_order(archive, number, passing, order)[:12]
     similarity, distances = z @ z[number], naive_distances(codes, codes[number])
-    assert len(answer.hits) == 12
-    # Vectors are stored as float16: neighbours nearly as similar may change places.
-    assert [hit.similarity for hit in answer.hits] == pytest.approx(
-        [similarity[i] for i in expected], abs=2e-3
-    )
-    if order == "hamming":
-        assert [hit.hamming for hit in answer.hits] == [distances[i] for i in expected]
+    evidence = answer.evidence
+    assert evidence.rung == ("dense" if enough > COUNT else "codes")
+    passing = distances <= (BITS if evidence.radius is None else evidence.radius)
+    expected = naive_order(archive, number, passing, order)[:12]
+    assert [number_of(hit.id) for hit in answer.hits] == expected
     for hit in answer.hits:
         i = number_of(hit.id)
-        assert passing[i]
         assert hit.hamming == distances[i]
-        assert hit.similarity == pytest.approx(similarity[i], abs=2e-3)
+        assert hit.similarity == pytest.approx(similarity[i], abs=1e-6)
         assert hit.record == record(i)
 
 
@@ -195,30 +170,33 @@ def test_evidence_is_the_truth(engine, archive, encoder):
     codes, _ = archive
     seen = set()
     for number in QUERIES:
-        counts = [int(naive_band_pass(codes, codes[number], s).sum()) - 1 for s in (0, 1, 2)]
+        distances = naive_distances(codes, codes[number])
+        counts = [int((distances <= radius).sum()) - 1 for radius in RADII]
         for enough in (*counts, COUNT + 1):
-            search = engine(min_candidates=enough, candidates_per_hit=1)
+            search = engine(min_candidates=max(enough, 1), candidates_per_hit=1)
             answer = search.search_like(id_of(number), Query(5))
             evidence = answer.evidence
-            seen.add(evidence.rung)
+            seen.add((evidence.rung, evidence.radius))
             if evidence.rung == "dense":
-                assert evidence.radius is None
-                passing = np.ones(COUNT, bool)
+                assert list(evidence.rungs_tried)[-1] == "dense"
             else:
-                s = int(evidence.rung[1:])
-                assert evidence.radius == 4 * (s + 1) - 1
-                passing = naive_band_pass(codes, codes[number], s)
+                assert list(evidence.rungs_tried)[-1] == f"codes-{evidence.radius}"
                 assert evidence.candidates >= max(enough, 5)
+            passing = distances <= (BITS if evidence.radius is None else evidence.radius)
             assert evidence.candidates == passing.sum() - 1  # without the query itself
-            assert evidence.rungs_tried[evidence.rung] == evidence.candidates
+            assert evidence.matching == COUNT - 1
+            assert (evidence.cells, evidence.cells_in_all) == (None, None)
+            for label, count in evidence.rungs_tried.items():
+                within = BITS if label == "dense" else int(label.removeprefix("codes-"))
+                assert count == (distances <= within).sum() - 1
             assert len(answer.hits) == 5
             assert 5 <= evidence.ranked <= evidence.candidates
             assert (evidence.order, evidence.bits) == ("content", BITS)
             assert evidence.model == encoder.manifest.fingerprint
             assert set(evidence.timings_ms) == {"fetch", "ood", "prefilter", "rank", "facets"}
             assert all(value >= 0 for value in evidence.timings_ms.values())
-            assert sum(answer.facets["modality"].values()) == evidence.candidates
-    assert seen == {"s0", "s1", "s2", "dense"}
+            assert sum(answer.facets["modality"].values()) == evidence.matching
+    assert seen == {("codes", 3), ("codes", 7), ("codes", 11), ("dense", None)}
 
 
 def test_exact_means_everything(engine, archive):
@@ -228,7 +206,7 @@ def test_exact_means_everything(engine, archive):
     assert answer.evidence.rungs_tried == {"exact": COUNT - 1}
     _, z = archive
     best = np.sort(np.delete(z @ z[7], 7))[::-1][:10]
-    assert [hit.similarity for hit in answer.hits] == pytest.approx(best.tolist(), abs=2e-3)
+    assert [hit.similarity for hit in answer.hits] == pytest.approx(best.tolist(), abs=1e-6)
 
 
 def test_an_image_is_not_like_itself(engine):
@@ -244,19 +222,18 @@ def test_facet_filters_hold_on_every_rung(engine, archive):
     numbers = np.arange(COUNT)
     years = 2000 + numbers % 20
     taking_part = (numbers % 3 == 0) & (years >= 2005) & (years <= 2012) & (numbers % 2 == 0)
+    distances = naive_distances(codes, codes[0])
     for enough in (1, 20, COUNT):
         search = engine(min_candidates=enough, candidates_per_hit=1)
         answer = search.search_like(id_of(0), Query(5, where))
         assert answer.hits
         assert all(taking_part[number_of(hit.id)] for hit in answer.hits)
         for rung, count in answer.evidence.rungs_tried.items():
-            near = (
-                np.ones(COUNT, bool)
-                if rung == "dense"
-                else naive_band_pass(codes, codes[0], int(rung[1:]))
-            )
-            assert count == (taking_part & near).sum()  # image 0 is of 2000 anyway
-        assert set(answer.facets["modality"]) == {"CT"}
+            within = BITS if rung == "dense" else int(rung.removeprefix("codes-"))
+            # Image 0 is of 2000 anyway.
+            assert count == (taking_part & (distances <= within)).sum()
+        assert answer.evidence.matching == taking_part.sum()
+        assert answer.facets["modality"] == {"CT": taking_part.sum()}
         assert "labels" not in answer.facets
 
 
@@ -287,7 +264,7 @@ def test_pictures_are_answered_in_order_with_a_verdict(engine, encoder, archive)
     assert len(answers) == 5
     for answer, vector, code in zip(answers, encoded.z, encoded.codes, strict=True):
         best = np.sort(z @ vector)[::-1][:4]
-        assert [hit.similarity for hit in answer.hits] == pytest.approx(best.tolist(), abs=2e-3)
+        assert [hit.similarity for hit in answer.hits] == pytest.approx(best.tolist(), abs=1e-6)
         for hit in answer.hits:
             assert hit.hamming == naive_distances(codes[[number_of(hit.id)]], code)[0]
         assert answer.ood == gate.verdicts(Observations(vector[None], code[None]))[0]

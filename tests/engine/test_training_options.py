@@ -20,6 +20,7 @@ from engine.training.validation import validation_map
 SHORT = replace(CONFIG, epochs=2, batch_size=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", PEERS)
 def test_every_peer_trains_on_the_same_network(tmp_path, peer):
     manifest = run(tmp_path, replace(SHORT, loss=PeerConfig(peer)))

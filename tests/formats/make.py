@@ -38,8 +38,10 @@ ASKED: tuple[tuple[str, ...], ...] = (
 FORGOTTEN = {
     *("data_dir", "version", "timings_ms", "seconds", "stage_seconds", "path", "detail", "took"),
     *("created_at", "started_at", "finished_at", "per_second", "seconds_left", "compared"),
+    *("rendering", "rendered_otherwise"),
 }
-"""Keys of answers that say where, when or how fast, or that are words for people."""
+"""Keys of answers that say where, when, how fast or by which version, or that are words for
+people."""
 
 
 def told(document: Any) -> Any:

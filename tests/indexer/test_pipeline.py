@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import random
 import re
@@ -754,16 +755,18 @@ def test_what_may_be_kept_would_have_been_found(stored: dict[str, bytes]) -> Non
 def test_the_payload_is_the_allow_list_and_nothing_else(private: Any) -> None:
     """Asked of the engine itself, for it may compress what it stores."""
     (payload,) = stored_payloads(private.settings.data_dir)
-    allowed = {*RECORD_FIELDS, "code", "model", "indexed_at", "rendering", "bucket"}
-    allowed |= {"sch_0", "sch_1", "sch_2", "sch_3"}
-    assert set(payload) <= allowed
+    assert set(payload) == {"code", "tenant", "record"}
+    about = json.loads(payload["record"])
+    assert set(about) <= {"record", "indexed_at", "rendering", "missing_frames"}
+    record = about["record"]
+    assert set(record) <= set(RECORD_FIELDS)
     text = repr(payload).lower()
     assert [word for word in WORDS if word in text] == []
     fixed = {"study": "1.2.840.99.1", "modality": "CT", "sex": "F", "age_band": "50-59"}
-    assert {name: payload[name] for name in fixed} == fixed
-    assert payload["study_year"] == 2019
+    assert {name: record[name] for name in fixed} == fixed
+    assert record["study_year"] == 2019
     key = (private.settings.data_dir / "pseudonym.key").read_bytes()
-    assert payload["patient"] == pseudonym("", PLANTED["PatientID"], key)
+    assert record["patient"] == pseudonym("", PLANTED["PatientID"], key)
 
 
 def test_thumbnails_carry_a_picture_and_no_words(private: Any) -> None:

@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert not here & there
 
 
+@pytest.mark.slow
 def test_every_image_decodes_to_pixels_that_show_something(
     datasets: dict[Path, Dataset],
 ) -> None:

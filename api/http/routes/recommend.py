@@ -42,7 +42,7 @@ _EXAMPLE = {
         "bits": 64,
         "precision": "fp32",
         "index_precision": "fp32",
-        "rungs": {"s1": 1, "s2": 1},
+        "rungs": {"codes": 1, "cells": 1},
         "candidates": 311,
         "estimated": False,
         "approximate": False,
@@ -117,7 +117,7 @@ async def _by_form(
     ] = [],  # noqa: B006 - FastAPI copies defaults
     group_by: Annotated[str, Form(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
     exclude: Annotated[str, Form(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)] = "patient",
-    exact: Annotated[bool, Form(description="Compare with every image; no pre-filter.")] = False,
+    exact: Annotated[bool, Form(description="Compare with every image.")] = False,
     diversity: Annotated[
         float, Form(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,
@@ -132,7 +132,7 @@ async def _by_link(
     exclude: Annotated[
         str, Query(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)
     ] = "patient",
-    exact: Annotated[bool, Query(description="Compare with every image; no pre-filter.")] = False,
+    exact: Annotated[bool, Query(description="Compare with every image.")] = False,
     diversity: Annotated[
         float, Query(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,

@@ -27,15 +27,18 @@ _EXAMPLE = {
         "p_values": {"knn": 0.205, "reconstruction": 0.63},
     },
     "evidence": {
-        "rung": "s1",
+        "rung": "codes",
         "radius": 7,
+        "cells": None,
+        "cells_in_all": 252,
+        "matching": 15871,
         "candidates": 134,
         "estimated": False,
         "facets_estimated": False,
         "compared": 134,
         "approximate": False,
         "ranked": 20,
-        "rungs_tried": {"s0": 31, "s1": 134},
+        "rungs_tried": {"codes-3": 31, "codes-7": 134},
         "order": "content",
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
@@ -70,7 +73,7 @@ _EXAMPLE = {
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
-    "next_page": "s1:10",
+    "next_page": "cells-16:10",
 }
 
 
@@ -123,6 +126,7 @@ def answered(asked: Asked, archive: Archive, readers: Readers) -> Found:
         where=parse_where(asked.where),
         order=asked.order,
         exact=asked.exact,
+        radius=asked.radius,
         group_by=asked.group_by,
         exclude=asked.exclude,
         page=None if asked.page is None else Cursor.parse(asked.page),
