@@ -35,7 +35,7 @@ from engine.search.ranking import ranked
 from engine.settings import SearchSettings
 from engine.store.base import Filter, Nearest, VectorStore
 
-__all__ = ["Job", "make"]
+__all__ = ["Job", "make", "searcher"]
 
 _VERSION = 3  # of what is measured: another number measures everything again
 _RANKED = 126  # 100, one to see whether more follow, and a quarter for equal scores
