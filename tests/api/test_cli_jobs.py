@@ -11,18 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
-from api.cli.main import app
 from engine.errors import JobError, QueryError, SettingsError
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run
 from fastapi.testclient import TestClient
-from typer.testing import CliRunner
 
-from api.cli.main import app
 from api.service import create_service
 from engine.errors import FingerprintMismatch, QueryError, StoreLocked
 from engine.model.checkpoint import save_checkpoint
@@ -42,14 +41,6 @@ def settings(indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settin
     monkeypatch.setenv("PRECEDENT_MODEL", str(settings.model))
     monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
     return settings
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def within(seconds: float, holds: Callable[[], bool]) -> bool:

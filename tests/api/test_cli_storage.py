@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
-from api.cli.main import app
 from api.cli.plan import Measured, needs
 from engine.errors import QueryError, StoreError
 from engine.settings import Settings
@@ -16,14 +15,6 @@ from engine.store.base import Filter, Profile
 from indexer.archive import Archive
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

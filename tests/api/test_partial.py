@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from commands import run
 from fastapi.testclient import TestClient
-from typer.testing import CliRunner
 
-from api.cli.main import app
 from api.service import create_service
 from engine.settings import Settings
 
 CUT = "frames 2 to 3: truncated"
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def document(*arguments: object) -> dict:
