@@ -244,7 +244,12 @@ class EdgeStore:
         """Reads from the shard what a write that failed may have left, and that it is open."""
         _ = self._open_shard
         if self._is_in_doubt:
-            self._bring_up_to_date(self._columns)
+            try:
+                self._bring_up_to_date(self._columns)
+            except Outdated:
+                before = self._columns
+                self._columns = self._derived(self._directory / _COLUMNS)
+                before.close()
             self._is_in_doubt = False
 
     def flush(self) -> None:
