@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BESIDE_RECORD",
     "RECORD_FIELDS",
     "Answer",
     "EncodedImages",
@@ -65,8 +66,15 @@ class ImageRecord:
     burned_in: bool | None = None
     tenant: str = "default"
 
+    def known(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        values = {name: getattr(self, name) for name in RECORD_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 RECORD_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(ImageRecord))
+BESIDE_RECORD = ("indexed_at", "rendering", "missing_frames")
+"""Fields of a :class:`Point` that are stored beside its record where they are known."""
 
 
 @dataclass(frozen=True, slots=True)

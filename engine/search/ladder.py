@@ -26,7 +26,6 @@ from engine.codes import band_widths, radius
 from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
 from engine.store.base import PARTS, Coarse, Filter, VectorStore
-from engine.store.cells import Cells
 
 __all__ = ["Climb", "Rung", "climb", "enough_for", "radii"]
 
@@ -221,8 +220,6 @@ def _rungs(
 ) -> Iterator[Rung]:
     """The rungs to try, in this order; "dense" is the last."""
     cells = store.cells
-    steps = radii(store.collection.bits)
-    probes = 0 if cells is None else round(cells.probes * max(1.0, sqrt(k / 10)))
     if within is not None:
         yield Rung("codes", within, 0 if cells is None or by_code else cells.probes)
         # Everything is within that radius, or farther away.
@@ -235,18 +232,14 @@ def _rungs(
         settings.coarse == "auto" and (cells is None or cells.code_recall >= _CODES_SUFFICE)
     )
     if by_code or (codes_first and not graph_first and not few):
-        for r in steps:
+        for r in radii(store.collection.bits):
             yield Rung("codes", r)
     if cells is not None and not (graph_first or few or by_code or settings.coarse == "codes"):
-        yield from (Rung("cells", cells=more) for more in _widening(cells, probes))
+        probes = round(cells.probes * max(1.0, sqrt(k / 10)))
+        while probes <= _LARGEST_SHARE * len(cells):
+            yield Rung("cells", cells=probes)
+            probes *= 2
     yield Rung("dense")
-
-
-def _widening(cells: Cells | None, probes: int) -> Iterator[int]:
-    """Numbers of cells to look into, each twice as large as the one before."""
-    while cells is not None and 0 < probes <= _LARGEST_SHARE * len(cells):
-        yield probes
-        probes *= 2
 
 
 def _coarse(

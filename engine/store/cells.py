@@ -14,6 +14,8 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.codes import hamming
+
 __all__ = ["LEAST_POINTS", "Cells", "trained"]
 
 LEAST_POINTS = 10_000
@@ -151,7 +153,7 @@ def _measured(
     candidates = max(_CODE_CANDIDATES, round(_CODE_SHARE * len(rows)))
     hits = 0.0
     for position, neighbours in zip(asked, near, strict=True):
-        distance = _distances(codes[rows], codes[rows[position]])
+        distance = hamming(codes[rows], codes[rows[position]])
         most = min(candidates, len(distance))
         farthest = np.partition(distance, most - 1)[most - 1]
         nearer = int((distance < farthest).sum())
@@ -182,8 +184,3 @@ def _nearest_others(
         best = np.take_along_axis(likeness, chosen, axis=1)
         at = np.take_along_axis(places, chosen, axis=1)
     return at
-
-
-def _distances(codes: NDArray[np.uint8], code: NDArray[np.uint8]) -> NDArray[np.int64]:
-    differing: NDArray[np.int64] = np.bitwise_count(codes ^ code).sum(axis=1, dtype=np.int64)
-    return differing

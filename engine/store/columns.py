@@ -30,9 +30,8 @@ from engine.store.cells import LEAST_POINTS, Cells, trained
 from engine.store.column_file import ColumnFile
 from engine.store.combinations import Combinations
 from engine.store.rows import KEYS, Erasure, IdLookup, TextReader, View, keys_of
-from engine.store.text_record import to_text
 
-__all__ = ["Columns", "Outdated"]
+__all__ = ["Columns", "Outdated", "written"]
 
 _FORMAT = 1
 _STATE, _PENDING = "state.json", "pending"
@@ -179,7 +178,7 @@ class Columns:
         """Writes down which points are about to be written or deleted."""
         path = self._folder / _PENDING
         new = not path.exists()
-        with _written(path), path.open("ab") as file:
+        with written(path), path.open("ab") as file:
             if new:
                 file.write(_boot())
             # Of a note that was cut short by a full disk nothing is left.
@@ -190,26 +189,27 @@ class Columns:
                 os.fsync(file.fileno())
                 _sync_folder(self._folder)
 
-    def reserve(self, points: Sequence[Point]) -> None:
-        """Makes room for these points. Raises StoreError: there is none."""
+    def reserve(self, texts: Sequence[bytes]) -> None:
+        """Makes room for points with these records. Raises StoreError: there is none."""
         for file in self._files.values():
-            file.reserve(self.view.rows + len(points))
-        length = sum(len(to_text(point).encode()) for point in points)
-        self._texts.reserve(self._text_end + length)
+            file.reserve(self.view.rows + len(texts))
+        self._texts.reserve(self._text_end + sum(map(len, texts)))
 
-    def append(self, points: Sequence[Point]) -> None:
-        """Adds points with z, in place of those with the same ids."""
-        last = {point.id: point for point in points}
-        points = list(last.values())
+    def append(self, points: Sequence[Point], texts: Sequence[bytes]) -> None:
+        """Adds points with z, in place of those with the same ids.
+
+        Args:
+            texts: their records, as ``text_record`` writes them.
+        """
+        last = {point.id: at for at, point in enumerate(points)}
+        points = [points[at] for at in last.values()]
+        texts = [texts[at] for at in last.values()]
         if not points:
             return
         view = self.view
         start, end = view.rows, view.rows + len(points)
-        texts = [to_text(point).encode() for point in points]
+        self.reserve(texts)
         ends = self._text_end + np.cumsum([len(text) for text in texts], dtype=np.uint64)
-        for file in self._files.values():
-            file.reserve(end)
-        self._texts.reserve(int(ends[-1]))
         arrays = {name: file.rows for name, file in self._files.items()}
         self._texts.rows[self._text_end : int(ends[-1])] = np.frombuffer(b"".join(texts), np.uint8)
         z = np.stack([point.z for point in points if point.z is not None])
@@ -271,7 +271,7 @@ class Columns:
     def sync(self) -> None:
         """On return, all rows survive a power cut, and nothing is left of what is gone. The shard
         must survive it already."""
-        with _written(self._folder):
+        with written(self._folder):
             if self._to_erase:
                 self._erase()
             for file in (*self._files.values(), self._texts):
@@ -335,13 +335,12 @@ class Columns:
     def arranged(self, *, anew: bool = False) -> "Columns":
         """A new generation of all rows that are not gone, sorted by cell, in force on return.
 
-        The cells are kept unless the index has outgrown them. This object is closed; its views stay
-        valid.
+        The cells are kept unless the index has outgrown them. :meth:`sync` has to be the last call
+        before. This object is closed; its views stay valid.
 
         Args:
             anew: make new cells in any case.
         """
-        self.sync()
         view = self.view
         rows = np.flatnonzero(view.gone[: view.rows] == 0)
         cells, cell = view.cells, view.cell[rows]
@@ -353,7 +352,7 @@ class Columns:
         folder.mkdir()
         made = Columns.__new__(Columns)
         made._folder, made._collection = self._folder, self._collection
-        with _written(folder), ExitStack() as failed:
+        with written(folder), ExitStack() as failed:
             failed.callback(shutil.rmtree, folder, ignore_errors=True)
             if cells is not None:
                 _write_cells(folder / "cells.npz", cells)
@@ -441,7 +440,7 @@ def _boot() -> bytes:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
     """A block that writes there. Raises StoreError instead of OSError."""
     try:
         yield

@@ -40,7 +40,7 @@ from engine.store.arrangement import (
 )
 from engine.store.base import Collection, Filter, Ids, Nearest, Profile
 from engine.store.cells import Cells
-from engine.store.columns import Columns, Outdated
+from engine.store.columns import Columns, Outdated, written
 from engine.store.payload import from_payload
 from engine.store.points import checked_vector, not_storable
 from engine.store.rows import View
@@ -224,13 +224,16 @@ class EdgeStore:
     def upsert(self, points: Sequence[Point]) -> None:
         for start in range(0, len(points), _UPSERT_AT_ONCE):
             some = points[start : start + _UPSERT_AT_ONCE]
-            made = [self._to_edge(point) for point in some]
+            texts = [self._checked_text(point) for point in some]
+            made = [_to_edge(point, text) for point, text in zip(some, texts, strict=True)]
+            encoded = [text.encode() for text in texts]
             with self._writing:
                 self._make_sure()
-                self._columns.reserve(some)
+                self._columns.reserve(encoded)
                 with self._noted([point.id for point in some]):
                     self._update(qdrant.UpdateOperation.upsert_points(made))
-                    self._columns.append([replace(one, id=_plain(one.id)) for one in some])
+                    plain = [replace(one, id=_plain(one.id)) for one in some]
+                    self._columns.append(plain, encoded)
 
     @contextmanager
     def _noted(self, ids: Sequence[str]) -> Iterator[None]:
@@ -262,13 +265,8 @@ class EdgeStore:
     def _sync(self, columns: Columns) -> None:
         """Makes columns durable that fit the shard, which is so already."""
         columns.epoch = uuid.uuid4().hex
-        try:
+        with written(self._directory):
             write_atomically(self._directory / _EPOCH, columns.epoch.encode())
-        except OSError as error:
-            raise StoreError(
-                f"{self._directory} cannot be written ({error.strerror}); make room, and run the "
-                "same command again"
-            ) from None
         columns.sync()
 
     def optimise(self) -> None:
@@ -415,15 +413,16 @@ class EdgeStore:
     def _update(self, operation: qdrant.UpdateOperation) -> None:
         _wrapped(self._open_shard.update, operation)
 
-    def _to_edge(self, point: Point) -> qdrant.Point:
-        z = checked_vector(point, self._collection)
+    def _checked_text(self, point: Point) -> str:
+        """The record of a point that can be stored. Raises StoreError: it cannot."""
+        checked_vector(point, self._collection)
         try:
+            uuid.UUID(point.id)
             text = to_text(point)
             text.encode()
-            payload = {"code": to_hex(point.code), "tenant": point.record.tenant, "record": text}
-            return qdrant.Point(uuid.UUID(point.id), {VECTOR: z.tolist()}, payload)
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None
+        return text
 
     # Columns
 
@@ -457,7 +456,7 @@ class EdgeStore:
             some = ids[start : start + _READ_AT_ONCE]
             rows = columns.view.find(some)
             columns.remove(rows[rows >= 0])
-            columns.append(self._stored(some))
+            columns.append(*_to_points(self._stored(some)))
         count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
         if columns.view.count(Filter()) != count:
             raise Outdated("they have another number of points")
@@ -467,22 +466,27 @@ class EdgeStore:
     def _derived(self, folder: Path) -> Columns:
         """The columns made from the shard."""
         columns = Columns.empty(folder, self._collection)
-        offset: Any = None
-        while True:
-            request = qdrant.ScrollRequest(
-                offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
-            )
-            records, offset = _wrapped(self._open_shard.scroll, request)
-            columns.append([_to_point(record) for record in records])
-            if offset is None:
-                break
+        for records in _scrolled(self._open_shard):
+            columns.append(*_to_points(records))
         self._sync(columns)
         return columns.arranged() if columns.should_be_arranged() else columns
 
-    def _stored(self, ids: Sequence[str]) -> list[Point]:
+    def _stored(self, ids: Sequence[str]) -> list[Any]:
         asked: list[Any] = [uuid.UUID(one) for one in ids]
-        records = _wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
-        return [_to_point(record) for record in records]
+        return _wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
+
+
+def _scrolled(shard: qdrant.EdgeShard) -> Iterator[list[Any]]:
+    """All records of a shard with vectors and payload, some at a time."""
+    offset: Any = None
+    while True:
+        request = qdrant.ScrollRequest(
+            offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
+        )
+        records, offset = _wrapped(shard.scroll, request)
+        yield records
+        if offset is None:
+            return
 
 
 @cache
@@ -502,11 +506,23 @@ def _left_out(where: Filter) -> tuple[str, ...] | None:
     return tuple(ids) if len(ids) <= _FEW_LEFT_OUT else None
 
 
-def _to_point(record: Any) -> Point:
-    """A record of the shard, with its vector."""
-    payload = record.payload
-    z = np.asarray(record.vector[VECTOR], np.float32)
-    return from_text(str(record.id), payload["record"], from_hex(payload["code"]), z=z)
+def _to_edge(point: Point, text: str) -> qdrant.Point:
+    """A point with z as the shard takes it. text: its record."""
+    payload = {"code": to_hex(point.code), "tenant": point.record.tenant, "record": text}
+    vector = [] if point.z is None else point.z.tolist()
+    return qdrant.Point(uuid.UUID(point.id), {VECTOR: vector}, payload)
+
+
+def _to_points(records: Sequence[Any]) -> tuple[list[Point], list[bytes]]:
+    """Records of the shard as points with z, and their records as text."""
+    points, texts = [], []
+    for record in records:
+        payload = record.payload
+        z = np.asarray(record.vector[VECTOR], np.float32)
+        code = from_hex(payload["code"])
+        points.append(from_text(str(record.id), payload["record"], code, z=z))
+        texts.append(payload["record"].encode())
+    return points, texts
 
 
 def _plain(point_id: str) -> str:
@@ -662,15 +678,8 @@ def _convert(directory: Path, collection: Collection, profile: Profile) -> None:
     old = _wrapped(qdrant.EdgeShard.load, str(directory))
     lock = FileLock(made.with_suffix(".lock"), thread_local=False)
     with lock, EdgeStore(made, collection, profile, lock) as new:
-        offset: Any = None
-        while True:
-            request = qdrant.ScrollRequest(
-                offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
-            )
-            records, offset = _wrapped(old.scroll, request)
+        for records in _scrolled(old):
             new.upsert([_of_format_1(record) for record in records])
-            if offset is None:
-                break
         new.optimise()
     _wrapped(old.close)
     Path(lock.lock_file).unlink(missing_ok=True)

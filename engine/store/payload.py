@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from engine.codes import band_widths, bands, from_hex, to_hex
-from engine.records import RECORD_FIELDS, ImageRecord, Point
+from engine.records import BESIDE_RECORD, RECORD_FIELDS, ImageRecord, Point
 from engine.store.base import PARTS
 
 __all__ = [
@@ -43,7 +43,6 @@ class FieldKind(Enum):
 _KINDS = {"study_year": FieldKind.INTEGER, "burned_in": FieldKind.BOOL, "tenant": FieldKind.TENANT}
 _NOT_INDEXED = {"frame"}
 # What a point has beside its record, left out where it is None.
-_BESIDE_RECORD = ("indexed_at", "rendering", "missing_frames")
 
 FILTER_FIELDS: dict[str, FieldKind] = {
     name: _KINDS.get(name, FieldKind.KEYWORD) for name in RECORD_FIELDS if name not in _NOT_INDEXED
@@ -77,11 +76,10 @@ def to_payload(point: Point, model: str) -> dict[str, Any]:
     Args:
         model: fingerprint of the model that encoded the point.
     """
-    found = {name: getattr(point.record, name) for name in RECORD_FIELDS}
-    payload = {name: value for name, value in found.items() if value is not None}
+    payload = point.record.known()
     payload["labels"] = list(point.record.labels)
     payload["model"] = model
-    for name in _BESIDE_RECORD:
+    for name in BESIDE_RECORD:
         if (value := getattr(point, name)) is not None:
             payload[name] = value
     payload["code"] = to_hex(point.code)
@@ -103,5 +101,5 @@ def from_payload(
         code=from_hex(payload["code"]),
         z=z,
         score=score,
-        **{name: payload.get(name) for name in _BESIDE_RECORD},
+        **{name: payload.get(name) for name in BESIDE_RECORD},
     )

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import FingerprintMismatch, PrecedentError, StoreError
-from engine.records import RECORD_FIELDS, ImageRecord, Point
+from engine.records import BESIDE_RECORD, ImageRecord, Point
 from engine.store.base import Collection, Filter, VectorStore
 from engine.store.points import checked_vector
 
@@ -133,16 +133,9 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _line(point: Point) -> str:
-    values = {name: getattr(point.record, name) for name in RECORD_FIELDS}
-    record = {name: value for name, value in values.items() if value is not None}
+    beside = {name: getattr(point, name) for name in BESIDE_RECORD}
     # Escaped to ASCII, so that no character of a text can end the line.
-    about = {
-        "record": record,
-        "indexed_at": point.indexed_at,
-        "rendering": point.rendering,
-        "missing_frames": point.missing_frames,
-    }
-    return json.dumps(about) + "\n"
+    return json.dumps({"record": point.record.known(), **beside}) + "\n"
 
 
 def described(path: Path) -> Collection:

@@ -12,20 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.records import RECORD_FIELDS, ImageRecord, Point
+from engine.records import BESIDE_RECORD, ImageRecord, Point
 
 __all__ = ["from_text", "to_text"]
-
-_BESIDE = ("indexed_at", "rendering", "missing_frames")
 
 
 def to_text(point: Point) -> str:
     """The text of a point's record. Raises ValueError: it has text that is no valid Unicode."""
-    values = {name: getattr(point.record, name) for name in RECORD_FIELDS}
-    about: dict[str, Any] = {
-        "record": {name: value for name, value in values.items() if value is not None}
-    }
-    for name in _BESIDE:
+    about: dict[str, Any] = {"record": point.record.known()}
+    for name in BESIDE_RECORD:
         if (value := getattr(point, name)) is not None:
             about[name] = value
     return json.dumps(about, ensure_ascii=False, separators=(",", ":"))
@@ -49,5 +44,5 @@ def from_text(
         code=code,
         z=z,
         score=score,
-        **{name: about.get(name) for name in _BESIDE},
+        **{name: about.get(name) for name in BESIDE_RECORD},
     )
