@@ -5,54 +5,58 @@ code, its tenant and its record as one text (text_record.py). Searches read the 
 derived from it (columns.py), and the graph of the shard where the profile has one.
 """
 
-import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import qdrant_edge as qdrant
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
 from engine.codes import from_hex, to_hex
-from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
+from engine.errors import FingerprintMismatch, StoreError
 from engine.files import write_atomically
 from engine.records import Point
 from engine.store.arrangement import (
     EF,
-    EF_CONSTRUCT,
-    FULL_SCAN_KB,
-    LINKS,
-    QUANTILE,
     VECTOR,
     oversampling,
 )
 from engine.store.base import Collection, Filter, Ids, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated, written
-from engine.store.payload import from_payload
+from engine.store.edge_conversion import convert, in_conversion, recover
+from engine.store.edge_layout import (
+    COLLECTION,
+    FORMAT,
+    build,
+    described,
+    edge_config,
+    format_of,
+    locked,
+    note,
+    scrolled,
+    wrapped,
+)
 from engine.store.points import checked_vector, not_storable
 from engine.store.rows import View
 from engine.store.text_record import from_text, to_text
 
-__all__ = ["EdgeStore", "described"]
+__all__ = ["EdgeStore"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
-"""1: a payload field and an index for each field of the record, float16, no columns."""
-_COLLECTION, _COLUMNS = "collection.json", "columns"
+_COLUMNS = "columns"
 _EPOCH = "epoch"
 """Names the latest flush, as the columns do, so that it is seen without opening the shard that both
 are of one time."""
@@ -67,8 +71,6 @@ _OPTIMISED_HERE = 2_000
 started."""
 _LEAST_ADDED, _ADDED_SHARE = 1_000, 0.02
 """A larger one is optimised when more points than this, and than this share, were added."""
-_SEGMENTS = 8
-"""Segments of a shard. With fewer of them, more is built anew whenever points were added."""
 _OPTIMISER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -80,7 +82,6 @@ shard.optimize()
 shard.close()
 """
 """A program that ends with the process that started it (PR_SET_PDEATHSIG)."""
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -107,7 +108,7 @@ class EdgeStore:
             self._columns = self._opened_columns()
         except BaseException:
             if self._shard is not None:
-                _wrapped(self._shard.close)
+                wrapped(self._shard.close)
             raise
 
     @classmethod
@@ -126,11 +127,11 @@ class EdgeStore:
             StoreError: ``directory`` exists and is not a store, or cannot be read or locked.
         """
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(directory)
+        lock = locked(directory)
         try:
-            _recover(directory)
-            if not (directory / _COLLECTION).is_file():
-                _build(directory, collection, profile or Profile())
+            recover(directory)
+            if not (directory / COLLECTION).is_file():
+                build(directory, collection, profile or Profile())
             return cls._load(directory, collection, lock)
         except BaseException:
             lock.release()
@@ -149,11 +150,11 @@ class EdgeStore:
             StoreNotFound: there is no store.
             StoreLocked, FingerprintMismatch, StoreError: as for :meth:`create`.
         """
-        if not _beside(directory, _BEFORE).is_dir():
+        if not in_conversion(directory):
             described(directory)
-        lock = _locked(directory)
+        lock = locked(directory)
         try:
-            _recover(directory)
+            recover(directory)
             return cls._load(directory, collection, lock)
         except BaseException:
             lock.release()
@@ -169,8 +170,8 @@ class EdgeStore:
                 "values); use that model with --model, bring the index to this one with "
                 "`precedent reencode --model`, or index into another --data-dir"
             )
-        if _format_of(directory) < _FORMAT:
-            _convert(directory, found, profile)
+        if format_of(directory) < FORMAT:
+            convert(directory, partial(_fill, found, profile))
         return cls(directory, found, profile, lock)
 
     @property
@@ -202,10 +203,10 @@ class EdgeStore:
             self.flush()
             with self._shard_closed():
                 # The shard keeps the configuration with which it is opened.
-                config = _config(self._collection, profile)
-                shard = _wrapped(qdrant.EdgeShard.load, str(self._directory), config)
-                _wrapped(shard.close)
-                _note(self._directory, self._collection, profile)
+                config = edge_config(self._collection, profile)
+                shard = wrapped(qdrant.EdgeShard.load, str(self._directory), config)
+                wrapped(shard.close)
+                note(self._directory, self._collection, profile)
                 self._profile = profile
             self._columns.settled = 0
             self._optimise()
@@ -215,7 +216,7 @@ class EdgeStore:
     def _shard_closed(self) -> Iterator[None]:
         """A block during which the shard is closed, for one that holds the lock; searches go on."""
         shard, self._shard = self._open_shard, None
-        _wrapped(shard.close)
+        wrapped(shard.close)
         yield
 
     def __len__(self) -> int:
@@ -259,7 +260,7 @@ class EdgeStore:
         with self._writing:
             if self._columns.is_written_to:
                 self._make_sure()
-                _wrapped(self._open_shard.flush)
+                wrapped(self._open_shard.flush)
                 self._sync(self._columns)
 
     def _sync(self, columns: Columns) -> None:
@@ -282,7 +283,7 @@ class EdgeStore:
         points = len(self)
         added = self._view.rows - self._columns.settled
         if points <= _OPTIMISED_HERE:
-            _wrapped(self._open_shard.optimize)
+            wrapped(self._open_shard.optimize)
         elif added > max(_LEAST_ADDED, _ADDED_SHARE * points):
             # Qdrant Edge holds Python's lock until it is done, which may take minutes.
             self.flush()
@@ -297,7 +298,7 @@ class EdgeStore:
         if self._is_closed:
             raise self._closed()
         if self._shard is None:
-            self._shard = _wrapped(qdrant.EdgeShard.load, str(self._directory))
+            self._shard = wrapped(qdrant.EdgeShard.load, str(self._directory))
         return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
@@ -347,7 +348,7 @@ class EdgeStore:
         if not self._writing.acquire(blocking=False):
             return None
         try:
-            found = _wrapped(self._open_shard.query, request)
+            found = wrapped(self._open_shard.query, request)
         finally:
             self._writing.release()
         ids = [str(one.id) for one in found]
@@ -401,7 +402,7 @@ class EdgeStore:
                     self._is_closed = True
                     self._columns.close()
                     if self._shard is not None:
-                        _wrapped(self._shard.close)
+                        wrapped(self._shard.close)
                 self._lock.release()
 
     def __enter__(self) -> "EdgeStore":
@@ -411,7 +412,7 @@ class EdgeStore:
         self.close()
 
     def _update(self, operation: qdrant.UpdateOperation) -> None:
-        _wrapped(self._open_shard.update, operation)
+        wrapped(self._open_shard.update, operation)
 
     def _checked_text(self, point: Point) -> str:
         """The record of a point that can be stored. Raises StoreError: it cannot."""
@@ -457,7 +458,7 @@ class EdgeStore:
             rows = columns.view.find(some)
             columns.remove(rows[rows >= 0])
             columns.append(*_to_points(self._stored(some)))
-        count = _wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
+        count = wrapped(self._open_shard.count, qdrant.CountRequest(exact=True))
         if columns.view.count(Filter()) != count:
             raise Outdated("they have another number of points")
         columns.erase_gone()
@@ -466,27 +467,27 @@ class EdgeStore:
     def _derived(self, folder: Path) -> Columns:
         """The columns made from the shard."""
         columns = Columns.empty(folder, self._collection)
-        for records in _scrolled(self._open_shard):
+        for records in scrolled(self._open_shard):
             columns.append(*_to_points(records))
         self._sync(columns)
         return columns.arranged() if columns.should_be_arranged() else columns
 
     def _stored(self, ids: Sequence[str]) -> list[Any]:
         asked: list[Any] = [uuid.UUID(one) for one in ids]
-        return _wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
+        return wrapped(self._open_shard.retrieve, asked, with_payload=True, with_vector=True)
 
 
-def _scrolled(shard: qdrant.EdgeShard) -> Iterator[list[Any]]:
-    """All records of a shard with vectors and payload, some at a time."""
-    offset: Any = None
-    while True:
-        request = qdrant.ScrollRequest(
-            offset=offset, limit=_READ_AT_ONCE, with_payload=True, with_vector=True
-        )
-        records, offset = _wrapped(shard.scroll, request)
-        yield records
-        if offset is None:
-            return
+def _fill(
+    collection: Collection, profile: Profile, directory: Path, points: Iterator[list[Point]]
+) -> None:
+    """Makes a store in ``directory``, of these points."""
+    build(directory, collection, profile)
+    lock = FileLock(directory.with_suffix(".lock"), thread_local=False)
+    with lock, EdgeStore(directory, collection, profile, lock) as store:
+        for some in points:
+            store.upsert(some)
+        store.optimise()
+    Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @cache
@@ -545,97 +546,6 @@ def _optimise_elsewhere(directory: Path) -> None:
         )
 
 
-def described(directory: Path) -> tuple[Collection, Profile]:
-    """The kind of points and the profile of the store in ``directory``; needs no lock.
-
-    Raises:
-        StoreNotFound: there is no store.
-        StoreError: its description cannot be read.
-    """
-    try:
-        noted = json.loads((directory / _COLLECTION).read_bytes())
-        profile = Profile(**noted.pop("profile", {}))
-        return Collection.from_noted(noted, f"the index in {directory}", _FORMAT), profile
-    except FileNotFoundError:
-        raise StoreNotFound(
-            f"no index in {directory}; make one with `precedent index PATH…`, or name "
-            "another place with --data-dir"
-        ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{directory / _COLLECTION} cannot be read ({error}); restore it, or delete "
-            f"{directory} and index again"
-        ) from None
-
-
-def _locked(directory: Path) -> FileLock:
-    path = directory.with_name(f"{directory.name}.lock")
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-        # The pid goes in a file of its own: whoever tries the lock truncates the lock file.
-        write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
-    except Timeout:
-        holder = path.with_suffix(".pid")
-        pid = holder.read_text().strip() if holder.is_file() else "unknown"
-        raise StoreLocked(
-            f"the index in {directory} is open in another process (pid {pid}); wait for it, "
-            "stop it, or ask it over HTTP if it is `precedent serve`"
-        ) from None
-    except OSError as error:
-        lock.release()
-        raise StoreError(
-            f"{path} cannot be locked ({error.strerror}); give a --data-dir you may write to"
-        ) from None
-    return lock
-
-
-def _build(directory: Path, collection: Collection, profile: Profile) -> None:
-    """Creates the shard in a temporary folder and renames it, so that it is complete or absent."""
-    scratch = directory.with_name(f".{directory.name}-building")
-    if directory.exists():
-        raise StoreError(
-            f"{directory} exists and is no index of precedent; name another --data-dir"
-        )
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    shard = _wrapped(qdrant.EdgeShard.create, str(scratch), _config(collection, profile))
-    _wrapped(shard.close)
-    _note(scratch, collection, profile)
-    scratch.rename(directory)
-
-
-def _note(directory: Path, collection: Collection, profile: Profile) -> None:
-    noted = {"format": _FORMAT, **collection.noted(), "profile": asdict(profile)}
-    write_atomically(directory / _COLLECTION, json.dumps(noted).encode())
-
-
-def _config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
-    graph = qdrant.HnswIndexConfig(
-        m=LINKS if profile.graph == "precise" else 0,
-        ef_construct=EF_CONSTRUCT,
-        full_scan_threshold=FULL_SCAN_KB,
-    )
-    quantisation = qdrant.ScalarQuantizationConfig(
-        qdrant.ScalarType.Int8, quantile=QUANTILE, memory=qdrant.Memory.Pinned
-    )
-    return qdrant.EdgeConfig(
-        vectors={
-            VECTOR: qdrant.EdgeVectorParams(
-                size=collection.dim,
-                # Vectors have unit length, and are stored as they are.
-                distance=qdrant.Distance.Dot,
-                memory=qdrant.Memory.Cold,
-                hnsw_config=graph,
-                quantization_config=quantisation if profile.quantised else None,
-            )
-        },
-        hnsw_config=graph,
-        payload_memory=qdrant.Memory.Cold,
-        optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=_SEGMENTS),
-    )
-
-
 def _known_ids(ids: Sequence[str]) -> list[str]:
     """The ids that are UUIDs, as all ids of points are; others are skipped."""
     known: list[str] = []
@@ -643,64 +553,3 @@ def _known_ids(ids: Sequence[str]) -> list[str]:
         with suppress(ValueError):
             known.append(_plain(text))
     return known
-
-
-# Stores of format 1
-
-_CONVERTED, _BEFORE = "converted", "format-1"
-
-
-def _beside(directory: Path, name: str) -> Path:
-    return directory.with_name(f".{directory.name}-{name}")
-
-
-def _format_of(directory: Path) -> int:
-    found = json.loads((directory / _COLLECTION).read_bytes()).get("format", 1)
-    return int(found)
-
-
-def _recover(directory: Path) -> None:
-    """Ends a conversion that was interrupted between its last steps."""
-    before = _beside(directory, _BEFORE)
-    if before.is_dir():
-        if not directory.exists():
-            before.rename(directory)
-        else:
-            shutil.rmtree(before)
-
-
-def _convert(directory: Path, collection: Collection, profile: Profile) -> None:
-    """Replaces a store of format 1 by one with the same points. It may be interrupted."""
-    logger.warning("the index in %s is of an earlier version and is converted", directory)
-    made, before = _beside(directory, _CONVERTED), _beside(directory, _BEFORE)
-    shutil.rmtree(made, ignore_errors=True)
-    _build(made, collection, profile)
-    old = _wrapped(qdrant.EdgeShard.load, str(directory))
-    lock = FileLock(made.with_suffix(".lock"), thread_local=False)
-    with lock, EdgeStore(made, collection, profile, lock) as new:
-        for records in _scrolled(old):
-            new.upsert([_of_format_1(record) for record in records])
-        new.optimise()
-    _wrapped(old.close)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    directory.rename(before)
-    made.rename(directory)
-    shutil.rmtree(before)
-
-
-def _of_format_1(record: Any) -> Point:
-    # Rounding to float16 changed the length slightly.
-    z = np.asarray(record.vector[VECTOR], np.float32)
-    z /= np.linalg.norm(z)
-    return from_payload(str(record.id), record.payload, z=z)
-
-
-def _wrapped(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Calls Qdrant Edge, whose errors are bare Exceptions, and raises StoreError for them."""
-    try:
-        return call(*args, **kwargs)
-    except Exception as error:
-        raise StoreError(
-            f"the embedded index failed: {error}; if it does not go away, delete the index "
-            "folder and index again"
-        ) from error

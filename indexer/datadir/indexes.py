@@ -73,7 +73,7 @@ class _Embedded:
         return self._data_dir.in_force() or InForce(self._data_dir.index.name)
 
     def described(self, name: str) -> tuple[Collection, Profile]:
-        from engine.store.edge import described
+        from engine.store.edge_layout import described
 
         return described(self._data_dir.root / name)
 
