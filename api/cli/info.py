@@ -3,10 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
-from api.cli.terminal import printable
 from engine import __version__
 from engine.settings import load_settings
 from indexer.files.locators import shown
@@ -56,24 +54,24 @@ def info(
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
-    console = Console()
     for name, value in document.items():
-        console.print(printable(f"{name:>10}  {_plain(value)}"), soft_wrap=True)
+        _write(f"{name:>10}  {_plain(value)}")
     for field, counts in facets.items():
-        console.print(printable(f"{field:>10}  {_plain(counts)}"), soft_wrap=True)
+        _write(f"{field:>10}  {_plain(counts)}")
     if found.rendered_otherwise:
-        console.print(
+        _write(
             f"{found.rendered_otherwise:,} instances were rendered by another version or with "
-            "other settings; `precedent index PATH… --again` renews their pictures",
-            soft_wrap=True,
-            highlight=False,
+            "other settings; `precedent index PATH… --again` renews their pictures"
         )
     for line in lines:
-        text = f"{line['reason']}  {line['path']}: {line['detail']}"
-        console.print(printable(text), soft_wrap=True)
+        _write(f"{line['reason']}  {line['path']}: {line['detail']}")
     for line in incomplete:
-        text = f"partial  {line['path']}: {line['frames']}"
-        console.print(printable(text), soft_wrap=True)
+        _write(f"partial  {line['path']}: {line['frames']}")
+
+
+def _write(line: str) -> None:
+    """Writes a line, without rich, which takes as long to load as all else that this prints."""
+    typer.echo(line.encode("utf-8", "replace").decode())
 
 
 def _plain(value: object) -> str:

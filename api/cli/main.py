@@ -4,6 +4,7 @@ Exit codes: 0 = success; 1 = the command failed, or an image could not be read; 
 130 = interrupted.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -65,6 +66,10 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         found = getattr(import_module(f"api.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        if not gc.isenabled():
+            # What was imported stays: it is not searched for garbage, now or later.
+            gc.freeze()
+            gc.enable()
         group = typer.Typer(**_PLAIN)
         if isinstance(found, typer.Typer):
             group.add_typer(found, name=cmd_name)
@@ -97,6 +102,7 @@ def _root(
 
 def main() -> None:
     """Runs the command line; reports errors as one line on standard error and an exit code."""
+    gc.disable()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = app(standalone_mode=False)

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock
-from threadpoolctl import threadpool_limits
 
 from engine.codes import from_hex, to_hex
 from engine.errors import FingerprintMismatch, StoreError
@@ -494,6 +493,8 @@ def _fill(
 def _compare_in_the_calling_thread() -> None:
     """For the whole process: to share a few thousand dot products among threads takes longer than
     to compute them, many times longer where other work keeps the cores busy."""
+    from threadpoolctl import threadpool_limits  # only searches need it
+
     threadpool_limits(limits=1, user_api="blas")
 
 
