@@ -109,5 +109,14 @@ def flips(m: int, r: int) -> int:
 
 def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Hamming distance of packed codes: uint8 (..., B/8), broadcast → int64 (...)."""
-    differing: NDArray[np.int64] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
+    first, second = a, b
+    if a.shape[-1] % 8 == 0 and a.flags.c_contiguous and b.flags.c_contiguous:
+        # Words of 64 bits are counted several times as fast as bytes.
+        first, second = a.view(np.uint64), b.view(np.uint64)
+    counts = np.bitwise_count(first ^ second)
+    differing: NDArray[np.int64]
+    if counts.shape[-1] == 1:
+        differing = counts[..., 0].astype(np.int64)
+    else:
+        differing = counts.sum(axis=-1, dtype=np.int64)
     return differing

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,12 @@ class ImageRecord:
 
     def known(self) -> dict[str, Any]:
         """The fields that are not None."""
-        values = {name: getattr(self, name) for name in RECORD_FIELDS}
-        return {name: value for name, value in values.items() if value is not None}
+        values = zip(RECORD_FIELDS, _values_of(self), strict=True)
+        return {name: value for name, value in values if value is not None}
 
 
 RECORD_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(ImageRecord))
+_values_of = attrgetter(*RECORD_FIELDS)
 BESIDE_RECORD = ("indexed_at", "rendering", "missing_frames")
 """Fields of a :class:`Point` that are stored beside its record where they are known."""
 

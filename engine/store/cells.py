@@ -22,8 +22,8 @@ LEAST_POINTS = 10_000
 """Fewer points are compared whole: that takes no longer than to choose among them."""
 _PER_ROOT = 2.0
 """Cells for each square root of the number of points."""
-_SAMPLE_PER_CELL = 32
-_ROUNDS = 10
+_SAMPLE_PER_CELL = 20
+_ROUNDS = 6
 _QUERIES = 128
 """Points that are searched for to measure recall."""
 _NEIGHBOURS = 10
@@ -151,9 +151,9 @@ def _measured(
     found = np.cumsum(np.bincount(within.ravel(), minlength=len(centroids))) / within.size
     probes = int(np.argmax(found >= _RECALL)) + 1
     candidates = max(_CODE_CANDIDATES, round(_CODE_SHARE * len(rows)))
-    hits = 0.0
+    packed, hits = codes[rows], 0.0
     for position, neighbours in zip(asked, near, strict=True):
-        distance = hamming(codes[rows], codes[rows[position]])
+        distance = hamming(packed, packed[position])
         most = min(candidates, len(distance))
         farthest = np.partition(distance, most - 1)[most - 1]
         nearer = int((distance < farthest).sum())

@@ -174,7 +174,7 @@ class Columns:
 
     # Writing
 
-    def note(self, ids: Iterable[str]) -> None:
+    def note(self, ids: Iterable[uuid.UUID]) -> None:
         """Writes down which points are about to be written or deleted."""
         path = self._folder / _PENDING
         new = not path.exists()
@@ -183,7 +183,7 @@ class Columns:
                 file.write(_boot())
             # Of a note that was cut short by a full disk nothing is left.
             file.truncate(file.tell() // _ID_BYTES * _ID_BYTES)
-            file.write(b"".join(uuid.UUID(one).bytes for one in ids))
+            file.write(b"".join(one.bytes for one in ids))
             file.flush()
             if new:
                 os.fsync(file.fileno())
@@ -195,13 +195,16 @@ class Columns:
             file.reserve(self.view.rows + len(texts))
         self._texts.reserve(self._text_end + sum(map(len, texts)))
 
-    def append(self, points: Sequence[Point], texts: Sequence[bytes]) -> None:
+    def append(
+        self, points: Sequence[Point], ids: Sequence[uuid.UUID], texts: Sequence[bytes]
+    ) -> None:
         """Adds points with z, in place of those with the same ids.
 
         Args:
-            texts: their records, as ``text_record`` writes them.
+            ids: of the points. texts: their records, as ``text_record`` writes them.
         """
-        last = {point.id: at for at, point in enumerate(points)}
+        packed = [one.bytes for one in ids]
+        last = {one: at for at, one in enumerate(packed)}
         points = [points[at] for at in last.values()]
         texts = [texts[at] for at in last.values()]
         if not points:
@@ -213,10 +216,9 @@ class Columns:
         arrays = {name: file.rows for name, file in self._files.items()}
         self._texts.rows[self._text_end : int(ends[-1])] = np.frombuffer(b"".join(texts), np.uint8)
         z = np.stack([point.z for point in points if point.z is not None])
-        ids = np.frombuffer(b"".join(uuid.UUID(p.id).bytes for p in points), np.uint8)
         new = slice(start, end)
         arrays["z"][new] = z
-        arrays["ids"][new] = ids.reshape(-1, _ID_BYTES)
+        arrays["ids"][new] = np.frombuffer(b"".join(last), np.uint8).reshape(-1, _ID_BYTES)
         arrays["codes"][new] = np.stack([point.code for point in points])
         keys = np.array([keys_of(point.record) for point in points], np.uint64)
         for at, name in enumerate(KEYS):

@@ -6,6 +6,7 @@ once for each combination instead of for each image.
 """
 
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ COMBINED = (
 )
 """The fields of a record that a combination has, in their order."""
 _LABELS = COMBINED.index("labels")
+_values_of = attrgetter(*COMBINED)
 
 
 class Combinations:
@@ -77,7 +79,7 @@ class Combinations:
 
     def number_of(self, record: ImageRecord) -> int:
         """The number of the record's combination, which is added if it is new."""
-        return self.number_for(tuple(getattr(record, name) for name in COMBINED))
+        return self.number_for(_values_of(record))
 
     def values_of(self, number: int) -> tuple[Any, ...]:
         """The values of a combination in use, in the order of :data:`COMBINED`."""

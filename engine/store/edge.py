@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,8 +60,10 @@ _COLUMNS = "columns"
 _EPOCH = "epoch"
 """Names the latest flush, as the columns do, so that it is seen without opening the shard that both
 are of one time."""
-_UPSERT_AT_ONCE = 16
+_UPSERT_AT_ONCE, _UPSERT_BESIDE_SEARCHES = 256, 16
 """Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
+_SEARCHED_LATELY = 5.0
+"""Seconds after a search for which the next one is reckoned with."""
 _DELETE_AT_ONCE = 256
 _READ_AT_ONCE = 1000
 _FEW_LEFT_OUT = 64
@@ -101,6 +104,7 @@ class EdgeStore:
         self._shard: qdrant.EdgeShard | None = None
         self._is_closed = False
         self._is_in_doubt = False
+        self._searched_at = -inf
         # Held by whoever writes, optimises or asks the shard; searches of columns need it not.
         self._writing = threading.RLock()
         try:
@@ -222,21 +226,26 @@ class EdgeStore:
         return self._view.count(Filter())
 
     def upsert(self, points: Sequence[Point]) -> None:
-        for start in range(0, len(points), _UPSERT_AT_ONCE):
-            some = points[start : start + _UPSERT_AT_ONCE]
-            texts = [self._checked_text(point) for point in some]
-            made = [_to_edge(point, text) for point, text in zip(some, texts, strict=True)]
-            encoded = [text.encode() for text in texts]
-            with self._writing:
-                self._make_sure()
-                self._columns.reserve(encoded)
-                with self._noted([point.id for point in some]):
-                    self._update(qdrant.UpdateOperation.upsert_points(made))
-                    plain = [replace(one, id=_plain(one.id)) for one in some]
-                    self._columns.append(plain, encoded)
+        start = 0
+        while start < len(points):
+            searched = time.monotonic() - self._searched_at < _SEARCHED_LATELY
+            end = start + (_UPSERT_BESIDE_SEARCHES if searched else _UPSERT_AT_ONCE)
+            self._upsert(points[start:end])
+            start = end
+
+    def _upsert(self, points: Sequence[Point]) -> None:
+        ids, texts = zip(*map(self._checked, points), strict=True)
+        made = [_to_edge(*one) for one in zip(points, ids, texts, strict=True)]
+        encoded = [text.encode() for text in texts]
+        with self._writing:
+            self._make_sure()
+            self._columns.reserve(encoded)
+            with self._noted(ids):
+                self._update(qdrant.UpdateOperation.upsert_points(made))
+                self._columns.append(points, ids, encoded)
 
     @contextmanager
-    def _noted(self, ids: Sequence[str]) -> Iterator[None]:
+    def _noted(self, ids: Sequence[uuid.UUID]) -> Iterator[None]:
         """A block that writes these points. If it fails, the columns may differ from the shard."""
         self._columns.note(ids)
         self._is_in_doubt = True
@@ -301,6 +310,7 @@ class EdgeStore:
         return self._shard
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
+        self._searched_at = time.monotonic()
         _compare_in_the_calling_thread()
         return [self._asked(partial(self._nearest, asked=one)) for one in asked]
 
@@ -385,9 +395,9 @@ class EdgeStore:
             ids = [view.id(int(row)) for row in rows]
             for start in range(0, len(ids), _DELETE_AT_ONCE):
                 some = ids[start : start + _DELETE_AT_ONCE]
-                gone: list[Any] = [uuid.UUID(one) for one in some]
-                with self._noted(some):
-                    self._update(qdrant.UpdateOperation.delete_points(gone))
+                gone = [uuid.UUID(one) for one in some]
+                with self._noted(gone):
+                    self._update(qdrant.UpdateOperation.delete_points([*gone]))
                     self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
         return len(ids)
 
@@ -413,16 +423,15 @@ class EdgeStore:
     def _update(self, operation: qdrant.UpdateOperation) -> None:
         wrapped(self._open_shard.update, operation)
 
-    def _checked_text(self, point: Point) -> str:
-        """The record of a point that can be stored. Raises StoreError: it cannot."""
+    def _checked(self, point: Point) -> tuple[uuid.UUID, str]:
+        """The id and the record of a point that can be stored. Raises StoreError: it cannot."""
         checked_vector(point, self._collection)
         try:
-            uuid.UUID(point.id)
             text = to_text(point)
             text.encode()
+            return uuid.UUID(point.id), text
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None
-        return text
 
     # Columns
 
@@ -508,23 +517,24 @@ def _left_out(where: Filter) -> tuple[str, ...] | None:
     return tuple(ids) if len(ids) <= _FEW_LEFT_OUT else None
 
 
-def _to_edge(point: Point, text: str) -> qdrant.Point:
+def _to_edge(point: Point, point_id: uuid.UUID, text: str) -> qdrant.Point:
     """A point with z as the shard takes it. text: its record."""
     payload = {"code": to_hex(point.code), "tenant": point.record.tenant, "record": text}
     vector = [] if point.z is None else point.z.tolist()
-    return qdrant.Point(uuid.UUID(point.id), {VECTOR: vector}, payload)
+    return qdrant.Point(point_id, {VECTOR: vector}, payload)
 
 
-def _to_points(records: Sequence[Any]) -> tuple[list[Point], list[bytes]]:
-    """Records of the shard as points with z, and their records as text."""
-    points, texts = [], []
+def _to_points(records: Sequence[Any]) -> tuple[list[Point], list[uuid.UUID], list[bytes]]:
+    """Records of the shard as points with z, with their ids and their records as text."""
+    points, ids, texts = [], [], []
     for record in records:
         payload = record.payload
         z = np.asarray(record.vector[VECTOR], np.float32)
         code = from_hex(payload["code"])
         points.append(from_text(str(record.id), payload["record"], code, z=z))
+        ids.append(uuid.UUID(str(record.id)))
         texts.append(payload["record"].encode())
-    return points, texts
+    return points, ids, texts
 
 
 def _plain(point_id: str) -> str:

@@ -13,7 +13,7 @@ import qdrant_edge as qdrant
 
 from engine.errors import StoreError, StoreLocked, StoreNotFound
 from engine.records import ImageRecord
-from engine.store.base import Collection, Filter, Match
+from engine.store.base import Collection, Filter, Match, Nearest
 from engine.store.edge import EdgeStore
 
 ROOT = Path(__file__).parents[2]
@@ -208,3 +208,21 @@ def test_an_interrupted_creation_is_begun_again(store_root, collection, make_poi
         store.upsert(make_points(5))
         assert store.count(ALL) == 5
     assert not scratch.exists()
+
+
+def test_writes_hold_other_threads_up_briefly_while_somebody_searches(
+    store_root, collection, make_points, monkeypatch
+):
+    # Qdrant Edge holds Python's lock for as long as a call takes.
+    calls = []
+    with EdgeStore.create(store_root / "index", collection) as store:
+        update = EdgeStore._update
+        monkeypatch.setattr(EdgeStore, "_update", lambda *args: calls.append(None) or update(*args))
+        points = make_points(512)
+        store.upsert(points)
+        at_once = len(calls)
+        store.query([Nearest(points[0].z, ALL, 1)])
+        calls.clear()
+        store.upsert(points)
+        assert len(calls) >= 8 * at_once
+        assert store.count(ALL) == 512
