@@ -14,9 +14,8 @@ these points their numbers.
 
 import logging
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,6 @@ class ServerCells:
     Args:
         name: the collection's own name.
         noted: the cells in force as its metadata had them just now.
-        clock: seconds since 1970.
     """
 
     def __init__(
@@ -73,13 +71,11 @@ class ServerCells:
         name: str,
         collection: Collection,
         noted: CellsNoted | None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection, self._client = connection, connection.client
         self._name, self._collection = name, collection
-        self._clock = clock
         self._lock = threading.Lock()
-        self._noted, self._looked = noted, clock()
+        self._noted, self._looked = noted, connection.clock()
         self._cells: Cells | None = None
         self._tried: str | None = None
 
@@ -91,7 +87,7 @@ class ServerCells:
         They are read when they are first asked for.
         """
         with self._lock:
-            if not 0 <= self._clock() - self._looked < _REFRESH_SECONDS:
+            if not 0 <= self._connection.clock() - self._looked < _REFRESH_SECONDS:
                 self._look()
             noted = self._noted
             if noted is None:
@@ -132,7 +128,7 @@ class ServerCells:
 
     def _look(self) -> None:
         info = self._connection.ask(self._client.get_collection, self._name)
-        self._noted, self._looked = noted_cells(info), self._clock()
+        self._noted, self._looked = noted_cells(info), self._connection.clock()
         self._tried = None if self._cells is None else self._cells.key
 
     def _read(self) -> Cells | None:
@@ -200,11 +196,11 @@ class ServerCells:
             probes=cells.probes,
             recall=cells.recall,
             code_recall=cells.code_recall,
-            since=self._clock(),
+            since=self._connection.clock(),
         )
         self._connection.ask(self._client.update_collection, self._name, metadata=note_cells(noted))
         with self._lock:
-            self._noted, self._looked = noted, self._clock()
+            self._noted, self._looked = noted, self._connection.clock()
             self._cells, self._tried = cells, cells.key
         return cells
 
@@ -343,7 +339,7 @@ class ServerCells:
     def _clean_up(self) -> None:
         """Removes the numbers of cells that are not in force, once nobody should know them."""
         noted = self._noted
-        if noted is None or 0 <= self._clock() - noted.since < _LINGER_SECONDS:
+        if noted is None or 0 <= self._connection.clock() - noted.since < _LINGER_SECONDS:
             return
         for field in self._indexed():
             if field == cell_field(noted.key):

@@ -1,0 +1,459 @@
+"""Cells of a served store: no search misses anything, whoever knows which cells."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import BACKENDS, Memory, Server
+from qdrant_client import models
+from reached import reached
+
+from engine.codes import hamming
+from engine.errors import StoreError
+from engine.store import server_cells
+from engine.store.base import Coarse, Collection, Filter, Match, Nearest
+from engine.store.connection import Connection
+from engine.store.payload import cell_field
+from engine.store.server import ServerStore
+from engine.store.server_collection import beside, drop
+
+ALL = Filter()
+LEAST = 120
+OTHER = Collection("fedcba9876543210", 16, 64)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact .brute-force. search:UserWarning"),
+]
+
+
+class Place:
+    """A collection on a server, and stores over it whose clock is set by hand."""
+
+    def __init__(self, connected: Callable[[], Connection], collection: Collection) -> None:
+        self._connected, self.collection = connected, collection
+        self.now = 0.0
+
+    def connection(self) -> Connection:
+        made = self._connected()
+        made.clock = lambda: self.now
+        return made
+
+    def store(self) -> ServerStore:
+        return ServerStore.create(self.connection(), self.collection)
+
+    def unnumbered(self, store: ServerStore) -> int:
+        """How many points have no number of the cells in force."""
+        field = models.PayloadField(key=cell_field(store.cells.key))
+        empty = models.Filter(must=[models.IsEmptyCondition(is_empty=field)])
+        return self.connection().client.count(store.name, empty).count
+
+    def names(self) -> set[str]:
+        return {one.name for one in self.connection().client.get_collections().collections}
+
+
+FACES = ["rest", "grpc", *(one.name for one in BACKENDS if isinstance(one, Memory | Server))]
+
+
+@pytest.fixture(params=FACES)
+def place(request, tmp_path, collection, monkeypatch) -> Iterator[Place]:
+    """On the stand-in by each of its faces, on local mode, and on a server if there is one."""
+    monkeypatch.setattr(server_cells, "LEAST_POINTS", LEAST)
+    if request.param in ("rest", "grpc"):
+        with reached(request.param) as server:
+            yield Place(server.connection, collection)
+    else:
+        backend: Any = next(one for one in BACKENDS if one.name == request.param)
+        yield Place(lambda: backend.connection(tmp_path), collection)
+
+
+@pytest.fixture
+def memory(tmp_path, collection, monkeypatch) -> Place:
+    """On local mode, for tests of many steps."""
+    monkeypatch.setattr(server_cells, "LEAST_POINTS", LEAST)
+    backend: Any = next(one for one in BACKENDS if isinstance(one, Memory))
+    return Place(lambda: backend.connection(tmp_path), collection)
+
+
+def ids(points) -> set[str]:
+    return {point.id for point in points}
+
+
+def in_cells(cells, points, numbers) -> set[str]:
+    """Ids of the points that lie in these cells, by comparing with every centroid."""
+    nearest = (np.stack([point.z for point in points]) @ cells.centroids.T).argmax(axis=1)
+    return {point.id for point, cell in zip(points, nearest, strict=True) if cell in numbers}
+
+
+def near(cells, point, count: int | None = None) -> Filter:
+    """The coarse filter of the cells nearest to a point."""
+    numbers = cells.nearest(point.z, cells.probes if count is None else count)
+    return Filter(coarse=Coarse(numbers, of=cells.key))
+
+
+def right(store: ServerStore, points) -> None:
+    """That whatever the cells in force are, no point of the cells asked for is missing."""
+    assert store.count(ALL) == len(points)
+    cells = store.cells
+    for point in points[::97]:
+        if cells is not None:
+            where = near(cells, point, 2)
+            expected = in_cells(cells, points, where.coarse.cells)
+            assert expected <= ids(store.scroll(where))
+            assert store.query([Nearest(point.z, where, 1, exact=True)])[0][0].id == point.id
+            assert store.count(near(cells, point, len(cells))) == len(points)
+
+
+def test_few_points_have_no_cells(place, make_points):
+    store = place.store()
+    store.upsert(make_points(LEAST - 1))
+    store.optimise()
+    assert store.cells is None
+    assert not [name for name in place.names() if name.startswith(f"{store.name}-cells")]
+
+
+def test_a_search_looks_into_the_cells_that_are_asked_for(place, make_points):
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    assert store.cells is None
+    store.optimise()
+    cells = store.cells
+    assert 20 < len(cells) < 50
+    assert (cells.points, cells.model) == (300, place.collection.model)
+    assert cells.recall >= 0.995
+    assert 0 < cells.code_recall <= 1
+    assert place.unnumbered(store) == 0
+    for point in points[::60]:
+        where = near(cells, point, 3)
+        expected = in_cells(cells, points, where.coarse.cells)
+        assert ids(store.scroll(where)) == expected
+        assert store.count(where) == len(expected) < 300
+        labelled = replace(where, must=(Match("labels", ("a",)),))
+        assert ids(store.scroll(labelled)) == {
+            one.id for one in points if one.id in expected and "a" in one.record.labels
+        }
+        assert store.query([Nearest(point.z, where, 1)])[0][0].id == point.id
+
+
+def test_the_recall_is_that_of_the_whole_index(place, make_points):
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    store.optimise()
+    cells, z = store.cells, np.stack([point.z for point in points])
+    found = []
+    for i, point in enumerate(points):
+        likeness = z @ point.z
+        likeness[i] = -9
+        best = {points[j].id for j in np.argsort(-likeness)[:10]}
+        probed = in_cells(cells, points, cells.nearest(point.z, cells.probes))
+        found.append(len(best & probed) / 10)
+    assert np.mean(found) == pytest.approx(cells.recall, abs=0.01)
+
+
+def test_every_process_has_the_same_cells_and_numbers_what_it_writes(place, make_points):
+    first, points = place.store(), make_points(300)
+    first.upsert(points[:200])
+    first.optimise()
+    second = place.store()
+    assert second.cells.key == first.cells.key
+    assert second.cells.centroids.tolist() == first.cells.centroids.tolist()
+    second.upsert(points[200:])
+    assert place.unnumbered(first) == 0
+    right(first, points)
+    right(second, points)
+
+
+def test_the_radius_is_kept_beside_cells(place, make_points):
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    store.optimise()
+    cells = store.cells
+    for point in points[::50]:
+        some = cells.nearest(point.z, 2)
+        code = point.code.tobytes()
+        where = Filter(coarse=Coarse(some, code, 7, cells.key))
+        within = {one.id for one in points if hamming(one.code, point.code) <= 7}
+        found = ids(store.scroll(where))
+        assert within | in_cells(cells, points, some) <= found < ids(points)
+        everything = replace(where, coarse=Coarse(some, code, 64, cells.key))
+        assert store.count(everything) == 300
+
+
+def test_what_a_writer_adds_that_does_not_know_the_cells_is_found(place, make_points):
+    writer, reader, points = place.store(), place.store(), make_points(300)
+    reader.upsert(points[:200])
+    reader.optimise()
+    assert writer.cells is None  # it looked less than a minute ago
+    writer.upsert(points[200:])
+    writer.upsert(points[:20])  # replaces what had numbers
+    assert place.unnumbered(reader) == 120
+    right(reader, points)
+    reader.optimise()
+    assert place.unnumbered(reader) == 0
+    right(reader, points)
+    place.now += 61
+    assert writer.cells.key == reader.cells.key
+
+
+def test_a_reader_that_knows_former_cells_misses_nothing(place, make_points):
+    reader, writer, points = place.store(), place.store(), make_points(900)
+    writer.upsert(points[:200])
+    writer.optimise()
+    place.now += 61
+    former = reader.cells
+    writer.upsert(points[200:])
+    writer.optimise()
+    assert writer.cells.outgrown(900) is False
+    assert writer.cells.key != former.key == reader.cells.key
+    right(reader, points)
+    # While the former numbers are there, it does not compare everything.
+    assert reader.count(near(former, points[0], 2)) < 900
+    right(writer, points)
+    place.now += 30
+    writer.optimise()
+    assert reader.count(near(former, points[0], 2)) < 900
+    place.now += 31
+    assert reader.cells.key == writer.cells.key
+    right(reader, points)
+
+
+@pytest.mark.parametrize("face", ["rest", "grpc"])
+def test_numbers_of_former_cells_go_when_nobody_should_know_them(
+    face, collection, make_points, monkeypatch
+):
+    monkeypatch.setattr(server_cells, "LEAST_POINTS", LEAST)
+    with reached(face) as server:
+        place, points = Place(server.connection, collection), make_points(900)
+        store = place.store()
+        store.upsert(points[:200])
+        store.optimise()
+        former = cell_field(store.cells.key)
+        store.upsert(points[200:])
+        store.optimise()
+        fields = {former, cell_field(store.cells.key)}
+        assert fields <= set(server.engine.indexes["precedent"])
+        place.now += 601
+        store.optimise()
+        assert former not in server.engine.indexes["precedent"]
+        records, _ = place.connection().client.scroll("precedent", limit=900)
+        assert {key for one in records for key in one.payload if key in fields} == fields - {former}
+        right(store, points)
+
+
+def test_another_profile_makes_cells_anew(place, make_points):
+    store, points = place.store(), make_points(300)
+    store.upsert(points[:150])
+    store.optimise()
+    former = store.cells
+    store.upsert(points[150:])
+    store.optimise()
+    assert store.cells.key == former.key
+    store.arrange(store.profile)
+    assert store.cells.key != former.key
+    assert store.cells.points == 300
+    assert place.unnumbered(store) == 0
+    right(store, points)
+
+
+def test_centroids_that_are_others_are_not_used(place, make_points):
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    store.optimise()
+    client = place.connection().client
+    client.upsert(
+        f"{store.name}-cells-a", [models.PointStruct(id=3, vector=points[0].z.tolist())]
+    )
+    reader = place.store()
+    assert reader.cells is None
+    assert reader.count(ALL) == 300
+    reader.optimise()
+    assert reader.cells is not None
+    right(reader, points)
+    right(store, points)
+
+
+def test_without_the_centroids_searches_go_on(place, make_points, caplog):
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    store.optimise()
+    place.connection().client.delete_collection(f"{store.name}-cells-a")
+    reader = place.store()
+    with caplog.at_level(logging.WARNING):
+        assert reader.cells is None
+    assert "cannot be read, searches do without" in caplog.text
+    reader.upsert(points[:5])
+    right(reader, points)
+
+
+def test_a_foreign_collection_with_the_name_of_a_side_is_left_alone(place, make_points, caplog):
+    store, client = place.store(), place.connection().client
+    theirs = f"{store.name}-cells-a"
+    client.create_collection(theirs, vectors_config=models.VectorParams(size=16, distance="Dot"))
+    store.upsert(make_points(200))
+    with caplog.at_level(logging.WARNING):
+        store.optimise()
+    assert f"{theirs!r}" in caplog.text
+    assert "rename or delete it" in caplog.text
+    assert store.cells is None
+    assert client.count(theirs).count == 0
+    with pytest.raises(StoreError, match="was made by something else"):
+        store.arrange(store.profile)
+
+
+def test_dropping_an_index_drops_the_centroids(place, make_points):
+    first, points = place.store(), make_points(300)
+    first.upsert(points)
+    first.optimise()
+    connection = place.connection()
+    other = ServerStore.create_beside(place.connection(), OTHER, first.profile)
+    other.upsert(points)
+    other.optimise()
+    assert f"{other.name}-cells-a" in place.names()
+    assert beside(connection) == [other.name]
+    other.put_in_force()
+    assert beside(connection) == [first.name]
+    drop(connection, first.name)
+    left = {name for name in place.names() if name.startswith(first.name)}
+    assert left == set()
+    assert ServerStore.open(place.connection(), OTHER).cells.key == other.cells.key
+
+
+# Interruptions
+
+
+class Killed(BaseException):
+    """What ends a process; nothing handles it."""
+
+
+class Dying:
+    """A client whose process ends instead of its request after so many."""
+
+    def __init__(self, client: Any, requests: int) -> None:
+        self._client, self.left = client, requests
+
+    def __getattr__(self, name: str) -> Any:
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            return getattr(self._client, name)(*args, **kwargs)
+
+        return asked
+
+
+def dying_store(place: Place, requests: int) -> tuple[ServerStore, Dying]:
+    connection = place.connection()
+    dying = Dying(connection.client, 10**9)
+    connection.client = dying
+    store = ServerStore.create(connection, place.collection)
+    dying.left = requests
+    return store, dying
+
+
+def test_killed_at_any_step_a_retraining_leaves_every_search_right(
+    memory, make_points, monkeypatch
+):
+    monkeypatch.setattr(server_cells, "_UPDATED_AT_ONCE", 300)
+    monkeypatch.setattr(server_cells, "_HELD", 300)
+    points, step, keys = make_points(520), 0, set()
+    while True:
+        store = memory.store()
+        store.delete(ALL)
+        store.upsert(points[:130])
+        store.arrange(store.profile)
+        memory.now += 601
+        store.upsert(points[130:])
+        store, dying = dying_store(memory, step)
+        try:
+            store.optimise()
+            memory.now += 601
+            store.optimise()
+        except Killed:
+            pass
+        memory.now += 61
+        reader = memory.store()
+        keys.add(reader.cells.key)
+        right(reader, points)
+        reader.upsert(points[:10])
+        right(reader, points)
+        reader.optimise()
+        assert reader.cells.points == 520
+        assert memory.unnumbered(reader) == 0
+        right(reader, points)
+        if dying.left:
+            break
+        step += 1
+    assert step > 20
+    assert len(keys) == 2  # the former cells, or the new ones
+
+
+def test_two_that_make_cells_at_once_do_each_other_no_harm(place, make_points):
+    points, first, second = make_points(400), place.store(), place.store()
+    first.upsert(points)
+    both, failed = threading.Barrier(2), []
+
+    def optimise(store: ServerStore, more) -> None:
+        try:
+            both.wait()
+            store.upsert(more)
+            store.optimise()
+        except BaseException as error:
+            failed.append(error)
+
+    shares = ((first, points[:200]), (second, points[200:]))
+    threads = [threading.Thread(target=optimise, args=share) for share in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    for store in (first, second):
+        right(store, points)
+    place.now += 61
+    first.optimise()
+    assert place.unnumbered(first) == 0
+    for store in (first, second, place.store()):
+        right(store, points)
+        assert store.cells.key == first.cells.key
+
+
+def test_one_that_cleans_up_while_another_makes_cells_costs_it_no_number(memory, make_points):
+    points, maker, cleaner = make_points(600), memory.store(), memory.store()
+    maker.upsert(points[:130])
+    maker.optimise()
+    memory.now += 601
+    maker.upsert(points[130:])
+    # The other one removes the new numbers just before they come into force.
+    connection = memory.connection()
+    switched = connection.client.update_collection
+
+    def switch(name: str, **changes: Any) -> bool:
+        connection.client.delete_payload(name, ["cell_" + new[0]], models.Filter())
+        return switched(name, **changes)
+
+    new: list[str] = []
+    maker._cells._client = _Replaced(connection.client, switch, new)  # noqa: SLF001
+    maker.optimise()
+    assert new == [maker.cells.key]
+    assert memory.unnumbered(maker) == 0
+    memory.now += 61
+    right(maker, points)
+    right(cleaner, points)
+
+
+class _Replaced:
+    """A client with another ``update_collection``; notes the key of cells before it is called."""
+
+    def __init__(self, client: Any, switch: Callable[..., bool], new: list[str]) -> None:
+        self._client, self._switch, self._new = client, switch, new
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def update_collection(self, name: str, *, metadata: dict[str, Any]) -> bool:
+        self._new.append(metadata["precedent_cells"]["key"])
+        return self._switch(name, metadata=metadata)
