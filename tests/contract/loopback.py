@@ -446,7 +446,7 @@ class _Points(_Face, grpc.PointsServicer):
                 with_vector=GrpcToRest.convert_with_vectors_selector(request.with_vectors),
             )
             records = engine.retrieve(request.collection_name, wanted)
-            return grpc.GetResponse(result=map(RestToGrpc.convert_record, records))
+            return grpc.GetResponse(result=map(_record, records))
 
     def Count(self, request, context):  # noqa: N802
         with self._working("count", context) as engine:
@@ -475,7 +475,7 @@ class _Points(_Face, grpc.PointsServicer):
             found = engine.scroll(request.collection_name, wanted)
             following = found.next_page_offset
             return grpc.ScrollResponse(
-                result=map(RestToGrpc.convert_record, found.points),
+                result=map(_record, found.points),
                 next_page_offset=following and RestToGrpc.convert_extended_point_id(following),
             )
 
@@ -489,6 +489,10 @@ class _Points(_Face, grpc.PointsServicer):
                     for answer in answers
                 ]
             )
+
+
+def _record(record: models.Record) -> grpc.RetrievedPoint:
+    return RestToGrpc.convert_record(record.model_copy(update={"payload": record.payload or {}}))
 
 
 def _filter(request: Any) -> models.Filter | None:

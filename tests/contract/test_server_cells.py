@@ -14,6 +14,8 @@ from reached import reached
 
 from engine.codes import hamming
 from engine.errors import StoreError
+from engine.search import ladder
+from engine.settings import SearchSettings
 from engine.store import server_cells
 from engine.store.base import Coarse, Collection, Filter, Match, Nearest
 from engine.store.connection import Connection
@@ -200,22 +202,22 @@ def test_what_a_writer_adds_that_does_not_know_the_cells_is_found(place, make_po
 
 
 def test_a_reader_that_knows_former_cells_misses_nothing(place, make_points):
-    reader, writer, points = place.store(), place.store(), make_points(900)
-    writer.upsert(points[:200])
+    reader, writer, points = place.store(), place.store(), make_points(520)
+    writer.upsert(points[:130])
     writer.optimise()
     place.now += 61
     former = reader.cells
-    writer.upsert(points[200:])
+    writer.upsert(points[130:])
     writer.optimise()
-    assert writer.cells.outgrown(900) is False
+    assert writer.cells.outgrown(520) is False
     assert writer.cells.key != former.key == reader.cells.key
     right(reader, points)
     # While the former numbers are there, it does not compare everything.
-    assert reader.count(near(former, points[0], 2)) < 900
+    assert reader.count(near(former, points[0], 2)) < 520
     right(writer, points)
     place.now += 30
     writer.optimise()
-    assert reader.count(near(former, points[0], 2)) < 900
+    assert reader.count(near(former, points[0], 2)) < 520
     place.now += 31
     assert reader.cells.key == writer.cells.key
     right(reader, points)
@@ -227,19 +229,19 @@ def test_numbers_of_former_cells_go_when_nobody_should_know_them(
 ):
     monkeypatch.setattr(server_cells, "LEAST_POINTS", LEAST)
     with reached(face) as server:
-        place, points = Place(server.connection, collection), make_points(900)
+        place, points = Place(server.connection, collection), make_points(520)
         store = place.store()
-        store.upsert(points[:200])
+        store.upsert(points[:130])
         store.optimise()
         former = cell_field(store.cells.key)
-        store.upsert(points[200:])
+        store.upsert(points[130:])
         store.optimise()
         fields = {former, cell_field(store.cells.key)}
         assert fields <= set(server.engine.indexes["precedent"])
         place.now += 601
         store.optimise()
         assert former not in server.engine.indexes["precedent"]
-        records, _ = place.connection().client.scroll("precedent", limit=900)
+        records, _ = place.connection().client.scroll("precedent", limit=520)
         assert {key for one in records for key in one.payload if key in fields} == fields - {former}
         right(store, points)
 
@@ -264,9 +266,7 @@ def test_centroids_that_are_others_are_not_used(place, make_points):
     store.upsert(points)
     store.optimise()
     client = place.connection().client
-    client.upsert(
-        f"{store.name}-cells-a", [models.PointStruct(id=3, vector=points[0].z.tolist())]
-    )
+    client.upsert(f"{store.name}-cells-a", [models.PointStruct(id=3, vector=points[0].z.tolist())])
     reader = place.store()
     assert reader.cells is None
     assert reader.count(ALL) == 300
@@ -354,19 +354,22 @@ def dying_store(place: Place, requests: int) -> tuple[ServerStore, Dying]:
     return store, dying
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_a_retraining_leaves_every_search_right(
     memory, make_points, monkeypatch
 ):
-    monkeypatch.setattr(server_cells, "_UPDATED_AT_ONCE", 300)
-    monkeypatch.setattr(server_cells, "_HELD", 300)
-    points, step, keys = make_points(520), 0, set()
+    monkeypatch.setattr(server_cells, "LEAST_POINTS", 40)
+    monkeypatch.setattr(server_cells, "_READ_AT_ONCE", 100)
+    monkeypatch.setattr(server_cells, "_UPDATED_AT_ONCE", 100)
+    monkeypatch.setattr(server_cells, "_HELD", 100)
+    points, step, seen = make_points(185), 0, set()
     while True:
         store = memory.store()
         store.delete(ALL)
-        store.upsert(points[:130])
+        store.upsert(points[:45])
         store.arrange(store.profile)
         memory.now += 601
-        store.upsert(points[130:])
+        store.upsert(points[45:])
         store, dying = dying_store(memory, step)
         try:
             store.optimise()
@@ -376,19 +379,19 @@ def test_killed_at_any_step_a_retraining_leaves_every_search_right(
             pass
         memory.now += 61
         reader = memory.store()
-        keys.add(reader.cells.key)
+        seen.add(reader.cells.points)
         right(reader, points)
         reader.upsert(points[:10])
         right(reader, points)
         reader.optimise()
-        assert reader.cells.points == 520
+        assert reader.cells.points == 185
         assert memory.unnumbered(reader) == 0
         right(reader, points)
         if dying.left:
             break
         step += 1
     assert step > 20
-    assert len(keys) == 2  # the former cells, or the new ones
+    assert seen == {45, 185}  # the former cells, or the new ones
 
 
 def test_two_that_make_cells_at_once_do_each_other_no_harm(place, make_points):
@@ -422,38 +425,58 @@ def test_two_that_make_cells_at_once_do_each_other_no_harm(place, make_points):
 
 
 def test_one_that_cleans_up_while_another_makes_cells_costs_it_no_number(memory, make_points):
-    points, maker, cleaner = make_points(600), memory.store(), memory.store()
-    maker.upsert(points[:130])
-    maker.optimise()
-    memory.now += 601
-    maker.upsert(points[130:])
-    # The other one removes the new numbers just before they come into force.
+    points, first = make_points(600), memory.store()
+    first.upsert(points[:130])
+    first.optimise()
+    first.upsert(points[130:])
     connection = memory.connection()
-    switched = connection.client.update_collection
-
-    def switch(name: str, **changes: Any) -> bool:
-        connection.client.delete_payload(name, ["cell_" + new[0]], models.Filter())
-        return switched(name, **changes)
-
-    new: list[str] = []
-    maker._cells._client = _Replaced(connection.client, switch, new)  # noqa: SLF001
+    cleaned = _CleanedUp(connection.client)
+    connection.client = cleaned
+    maker = ServerStore.create(connection, memory.collection)
     maker.optimise()
-    assert new == [maker.cells.key]
+    assert cleaned.keys == [maker.cells.key]
     assert memory.unnumbered(maker) == 0
     memory.now += 61
     right(maker, points)
-    right(cleaner, points)
+    right(first, points)
 
 
-class _Replaced:
-    """A client with another ``update_collection``; notes the key of cells before it is called."""
+class _CleanedUp:
+    """A client; just before cells come into force, somebody else removes their numbers."""
 
-    def __init__(self, client: Any, switch: Callable[..., bool], new: list[str]) -> None:
-        self._client, self._switch, self._new = client, switch, new
+    def __init__(self, client: Any) -> None:
+        self._client, self.keys = client, []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     def update_collection(self, name: str, *, metadata: dict[str, Any]) -> bool:
-        self._new.append(metadata["precedent_cells"]["key"])
-        return self._switch(name, metadata=metadata)
+        key = metadata["precedent_cells"]["key"]
+        self.keys.append(key)
+        self._client.delete_payload(name, [cell_field(key)], models.Filter())
+        return self._client.update_collection(name, metadata=metadata)
+
+
+# Through the ladder
+
+
+def test_a_search_climbs_to_the_cells(place, make_points, monkeypatch):
+    monkeypatch.setattr(ladder, "_FEW", 10)
+    monkeypatch.setattr(ladder, "_PASSING", 20)
+    store, points = place.store(), make_points(300)
+    store.upsert(points)
+    settings = SearchSettings(coarse="cells")
+
+    def taken(point, **changes):
+        return ladder.climb(store, point.z, point.code, ALL, 5, settings, **changes)
+
+    assert taken(points[7]).rung.name != "cells"
+    store.optimise()
+    monkeypatch.setattr(ladder, "_LARGEST_SHARE", 1.0)
+    found = taken(points[7])
+    assert found.rung.name == "cells"
+    assert found.size.count == store.count(near(store.cells, points[7], found.rung.cells)) < 300
+    promised = taken(points[7], within=5)
+    within = {one.id for one in points if hamming(one.code, points[7].code) <= 5}
+    assert (promised.rung.radius, promised.rung.cells) == (5, store.cells.probes)
+    assert within <= ids(store.scroll(promised.where))

@@ -113,6 +113,37 @@ def test_several_questions_are_one_request(server, collection, make_points):
     assert server.engine.asked.count("query") == 1
 
 
+def test_what_is_included_and_excluded_is_excluded(server, collection, make_points, passes):
+    store, points = server.create(collection), make_points(60)
+    store.upsert(points)
+    ct, labelled = Match("modality", ("CT",)), Match("labels", ("a", "b"))
+    near = Coarse(code=points[3].code.tobytes(), radius=3)
+    for where in (
+        Filter((ct,), (ct,)),
+        Filter((ct, labelled), (labelled,)),
+        Filter((Ids((points[3].id,)),), (Ids((points[3].id,)),), near),
+    ):
+        assert store.count(where) == 0
+        assert list(store.scroll(where)) == []
+        assert store.query([Nearest(points[3].z, where, 5)]) == [[]]
+        assert store.facets(["modality"], where, 5) == {"modality": {}}
+        assert store.delete(where) == 0
+    assert store.count(ALL) == 60
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(3, 128), (40, 160)])
+def test_counts_by_value_are_asked_for_as_shards_can_answer(
+    server, collection, make_points, limit, asked
+):
+    store = server.create(collection)
+    store.upsert(make_points(600))
+    for where in (ALL, Filter((Match("burned_in", (True,)),))):
+        assert len(store.facets(["study"], where, limit)["study"]) == limit
+        # Each shard names its own most frequent values when it is to count exactly.
+        assert server.engine.faceted[-1].exact is False
+        assert server.engine.faceted[-1].limit == asked
+
+
 # How the collection is laid out
 
 
