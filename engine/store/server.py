@@ -144,7 +144,8 @@ class ServerStore:
         meanwhile.
 
         Raises:
-            StoreError: the server has not finished after six hours; it goes on by itself.
+            StoreError: the server has not finished after six hours; it goes on by itself. Or it
+                refused to have cells made; the profile is changed, and searches are right.
         """
         self._connection.ask(
             self._client.update_collection,

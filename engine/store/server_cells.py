@@ -29,6 +29,7 @@ from engine.store.base import PARTS, Collection, Filter, Part
 from engine.store.cells import LEAST_POINTS, NEIGHBOURS, Cells, sample_size, trained_on_sample
 from engine.store.connection import Connection
 from engine.store.payload import CELL_PREFIX, FieldKind, cell_field
+from engine.store.server_centroids import read_centroids, write_centroids
 from engine.store.server_filter import translated
 from engine.store.server_layout import (
     SIDES,
@@ -36,7 +37,6 @@ from engine.store.server_layout import (
     field_index,
     note_cells,
     noted_cells,
-    side_name,
 )
 
 __all__ = ["ServerCells"]
@@ -53,8 +53,6 @@ _HELD = 65_536
 """Points whose numbers are written together, cell by cell."""
 _UPDATED_AT_ONCE = 4096
 _QUERIES_AT_ONCE = 16
-_OWNER = "precedent_cells_of"
-"""In the metadata of a collection with centroids: whose they are."""
 
 
 class ServerCells:
@@ -138,7 +136,7 @@ class ServerCells:
             if noted is None:
                 return None
             try:
-                centroids = self._centroids(noted)
+                centroids = read_centroids(self._connection, self._name, noted)
             except StoreError as error:
                 logger.warning(
                     "the cells of collection %r cannot be read, searches do without: %s",
@@ -162,22 +160,6 @@ class ServerCells:
                 self._look()
         return None
 
-    def _centroids(self, noted: CellsNoted) -> NDArray[np.float32] | None:
-        """float32 (C, D); None = the collection beside has fewer."""
-        found: dict[Any, Any] = {}
-        for start in range(0, noted.count, _READ_AT_ONCE):
-            records = self._connection.ask(
-                self._client.retrieve,
-                side_name(self._name, noted.side),
-                ids=list(range(start, min(noted.count, start + _READ_AT_ONCE))),
-                with_payload=False,
-                with_vectors=True,
-            )
-            found |= {record.id: record.vector for record in records}
-        if len(found) < noted.count:
-            return None
-        return np.array([found[i] for i in range(noted.count)], np.float32)
-
     # Making
 
     def _made(self, points: int) -> Cells:
@@ -185,7 +167,7 @@ class ServerCells:
         cells = self._trained(points)
         former = self._noted
         side = SIDES[0] if former is None or former.side != SIDES[0] else SIDES[1]
-        self._write(side_name(self._name, side), cells.centroids)
+        write_centroids(self._connection, self._name, side, cells.centroids)
         self._make_index(cells.key)
         self._number(cells)
         noted = CellsNoted(
@@ -251,46 +233,6 @@ class ServerCells:
             self._client.query_batch_points, self._name, requests=requests
         )
         return [answer.points for answer in answers]
-
-    def _write(self, side: str, centroids: NDArray[np.float32]) -> None:
-        """Writes the centroids, over those of former cells that this side has."""
-        ask, client = self._connection.ask, self._client
-        if not ask(client.collection_exists, side):
-            self._create(side, centroids.shape[1])
-        metadata = ask(client.get_collection, side).config.metadata or {}
-        if metadata.get(_OWNER) != self._name:
-            raise StoreError(
-                f"collection {side!r} on {self._connection.server} is to keep the cells of "
-                f"{self._name!r}, and was made by something else; rename or delete it"
-            )
-        for start in range(0, len(centroids), _WRITE_AT_ONCE):
-            some = centroids[start : start + _WRITE_AT_ONCE]
-            points = [
-                models.PointStruct(id=start + i, vector=one.tolist()) for i, one in enumerate(some)
-            ]
-            ask(client.upsert, side, points=points, wait=True)
-
-    def _create(self, side: str, dim: int) -> None:
-        ask, client = self._connection.ask, self._client
-        try:
-            ask(
-                client.create_collection,
-                side,
-                vectors_config=models.VectorParams(
-                    size=dim,
-                    # Cosine would change their length, and so their key.
-                    distance=models.Distance.DOT,
-                    on_disk=True,
-                    hnsw_config=models.HnswConfigDiff(m=0),
-                ),
-                shard_number=1,
-                replication_factor=self._connection.settings.replication_factor,
-                metadata={_OWNER: self._name},
-            )
-        except StoreError:
-            # It exists if another process created it, or an attempt whose answer was lost.
-            if not ask(client.collection_exists, side):
-                raise
 
     def _make_index(self, key: str) -> None:
         field = cell_field(key)

@@ -17,14 +17,13 @@ from engine.store.arrangement import VECTOR
 from engine.store.base import SECOND, Collection, Profile
 from engine.store.connection import Connection
 from engine.store.payload import schema
+from engine.store.server_centroids import drop_centroids
 from engine.store.server_layout import (
-    SIDES,
     Noted,
     field_index,
     note,
     noted,
     own_name,
-    side_name,
     vectors,
 )
 
@@ -169,9 +168,8 @@ def drop(connection: Connection, name: str) -> None:
             "again what there is to remove"
         )
     # The collection last: as long as it is there, it can be dropped again.
-    for one in (*(side_name(name, side) for side in SIDES), name):
-        if _exists(connection, one):
-            connection.ask(connection.client.delete_collection, one)
+    drop_centroids(connection, name)
+    connection.ask(connection.client.delete_collection, name)
 
 
 def _completed(connection: Connection, name: str, wanted: Collection, profile: Profile) -> Found:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge as qdrant
 from backends import BACKENDS, Memory, Server
 from qdrant_client import models
 from reached import reached
@@ -38,12 +39,18 @@ class Place:
 
     def __init__(self, connected: Callable[[], Connection], collection: Collection) -> None:
         self._connected, self.collection = connected, collection
+        self._clients: list[Any] = []
         self.now = 0.0
 
     def connection(self) -> Connection:
         made = self._connected()
         made.clock = lambda: self.now
+        self._clients.append(made.client)
         return made
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
 
     def store(self) -> ServerStore:
         return ServerStore.create(self.connection(), self.collection)
@@ -70,7 +77,9 @@ def place(request, tmp_path, collection, monkeypatch) -> Iterator[Place]:
             yield Place(server.connection, collection)
     else:
         backend: Any = next(one for one in BACKENDS if one.name == request.param)
-        yield Place(lambda: backend.connection(tmp_path), collection)
+        made = Place(lambda: backend.connection(tmp_path), collection)
+        yield made
+        made.close()
 
 
 @pytest.fixture
@@ -86,9 +95,24 @@ def ids(points) -> set[str]:
 
 
 def in_cells(cells, points, numbers) -> set[str]:
-    """Ids of the points that lie in these cells, by comparing with every centroid."""
-    nearest = (np.stack([point.z for point in points]) @ cells.centroids.T).argmax(axis=1)
-    return {point.id for point, cell in zip(points, nearest, strict=True) if cell in numbers}
+    """Ids of the points that lie in these cells, by comparing with every centroid; without those
+    that rounding to float16 might move to another cell."""
+    z = np.stack([point.z for point in points])
+    unsure = doubtful(cells, points)
+    best = np.argsort(-(z @ cells.centroids.T), axis=1)[:, 0]
+    return {
+        point.id
+        for point, cell in zip(points, best, strict=True)
+        if cell in numbers and point.id not in unsure
+    }
+
+
+def doubtful(cells, points) -> frozenset[str]:
+    """Ids of the points that are nearly as close to another cell."""
+    likeness = np.sort(np.stack([point.z for point in points]) @ cells.centroids.T, axis=1)
+    return frozenset(
+        point.id for point, row in zip(points, likeness, strict=True) if row[-1] - row[-2] < 2e-3
+    )
 
 
 def near(cells, point, count: int | None = None) -> Filter:
@@ -132,11 +156,12 @@ def test_a_search_looks_into_the_cells_that_are_asked_for(place, make_points):
     for point in points[::60]:
         where = near(cells, point, 3)
         expected = in_cells(cells, points, where.coarse.cells)
-        assert ids(store.scroll(where)) == expected
-        assert store.count(where) == len(expected) < 300
+        found = ids(store.scroll(where))
+        assert expected <= found <= expected | doubtful(cells, points)
+        assert store.count(where) == len(found) < 300
         labelled = replace(where, must=(Match("labels", ("a",)),))
         assert ids(store.scroll(labelled)) == {
-            one.id for one in points if one.id in expected and "a" in one.record.labels
+            one.id for one in points if one.id in found and "a" in one.record.labels
         }
         assert store.query([Nearest(point.z, where, 1)])[0][0].id == point.id
 
@@ -153,7 +178,7 @@ def test_the_recall_is_that_of_the_whole_index(place, make_points):
         best = {points[j].id for j in np.argsort(-likeness)[:10]}
         probed = in_cells(cells, points, cells.nearest(point.z, cells.probes))
         found.append(len(best & probed) / 10)
-    assert np.mean(found) == pytest.approx(cells.recall, abs=0.01)
+    assert np.mean(found) == pytest.approx(cells.recall, abs=0.03)
 
 
 def test_every_process_has_the_same_cells_and_numbers_what_it_writes(place, make_points):
@@ -455,6 +480,43 @@ class _CleanedUp:
         self.keys.append(key)
         self._client.delete_payload(name, [cell_field(key)], models.Filter())
         return self._client.update_collection(name, metadata=metadata)
+
+
+# What is relied on, in the engine of the server
+
+
+def test_the_engine_finds_by_cell_and_by_none(tmp_path):
+    shard = qdrant.EdgeShard.create(
+        str(tmp_path),
+        qdrant.EdgeConfig(vectors={"z": qdrant.EdgeVectorParams(2, qdrant.Distance.Dot)}),
+    )
+    index = qdrant.IntegerIndexParams(lookup=True, range=True, is_principal=True)
+    shard.update(qdrant.UpdateOperation.create_field_index("cell_a", index))
+    points = [
+        qdrant.Point(i, {"z": [1.0, float(i)]}, {} if i % 5 == 0 else {"cell_a": i % 7})
+        for i in range(200)
+    ]
+    shard.update(qdrant.UpdateOperation.upsert_points(points))
+    shard.optimize()
+
+    def found(**conditions: Any) -> set[int]:
+        request = qdrant.ScrollRequest(limit=200, filter=qdrant.Filter(**conditions))
+        return {record.id for record in shard.scroll(request)[0]}
+
+    near = [
+        qdrant.FieldCondition("cell_a", match=qdrant.MatchAny([2, 3])),
+        qdrant.IsEmptyCondition("cell_a"),
+    ]
+    expected = {i for i in range(200) if i % 5 == 0 or i % 7 in (2, 3)}
+    one = qdrant.HasIdCondition({5, 6, 9})
+    assert found(should=near) == expected
+    assert found(should=near, must=[one]) == {5, 9}
+    assert found(should=near, must=[qdrant.Filter(must_not=[one])]) == expected - {5, 9}
+    assert found(should=near, must=[one, qdrant.Filter(must_not=[one])]) == set()
+    # Numbers of other cells are none of these.
+    other = qdrant.IsEmptyCondition("cell_b")
+    assert found(should=[other]) == set(range(200))
+    shard.close()
 
 
 # Through the ladder
