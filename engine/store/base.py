@@ -76,8 +76,8 @@ class Coarse:
     """The coarse filter (engine/search/ladder.py): which points are candidates.
 
     A point is one when it lies in one of ``cells``, or when its code differs from ``code`` in at
-    most ``radius`` bits. No point within the radius is missed; a store that looks codes up by their
-    bands lets further points pass.
+    most ``radius`` bits. None of these is missed. A store that looks codes up by their bands lets
+    further points pass, and so does one that does not know yet in which cell a point lies.
 
     cells: numbers of cells of the store's :attr:`VectorStore.cells`.
     code: a packed code, B/8 bytes. radius: in bits; None = codes are not looked at.
@@ -202,7 +202,8 @@ class VectorStore(Protocol):
         ...
 
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile and rebuilds the vector index; returns when that is done."""
+        """Changes the profile, rebuilds the vector index and makes cells anew; returns when that is
+        done."""
         ...
 
     def upsert(self, points: Sequence[Point]) -> None:
@@ -214,7 +215,8 @@ class VectorStore(Protocol):
         ...
 
     def optimise(self) -> None:
-        """Lets the store optimise its segments after bulk writes."""
+        """Lets the store optimise its segments, and make cells or bring them up to date, after bulk
+        writes."""
         ...
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:

@@ -7,6 +7,7 @@ cells that takes is measured on the index itself.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.codes import hamming
 
-__all__ = ["LEAST_POINTS", "Cells", "trained"]
+__all__ = ["LEAST_POINTS", "NEIGHBOURS", "Cells", "sample_size", "trained", "trained_on_sample"]
 
 LEAST_POINTS = 10_000
 """Fewer points are compared whole: that takes no longer than to choose among them."""
@@ -26,7 +27,8 @@ _SAMPLE_PER_CELL = 20
 _ROUNDS = 6
 _QUERIES = 128
 """Points that are searched for to measure recall."""
-_NEIGHBOURS = 10
+NEIGHBOURS = 10
+"""As many most similar points are to be found when recall is measured."""
 _CODE_CANDIDATES, _CODE_SHARE = 1000, 0.0075
 """As many candidates as a search by code has by default (engine/settings.py)."""
 _RECALL = 0.995
@@ -90,16 +92,57 @@ def trained(
         model: fingerprint of their model.
     """
     rng = np.random.default_rng(0)
-    count = max(1, min(len(rows), round(_PER_ROOT * sqrt(len(rows)))))
-    sample = np.sort(rng.choice(rows, min(len(rows), _SAMPLE_PER_CELL * count), replace=False))
+    count = _count_for(len(rows))
+    sample = np.sort(rng.choice(rows, min(len(rows), sample_size(len(rows))), replace=False))
     centroids = _spherical_kmeans(np.asarray(z[sample]), count, rng)
     cell = np.empty(len(rows), np.uint32)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         cell[part] = _assigned(z[rows[part]], centroids)
+    if len(rows) <= NEIGHBOURS:
+        return Cells(centroids, model, len(rows), 1, 1.0, 1.0), cell
     asked = np.sort(rng.choice(len(rows), min(len(rows), _QUERIES), replace=False))
-    probes, recall, code_recall = _measured(z, codes, rows, cell, centroids, asked)
+    queries, codes = z[rows[asked]], codes[rows]
+    near = _nearest_others(z, rows, queries, asked)
+    probes, recall = _measured(queries, cell[near], centroids)
+    code_recall = _measured_by_code(codes[asked], codes[near], codes, len(rows))
     return Cells(centroids, model, len(rows), probes, recall, code_recall), cell
+
+
+def trained_on_sample(
+    z: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    points: int,
+    model: str,
+    neighbours: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.uint8]]],
+) -> Cells:
+    """The cells of an index of which only a sample is at hand.
+
+    Args:
+        z: float32 (S, D), unit length, and codes: uint8 (S, B/8), packed: those of a sample of
+            about :func:`sample_size` points, more than ten.
+        points: how many the index has.
+        model: fingerprint of their model.
+        neighbours: for rows of the sample, int64 (Q,), the ten other points of the whole index that
+            are most similar to each: their vectors, float32 (Q, 10, D), and codes, (Q, 10, B/8).
+    """
+    rng = np.random.default_rng(0)
+    centroids = _spherical_kmeans(z, min(len(z), _count_for(points)), rng)
+    asked = np.sort(rng.choice(len(z), min(len(z), _QUERIES), replace=False))
+    near_z, near_codes = neighbours(asked)
+    cell = _assigned(near_z.reshape(-1, z.shape[1]), centroids).reshape(near_z.shape[:2])
+    probes, recall = _measured(z[asked], cell, centroids)
+    code_recall = _measured_by_code(codes[asked], near_codes, codes, points)
+    return Cells(centroids, model, points, probes, recall, code_recall)
+
+
+def sample_size(points: int) -> int:
+    """Of how many points the centroids of an index with so many are found."""
+    return _SAMPLE_PER_CELL * _count_for(points)
+
+
+def _count_for(points: int) -> int:
+    return max(1, min(points, round(_PER_ROOT * sqrt(points))))
 
 
 def _spherical_kmeans(
@@ -128,40 +171,43 @@ def _assigned(z: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray
 
 
 def _measured(
-    z: NDArray[np.float32],
-    codes: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    cell: NDArray[np.uint32],
-    centroids: NDArray[np.float32],
-    asked: NDArray[np.int64],
-) -> tuple[int, float, float]:
-    """Cells to look into, and the recall of that many cells and of the nearest codes.
+    queries: NDArray[np.float32], near: NDArray[np.uint32], centroids: NDArray[np.float32]
+) -> tuple[int, float]:
+    """Cells to look into, and the recall of that many.
 
     Args:
-        asked: positions in ``rows`` of the points that are searched for.
+        queries: (Q, D). near: (Q, 10), the cells of the points most similar to each.
     """
-    if len(rows) <= _NEIGHBOURS:
-        return 1, 1.0, 1.0
-    queries = z[rows[asked]]
-    near = _nearest_others(z, rows, queries, asked)
     order = np.argsort(-(queries @ centroids.T), axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(len(centroids))[None], axis=1)
-    within = np.take_along_axis(rank, cell[near].astype(np.int64), axis=1)
+    within = np.take_along_axis(rank, near.astype(np.int64), axis=1)
     found = np.cumsum(np.bincount(within.ravel(), minlength=len(centroids))) / within.size
     probes = int(np.argmax(found >= _RECALL)) + 1
-    candidates = max(_CODE_CANDIDATES, round(_CODE_SHARE * len(rows)))
-    packed, hits = codes[rows], 0.0
-    for position, neighbours in zip(asked, near, strict=True):
-        distance = hamming(packed, packed[position])
-        most = min(candidates, len(distance))
+    return probes, float(found[probes - 1])
+
+
+def _measured_by_code(
+    queries: NDArray[np.uint8], near: NDArray[np.uint8], codes: NDArray[np.uint8], points: int
+) -> float:
+    """The recall of the nearest codes.
+
+    Args:
+        queries: (Q, B/8). near: (Q, 10, B/8), the codes of the points most similar to each.
+        codes: (S, B/8), of all points of the index or of a sample. points: how many it has.
+    """
+    candidates = max(_CODE_CANDIDATES, round(_CODE_SHARE * points))
+    most = max(1, min(len(codes), round(candidates * len(codes) / points)))
+    hits = 0.0
+    for query, neighbours in zip(queries, near, strict=True):
+        distance = hamming(codes, query)
         farthest = np.partition(distance, most - 1)[most - 1]
         nearer = int((distance < farthest).sum())
         # Of those that are equally far, as many as there is room for.
         share = (most - nearer) / int((distance == farthest).sum())
-        there = distance[neighbours]
+        there = hamming(neighbours, query)
         hits += int((there < farthest).sum()) + share * int((there == farthest).sum())
-    return probes, float(found[probes - 1]), hits / within.size
+    return hits / float(near.shape[0] * near.shape[1])
 
 
 def _nearest_others(
@@ -171,16 +217,16 @@ def _nearest_others(
     asked: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Positions in ``rows`` of the ten points most similar to each query, but for itself."""
-    best = np.full((len(queries), _NEIGHBOURS), -np.inf, np.float32)
-    at = np.zeros((len(queries), _NEIGHBOURS), np.int64)
+    best = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
+    at = np.zeros((len(queries), NEIGHBOURS), np.int64)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         likeness = queries @ z[rows[start : start + _ROWS_AT_ONCE]].T
         own = (asked >= start) & (asked < start + likeness.shape[1])
         likeness[own, asked[own] - start] = -np.inf
         likeness = np.concatenate([best, likeness], axis=1)
-        here = np.arange(start, start + likeness.shape[1] - _NEIGHBOURS)
+        here = np.arange(start, start + likeness.shape[1] - NEIGHBOURS)
         places = np.concatenate([at, np.broadcast_to(here, (len(at), len(here)))], axis=1)
-        chosen = np.argpartition(-likeness, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        chosen = np.argpartition(-likeness, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
         best = np.take_along_axis(likeness, chosen, axis=1)
         at = np.take_along_axis(places, chosen, axis=1)
     return at

@@ -112,6 +112,7 @@ class Connection:
         settings: ``collection`` names the collection of a store on this connection, ``attempts``
             is how often a request is sent at most.
         sleep: called with the seconds to wait between two attempts.
+        clock: seconds since 1970.
     """
 
     def __init__(
@@ -120,10 +121,12 @@ class Connection:
         settings: StoreSettings,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.client = client
         self.settings = settings
         self.sleep = sleep
+        self.clock = clock
 
     @property
     def server(self) -> str:

@@ -15,9 +15,11 @@ from engine.store.base import PARTS
 __all__ = [
     "BAND_PREFIX",
     "BUCKET_FIELD",
+    "CELL_PREFIX",
     "FACET_FIELDS",
     "FILTER_FIELDS",
     "FieldKind",
+    "cell_field",
     "from_payload",
     "schema",
     "to_payload",
@@ -28,11 +30,15 @@ BAND_PREFIX = "sch_"
 BUCKET_FIELD = "bucket"
 """The part to which a point belongs, see ``engine.store.base.PARTS``."""
 
+CELL_PREFIX = "cell_"
+
 
 class FieldKind(Enum):
     """How a payload field is indexed."""
 
     TENANT = "tenant"
+    CELL = "cell"
+    """An integer by whose value the points are ordered, so that those of a cell lie together."""
     KEYWORD = "keyword"
     INTEGER = "integer"
     BOOL = "bool"
@@ -68,6 +74,12 @@ def schema(bits: int) -> dict[str, FieldKind]:
     """The indexed payload fields of a collection with codes of ``bits`` bits, with their kinds."""
     looked_up = [BUCKET_FIELD, *(f"{BAND_PREFIX}{j}" for j in range(len(band_widths(bits))))]
     return FILTER_FIELDS | dict.fromkeys(looked_up, FieldKind.LOOKUP)
+
+
+def cell_field(key: str) -> str:
+    """The field with the number of a point's cell, of the cells with this key. Other cells have
+    another field, so that no number is ever taken for one of theirs."""
+    return f"{CELL_PREFIX}{key}"
 
 
 def to_payload(point: Point, model: str) -> dict[str, Any]:

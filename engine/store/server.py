@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 
@@ -13,17 +14,24 @@ from engine.errors import StoreError
 from engine.records import Point
 from engine.store.arrangement import EF, VECTOR, oversampling
 from engine.store.base import Collection, Filter, Nearest, Profile
+from engine.store.cells import Cells
 from engine.store.connection import Connection
-from engine.store.payload import to_payload
+from engine.store.payload import cell_field, to_payload
 from engine.store.points import checked_vector, not_storable, to_hit, to_point
+from engine.store.server_cells import ServerCells
 from engine.store.server_collection import Found, existing, made, made_beside, put_in_force
 from engine.store.server_filter import translated
 from engine.store.server_layout import Noted, note, rearranged
 
 __all__ = ["ServerStore"]
 
+logger = logging.getLogger(__name__)
+
 _UPSERT_AT_ONCE = 256
 _GET_AT_ONCE = 1000
+_FACETED_OF_EACH, _LEAST_FACETED = 4, 128
+"""For each value wanted so many are asked for, and at least the second number: every shard names
+its own most frequent values."""
 _FIRST_LOOK, _LAST_LOOK = 0.5, 60.0
 """Seconds between two polls of the server's state: at first, and at most."""
 _OPTIMISE_SECONDS, _ARRANGE_SECONDS = 600.0, 21_600.0
@@ -46,6 +54,7 @@ class ServerStore:
         self._shown = connection.settings.collection
         self._collection = found.noted.collection
         self._profile = found.noted.profile
+        self._cells = ServerCells(connection, found.name, self._collection, found.noted.cells)
 
     @classmethod
     def create(
@@ -119,8 +128,9 @@ class ServerStore:
         return self._profile
 
     @property
-    def cells(self) -> None:
-        return None
+    def cells(self) -> Cells | None:
+        """They may be a minute old. Read from the server when first asked for."""
+        return self._cells.in_force
 
     @property
     def counts_at_once(self) -> bool:
@@ -130,10 +140,12 @@ class ServerStore:
         return self._profile.graph == "precise" or self._profile.quantised
 
     def arrange(self, profile: Profile) -> None:
-        """Changes the profile and waits for the rebuild; searches go on meanwhile.
+        """Changes the profile, makes the cells anew and waits for the rebuild; searches go on
+        meanwhile.
 
         Raises:
-            StoreError: the server has not finished after six hours; it goes on by itself.
+            StoreError: the server has not finished after six hours; it goes on by itself. Or it
+                refused to have cells made; the profile is changed, and searches are right.
         """
         self._connection.ask(
             self._client.update_collection,
@@ -142,6 +154,7 @@ class ServerStore:
             metadata=note(Noted(self._collection, profile, complete=True)),
         )
         self._profile = profile
+        self._cells.renew(anew=True)
         if not self._green_within(_ARRANGE_SECONDS):
             raise StoreError(
                 f"{self._connection.server} is still rearranging collection {self._shown!r} "
@@ -153,18 +166,36 @@ class ServerStore:
         vectors = [checked_vector(point, self._collection) for point in points]
         for start in range(0, len(points), _UPSERT_AT_ONCE):
             some = slice(start, start + _UPSERT_AT_ONCE)
+            numbers = self._numbers(vectors[some])
             chunk = [
-                self._to_server(point, z)
-                for point, z in zip(points[some], vectors[some], strict=True)
+                self._to_server(point, z, number)
+                for point, z, number in zip(points[some], vectors[some], numbers, strict=True)
             ]
             self._connection.ask(self._client.upsert, self._name, points=chunk, wait=True)
+
+    def _numbers(self, z: Sequence[NDArray[np.float32]]) -> list[dict[str, int]]:
+        """For each vector the field of its payload with the number of its cell, if there are
+        cells."""
+        cells = self.cells
+        if cells is None:
+            return [{} for _ in z]
+        field = cell_field(cells.key)
+        return [{field: int(cell)} for cell in cells.assigned(np.stack(z))]
 
     def flush(self) -> None:
         """Does nothing: ``upsert`` and ``delete`` return only after the server has written the
         change to its write-ahead log and applied it."""
 
     def optimise(self) -> None:
-        """Waits, ten minutes at most, until the server has optimised its segments by itself."""
+        """Brings the cells up to date, and waits, ten minutes at most, until the server has
+        optimised its segments by itself."""
+        try:
+            self._cells.renew()
+        except StoreError as error:
+            # All points are there, and found; the next call tries again.
+            logger.warning(
+                "the cells of collection %r could not be brought up to date: %s", self._name, error
+            )
         self._green_within(_OPTIMISE_SECONDS)
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
@@ -211,13 +242,13 @@ class ServerStore:
             self._name,
             key=field,
             facet_filter=passing,
-            limit=limit,
-            # Without a filter, the payload index has the counts.
-            exact=passing is not None,
+            limit=max(_FACETED_OF_EACH * limit, _LEAST_FACETED),
+            # Exact counts of several shards leave out values that are few in one of them.
+            exact=False,
         )
         # Values of deleted points are listed with a count of 0.
         hits = [(str(hit.value), hit.count) for hit in answer.hits if hit.count]
-        return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0])))
+        return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit])
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
         known = _known_ids(ids)
@@ -301,9 +332,11 @@ class ServerStore:
             waited += pause
         return False
 
-    def _to_server(self, point: Point, z: NDArray[np.float32]) -> models.PointStruct:
+    def _to_server(
+        self, point: Point, z: NDArray[np.float32], number: dict[str, int]
+    ) -> models.PointStruct:
         try:
-            payload = to_payload(point, self._collection.model)
+            payload = to_payload(point, self._collection.model) | number
             json.dumps(payload, ensure_ascii=False).encode()
             return models.PointStruct(
                 id=str(uuid.UUID(point.id)), vector={VECTOR: z.tolist()}, payload=payload

@@ -17,7 +17,15 @@ from engine.store.arrangement import VECTOR
 from engine.store.base import SECOND, Collection, Profile
 from engine.store.connection import Connection
 from engine.store.payload import schema
-from engine.store.server_layout import Noted, field_index, note, noted, own_name, vectors
+from engine.store.server_centroids import drop_centroids
+from engine.store.server_layout import (
+    Noted,
+    field_index,
+    note,
+    noted,
+    own_name,
+    vectors,
+)
 
 __all__ = ["Found", "beside", "drop", "existing", "in_force", "made", "made_beside", "put_in_force"]
 
@@ -149,7 +157,7 @@ def beside(connection: Connection) -> list[str]:
 
 
 def drop(connection: Connection, name: str) -> None:
-    """Deletes a collection that :func:`beside` lists.
+    """Deletes a collection that :func:`beside` lists, and the centroids of its cells.
 
     Raises:
         StoreError: :func:`beside` does not list it, as when it has been put in force since.
@@ -159,6 +167,8 @@ def drop(connection: Connection, name: str) -> None:
             f"{_place(connection, name)} is in force, or no index of precedent any more; look "
             "again what there is to remove"
         )
+    # The collection last: as long as it is there, it can be dropped again.
+    drop_centroids(connection, name)
     connection.ask(connection.client.delete_collection, name)
 
 

@@ -10,7 +10,7 @@ from qdrant_client import models
 from engine.codes import band_widths, bands, flips, neighbourhood
 from engine.errors import StoreError
 from engine.store.base import Coarse, Condition, Filter, Ids, Match, Part, Range
-from engine.store.payload import BAND_PREFIX, BUCKET_FIELD
+from engine.store.payload import BAND_PREFIX, BUCKET_FIELD, cell_field
 
 __all__ = ["translated"]
 
@@ -42,30 +42,45 @@ def translated(where: Filter) -> models.Filter | None:
 def _to_filter(where: Filter) -> models.Filter | None:
     must = [_to_condition(condition) for condition in where.must]
     must_not = [_to_condition(condition) for condition in where.must_not]
+    if must_not:
+        # In a filter of its own: the server drops a condition here that stands in "must" as well.
+        must.append(models.Filter(must_not=must_not))
     # At the top level, Qdrant iterates over the matches; in a nested filter it would check them
     # a second time.
     near = [] if where.coarse is None else _near(where.coarse)
-    if not must and not must_not and not near:
+    if not must and not near:
         return None
-    return models.Filter(must=must or None, must_not=must_not or None, should=near or None)
+    return models.Filter(must=must or None, should=near or None)
 
 
 def _near(coarse: Coarse) -> list[models.Condition]:
-    """Conditions of which one holds for every point within the radius, and for some others.
+    """Conditions of which one holds for every candidate; [] = all points are.
+
+    Points that somebody wrote who did not know these cells have no number of them, and are
+    always candidates.
+    """
+    near: list[models.Condition] = []
+    if coarse.radius is not None:
+        near = _within(coarse.code, coarse.radius)
+        if not near:
+            return []
+    if coarse.cells:
+        field = cell_field(coarse.of)
+        near += _matches(field, coarse.cells)
+        near.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=field)))
+    return near or [models.HasIdCondition(has_id=[])]
+
+
+def _within(packed: bytes, radius: int) -> list[models.Condition]:
+    """Conditions of which one holds for every point within the radius, and for some others; [] =
+    nearly all points are.
 
     Two codes that are at most r bits apart have a band that is at most s bits apart, see
     :func:`engine.codes.flips`.
-
-    Raises:
-        ValueError: the filter names cells, and the collection has none.
     """
-    if coarse.cells:
-        raise ValueError("the collection has no cells")
-    if coarse.radius is None:
-        return [models.HasIdCondition(has_id=[])]
-    code = np.frombuffer(coarse.code, np.uint8)
+    code = np.frombuffer(packed, np.uint8)
     widths = band_widths(8 * len(code))
-    s = flips(len(widths), coarse.radius)
+    s = flips(len(widths), radius)
     if s > _MOST_FLIPS:
         return []
     return [

@@ -11,9 +11,23 @@ from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE
 from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
-__all__ = ["Noted", "field_index", "note", "noted", "own_name", "rearranged", "vectors"]
+__all__ = [
+    "SIDES",
+    "CellsNoted",
+    "Noted",
+    "field_index",
+    "note",
+    "note_cells",
+    "noted",
+    "noted_cells",
+    "own_name",
+    "rearranged",
+    "side_name",
+    "vectors",
+]
 
-_KEY = "precedent"
+_KEY, _CELLS_KEY = "precedent", "precedent_cells"
+"""Of the metadata. The server merges them by key: what is noted of one leaves the other alone."""
 _FORMAT = 1
 """Of vectors, payload, payload indexes and metadata."""
 _OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
@@ -21,13 +35,39 @@ _OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
 disk, so that they are not limited by the memory of a node."""
 
 
+SIDES = ("a", "b")
+"""The centroids of a collection's cells lie in one of two collections beside it, in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellsNoted:
+    """The cells in force of a collection, see :class:`engine.store.cells.Cells`.
+
+    side: which of :data:`SIDES` has the centroids. count: of the centroids. since: when they came
+    into force, seconds since 1970 by the clock of who made them.
+    """
+
+    side: str
+    key: str
+    count: int
+    points: int
+    probes: int
+    recall: float
+    code_recall: float
+    since: float
+
+
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The metadata of a collection. complete: all its payload indexes have been created."""
+    """The metadata of a collection.
+
+    complete: all its payload indexes have been created. cells: None = it has none.
+    """
 
     collection: Collection
     profile: Profile
     complete: bool
+    cells: CellsNoted | None = None
 
 
 def own_name(alias: str, collection: Collection) -> str:
@@ -35,8 +75,14 @@ def own_name(alias: str, collection: Collection) -> str:
     return f"{alias}-{collection.model}"
 
 
+def side_name(name: str, side: str) -> str:
+    """The collection with centroids of the collection with the own name ``name``."""
+    return f"{name}-cells-{side}"
+
+
 def note(found: Noted) -> dict[str, Any]:
-    """The metadata to store with a collection, as JSON values; :func:`noted` reads them back."""
+    """The metadata to store with a collection, but for its cells, as JSON values; :func:`noted`
+    reads them back."""
     described = {"format": _FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
@@ -56,13 +102,27 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
     try:
         values = dict(metadata[_KEY])
         complete, profile = values.pop("complete"), Profile(**values.pop("profile"))
-        return Noted(Collection.from_noted(values, place, _FORMAT), profile, complete)
+        collection = Collection.from_noted(values, place, _FORMAT)
+        return Noted(collection, profile, complete, noted_cells(info))
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(
             f"the metadata {metadata[_KEY]!r} of {place} cannot be understood ({error!r}): "
             "another version of Precedent wrote them, or they were changed by hand; name "
             "another collection with PRECEDENT_STORE__COLLECTION and index again"
         ) from None
+
+
+def note_cells(found: CellsNoted) -> dict[str, Any]:
+    """The metadata that put cells in force; :func:`noted_cells` reads them back."""
+    return {_CELLS_KEY: asdict(found)}
+
+
+def noted_cells(info: models.CollectionInfo) -> CellsNoted | None:
+    """The cells in force according to ``info``; None = there are none that this version knows."""
+    try:
+        return CellsNoted(**(info.config.metadata or {})[_CELLS_KEY])
+    except (TypeError, KeyError):
+        return None
 
 
 def vectors(collection: Collection, profile: Profile) -> dict[str, models.VectorParams]:
@@ -116,6 +176,14 @@ _KEYWORD, _INTEGER = models.KeywordIndexType.KEYWORD, models.IntegerIndexType.IN
 _INDEX: dict[FieldKind, Callable[[bool], models.PayloadSchemaParams]] = {
     FieldKind.TENANT: lambda on_disk: models.KeywordIndexParams(
         type=_KEYWORD, is_tenant=True, on_disk=on_disk, enable_hnsw=False
+    ),
+    FieldKind.CELL: lambda on_disk: models.IntegerIndexParams(
+        type=_INTEGER,
+        lookup=True,
+        range=True,
+        is_principal=True,
+        on_disk=on_disk,
+        enable_hnsw=False,
     ),
     FieldKind.KEYWORD: lambda on_disk: models.KeywordIndexParams(
         type=_KEYWORD, on_disk=on_disk, enable_hnsw=False

@@ -69,7 +69,8 @@ class Memory:
     def __init__(self) -> None:
         self._client = _Lasting(":memory:")
 
-    def _connection(self, place: Path) -> Connection:
+    def connection(self, place: Path) -> Connection:
+        """To the server that the tests share, for a store at the place."""
         settings = StoreSettings(collection=_collection_name(place))
         return Connection(self._client, settings, sleep=lambda _: None)
 
@@ -79,10 +80,10 @@ class Memory:
         with warnings.catch_warnings():
             # Local mode scans; it takes the indexes, and says that they are of no use to it.
             warnings.filterwarnings("ignore", "Payload indexes have no effect in the local")
-            return ServerStore.create(self._connection(place), collection, profile)
+            return ServerStore.create(self.connection(place), collection, profile)
 
     def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
-        return ServerStore.open(self._connection(place), collection)
+        return ServerStore.open(self.connection(place), collection)
 
     def clear(self) -> None:
         for found in self._client.get_collections().collections:
@@ -98,7 +99,8 @@ class Server:
         self._prefix = f"test-{uuid.uuid4().hex[:8]}-"
         self._url, self._key = url, None if key is None else SecretStr(key)
 
-    def _connection(self, place: Path) -> Connection:
+    def connection(self, place: Path) -> Connection:
+        """To the server, for a store at the place."""
         name = self._prefix + _collection_name(place)
         settings = StoreSettings(url=self._url, api_key=self._key, collection=name)
         with warnings.catch_warnings():
@@ -109,10 +111,10 @@ class Server:
     def create(
         self, place: Path, collection: Collection, profile: Profile | None = None
     ) -> VectorStore:
-        return ServerStore.create(self._connection(place), collection, profile)
+        return ServerStore.create(self.connection(place), collection, profile)
 
     def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
-        connection = self._connection(place)
+        connection = self.connection(place)
         try:
             return ServerStore.open(connection, collection)
         except BaseException:
@@ -120,7 +122,7 @@ class Server:
             raise
 
     def clear(self) -> None:
-        client = self._connection(Path("none")).client
+        client = self.connection(Path("none")).client
         for found in client.get_collections().collections:
             if found.name.startswith(self._prefix):
                 client.delete_collection(found.name)

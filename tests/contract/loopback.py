@@ -2,7 +2,8 @@
 
 What is asked comes over the wire as a server would get it. It notes what local mode leaves
 out (payload indexes, search parameters), refuses filters over fields without an index as a
-server in strict mode does, and fails on demand.
+server in strict mode does, drops conditions of "must_not" that stand in "must" or "should" beside
+it as a real server does, and fails on demand.
 """
 
 import json
@@ -19,6 +20,8 @@ import grpc as grpcio
 from pydantic_core import to_json
 from qdrant_client import QdrantClient, grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+
+from engine.store.payload import CELL_PREFIX
 
 Fault = tuple[int, dict[str, str]] | None
 """What is answered instead: an HTTP status with headers, or with status 0 nothing, and the
@@ -55,6 +58,7 @@ class Loopback:
         self.key: str | None = None
         self.updates: list[models.UpdateCollection] = []
         self.searches: list[models.QueryRequest] = []
+        self.faceted: list[models.FacetRequest] = []
         self._local = QdrantClient(":memory:")
         self.made: dict[str, models.CreateCollection] = _ByName(self._local)
         self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = _ByName(self._local)
@@ -106,15 +110,27 @@ class Loopback:
         return self._local.update_collection_aliases(actions)
 
     def index(self, name: str, wanted: models.CreateFieldIndex) -> models.UpdateResult:
-        assert self._local.get_collection(name).points_count == 0
+        # Those of cells alone are made later, and again.
+        empty = self._local.get_collection(name).points_count == 0
+        assert empty or wanted.field_name.startswith(CELL_PREFIX)
         self.indexes[name][wanted.field_name] = wanted.field_schema
         return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+
+    def unindex(self, name: str, field: str) -> models.UpdateResult:
+        self.indexes[name].pop(field, None)
+        return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+
+    def batch(self, name: str, operations: list[Any]) -> list[models.UpdateResult]:
+        for one in operations:
+            change = one.set_payload if hasattr(one, "set_payload") else one.delete_payload
+            self._check(name, change.filter)
+        return self._local.batch_update_points(name, operations)
 
     def upsert(self, name: str, points: list[models.PointStruct]) -> models.UpdateResult:
         return self._local.upsert(name, points)
 
     def delete(self, name: str, selector: models.PointsSelector) -> models.UpdateResult:
-        self._check(name, selector.filter)
+        selector = models.FilterSelector(filter=self._check(name, selector.filter))
         return self._local.delete(name, selector)
 
     def retrieve(self, name: str, wanted: models.PointRequest) -> list[models.Record]:
@@ -123,22 +139,21 @@ class Loopback:
         )
 
     def count(self, name: str, wanted: models.CountRequest) -> models.CountResult:
-        self._check(name, wanted.filter)
-        return self._local.count(name, wanted.filter)
+        return self._local.count(name, self._check(name, wanted.filter))
 
     def facet(self, name: str, wanted: models.FacetRequest) -> models.FacetResponse:
-        self._check(name, wanted.filter)
+        passing = self._check(name, wanted.filter)
+        self.faceted.append(wanted)
         if wanted.key not in self.indexes[name]:
             raise ValueError(f"no index for {wanted.key}")
-        answer = self._local.facet(name, wanted.key, wanted.filter, limit=wanted.limit)
+        answer = self._local.facet(name, wanted.key, passing, limit=wanted.limit)
         answer.hits.append(models.FacetValueHit(value="of a point since deleted", count=0))
         return answer
 
     def scroll(self, name: str, wanted: models.ScrollRequest) -> models.ScrollResult:
-        self._check(name, wanted.filter)
         points, offset = self._local.scroll(
             name,
-            wanted.filter,
+            self._check(name, wanted.filter),
             limit=wanted.limit,
             offset=wanted.offset,
             with_payload=wanted.with_payload,
@@ -148,28 +163,38 @@ class Loopback:
 
     def query(self, name: str, wanted: list[models.QueryRequest]) -> list[models.QueryResponse]:
         for one in wanted:
-            self._check(name, one.filter)
+            one.filter = self._check(name, one.filter)
             self.searches.append(one.model_copy())
             one.params = None
         return self._local.query_batch_points(name, wanted)
 
-    def _check(self, name: str, where: models.Filter | None) -> None:
-        """Strict mode: every field has an index, and no condition too many values."""
-        for condition in [] if where is None else [*(where.must or []), *(where.must_not or [])]:
-            self._check_condition(name, condition)
-        for condition in [] if where is None else where.should or []:
-            self._check_condition(name, condition)
+    def _check(self, name: str, where: models.Filter | None) -> models.Filter | None:
+        """The filter as a server understands it.
 
-    def _check_condition(self, name: str, condition: models.Condition) -> None:
+        Strict mode: every field has an index, and no condition too many values.
+        """
+        if where is None:
+            return None
+        must = [self._checked(name, one) for one in where.must or []]
+        should = [self._checked(name, one) for one in where.should or []]
+        must_not = [self._checked(name, one) for one in where.must_not or []]
+        # Of a condition that also includes, 1.18.3 forgets that it excludes.
+        must_not = [one for one in must_not if one not in (*must, *should)]
+        return models.Filter(must=must or None, should=should or None, must_not=must_not or None)
+
+    def _checked(self, name: str, condition: models.Condition) -> models.Condition | None:
         if isinstance(condition, models.Filter):
-            self._check(name, condition)
-        elif isinstance(condition, models.HasIdCondition):
+            return self._check(name, condition)
+        if isinstance(condition, models.HasIdCondition):
             assert len(condition.has_id) <= 256
-        else:
-            if condition.key not in self.indexes[name]:
-                raise ValueError(f"no index for {condition.key}")
-            if isinstance(condition.match, models.MatchAny):
-                assert len(condition.match.any) <= 256
+            return condition
+        is_empty = isinstance(condition, models.IsEmptyCondition)
+        field = condition.is_empty.key if is_empty else condition.key
+        if field not in self.indexes[name]:
+            raise ValueError(f"no index for {field}")
+        if not is_empty and isinstance(condition.match, models.MatchAny):
+            assert len(condition.match.any) <= 256
+        return condition
 
     @contextmanager
     def rest(self, port: int = 0) -> Iterator[int]:
@@ -218,6 +243,13 @@ _ROUTES: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("GET", _C, "get", lambda e, b, n: e.info(n)),
     ("PATCH", _C, "update", lambda e, b, n: e.update(n, _M.UpdateCollection(**b))),
     ("PUT", f"{_C}/index", "index", lambda e, b, n: e.index(n, _M.CreateFieldIndex(**b))),
+    ("DELETE", f"{_C}/index/([^/]+)", "unindex", lambda e, b, n, field: e.unindex(n, field)),
+    (
+        "POST",
+        f"{_C}/points/batch",
+        "batch",
+        lambda e, b, n: e.batch(n, _M.UpdateOperations(**b).operations),
+    ),
     ("PUT", f"{_C}/points", "upsert", lambda e, b, n: e.upsert(n, _M.PointsList(**b).points)),
     ("POST", f"{_C}/points", "retrieve", lambda e, b, n: e.retrieve(n, _M.PointRequest(**b))),
     ("POST", f"{_C}/points/delete", "delete", lambda e, b, n: e.delete(n, _M.FilterSelector(**b))),
@@ -382,6 +414,18 @@ class _Points(_Face, grpc.PointsServicer):
             engine.index(request.collection_name, wanted)
             return _done()
 
+    def DeleteFieldIndex(self, request, context):  # noqa: N802
+        with self._working("unindex", context) as engine:
+            engine.unindex(request.collection_name, request.field_name)
+            return _done()
+
+    def UpdateBatch(self, request, context):  # noqa: N802
+        with self._working("batch", context) as engine:
+            operations = [GrpcToRest.convert_points_update_operation(o) for o in request.operations]
+            engine.batch(request.collection_name, operations)
+            done = grpc.UpdateResult(operation_id=0, status=grpc.UpdateStatus.Completed)
+            return grpc.UpdateBatchResponse(result=[done] * len(operations))
+
     def Upsert(self, request, context):  # noqa: N802
         with self._working("upsert", context) as engine:
             points = [GrpcToRest.convert_point_struct(point) for point in request.points]
@@ -402,7 +446,7 @@ class _Points(_Face, grpc.PointsServicer):
                 with_vector=GrpcToRest.convert_with_vectors_selector(request.with_vectors),
             )
             records = engine.retrieve(request.collection_name, wanted)
-            return grpc.GetResponse(result=map(RestToGrpc.convert_record, records))
+            return grpc.GetResponse(result=map(_record, records))
 
     def Count(self, request, context):  # noqa: N802
         with self._working("count", context) as engine:
@@ -431,7 +475,7 @@ class _Points(_Face, grpc.PointsServicer):
             found = engine.scroll(request.collection_name, wanted)
             following = found.next_page_offset
             return grpc.ScrollResponse(
-                result=map(RestToGrpc.convert_record, found.points),
+                result=map(_record, found.points),
                 next_page_offset=following and RestToGrpc.convert_extended_point_id(following),
             )
 
@@ -445,6 +489,10 @@ class _Points(_Face, grpc.PointsServicer):
                     for answer in answers
                 ]
             )
+
+
+def _record(record: models.Record) -> grpc.RetrievedPoint:
+    return RestToGrpc.convert_record(record.model_copy(update={"payload": record.payload or {}}))
 
 
 def _filter(request: Any) -> models.Filter | None:

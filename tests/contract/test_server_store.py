@@ -5,15 +5,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import Loopback
 from pydantic import SecretStr
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
+from reached import Reached, reached
 
 from engine.codes import bands, radius
 from engine.errors import (
@@ -33,42 +32,6 @@ from engine.store.server import ServerStore
 ALL = Filter()
 OTHER = Collection("fedcba9876543210", 16, 64)
 PRECISE = Profile("precise", quantised=True)
-
-
-class Reached:
-    """A stand-in server, and connections to it that note how long they would have waited."""
-
-    def __init__(self, engine: Loopback, settings: StoreSettings) -> None:
-        self.engine, self.settings = engine, settings
-        self.pauses: list[float] = []
-        self._clients: list[QdrantClient] = []
-
-    def connection(self, name: str = "precedent", **changes: Any) -> Connection:
-        settings = self.settings.model_copy(update={"collection": name, **changes})
-        self._clients.append(connect(settings))
-        return Connection(self._clients[-1], settings, sleep=self.pauses.append)
-
-    def create(self, collection: Collection, profile: Profile | None = None, **changes: Any):
-        return ServerStore.create(self.connection(**changes), collection, profile)
-
-    def open(self, collection: Collection | None = None, **changes: Any):
-        return ServerStore.open(self.connection(**changes), collection)
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-
-
-@contextmanager
-def reached(face: str) -> Iterator[Reached]:
-    engine = Loopback()
-    with engine.rest() as rest, engine.grpc() as grpc:
-        settings = StoreSettings(
-            url=f"http://127.0.0.1:{rest}", grpc_port=grpc, prefer_grpc=face == "grpc"
-        )
-        made = Reached(engine, settings)
-        yield made
-        made.close()
 
 
 @pytest.fixture(params=["rest", "grpc"])
@@ -148,6 +111,37 @@ def test_several_questions_are_one_request(server, collection, make_points):
     assert server.engine.asked.count("query") == 1
     assert store.query([]) == []
     assert server.engine.asked.count("query") == 1
+
+
+def test_what_is_included_and_excluded_is_excluded(server, collection, make_points, passes):
+    store, points = server.create(collection), make_points(60)
+    store.upsert(points)
+    ct, labelled = Match("modality", ("CT",)), Match("labels", ("a", "b"))
+    near = Coarse(code=points[3].code.tobytes(), radius=3)
+    for where in (
+        Filter((ct,), (ct,)),
+        Filter((ct, labelled), (labelled,)),
+        Filter((Ids((points[3].id,)),), (Ids((points[3].id,)),), near),
+    ):
+        assert store.count(where) == 0
+        assert list(store.scroll(where)) == []
+        assert store.query([Nearest(points[3].z, where, 5)]) == [[]]
+        assert store.facets(["modality"], where, 5) == {"modality": {}}
+        assert store.delete(where) == 0
+    assert store.count(ALL) == 60
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(3, 128), (40, 160)])
+def test_counts_by_value_are_asked_for_as_shards_can_answer(
+    server, collection, make_points, limit, asked
+):
+    store = server.create(collection)
+    store.upsert(make_points(600))
+    for where in (ALL, Filter((Match("burned_in", (True,)),))):
+        assert len(store.facets(["study"], where, limit)["study"]) == limit
+        # Each shard names its own most frequent values when it is to count exactly.
+        assert server.engine.faceted[-1].exact is False
+        assert server.engine.faceted[-1].limit == asked
 
 
 # How the collection is laid out
