@@ -113,7 +113,13 @@ class JobLedger:
         refused: also do chunks with refused instances again; only those instances are read.
         """
         ended = (JobState.FINISHED, JobState.FAILED, JobState.RUNNING)
-        again = {"state": TaskState.WAITING, "attempts": 0, "not_before": 0.0, "error": None}
+        again = {
+            "state": TaskState.WAITING,
+            "attempts": 0,
+            "begun": 0,
+            "not_before": 0.0,
+            "error": None,
+        }
         with self._database.begin() as connection:
             _check(_row(connection, job), ended, "retried")
             mine = tasks.c.job == job

@@ -91,13 +91,18 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task that a worker holds the lease on. attempts: how many, this one included."""
+    """A task that a worker holds the lease on.
+
+    attempts: how many, this one included. begun: how many workers in a row died while they indexed
+    the instances of this task.
+    """
 
     job: Job
     number: int
     kind: TaskKind
     attempts: int
     worker: str
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)

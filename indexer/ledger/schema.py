@@ -160,6 +160,7 @@ CURABLE = (
     RefusalReason.NO_PIXELS,
     RefusalReason.UNSUPPORTED_SYNTAX,
     RefusalReason.UNSUPPORTED_PIXELS,
+    RefusalReason.WORKER_DIED,
 )
 """Refusals that another version of the reader may not repeat: tried again once by each version."""
 
@@ -268,6 +269,7 @@ tasks = Table(
     Column("kind", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("begun", Integer, nullable=False, server_default=text("0")),
     Column("not_before", Float, nullable=False, server_default=text("0")),
     Column("queued_at", Float),
     Column("beat_at", Float),
