@@ -214,8 +214,9 @@ def _dispatch(settings: Settings, database: Database) -> None:
 
 @contextmanager
 def _jobs(data_dir: Path | None) -> Iterator[JobLedger]:
-    with _database(load_settings(data_dir=data_dir)) as database:
-        yield JobLedger(database)
+    settings = load_settings(data_dir=data_dir)
+    with _database(settings) as database:
+        yield JobLedger(database, settings.jobs.lapse_seconds)
 
 
 def _database(settings: Settings) -> Database:

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from engine.errors import RefusalReason
 from indexer.imaging.rendering import VERSION
 from indexer.ledger.database import Database
+from indexer.ledger.runs import Runs
 from indexer.ledger.schema import (
     CURABLE,
     Done,
@@ -20,7 +21,6 @@ from indexer.ledger.schema import (
     finish_statement,
     instances,
     is_unchanged,
-    jobs,
     manifest as manifest_rows,
     manifest_row,
     manifest_statement,
@@ -38,7 +38,7 @@ _AT_ONCE = 400
 _T = TypeVar("_T")
 
 
-class Ledger:
+class Ledger(Runs):
     """The record of an archive's instances and their points.
 
     Each writing method is one transaction, except :meth:`discover` and :meth:`stale`, which use
@@ -53,22 +53,8 @@ class Ledger:
     """
 
     def __init__(self, database: Database, rendering: str = str(VERSION)) -> None:
-        self._database = database
+        super().__init__(database)
         self.rendering = rendering
-
-    def begin_run(self, source: str, at: str) -> int:
-        """Starts a run over a source; returns its number. at: UTC timestamp, ISO 8601."""
-        row = {"kind": "run", "source": source, "state": "running"}
-        with self._database.begin() as connection:
-            result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
-            (run,) = result.inserted_primary_key or (0,)
-            return int(run)
-
-    def end_run(self, run: int, at: str) -> None:
-        """Records that a run has ended. at: UTC timestamp, ISO 8601."""
-        ended = {"state": "finished", "finished_at": at}
-        with self._database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
 
     def discover(
         self,
@@ -387,24 +373,6 @@ class Ledger:
         with self._database.begin(read=True) as connection:
             rows = connection.execute(query.order_by(c.locator)).all()
         return [Pending(row.locator, row.label) for row in rows]
-
-    def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
-        """Of the instances that a run saw, how many were done in it, how many before it, and how
-        many are refused, by reason."""
-        c = instances.c
-        with self._database.begin(read=True) as connection:
-            rows = connection.execute(
-                select(c.state, c.reason, c.finished_in, func.count())
-                .where(c.seen_in == run)
-                .group_by(c.state, c.reason, c.finished_in)
-            ).all()
-        indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2] == run)
-        unchanged = sum(row[3] for row in rows if row[0] == State.DONE and row[2] != run)
-        refused: dict[str, int] = {}
-        for state, reason, _, count in rows:
-            if state == State.REFUSED:
-                refused[reason] = refused.get(reason, 0) + count
-        return indexed, unchanged, dict(sorted(refused.items()))
 
     def count_rendered_otherwise(self) -> int:
         """How many indexed instances another version of the reader rendered, or other settings."""

@@ -518,3 +518,61 @@ def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
     assert jobs.summary(last, time.time()).discovered == 12
     with site.database() as database:
         assert Ledger(database).counts() == {"done": 11, "refused": 1}
+
+
+def test_what_is_listed_tells_whether_anybody_works_on_it(site, jobs, database):
+    job = submit(jobs, site)
+    now = time.time()
+    assert jobs.summary(job, now).status == "waiting"
+    assert Leases(database, JOBS).take(job, DISCOVERY, "one", now, AT) is not None
+    assert jobs.summary(job, now).status == "running"
+    # A worker that died is none.
+    assert jobs.summary(job, now + 61).status == "waiting"
+    assert jobs.summary(job, now + 61).state == "running"
+    jobs.pause(job)
+    assert jobs.summary(job, now).status == "paused"
+
+
+def test_a_run_of_precedent_index_has_counts(site, jobs, draw):
+    site.index()
+    site.write("a/new.png", draw(77))
+    site.index()
+    second, first = jobs.summaries(time.time())
+    counts = (first.discovered, first.total, first.done, first.indexed, first.points)
+    assert counts == (11, 11, 11, 10, 10)
+    assert first.refused == {"not-an-image": 1}
+    assert (second.discovered, second.unchanged, second.total, second.done) == (12, 11, 1, 1)
+    # Workers take nothing of it.
+    work(site)
+    assert jobs.summary(first.id, time.time()) == first
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "note"),
+    [
+        (SourceError("the shelf is away; bring it back"), "failed", "the shelf is away"),
+        (KeyboardInterrupt(), "cancelled", "stopped; the same command goes on"),
+    ],
+)
+def test_a_run_that_does_not_finish_says_why(site, jobs, monkeypatch, error, status, note):
+    instances = FolderSource.instances
+
+    def broken(self: FolderSource) -> Any:
+        yield from itertools.islice(instances(self), 3)
+        raise error
+
+    monkeypatch.setattr(FolderSource, "instances", broken)
+    with pytest.raises(type(error)):
+        site.index()
+    (told,) = jobs.summaries(time.time())
+    assert told.status == told.state == status
+    assert note in str(told.note)
+    assert told.finished_at is not None
+
+
+def test_a_run_that_was_killed_is_found_out_by_the_next_one(site, jobs, database):
+    run = Ledger(database).begin_run("folder", AT)
+    site.index()
+    told = jobs.summary(run, time.time())
+    assert told.status == "failed"
+    assert "without a word" in str(told.note)
