@@ -83,6 +83,13 @@ def index(
                 soft_wrap=True,
                 highlight=False,
             )
+        if report.deleted:
+            Console().print(
+                f"{report.deleted:,} files were left out, because `precedent delete` removed them; "
+                "`--again` takes them in.",
+                soft_wrap=True,
+                highlight=False,
+            )
         if report.partial:
             Console().print(
                 f"{report.partial:,} of those in the index are partial: some of their frames are "

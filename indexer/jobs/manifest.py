@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from indexer.jobs.records import DISCOVERY, Task, TaskKind, TaskState
 from indexer.ledger.database import Database
+from indexer.ledger.deletions import without_deleted
 from indexer.ledger.instances import Ledger, Pending
 from indexer.ledger.schema import instances, jobs, manifest, tasks
 from indexer.sources.base import Discovered
@@ -46,7 +47,11 @@ class Manifest:
                         )
                     ).scalars()
                 )
-            new = [item for item in items if item.locator not in listed]
+            new = without_deleted(
+                connection,
+                [item for item in items if item.locator not in listed],
+                again=job.options.again,
+            )
             pending = self._ledger.note(
                 connection,
                 job.id,

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from engine.errors import RefusalReason
 from indexer.imaging.rendering import VERSION
 from indexer.ledger.database import Database
+from indexer.ledger.deletions import without_deleted
 from indexer.ledger.runs import Runs
 from indexer.ledger.schema import (
     CURABLE,
@@ -65,12 +66,14 @@ class Ledger(Runs):
         retry_refused: bool = False,
         again: bool = False,
     ) -> int:
-        """Records the instances that a source has; returns how many. See :meth:`note`."""
+        """Records the instances that a source has; returns how many, without those that were
+        deleted. See :meth:`note`."""
         count = 0
         for chunk in _chunks(found):
             with self._database.begin() as connection:
-                self.note(connection, run, source, chunk, retry_refused=retry_refused, again=again)
-            count += len(chunk)
+                kept = without_deleted(connection, chunk, again=again)
+                self.note(connection, run, source, kept, retry_refused=retry_refused, again=again)
+            count += len(kept)
         return count
 
     def note(
@@ -442,6 +445,12 @@ class Ledger(Runs):
         """How many instances have these values of study, patient, sop, source, tenant; None =
         any."""
         query = select(func.count()).select_from(instances).where(*_named(wanted))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def count_distinct(self, field: str, **wanted: str | None) -> int:
+        """How many studies or series these instances are of. field: "study" or "series"."""
+        query = select(func.count(instances.c[field].distinct())).where(*_named(wanted))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 

@@ -41,6 +41,7 @@ __all__ = [
     "Refused",
     "State",
     "Text",
+    "deleted",
     "done_row",
     "finish_statement",
     "instances",
@@ -236,6 +237,9 @@ points = Table(
 
 stale = Table("stale", metadata, Column("id", Text, primary_key=True))
 """Ids of points that a file no longer has; deleted from the index if no other file has them."""
+
+deleted = Table("deleted", metadata, Column("locator_sha256", Text, primary_key=True))
+"""Instances that were deleted on purpose. Only hashes, since a path may name a patient."""
 
 # AUTOINCREMENT: the number of a removed job is not used again, because instances still refer to
 # it as the job that saw them.

@@ -41,6 +41,7 @@ class IndexingReport:
     reason. points: pictures written. duplicates: of the indexed, those whose content was already
     indexed from another file. seconds: of the whole run. retried: of all, those that another
     version of the reader had refused and that were read again because this one may not.
+    deleted: found, but left out, because `precedent delete` had removed them.
     partial: of those in the index, how many have frames that are missing or broken.
     stage_seconds: time by stage, summed over its threads; stages overlap.
     """
@@ -54,6 +55,7 @@ class IndexingReport:
     stage_seconds: dict[str, float]
     retried: int = 0
     partial: int = 0
+    deleted: int = 0
 
 
 def index_archive(
@@ -106,10 +108,11 @@ def index_archive(
 
     tally = Tally()
     with record:
+        found = _Counted(source, progress)
         seen = ledger.discover(
             run,
             source.name,
-            _counted(source, progress),
+            found,
             retry_refused=retry_refused,
             again=again,
         )
@@ -135,6 +138,7 @@ def index_archive(
         {stage: round(seconds, 3) for stage, seconds in stages.items()},
         retried,
         ledger.count_partial(run),
+        found.count - seen,
     )
 
 
@@ -200,11 +204,20 @@ class _Record:
         )
 
 
-def _counted(source: ImageSource, progress: Callable[[Progress], None]) -> Iterator[Discovered]:
-    for number, found in enumerate(source.instances(), 1):
-        if number % 1000 == 0:
-            progress(Progress("discover", number, 0, 0, 0))
-        yield found
+class _Counted:
+    """The instances of a source. count: how many it has given."""
+
+    def __init__(self, source: ImageSource, progress: Callable[[Progress], None]) -> None:
+        self._source = source
+        self._progress = progress
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Discovered]:
+        for found in self._source.instances():
+            self.count += 1
+            if self.count % 1000 == 0:
+                self._progress(Progress("discover", self.count, 0, 0, 0))
+            yield found
 
 
 def _stamp(now: Callable[[], datetime]) -> str:
