@@ -155,6 +155,7 @@ class Archive:
         retry_refused: bool = False,
         again: bool = False,
         vanished_from: Sequence[str] | None = None,
+        at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
@@ -169,6 +170,7 @@ class Archive:
                 retry_refused=retry_refused,
                 again=again,
                 vanished_from=vanished_from,
+                at_most=at_most,
                 progress=progress,
             )
 

@@ -1,16 +1,21 @@
 """Options that several commands share, and functions that write JSON and refusals."""
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import ImageRefused
+from engine.errors import ImageRefused, QueryError
+
+if TYPE_CHECKING:
+    from indexer.sources.opening import SourceSpec
 
 __all__ = [
     "AgainOption",
+    "AtMostOption",
     "DataDirOption",
     "JsonOption",
     "LabelsOption",
@@ -23,6 +28,7 @@ __all__ = [
     "UntilOption",
     "VanishedOption",
     "WhereOption",
+    "parse_vanished",
     "refuse",
     "write_json",
 ]
@@ -67,6 +73,35 @@ VanishedOption = Annotated[
     bool,
     typer.Option("--delete-vanished", help="Remove from the index what the source no longer has."),
 ]
+
+
+AtMostOption = Annotated[
+    str,
+    typer.Option(
+        "--at-most",
+        help="Remove nothing if more than this share of the source has vanished.",
+        metavar="SHARE",
+    ),
+]
+
+
+def parse_vanished(at_most: str, spec: "SourceSpec", *, wanted: bool) -> float:
+    """The share that --at-most names, as in "20%", in [0, 1].
+
+    wanted: whether what vanished is to be removed at all.
+
+    Raises:
+        QueryError: it is no share, or only a part of the source is asked for.
+    """
+    if wanted and not spec.is_whole:
+        raise QueryError(
+            "--delete-vanished would remove all that --since, --until, --modality or --study leave "
+            "out; leave these out, or --delete-vanished"
+        )
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", at_most.strip())
+    if match is None or float(match[1]) > 100:
+        raise QueryError(f"--at-most is {at_most!r}; write a share as in 20%")
+    return float(match[1]) / 100
 
 
 def write_json(document: dict[str, Any]) -> None:

@@ -284,8 +284,9 @@ class Leases:
             "refused": json.dumps({reason: n for fate, reason, n in rows if fate == "refused"}),
         }
 
-    def close(self, task: Task, at: str) -> JobState:
-        """Ends the job of this task, its last one; returns the state that it ends in."""
+    def close(self, task: Task, at: str, note: str | None = None) -> JobState:
+        """Ends the job of this task, its last one, with a note; returns the state that it ends
+        in."""
         job = task.job.id
         with self._database.begin() as connection:
             failed = connection.execute(
@@ -294,7 +295,7 @@ class Leases:
                 .where(tasks.c.job == job, tasks.c.state == TaskState.FAILED)
             ).scalar_one()
             state = JobState.FAILED if failed else JobState.FINISHED
-            _close(connection, job, state, at)
+            _close(connection, job, state, at, note)
         return state
 
 
@@ -302,11 +303,13 @@ def _is(job: int, number: int) -> ColumnElement[bool]:
     return and_(tasks.c.job == job, tasks.c.number == number)
 
 
-def _close(connection: Connection, job: int, state: JobState, at: str) -> None:
+def _close(
+    connection: Connection, job: int, state: JobState, at: str, note: str | None = None
+) -> None:
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.state == JobState.RUNNING)
-        .values(state=state, finished_at=at)
+        .values(state=state, finished_at=at, note=note)
     )
 
 

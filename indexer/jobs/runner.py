@@ -102,9 +102,10 @@ class JobRunner:
         lease = Lease(self.leases, task, self._settings.jobs, self._clock, self._stopping)
         started = time.monotonic()
         _log.info("job %s, task %s: begun, try %s", job, number, task.attempts)
+        note = None
         try:
             with lease:
-                self._do(task, lease)
+                note = self._do(task, lease)
         except (PrecedentError, OSError) as error:
             self._failed(task, error, time.monotonic() - started)
         except Exception as error:
@@ -119,7 +120,7 @@ class JobRunner:
                 self.leases.put_back(task, seconds=seconds)
             elif task.kind is TaskKind.FINISH:
                 self.leases.end(task, seconds=seconds)
-                self.leases.close(task, self._now())
+                self.leases.close(task, self._now(), note)
             else:
                 self.leases.end(task, seconds=seconds)
             _log.info("job %s, task %s: %.1f s", job, number, seconds)
@@ -143,20 +144,21 @@ class JobRunner:
             f"again in {pause:.0f} s" if again else "given up, see `precedent jobs retry`",
         )
 
-    def _do(self, task: Task, lease: Lease) -> None:
+    def _do(self, task: Task, lease: Lease) -> str | None:
+        """Does a task; returns what is to be noted of its job."""
         if task.kind is TaskKind.DISCOVER:
             self._discover(task, lease)
-            return
+            return None
         archive, indexer = self._opened()
         with archive.writing():
             if task.kind is TaskKind.FINISH:
-                finish_job(task, archive, indexer, self._database, self._settings)
-                return
+                return finish_job(task, archive, indexer, self._database, self._settings)
             manifest = Manifest(self._database, archive.ledger)
             source = task.job.spec.open(self._settings)
             pending = self._without_deadly(task, manifest, archive)
             self.leases.begin(task)
             indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
+            return None
 
     def _without_deadly(self, task: Task, manifest: Manifest, archive: Archive) -> list[Pending]:
         """The instances of a chunk that are to be indexed now.

@@ -84,6 +84,12 @@ class Runs:
         with self._database.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
 
+    def count_seen(self, run: int) -> int:
+        """How many instances a run or job has seen, and no later one since."""
+        query = select(func.count()).where(instances.c.seen_in == run)
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
     def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
         """Of the instances that a run saw, how many were done in it, how many before it, and how
         many are refused, by reason."""

@@ -13,7 +13,7 @@ from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.ledger.instances import Ledger, Pending
 from indexer.pipeline.indexing import Indexer, Tally
-from indexer.pipeline.removal import delete_stale_points, remove
+from indexer.pipeline.removal import Vanished, delete_stale_points, remove, remove_vanished
 from indexer.sources.base import Discovered, ImageSource
 
 __all__ = ["IndexingReport", "Progress", "index_archive"]
@@ -42,6 +42,8 @@ class IndexingReport:
     indexed from another file. seconds: of the whole run. retried: of all, those that another
     version of the reader had refused and that were read again because this one may not.
     deleted: found, but left out, because `precedent delete` had removed them.
+    removed: instances that the source no longer has, if they were to be removed; removed_first: the
+    first of them.
     partial: of those in the index, how many have frames that are missing or broken.
     stage_seconds: time by stage, summed over its threads; stages overlap.
     """
@@ -56,6 +58,8 @@ class IndexingReport:
     retried: int = 0
     partial: int = 0
     deleted: int = 0
+    removed: int = 0
+    removed_first: tuple[str, ...] = ()
 
 
 def index_archive(
@@ -69,6 +73,7 @@ def index_archive(
     retry_refused: bool = False,
     again: bool = False,
     vanished_from: Sequence[str] | None = None,
+    at_most: float = 1.0,
     progress: Callable[[Progress], None] = lambda _: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> IndexingReport:
@@ -79,9 +84,11 @@ def index_archive(
         again: read all instances again, even if they did not change.
         vanished_from: remove the instances of this source that it no longer has and whose
             locators begin with one of these prefixes. Empty = any locator; None = remove none.
+        at_most: the share of the source's instances that may have vanished, in [0, 1].
         progress: called often, from the calling thread.
 
     Raises:
+        TooManyVanished: more than that share vanished: none was removed, all else is done.
         SourceError, StoreError, LedgerError, DiskFull: reading or writing failed; instances
             recorded as done stay done.
         KeyboardInterrupt: raised after the batches already with the writer are written.
@@ -106,7 +113,7 @@ def index_archive(
         made.seconds["optimise"] = time.monotonic() - optimising
         return made
 
-    tally = Tally()
+    tally, vanished = Tally(), Vanished()
     with record:
         found = _Counted(source, progress)
         seen = ledger.discover(
@@ -121,8 +128,14 @@ def index_archive(
         if record.total:
             tally = indexed_now(ledger.pending(run))
         if vanished_from is not None:
-            for locators in ledger.vanished(run, source.name, vanished_from):
-                remove(locators, ledger, store, data_dir)
+            vanished = remove_vanished(
+                run,
+                source.name,
+                vanished_from,
+                ledger,
+                lambda locators: remove(locators, ledger, store, data_dir),
+                at_most=at_most,
+            )
             # Two files disputed a SOP Instance UID, and the one that had it is gone.
             if freed := ledger.freed(run):
                 tally.add(indexed_now(freed))
@@ -139,6 +152,8 @@ def index_archive(
         retried,
         ledger.count_partial(run),
         found.count - seen,
+        vanished.count,
+        vanished.first,
     )
 
 
