@@ -113,6 +113,6 @@ def write_json(document: dict[str, Any]) -> None:
 def refuse(path: Path, refused: ImageRefused, *, as_json: bool) -> None:
     """Writes why a query image was refused: as JSON to standard output, else to standard error."""
     if as_json:
-        write_json({"error": {"code": refused.code, "detail": refused.detail}})
+        write_json({"error": {"code": refused.code, "detail": refused.detail}, "query": str(path)})
     else:
         print(f"precedent: {path}: {refused}", file=sys.stderr)  # noqa: T201
