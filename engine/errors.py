@@ -119,6 +119,7 @@ class RefusalReason(StrEnum):
     NESTED_TOO_DEEP = "nested-too-deep"
     TOO_SLOW = "too-slow"
     READER_DIED = "reader-died"
+    WORKER_DIED = "worker-died"
     CONFLICTING_UID = "conflicting-uid"
 
 

@@ -29,6 +29,7 @@ from indexer.imaging.prepare import Prepared
 from indexer.imaging.rendering import rendering_of
 from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
+from indexer.ledger.deletions import note_deleted
 from indexer.ledger.instances import Ledger, State
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
@@ -154,6 +155,7 @@ class Archive:
         retry_refused: bool = False,
         again: bool = False,
         vanished_from: Sequence[str] | None = None,
+        at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
@@ -168,6 +170,7 @@ class Archive:
                 retry_refused=retry_refused,
                 again=again,
                 vanished_from=vanished_from,
+                at_most=at_most,
                 progress=progress,
             )
 
@@ -197,12 +200,16 @@ class Archive:
         with self.writing():
             self._remove_beside(points_only_of(locators, self.ledger))
             removed = remove(locators, self.ledger, self.store, self.data_dir)
-        received = file_locator(self.data_dir.received.absolute()) + "/"
+        received = self._received()
         for locator in locators:
             # The file exists only for this archive, and `precedent receive` would index it again.
             if locator.startswith(received):
                 file_path(locator).unlink(missing_ok=True)
         return removed
+
+    def _received(self) -> str:
+        """What the locators of received instances begin with."""
+        return file_locator(self.data_dir.received.absolute()) + "/"
 
     def _remove_beside(self, ids: Sequence[str]) -> None:
         """Removes points from the indexes kept beside the one in force.
@@ -225,11 +232,16 @@ class Archive:
 
         Raises:
             JobError: a job is still indexing what is to be removed.
+
+        Later runs leave these instances out; received ones come back when they are sent again.
         """
         if "source" in wanted:
             JobLedger(self._database).forget_source(wanted["source"])
         instances = points = 0
         while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
+            received = self._received()
+            # Noted first: a run that begins between the two would take them in again.
+            note_deleted(self._database, [one for one in locators if not one.startswith(received)])
             points += self.delete(locators)
             instances += len(locators)
         where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))

@@ -27,16 +27,19 @@ def delete(
         typer.Option(help="All that came from it: its name, or 'folder', or 'storescp'."),
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="All that belongs to this tenant.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Remove a study, patient, instance, source or tenant from index, thumbnails and ledger.
 
-    With several options, only what matches all of them is removed. Image files stay, and indexing
-    them again brings them back; only files that `precedent receive` keeps in the data folder are
-    deleted too.
+    With several options, only what matches all of them is removed. Image files stay, but later
+    runs of `precedent index` leave them out; `--again` brings them back. Only files that `precedent
+    receive` keeps in the data folder are deleted too. Exits with 1 if there is nothing to remove.
     """
     from engine.store.base import Filter, Match
     from indexer.archive import Archive
@@ -48,6 +51,7 @@ def delete(
             "say what to delete: --study UID, --patient ID, --sop UID, --source NAME or "
             "--tenant NAME"
         )
+    given = {name: value for name, value in asked.items() if value is not None}
     settings = load_settings(data_dir=data_dir, model=model)
     with Archive(settings) as archive:
         for field in ("source", "tenant"):
@@ -57,14 +61,38 @@ def delete(
             asked["patient"] = pseudonym(issuer, patient, key)
         wanted = {name: value for name, value in asked.items() if value is not None}
         where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
-        count = archive.ledger.count(**wanted)
-        if not yes and not as_json and (count or archive.store.count(where)):
-            typer.confirm(f"Remove {count:,} instances from the index?", abort=True)
+        ledger = archive.ledger
+        count, images = ledger.count(**wanted), archive.store.count(where)
+        if not count and not images:
+            if as_json:
+                write_json({"instances": 0, "points": 0})
+            named = ", ".join(
+                # A Patient ID belongs in no log.
+                "that patient" if name == "patient" else f"{name} {value!r}"
+                for name, value in given.items()
+            )
+            raise QueryError(
+                f"nothing in the index or the ledger is of {named}; nothing was removed"
+            )
+        studies, series = (ledger.count_distinct(name, **wanted) for name in ("study", "series"))
+        if dry_run:
+            found = {"studies": studies, "series": series, "instances": count, "points": images}
+            if as_json:
+                write_json({"dry_run": True, **found})
+            else:
+                what = ", ".join(f"{value:,} {name}" for name, value in found.items())
+                Console().print(f"would remove {what}", highlight=False, soft_wrap=True)
+            return 0
+        if not yes and not as_json:
+            typer.confirm(
+                f"Remove {count:,} instances of {studies:,} studies from the index?", abort=True
+            )
         instances, points = archive.delete_all(wanted)
     if as_json:
         write_json({"instances": instances, "points": points})
     else:
         Console().print(f"removed {instances:,} instances, {points:,} points")
+    return 0
 
 
 def _check_known(archive: "Archive", field: str, name: str | None) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from api.cli.options import (
     AgainOption,
+    AtMostOption,
     DataDirOption,
     JsonOption,
     LabelsOption,
@@ -20,9 +21,10 @@ from api.cli.options import (
     StudyOption,
     UntilOption,
     VanishedOption,
+    parse_vanished,
     write_json,
 )
-from api.cli.terminal import indexing_progress, report_table
+from api.cli.terminal import indexing_progress, printable, report_table
 from engine.settings import load_settings
 from indexer.datadir.disk_space import check_room
 from indexer.sources.opening import SourceSpec
@@ -48,10 +50,12 @@ def index(
     retry_refused: RetryRefusedOption = False,
     again: AgainOption = False,
     delete_vanished: VanishedOption = False,
+    at_most: AtMostOption = "20%",
     as_json: JsonOption = False,
 ) -> None:
     """Bring images into the index. Stop it at any time; the same command goes on."""
     from indexer.archive import Archive
+    from indexer.pipeline.removal import Vanished
 
     if not paths and source is None:
         raise typer.BadParameter(
@@ -59,6 +63,7 @@ def index(
         )
     settings = load_settings(data_dir=data_dir, model=model)
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    share = parse_vanished(at_most, spec, wanted=delete_vanished)
     opened = spec.open(settings)
     errors = Console(stderr=True)
     check_room(settings.data_dir, settings.indexing.min_free_bytes)
@@ -70,6 +75,7 @@ def index(
                 retry_refused=retry_refused,
                 again=again,
                 vanished_from=spec.scope(settings) if delete_vanished else None,
+                at_most=share,
                 progress=progress,
             )
     if as_json:
@@ -80,6 +86,16 @@ def index(
             Console().print(
                 f"{report.retried:,} of them were refused by an earlier version and tried again, "
                 "because this one reads more.",
+                soft_wrap=True,
+                highlight=False,
+            )
+        if report.removed:
+            gone = Vanished(report.removed, report.removed_first)
+            Console().print(printable(f"{gone}."), soft_wrap=True)
+        if report.deleted:
+            Console().print(
+                f"{report.deleted:,} files were left out, because `precedent delete` removed them; "
+                "`--again` takes them in.",
                 soft_wrap=True,
                 highlight=False,
             )

@@ -23,7 +23,7 @@ def jobs_table(found: Sequence[JobSummary]) -> Table:
         table.add_row(
             str(one.id),
             printable(one.source or "folder"),
-            one.state if one.kind != "run" else f"{one.state} (index)",
+            one.status if one.kind != "run" else f"{one.status} (index)",
             f"{one.done:,}",
             f"{one.total:,}{'+' if one.discovering and one.kind != 'run' else ''}",
             f"{sum(one.refused.values()):,}",
@@ -36,9 +36,12 @@ def jobs_table(found: Sequence[JobSummary]) -> Table:
 
 def job_table(one: JobSummary) -> Table:
     """A table of one job: instances by outcome, tasks by state, pace, errors."""
-    table = Table(title=f"Job {one.id}: {one.state}", title_justify="left", show_header=False)
+    what = "Run" if one.kind == "run" else "Job"
+    table = Table(title=f"{what} {one.id}: {one.status}", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    if one.note is not None:
+        table.add_row("note", printable(one.note), style="yellow")
     table.add_row("source", printable(one.source))
     more = " so far" if one.discovering else ""
     table.add_row("discovered", f"{one.discovered:,}{more}")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from api.cli.options import (
     AgainOption,
+    AtMostOption,
     DataDirOption,
     JsonOption,
     LabelsOption,
@@ -26,6 +27,7 @@ from api.cli.options import (
     StudyOption,
     UntilOption,
     VanishedOption,
+    parse_vanished,
     write_json,
 )
 from engine.errors import JobError, QueryError
@@ -60,6 +62,7 @@ def submit(
     retry_refused: RetryRefusedOption = False,
     again: AgainOption = False,
     delete_vanished: VanishedOption = False,
+    at_most: AtMostOption = "20%",
     priority: Annotated[str, typer.Option(help="'interactive' goes before 'bulk'.")] = "bulk",
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -69,9 +72,10 @@ def submit(
         raise QueryError(f"--priority is {priority!r}; use one of {', '.join(_PRIORITIES)}")
     settings = load_settings(data_dir=data_dir)
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    share = parse_vanished(at_most, spec, wanted=delete_vanished)
     # Opened only so that an invalid source fails now, not when a worker takes the job.
     spec.open(settings)
-    options = JobOptions(retry_refused, again, delete_vanished)
+    options = JobOptions(retry_refused, again, delete_vanished, share)
     with _database(settings) as database:
         job = JobLedger(database).submit(spec, options, at=_now(), priority=_PRIORITIES[priority])
         _dispatch(settings, database)
@@ -214,8 +218,9 @@ def _dispatch(settings: Settings, database: Database) -> None:
 
 @contextmanager
 def _jobs(data_dir: Path | None) -> Iterator[JobLedger]:
-    with _database(load_settings(data_dir=data_dir)) as database:
-        yield JobLedger(database)
+    settings = load_settings(data_dir=data_dir)
+    with _database(settings) as database:
+        yield JobLedger(database, settings.jobs.lapse_seconds)
 
 
 def _database(settings: Settings) -> Database:

@@ -1,16 +1,21 @@
 """Options that several commands share, and functions that write JSON and refusals."""
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import ImageRefused
+from engine.errors import ImageRefused, QueryError
+
+if TYPE_CHECKING:
+    from indexer.sources.opening import SourceSpec
 
 __all__ = [
     "AgainOption",
+    "AtMostOption",
     "DataDirOption",
     "JsonOption",
     "LabelsOption",
@@ -23,6 +28,7 @@ __all__ = [
     "UntilOption",
     "VanishedOption",
     "WhereOption",
+    "parse_vanished",
     "refuse",
     "write_json",
 ]
@@ -69,6 +75,35 @@ VanishedOption = Annotated[
 ]
 
 
+AtMostOption = Annotated[
+    str,
+    typer.Option(
+        "--at-most",
+        help="Remove nothing if more than this share of the source has vanished.",
+        metavar="SHARE",
+    ),
+]
+
+
+def parse_vanished(at_most: str, spec: "SourceSpec", *, wanted: bool) -> float:
+    """The share that --at-most names, as in "20%", in [0, 1].
+
+    wanted: whether what vanished is to be removed at all.
+
+    Raises:
+        QueryError: it is no share, or only a part of the source is asked for.
+    """
+    if wanted and not spec.is_whole:
+        raise QueryError(
+            "--delete-vanished would remove all that --since, --until, --modality or --study leave "
+            "out; leave these out, or --delete-vanished"
+        )
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", at_most.strip())
+    if match is None or float(match[1]) > 100:
+        raise QueryError(f"--at-most is {at_most!r}; write a share as in 20%")
+    return float(match[1]) / 100
+
+
 def write_json(document: dict[str, Any]) -> None:
     """Writes the object to standard output, as one line."""
     sys.stdout.write(json.dumps(document, ensure_ascii=True) + "\n")
@@ -78,6 +113,6 @@ def write_json(document: dict[str, Any]) -> None:
 def refuse(path: Path, refused: ImageRefused, *, as_json: bool) -> None:
     """Writes why a query image was refused: as JSON to standard output, else to standard error."""
     if as_json:
-        write_json({"error": {"code": refused.code, "detail": refused.detail}})
+        write_json({"error": {"code": refused.code, "detail": refused.detail}, "query": str(path)})
     else:
         print(f"precedent: {path}: {refused}", file=sys.stderr)  # noqa: T201

@@ -1,5 +1,6 @@
 """``precedent receive``: a DICOM storage SCP that indexes the instances sent to it."""
 
+import logging
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ def receive(
     from indexer.sources.pushed.inbox import Inbox, index_in_rounds
     from indexer.sources.pushed.storescp import StoreScp
 
+    logging.getLogger("indexer.sources.pushed").setLevel(logging.INFO)
     settings = load_settings(data_dir=data_dir, model=model)
     given = {"host": host, "port": port}
     wanted = {name: value for name, value in given.items() if value is not None}

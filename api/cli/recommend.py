@@ -86,7 +86,8 @@ def recommend(
         paths = archive.paths([one.hit.id for one in answer.hits])
     document = local_document(answer, paths)
     if as_json:
-        write_json(document)
+        named_image = None if image is None else str(image)
+        write_json({**document, "query": named_image})
     else:
         named = [str(image)] if image is not None else []
         named += [f"study {study}"] if study is not None else []

@@ -68,7 +68,7 @@ def search(
             (answer,) = archive.engine.search([image.canvas], query, [image.record])
             document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
             if as_json:
-                write_json(document)
+                write_json({**document, "query": str(path)})
             else:
                 Console().print(answer_table(str(path), document, query.offset))
     return code

@@ -1,7 +1,9 @@
 """Terminal output of several commands: tables of hits and reports, and progress bars."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +30,7 @@ __all__ = [
     "duplicates_table",
     "indexing_progress",
     "printable",
+    "progress_lines",
     "recommendation_table",
     "report_table",
     "tracked",
@@ -40,14 +43,48 @@ _NUMERIC = {"#", "similarity", "Hamming"}
 _OPTIONAL = {"modality", "body part", "labels", "like"}
 
 
+_LINE_EVERY_S = 30.0
+
+
+def progress_lines(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Callable[["Progress"], None]:
+    """A callback for the indexing function that prints a line every 30 seconds, as for a log.
+
+    clock: seconds from any start.
+    """
+    said = began = clock()
+    stage = "discover"
+
+    def show(progress: "Progress") -> None:
+        nonlocal said, began, stage
+        now = clock()
+        if progress.stage != stage:
+            stage, began = progress.stage, now
+        if now - said < _LINE_EVERY_S:
+            return
+        said = now
+        line = f"looking for files: {progress.total:,} so far"
+        if stage == "index":
+            share = progress.done / max(progress.total, 1)
+            line = f"indexing: {progress.done:,} of {progress.total:,} ({share:.0%})"
+            if progress.done and now > began:
+                pace = progress.done / (now - began)
+                left = timedelta(seconds=round((progress.total - progress.done) / pace))
+                line += f", {pace:.0f}/s, {progress.refused:,} refused, {left} left"
+        console.print(line, highlight=False, soft_wrap=True)
+
+    return show
+
+
 @contextmanager
 def indexing_progress(console: Console, *, shown: bool) -> Iterator[Callable[["Progress"], None]]:
     """A progress bar for indexing. Yields the callback to give to the indexing function.
 
-    shown: False = no bar, and the callback does nothing.
+    shown: False = no bar, but a line every 30 seconds.
     """
     if not shown:
-        yield lambda _: None
+        yield progress_lines(console)
         return
     with Bar(
         SpinnerColumn(),

@@ -13,11 +13,11 @@ from sqlalchemy import and_, func, select
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.jobs.manifest import Manifest
-from indexer.jobs.records import Task
+from indexer.jobs.records import DISCOVERY, Task, TaskState
 from indexer.ledger.database import Database
-from indexer.ledger.schema import instances, points
+from indexer.ledger.schema import instances, points, tasks
 from indexer.pipeline.indexing import Indexer
-from indexer.pipeline.removal import delete_stale_points
+from indexer.pipeline.removal import TooManyVanished, delete_stale_points, remove_vanished
 
 __all__ = ["finish_job"]
 
@@ -26,11 +26,12 @@ _IDS_AT_ONCE = 400
 
 def finish_job(
     task: Task, archive: Archive, indexer: Indexer, database: Database, settings: Settings
-) -> None:
+) -> str | None:
     """Finishes a job: indexes order-dependent instances again, removes vanished instances if the
     job asks for it, deletes stale points, and optimises the index.
 
-    Nothing else may write to the archive meanwhile.
+    Nothing else may write to the archive meanwhile. Returns what is to be noted of the job: what it
+    removed, or why nothing.
     """
     job = task.job
     chunks = Manifest(database, archive.ledger)
@@ -42,16 +43,41 @@ def finish_job(
     if disputed:
         pending = chunks.reopen(task, disputed)
         indexer.index(job.id, job.spec.open(settings), pending, manifest=True)
+    note = None
     if job.options.delete_vanished and job.spec.is_whole:
-        scope = job.spec.scope(settings)
-        for locators in archive.ledger.vanished(job.id, job.spec.source, scope):
-            archive.delete(locators)
+        note = _remove_vanished(task, archive, database, settings)
         # A dispute may have ended with the instance that vanished.
         if freed := archive.ledger.freed(job.id):
             pending = chunks.reopen(task, {one.locator for one in freed})
             indexer.index(job.id, job.spec.open(settings), pending, manifest=True)
     delete_stale_points(archive.ledger, archive.store, archive.data_dir)
     archive.store.optimise()
+    return note
+
+
+def _remove_vanished(task: Task, archive: Archive, database: Database, settings: Settings) -> str:
+    job = task.job
+    c = tasks.c
+    with database.begin(read=True) as connection:
+        listed = connection.execute(
+            select(c.state).where(c.job == job.id, c.number == DISCOVERY)
+        ).scalar_one()
+    if listed != TaskState.DONE:
+        return "the source was not looked through to its end: nothing was removed"
+    scope = job.spec.scope(settings)
+    try:
+        return str(
+            remove_vanished(
+                job.id,
+                job.spec.source,
+                scope,
+                archive.ledger,
+                archive.delete,
+                at_most=job.options.at_most,
+            )
+        )
+    except TooManyVanished as error:
+        return str(error)
 
 
 def _conflicting(database: Database, job: int) -> set[str]:

@@ -96,6 +96,8 @@ class Leases:
     ) -> Task | None:
         """Takes a task; returns the lease on it, or None when it cannot be taken now.
 
+        A task whose worker died in its last attempt is not taken: it has failed.
+
         Args:
             worker: name of the worker that takes it.
             at: the same time as ``now``, ISO 8601, for the start of the job.
@@ -106,7 +108,7 @@ class Leases:
             if self._database.dialect == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_TAKING)))
             row = connection.execute(
-                select(c.kind, c.attempts, jobs)
+                select(c.kind, c.attempts, c.begun, c.state.label("was"), jobs)
                 .join(jobs)
                 .where(
                     _is(job, number),
@@ -116,6 +118,9 @@ class Leases:
                 )
             ).one_or_none()
             if row is None or not self._may_start(connection, row, now, most):
+                return None
+            if row.was == TaskState.RUNNING and row.attempts >= self._settings.attempts:
+                self._give_up(connection, job, number, row, at)
                 return None
             connection.execute(
                 update(tasks)
@@ -129,7 +134,35 @@ class Leases:
             )
             if row.started_at is None:
                 connection.execute(update(jobs).where(jobs.c.id == job).values(started_at=at))
-            return Task(_job(row), number, TaskKind(row.kind), row.attempts + 1, worker)
+            kind = TaskKind(row.kind)
+            return Task(_job(row), number, kind, row.attempts + 1, worker, row.begun)
+
+    def _give_up(
+        self, connection: Connection, job: int, number: int, row: Row[Any], at: str
+    ) -> None:
+        """Records that a task failed whose worker died in the last attempt."""
+        error = (
+            f"its worker ended without a word in the last of {row.attempts} attempts; look into "
+            "the log of the system whether it was killed, for want of memory for example"
+        )
+        connection.execute(
+            update(tasks)
+            .where(_is(job, number))
+            .values(state=TaskState.FAILED, error=error, begun=0)
+        )
+        if row.kind == TaskKind.FINISH:
+            _close(connection, job, JobState.FAILED, at)
+
+    def begin(self, task: Task) -> None:
+        """Records that the instances of a task are about to be indexed.
+
+        Whoever ends the task takes the record back, also after a failure. So it stays only if the
+        worker dies.
+        """
+        with self._database.begin() as connection:
+            connection.execute(
+                update(tasks).where(_is_leased(task)).values(begun=tasks.c.begun + 1)
+            )
 
     def _may_start(
         self, connection: Connection, row: Row[Any], now: float, most: int | None
@@ -220,7 +253,7 @@ class Leases:
             connection.execute(
                 update(tasks)
                 .where(_is_leased(task))
-                .values(seconds=tasks.c.seconds + seconds, **values, **counts)
+                .values(seconds=tasks.c.seconds + seconds, begun=0, **values, **counts)
             )
 
     def _counts(self, connection: Connection, task: Task) -> dict[str, Any]:
@@ -251,8 +284,9 @@ class Leases:
             "refused": json.dumps({reason: n for fate, reason, n in rows if fate == "refused"}),
         }
 
-    def close(self, task: Task, at: str) -> JobState:
-        """Ends the job of this task, its last one; returns the state that it ends in."""
+    def close(self, task: Task, at: str, note: str | None = None) -> JobState:
+        """Ends the job of this task, its last one, with a note; returns the state that it ends
+        in."""
         job = task.job.id
         with self._database.begin() as connection:
             failed = connection.execute(
@@ -261,16 +295,22 @@ class Leases:
                 .where(tasks.c.job == job, tasks.c.state == TaskState.FAILED)
             ).scalar_one()
             state = JobState.FAILED if failed else JobState.FINISHED
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job, jobs.c.state == JobState.RUNNING)
-                .values(state=state, finished_at=at)
-            )
+            _close(connection, job, state, at, note)
         return state
 
 
 def _is(job: int, number: int) -> ColumnElement[bool]:
     return and_(tasks.c.job == job, tasks.c.number == number)
+
+
+def _close(
+    connection: Connection, job: int, state: JobState, at: str, note: str | None = None
+) -> None:
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job, jobs.c.state == JobState.RUNNING)
+        .values(state=state, finished_at=at, note=note)
+    )
 
 
 def _is_leased(task: Task) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
 from engine.errors import JobError
+from engine.settings import JobSettings
 from indexer.jobs.records import (
     DISCOVERY,
     FINISHING,
@@ -29,13 +30,20 @@ _NOT_TAKEN = (TaskState.WAITING, TaskState.QUEUED)
 class JobLedger:
     """The jobs in the ledger's database.
 
+    Args:
+        lapse_seconds: as in the settings of the jobs: a worker silent for this long has lost its
+            task.
+
     Raises:
         LedgerError: the database cannot be read or written.
         JobError: there is no such job, or its state does not allow what is asked.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, lapse_seconds: float = JobSettings().lapse_seconds
+    ) -> None:
         self._database = database
+        self._lapse_seconds = lapse_seconds
 
     def submit(self, spec: SourceSpec, options: JobOptions, *, at: str, priority: int = 0) -> int:
         """Adds a job; returns its number. The source is not read before a worker takes the job."""
@@ -79,7 +87,7 @@ class JobLedger:
         found = connection.execute(
             select(tasks).where(tasks.c.job == row.id).order_by(tasks.c.number)
         ).all()
-        return summary_of(row, found, now)
+        return summary_of(row, found, now, self._lapse_seconds)
 
     def pause(self, job: int) -> None:
         """Pauses a job: workers stop after the instances they are at; results are kept."""
@@ -113,7 +121,13 @@ class JobLedger:
         refused: also do chunks with refused instances again; only those instances are read.
         """
         ended = (JobState.FINISHED, JobState.FAILED, JobState.RUNNING)
-        again = {"state": TaskState.WAITING, "attempts": 0, "not_before": 0.0, "error": None}
+        again = {
+            "state": TaskState.WAITING,
+            "attempts": 0,
+            "begun": 0,
+            "not_before": 0.0,
+            "error": None,
+        }
         with self._database.begin() as connection:
             _check(_row(connection, job), ended, "retried")
             mine = tasks.c.job == job

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from indexer.jobs.records import DISCOVERY, Task, TaskKind, TaskState
 from indexer.ledger.database import Database
+from indexer.ledger.deletions import without_deleted
 from indexer.ledger.instances import Ledger, Pending
-from indexer.ledger.schema import instances, manifest, tasks
+from indexer.ledger.schema import instances, jobs, manifest, tasks
 from indexer.sources.base import Discovered
 
 __all__ = ["Manifest"]
@@ -46,7 +47,11 @@ class Manifest:
                         )
                     ).scalars()
                 )
-            new = [item for item in items if item.locator not in listed]
+            new = without_deleted(
+                connection,
+                [item for item in items if item.locator not in listed],
+                again=job.options.again,
+            )
             pending = self._ledger.note(
                 connection,
                 job.id,
@@ -69,10 +74,7 @@ class Manifest:
         """Adds a task that indexes these instances."""
         job = task.job.id
         with self._database.begin() as connection:
-            last = connection.execute(
-                select(func.max(tasks.c.number)).where(tasks.c.job == job)
-            ).scalar_one()
-            number = last + 1
+            number = _next_number(connection, job)
             connection.execute(
                 manifest.insert(),
                 [
@@ -89,6 +91,42 @@ class Manifest:
                     total=len(items),
                 )
             )
+
+    def halve(self, task: Task, pending: Sequence[Pending]) -> list[Pending]:
+        """Cuts a chunk in two whose workers died of an instance in it; returns the first half of
+        ``pending``, which stays in the chunk. The second one becomes a task of its own.
+
+        Both count as begun once, so that the death of another worker cuts them again.
+        """
+        middle = len(pending) // 2
+        moved = [one.locator for one in pending[middle:]]
+        job = task.job.id
+        begun = {"begun": 1, "attempts": 0}
+        with self._database.begin() as connection:
+            number = _next_number(connection, job)
+            for start in range(0, len(moved), _LOCATORS_AT_ONCE):
+                some = moved[start : start + _LOCATORS_AT_ONCE]
+                connection.execute(
+                    update(manifest)
+                    .where(manifest.c.job == job, manifest.c.locator.in_(some))
+                    .values(chunk=number)
+                )
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.job == job, tasks.c.number == task.number)
+                .values(total=tasks.c.total - len(moved), **begun)
+            )
+            connection.execute(
+                tasks.insert().values(
+                    job=job,
+                    number=number,
+                    kind=TaskKind.INDEX,
+                    state=TaskState.WAITING,
+                    total=len(moved),
+                    **begun,
+                )
+            )
+        return list(pending[:middle])
 
     def pending(self, task: Task) -> list[Pending]:
         """The instances of a chunk that are still to be read, ordered by locator."""
@@ -140,6 +178,14 @@ class Manifest:
                     update(manifest).where(where).values(fate=None, reason=None, detail=None)
                 )
         return [Pending(locator, labels[locator]) for locator in wanted if locator in labels]
+
+
+def _next_number(connection: Connection, job: int) -> int:
+    """The number of the next chunk of a job, whose row stays locked until the transaction ends:
+    one worker may still list the source while another cuts a chunk in two."""
+    connection.execute(select(jobs.c.id).where(jobs.c.id == job).with_for_update())
+    last = connection.execute(select(func.max(tasks.c.number)).where(tasks.c.job == job))
+    return int(last.scalar_one()) + 1
 
 
 def _discovery(task: Task) -> ColumnElement[bool]:

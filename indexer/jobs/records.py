@@ -62,12 +62,14 @@ class JobOptions:
     """Which instances a job reads and removes.
 
     retry_refused, again: as for ``index_archive``.
-    delete_vanished: instances that the source no longer has are removed at the end.
+    delete_vanished: instances that the source no longer has are removed at the end, if they are not
+        more than the share ``at_most`` of those it had, in [0, 1].
     """
 
     retry_refused: bool = False
     again: bool = False
     delete_vanished: bool = False
+    at_most: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,18 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task that a worker holds the lease on. attempts: how many, this one included."""
+    """A task that a worker holds the lease on.
+
+    attempts: how many, this one included. begun: how many workers in a row died while they indexed
+    the instances of this task.
+    """
 
     job: Job
     number: int
     kind: TaskKind
     attempts: int
     worker: str
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)

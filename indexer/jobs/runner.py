@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
-from engine.errors import DiskFull, PrecedentError, StoreError
+from engine.errors import DiskFull, PrecedentError, RefusalReason, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.datadir.disk_space import check_room
@@ -17,6 +17,7 @@ from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import Due, Task, TaskKind
 from indexer.jobs.windows import is_open
 from indexer.ledger.database import Database
+from indexer.ledger.instances import Pending, Refused
 from indexer.pipeline.indexing import Indexer
 from indexer.sources.base import Discovered
 
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 _MAX_BACKOFF_SECONDS = 900.0
 _DISCOVERED_AT_ONCE = 1000
+_DEATHS = 2
+"""How many workers have to die while they index a chunk until it is cut in two, or its only
+instance refused: one may be killed, or its machine restarted, without a fault of the chunk."""
 
 
 class JobRunner:
@@ -98,9 +102,10 @@ class JobRunner:
         lease = Lease(self.leases, task, self._settings.jobs, self._clock, self._stopping)
         started = time.monotonic()
         _log.info("job %s, task %s: begun, try %s", job, number, task.attempts)
+        note = None
         try:
             with lease:
-                self._do(task, lease)
+                note = self._do(task, lease)
         except (PrecedentError, OSError) as error:
             self._failed(task, error, time.monotonic() - started)
         except Exception as error:
@@ -115,7 +120,7 @@ class JobRunner:
                 self.leases.put_back(task, seconds=seconds)
             elif task.kind is TaskKind.FINISH:
                 self.leases.end(task, seconds=seconds)
-                self.leases.close(task, self._now())
+                self.leases.close(task, self._now(), note)
             else:
                 self.leases.end(task, seconds=seconds)
             _log.info("job %s, task %s: %.1f s", job, number, seconds)
@@ -128,6 +133,8 @@ class JobRunner:
         pause = self._settings.jobs.backoff_seconds * 2 ** (task.attempts - 1)
         not_before = self._clock() + min(pause, _MAX_BACKOFF_SECONDS)
         again = self.leases.fail(task, _said(error), not_before=not_before, seconds=seconds)
+        if not again and task.kind is TaskKind.FINISH:
+            self.leases.close(task, self._now())
         _log.warning(
             "job %s, task %s failed (try %s): %s; %s",
             task.job.id,
@@ -137,19 +144,47 @@ class JobRunner:
             f"again in {pause:.0f} s" if again else "given up, see `precedent jobs retry`",
         )
 
-    def _do(self, task: Task, lease: Lease) -> None:
+    def _do(self, task: Task, lease: Lease) -> str | None:
+        """Does a task; returns what is to be noted of its job."""
         if task.kind is TaskKind.DISCOVER:
             self._discover(task, lease)
-            return
+            return None
         archive, indexer = self._opened()
         with archive.writing():
             if task.kind is TaskKind.FINISH:
-                finish_job(task, archive, indexer, self._database, self._settings)
-                return
+                return finish_job(task, archive, indexer, self._database, self._settings)
             manifest = Manifest(self._database, archive.ledger)
             source = task.job.spec.open(self._settings)
-            pending = manifest.pending(task)
+            pending = self._without_deadly(task, manifest, archive)
+            self.leases.begin(task)
             indexer.index(task.job.id, source, pending, manifest=True, stop=lambda: lease.is_over)
+            return None
+
+    def _without_deadly(self, task: Task, manifest: Manifest, archive: Archive) -> list[Pending]:
+        """The instances of a chunk that are to be indexed now.
+
+        If workers died of the chunk, this is half of it, so that the instance they die of is found;
+        once it is alone in a chunk, it is refused.
+        """
+        pending = manifest.pending(task)
+        if task.begun < _DEATHS or not pending:
+            return pending
+        if len(pending) > 1:
+            _log.warning(
+                "job %s, task %s: %s workers died of its %s instances; it is cut in two",
+                task.job.id,
+                task.number,
+                task.begun,
+                len(pending),
+            )
+            return manifest.halve(task, pending)
+        detail = (
+            "the worker that indexed it died, also when it had nothing else in hand; look at it "
+            "with another viewer, or give workers more memory"
+        )
+        refused = Refused(pending[0].locator, RefusalReason.WORKER_DIED, detail)
+        archive.ledger.finish(task.job.id, [refused], self._now(), manifest=True)
+        return []
 
     def _discover(self, task: Task, lease: Lease) -> None:
         archive, _ = self._opened()

@@ -19,9 +19,10 @@ _ERRORS = 5
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """The progress of a job, or of a run of ``precedent index``, which has no tasks and no counts.
+    """The progress of a job, or of a run of ``precedent index``, which has no tasks.
 
     state: "running", "paused", "cancelled", "finished" or "failed".
+    status: the same, but "waiting" for a running job of which no worker has a task now.
     discovering: whether the source is still being listed.
     discovered: instances found in the source so far.
     unchanged: of the discovered, those already in the index, which are not read.
@@ -57,10 +58,19 @@ class JobSummary:
     seconds_left: float | None
     errors: dict[int, str]
     note: str | None
+    status: str
 
 
-def summary_of(job: Row[Any], tasks: Sequence[Row[Any]], now: float) -> JobSummary:
-    """The summary of a row of ``jobs`` and its rows of ``tasks``. now: seconds since the epoch."""
+def summary_of(
+    job: Row[Any], tasks: Sequence[Row[Any]], now: float, lapse_seconds: float
+) -> JobSummary:
+    """The summary of a row of ``jobs`` and its rows of ``tasks``.
+
+    Args:
+        now: seconds since the epoch.
+        lapse_seconds: a worker that has sent no heartbeat for this long has lost its task.
+    """
+    is_run = job.kind == "run"
     discovery = [task for task in tasks if task.kind == TaskKind.DISCOVER]
     chunks = [task for task in tasks if task.kind == TaskKind.INDEX]
     refused: Counter[str] = Counter()
@@ -70,6 +80,15 @@ def summary_of(job: Row[Any], tasks: Sequence[Row[Any]], now: float) -> JobSumma
     discovering = any(task.state != TaskState.DONE for task in discovery)
     per_second = _pace(job, chunks, now) if job.state == "running" else None
     known = per_second is not None and not discovering
+    unchanged = sum(task.unchanged for task in tasks)
+    waiting = (
+        job.state == "running"
+        and not is_run
+        and not any(
+            task.state == TaskState.RUNNING and task.beat_at >= now - lapse_seconds
+            for task in tasks
+        )
+    )
     return JobSummary(
         id=job.id,
         kind=job.kind,
@@ -80,19 +99,20 @@ def summary_of(job: Row[Any], tasks: Sequence[Row[Any]], now: float) -> JobSumma
         started_at=job.started_at,
         finished_at=job.finished_at,
         discovering=discovering,
-        discovered=sum(task.total for task in discovery),
+        discovered=total + unchanged if is_run else sum(task.total for task in discovery),
         total=total,
         done=done,
-        unchanged=sum(task.unchanged for task in discovery),
+        unchanged=unchanged,
         indexed=sum(c.indexed for c in chunks),
         duplicates=sum(c.duplicates for c in chunks),
         points=sum(c.points for c in chunks),
         refused=dict(sorted(refused.items())),
-        tasks=dict(sorted(Counter(task.state for task in tasks).items())),
+        tasks={} if is_run else dict(sorted(Counter(task.state for task in tasks).items())),
         per_second=None if per_second is None else round(per_second, 2),
         seconds_left=round((total - done) / per_second, 1) if known and per_second else None,
         errors=dict([(task.number, task.error) for task in tasks if task.error][-_ERRORS:]),
         note=job.note,
+        status="waiting" if waiting else job.state,
     )
 
 

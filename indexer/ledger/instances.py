@@ -8,6 +8,8 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from engine.errors import RefusalReason
 from indexer.imaging.rendering import VERSION
 from indexer.ledger.database import Database
+from indexer.ledger.deletions import without_deleted
+from indexer.ledger.runs import Runs
 from indexer.ledger.schema import (
     CURABLE,
     Done,
@@ -20,7 +22,6 @@ from indexer.ledger.schema import (
     finish_statement,
     instances,
     is_unchanged,
-    jobs,
     manifest as manifest_rows,
     manifest_row,
     manifest_statement,
@@ -38,7 +39,7 @@ _AT_ONCE = 400
 _T = TypeVar("_T")
 
 
-class Ledger:
+class Ledger(Runs):
     """The record of an archive's instances and their points.
 
     Each writing method is one transaction, except :meth:`discover` and :meth:`stale`, which use
@@ -53,22 +54,8 @@ class Ledger:
     """
 
     def __init__(self, database: Database, rendering: str = str(VERSION)) -> None:
-        self._database = database
+        super().__init__(database)
         self.rendering = rendering
-
-    def begin_run(self, source: str, at: str) -> int:
-        """Starts a run over a source; returns its number. at: UTC timestamp, ISO 8601."""
-        row = {"kind": "run", "source": source, "state": "running"}
-        with self._database.begin() as connection:
-            result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
-            (run,) = result.inserted_primary_key or (0,)
-            return int(run)
-
-    def end_run(self, run: int, at: str) -> None:
-        """Records that a run has ended. at: UTC timestamp, ISO 8601."""
-        ended = {"state": "finished", "finished_at": at}
-        with self._database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
 
     def discover(
         self,
@@ -79,12 +66,14 @@ class Ledger:
         retry_refused: bool = False,
         again: bool = False,
     ) -> int:
-        """Records the instances that a source has; returns how many. See :meth:`note`."""
+        """Records the instances that a source has; returns how many, without those that were
+        deleted. See :meth:`note`."""
         count = 0
         for chunk in _chunks(found):
             with self._database.begin() as connection:
-                self.note(connection, run, source, chunk, retry_refused=retry_refused, again=again)
-            count += len(chunk)
+                kept = without_deleted(connection, chunk, again=again)
+                self.note(connection, run, source, kept, retry_refused=retry_refused, again=again)
+            count += len(kept)
         return count
 
     def note(
@@ -388,24 +377,6 @@ class Ledger:
             rows = connection.execute(query.order_by(c.locator)).all()
         return [Pending(row.locator, row.label) for row in rows]
 
-    def run_counts(self, run: int) -> tuple[int, int, dict[str, int]]:
-        """Of the instances that a run saw, how many were done in it, how many before it, and how
-        many are refused, by reason."""
-        c = instances.c
-        with self._database.begin(read=True) as connection:
-            rows = connection.execute(
-                select(c.state, c.reason, c.finished_in, func.count())
-                .where(c.seen_in == run)
-                .group_by(c.state, c.reason, c.finished_in)
-            ).all()
-        indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2] == run)
-        unchanged = sum(row[3] for row in rows if row[0] == State.DONE and row[2] != run)
-        refused: dict[str, int] = {}
-        for state, reason, _, count in rows:
-            if state == State.REFUSED:
-                refused[reason] = refused.get(reason, 0) + count
-        return indexed, unchanged, dict(sorted(refused.items()))
-
     def count_rendered_otherwise(self) -> int:
         """How many indexed instances another version of the reader rendered, or other settings."""
         c = instances.c
@@ -474,6 +445,12 @@ class Ledger:
         """How many instances have these values of study, patient, sop, source, tenant; None =
         any."""
         query = select(func.count()).select_from(instances).where(*_named(wanted))
+        with self._database.begin(read=True) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def count_distinct(self, field: str, **wanted: str | None) -> int:
+        """How many studies or series these instances are of. field: "study" or "series"."""
+        query = select(func.count(instances.c[field].distinct())).where(*_named(wanted))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 

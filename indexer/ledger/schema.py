@@ -41,6 +41,7 @@ __all__ = [
     "Refused",
     "State",
     "Text",
+    "deleted",
     "done_row",
     "finish_statement",
     "instances",
@@ -160,6 +161,7 @@ CURABLE = (
     RefusalReason.NO_PIXELS,
     RefusalReason.UNSUPPORTED_SYNTAX,
     RefusalReason.UNSUPPORTED_PIXELS,
+    RefusalReason.WORKER_DIED,
 )
 """Refusals that another version of the reader may not repeat: tried again once by each version."""
 
@@ -236,6 +238,9 @@ points = Table(
 stale = Table("stale", metadata, Column("id", Text, primary_key=True))
 """Ids of points that a file no longer has; deleted from the index if no other file has them."""
 
+deleted = Table("deleted", metadata, Column("locator_sha256", Text, primary_key=True))
+"""Instances that were deleted on purpose. Only hashes, since a path may name a patient."""
+
 # AUTOINCREMENT: the number of a removed job is not used again, because instances still refer to
 # it as the job that saw them.
 jobs = Table(
@@ -268,6 +273,7 @@ tasks = Table(
     Column("kind", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("begun", Integer, nullable=False, server_default=text("0")),
     Column("not_before", Float, nullable=False, server_default=text("0")),
     Column("queued_at", Float),
     Column("beat_at", Float),

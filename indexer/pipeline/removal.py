@@ -1,15 +1,86 @@
 """Removes instances from index, thumbnails and ledger."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from engine.errors import SourceError
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
+from indexer.files.locators import shown
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger.instances import Ledger
 
-__all__ = ["delete_stale_points", "points_only_of", "remove", "remove_points"]
+__all__ = [
+    "TooManyVanished",
+    "Vanished",
+    "delete_stale_points",
+    "points_only_of",
+    "remove",
+    "remove_points",
+    "remove_vanished",
+]
 
 _DELETED_AT_ONCE = 1000
+_NAMED = 10
+
+
+class TooManyVanished(SourceError):
+    """So many instances vanished from a source that it may not be there as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Instances that were removed because their source no longer has them.
+
+    first: the first of them, as paths or addresses for people.
+    """
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "nothing had vanished"
+        more = f" and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
+        return (
+            f"{self.count:,} removed that the source no longer has: {', '.join(self.first)}{more}"
+        )
+
+
+def remove_vanished(
+    run: int,
+    source: str,
+    prefixes: Sequence[str],
+    ledger: Ledger,
+    delete: Callable[[list[str]], object],
+    *,
+    at_most: float,
+) -> Vanished:
+    """Removes the instances that ``run``, which has seen all of the source, did not see.
+
+    Args:
+        prefixes: only instances whose locators start with one of these; empty = all.
+        delete: removes the instances with these locators.
+        at_most: the share of the instances of that part of the source that may vanish, in [0, 1].
+
+    Raises:
+        TooManyVanished: more of them vanished; nothing was removed.
+    """
+    count, first = 0, list[str]()
+    for page in ledger.vanished(run, source, prefixes):
+        first += [shown(locator) for locator in page[: _NAMED - len(first)]]
+        count += len(page)
+    known = count + ledger.count_seen(run)
+    if count > at_most * known:
+        raise TooManyVanished(
+            f"{count:,} of {known:,} instances of source {source!r} have vanished, {first[0]} for "
+            f"one; that is more than {at_most:.0%}, so none was removed. If the source is not "
+            "there, mount it and try again; if they are gone for good, give --delete-vanished with "
+            "--at-most 100%"
+        )
+    for page in ledger.vanished(run, source, prefixes):
+        delete(page)
+    return Vanished(count, tuple(first))
 
 
 def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:

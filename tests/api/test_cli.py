@@ -133,11 +133,11 @@ def test_search_answers_in_json_one_line_an_image(case: Case, tmp_path: Path) ->
     assert ran.code == 1
     assert ran.err == ""
     ct, refused, xray, missing = ran.documents
-    assert set(refused) == set(missing) == {"error"}
+    assert set(refused) == set(missing) == {"error", "query"}
     assert refused["error"]["code"] == "not-an-image"
     assert missing["error"]["code"] == "unreadable"
     for document, modality in ((ct, "CT"), (xray, "CR")):
-        assert set(document) == {"ood", "evidence", "hits", "facets", "next_page"}
+        assert set(document) == {"ood", "evidence", "hits", "facets", "next_page", "query"}
         assert {"foreign", "p", "scores"} <= set(document["ood"])
         assert isinstance(document["ood"]["foreign"], bool)
         assert 0 < document["ood"]["p"] <= 1

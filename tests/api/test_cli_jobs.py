@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from engine.errors import JobError, QueryError, SettingsError
+from engine.errors import JobError, QueryError, SettingsError, SourceError
 
 
 @pytest.fixture
@@ -75,6 +75,11 @@ def test_mistakes_show_when_a_job_is_made(images, place):
         run("jobs", "submit", images, "--since", "2024-01-01", *place)
     with pytest.raises(SettingsError, match=r"no source 'pacs'.*\[sources\.pacs\]"):
         run("jobs", "submit", "--source", "pacs", *place)
+    for share in ("120%", "a fifth", "-1"):
+        with pytest.raises(QueryError, match=f"--at-most is '{share}'"):
+            run("jobs", "submit", images, "--at-most", share, *place)
+    with pytest.raises(QueryError, match="would remove all that --since"):
+        run("jobs", "submit", "--source", "pacs", "--modality", "CT", "--delete-vanished", *place)
     with pytest.raises(QueryError, match=r"'soon'.*interactive, bulk"):
         run("jobs", "submit", images, "--priority", "soon", *place)
     assert json.loads(run("jobs", "list", "--json", *place))["jobs"] == []
@@ -113,5 +118,8 @@ def test_index_takes_named_sources_and_forgets_what_vanished(images, place, inde
         assert told["indexed"] == 3
         next(folder.iterdir()).unlink()
         command = ["index", "--source", "shelf", "--delete-vanished", "--json", *place, *model]
-        assert json.loads(run(*command))["unchanged"] == 2
+        with pytest.raises(SourceError, match=r"1 of 3 .* --at-most 100%"):
+            run(*command)
+        told = json.loads(run(*command, "--at-most", "34%"))
+        assert (told["unchanged"], told["removed"]) == (2, 1)
         assert json.loads(run("info", "--json", *place, *model))["points"] == 2

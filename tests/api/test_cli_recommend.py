@@ -48,7 +48,8 @@ def run(settings: Settings) -> Command:
 
 def test_an_image_leads_to_other_studies(run: Command, indexed) -> None:
     (answer,) = run("recommend", indexed.files["ct"][0], "-k", 40, "--where", "modality=CT")
-    assert set(answer) == {"ood", "evidence", "hits", "votes"}
+    assert set(answer) == {"ood", "evidence", "hits", "votes", "query"}
+    assert answer["query"] == str(indexed.files["ct"][0])
     assert sorted(hit["study"] for hit in answer["hits"]) == ["1.2.4.1", "1.2.4.2"]
     assert all(Path(hit["path"]).is_file() for hit in answer["hits"])
     assert not {"patient", "tenant"} & set(answer["hits"][0])
@@ -82,7 +83,8 @@ def test_an_image_that_cannot_be_read_is_told(run: Command, tmp_path: Path) -> N
                 "code": "not-an-image",
                 "detail": "the content is neither DICOM nor NIfTI, PNG, JPEG, JPEG 2000, TIFF, "
                 "WebP or BMP",
-            }
+            },
+            "query": str(bad),
         }
     ]
 

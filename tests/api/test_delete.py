@@ -79,8 +79,38 @@ def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
 def test_of_several_choices_what_fits_all_goes(settings: Settings) -> None:
     told = run(settings, "--source", "clinic", "--sop", "1.2.9.11", "--yes", "--json")
     assert json.loads(told.stdout) == {"instances": 1, "points": 1}
-    told = run(settings, "--source", "folder", "--sop", "1.2.9.12", "--yes", "--json")
-    assert json.loads(told.stdout) == {"instances": 0, "points": 0}
+    nothing = r"nothing .* is of sop '1.2.9.12', source 'folder'; nothing was removed"
+    with pytest.raises(QueryError, match=nothing):
+        run(settings, "--source", "folder", "--sop", "1.2.9.12", "--yes", "--json")
+
+
+def test_a_dry_run_says_what_would_go(settings: Settings) -> None:
+    told = run(settings, "--source", "clinic", "--dry-run", "--json")
+    assert json.loads(told.stdout) == {
+        "dry_run": True,
+        "studies": 3,
+        "series": 3,
+        "instances": 4,
+        "points": 3,
+    }
+    said = run(settings, "--source", "clinic", "--dry-run")
+    assert "would remove 3 studies, 3 series, 4 instances, 3 points" in said.stdout
+    with Archive(settings) as archive:
+        assert archive.ledger.count(source="clinic") == 4
+
+
+def test_what_was_deleted_stays_out_until_it_is_asked_for(settings: Settings) -> None:
+    clinic = FolderSource([settings.data_dir.parent / "clinic"], name="clinic")
+    run(settings, "--sop", "1.2.9.11", "--yes")
+    with Archive(settings) as archive:
+        assert archive.ledger.count(source="clinic") == 3
+        report = archive.index(clinic)
+        assert (report.indexed, report.unchanged, report.deleted) == (0, 3, 1)
+        assert archive.store.count(Filter((Match("sop", ("1.2.9.11",)),))) == 0
+        report = archive.index(clinic, again=True)
+        assert (report.indexed, report.deleted) == (4, 0)
+        report = archive.index(clinic)
+        assert (report.unchanged, report.deleted) == (4, 0)
 
 
 def test_a_tenant_is_gone_from_everywhere(settings: Settings) -> None:

@@ -1,10 +1,13 @@
-"""What the command line says of a verdict."""
+"""What the command line says of a verdict, and of indexing without a terminal."""
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from api.cli.terminal import answer_table
+from api.cli.terminal import answer_table, progress_lines
+from indexer.pipeline.run import Progress
 
 _EVIDENCE = {
     "precision": "fp32",
@@ -63,3 +66,20 @@ def test_the_verdict_is_told_with_its_reasons(ood, evidence, said) -> None:
     if evidence is _REFUSED:
         assert "trust" not in str(table.caption)
         assert "compared" not in str(table.caption)
+
+
+def test_without_a_terminal_there_is_a_line_every_thirty_seconds() -> None:
+    out = io.StringIO()
+    now = 0.0
+    show = progress_lines(Console(file=out, width=200), clock=lambda: now)
+    for second in range(101):
+        now = float(second)
+        if second < 40:
+            show(Progress("discover", 1000 * second, 0, 0, 0))
+        else:
+            show(Progress("index", 40_000, 100 * (second - 40), 0, second))
+    assert out.getvalue().splitlines() == [
+        "looking for files: 30,000 so far",
+        "indexing: 2,000 of 40,000 (5%), 100/s, 60 refused, 0:06:20 left",
+        "indexing: 5,000 of 40,000 (12%), 100/s, 90 refused, 0:05:50 left",
+    ]

@@ -88,7 +88,7 @@ def test_a_job_that_removes_what_vanished_does_the_same(site: Any) -> None:
     with site.database() as database:
         jobs = JobLedger(database)
         spec = SourceSpec.asked([site.files], None, None)
-        job = jobs.submit(spec, JobOptions(delete_vanished=True), at=AT)
+        job = jobs.submit(spec, JobOptions(delete_vanished=True, at_most=1.0), at=AT)
         with JobRunner(site.settings, database, "one") as runner:
             while due := runner.due(1):
                 assert runner.run(due[0].job, due[0].number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 import time
 import zipfile
@@ -493,7 +494,7 @@ def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
     with zipfile.ZipFile(readable.parent / "packed.zip", "w") as packed:
         packed.writestr("inside/picture.png", draw(102))
 
-    job = submit(jobs, site, delete_vanished=True)
+    job = submit(jobs, site, delete_vanished=True, at_most=1.0)
     work(site)
     told = jobs.summary(job, time.time())
     assert told.state == "finished"
@@ -508,13 +509,110 @@ def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
     assert str(readable) in {shown(one.locator) for one in jobs.fates(job)}
 
     # Nothing of it is new the next time; and what goes is noticed.
-    again = submit(jobs, site, delete_vanished=True)
+    again = submit(jobs, site, delete_vanished=True, at_most=1.0)
     work(site)
     assert jobs.summary(again, time.time()).unchanged == 13
     readable.unlink()
     longest.unlink()
-    last = submit(jobs, site, delete_vanished=True)
+    last = submit(jobs, site, delete_vanished=True, at_most=1.0)
     work(site)
     assert jobs.summary(last, time.time()).discovered == 12
     with site.database() as database:
         assert Ledger(database).counts() == {"done": 11, "refused": 1}
+
+
+def test_what_is_listed_tells_whether_anybody_works_on_it(site, jobs, database):
+    job = submit(jobs, site)
+    now = time.time()
+    assert jobs.summary(job, now).status == "waiting"
+    assert Leases(database, JOBS).take(job, DISCOVERY, "one", now, AT) is not None
+    assert jobs.summary(job, now).status == "running"
+    # A worker that died is none.
+    assert jobs.summary(job, now + 61).status == "waiting"
+    assert jobs.summary(job, now + 61).state == "running"
+    jobs.pause(job)
+    assert jobs.summary(job, now).status == "paused"
+
+
+def test_a_run_of_precedent_index_has_counts(site, jobs, draw):
+    site.index()
+    site.write("a/new.png", draw(77))
+    site.index()
+    second, first = jobs.summaries(time.time())
+    counts = (first.discovered, first.total, first.done, first.indexed, first.points)
+    assert counts == (11, 11, 11, 10, 10)
+    assert first.refused == {"not-an-image": 1}
+    assert (second.discovered, second.unchanged, second.total, second.done) == (12, 11, 1, 1)
+    # Workers take nothing of it.
+    work(site)
+    assert jobs.summary(first.id, time.time()) == first
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "note"),
+    [
+        (SourceError("the shelf is away; bring it back"), "failed", "the shelf is away"),
+        (KeyboardInterrupt(), "cancelled", "stopped; the same command goes on"),
+    ],
+)
+def test_a_run_that_does_not_finish_says_why(site, jobs, monkeypatch, error, status, note):
+    instances = FolderSource.instances
+
+    def broken(self: FolderSource) -> Any:
+        yield from itertools.islice(instances(self), 3)
+        raise error
+
+    monkeypatch.setattr(FolderSource, "instances", broken)
+    with pytest.raises(type(error)):
+        site.index()
+    (told,) = jobs.summaries(time.time())
+    assert told.status == told.state == status
+    assert note in str(told.note)
+    assert told.finished_at is not None
+
+
+def test_a_run_that_was_killed_is_found_out_by_the_next_one(site, jobs, database):
+    run = Ledger(database).begin_run("folder", AT)
+    site.index()
+    told = jobs.summary(run, time.time())
+    assert told.status == "failed"
+    assert "without a word" in str(told.note)
+
+
+@pytest.mark.parametrize("how", ["job", "run"])
+def test_a_source_that_is_suddenly_empty_does_not_empty_the_index(site, jobs, how):
+    site.index()
+    (site.files / "a").rename(site.root / "away")
+    said = r"10 of 11 instances of source 'folder' have vanished, .*more than 20%.*--at-most 100%"
+    if how == "job":
+        job = submit(jobs, site, delete_vanished=True)
+        work(site)
+        assert re.search(said, str(jobs.summary(job, time.time()).note))
+    else:
+        with pytest.raises(SourceError, match=said):
+            site.index(vanished_from=[], at_most=0.2)
+    assert len(site.points()) == 10
+    if how == "job":
+        job = submit(jobs, site, delete_vanished=True, at_most=1.0)
+        work(site)
+        note = str(jobs.summary(job, time.time()).note)
+        assert note.startswith(f"10 removed that the source no longer has: {site.files}/a/00.png")
+    else:
+        report = site.index(vanished_from=[], at_most=1.0)
+        assert report.removed == len(report.removed_first) == 10
+    assert site.points() == {}
+
+
+def test_nothing_goes_for_a_source_that_was_not_looked_through(site, jobs, monkeypatch):
+    site.index()
+
+    def away(_: FolderSource) -> Any:
+        raise SourceError("the shelf is away; bring it back")
+
+    monkeypatch.setattr(FolderSource, "instances", away)
+    job = submit(jobs, site, delete_vanished=True, at_most=1.0)
+    work(site)
+    told = jobs.summary(job, time.time())
+    assert told.state == "failed"
+    assert "nothing was removed" in str(told.note)
+    assert len(site.points()) == 10

@@ -189,6 +189,23 @@ def test_others_are_rejected_and_the_log_says_why(
     assert not list((tmp_path / "received").glob("*/*/*"))
 
 
+def test_the_log_has_a_line_for_each_association(
+    station: Any, send: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "indexer")
+    port = station().port
+    first = tmp_path / "one.dcm"
+    first.write_bytes(encode(slice_of(1)))
+    send(port, first, instance(tmp_path / "two.dcm", "1.2.826.2", b""))
+    assert echo(port, title="OTHER")
+    deadline = time.monotonic() + 10
+    while "association of" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "association of 'PACS' at 127.0.0.1: 2 instances taken, 0 refused; " in caplog.text
+    assert "association of 'OTHER'" not in caplog.text
+    assert "HIDDEN" not in caplog.text.upper()
+
+
 def test_without_a_list_of_senders_it_does_not_start() -> None:
     with pytest.raises(SettingsError, match="PRECEDENT_RECEIVE__ALLOWED_AE_TITLES"):
         StoreScp(ReceiveSettings())

@@ -114,6 +114,7 @@ class StoreScp:
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, self._opened, [inbox]),
                     (evt.EVT_CONN_CLOSE, self._closed),
+                    (evt.EVT_ACCEPTED, self._accepted),
                     (evt.EVT_REJECTED, self._rejected),
                     (evt.EVT_C_STORE, self._store),
                 ],
@@ -166,6 +167,21 @@ class StoreScp:
         messages = event.assoc.dimse
         if isinstance(messages, _Messages):
             messages.discard()
+            if messages.began is not None:
+                peer = event.assoc.requestor
+                _log.info(
+                    "association of %r at %s: %s instances taken, %s refused; %.1f s",
+                    peer.ae_title,
+                    peer.address,
+                    messages.taken,
+                    messages.refused,
+                    time.monotonic() - messages.began,
+                )
+
+    def _accepted(self, event: Event) -> None:
+        messages = event.assoc.dimse
+        if isinstance(messages, _Messages):
+            messages.began = time.monotonic()
 
     def _rejected(self, event: Event) -> None:
         peer = event.assoc.requestor
@@ -185,6 +201,10 @@ class StoreScp:
         arrival = received.arrival if isinstance(received, _DataSet) else None
         answer = Answer.NO_DATA_SET if arrival is None else arrival.finish()
         self._note(answer, event.assoc.requestor.ae_title)
+        messages = event.assoc.dimse
+        if isinstance(messages, _Messages):
+            messages.taken += answer is Answer.STORED
+            messages.refused += answer is not Answer.STORED
         if answer is Answer.STORED:
             return answer.status
         told = Dataset()
@@ -288,6 +308,10 @@ class _Messages(DIMSEServiceProvider):
 
     def __init__(self, association: Association, inbox: Inbox) -> None:
         super().__init__(association)
+        self.began: float | None = None
+        """When the association was accepted, on the monotonic clock; None = it is not yet."""
+        self.taken = self.refused = 0
+        """Instances so far."""
         self._inbox = inbox
         self._arrivals: list[Arrival] = []
 

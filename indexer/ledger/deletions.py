@@ -1,0 +1,53 @@
+"""Which instances were deleted on purpose, so that indexing their source leaves them out."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from sqlalchemy import Connection, delete, select
+
+from indexer.ledger.database import Database
+from indexer.ledger.schema import deleted
+from indexer.sources.base import Discovered
+
+__all__ = ["note_deleted", "without_deleted"]
+
+_AT_ONCE = 400
+
+
+def note_deleted(database: Database, locators: Iterable[str]) -> None:
+    """Records that these instances were deleted.
+
+    Raises:
+        LedgerError: the database cannot be written.
+    """
+    hashes = iter(sorted({_hash(locator) for locator in locators}))
+    with database.begin() as connection:
+        while some := list(islice(hashes, _AT_ONCE)):
+            connection.execute(
+                database.insert(deleted).on_conflict_do_nothing(),
+                [{"locator_sha256": one} for one in some],
+            )
+
+
+def without_deleted(
+    connection: Connection, items: Sequence[Discovered], *, again: bool
+) -> list[Discovered]:
+    """Those of ``items`` that were not deleted, in order.
+
+    again: they are wanted again: all are returned, and their deletions forgotten.
+    """
+    hashes = {item.locator: _hash(item.locator) for item in items}
+    gone: set[str] = set()
+    for start in range(0, len(items), _AT_ONCE):
+        some = [hashes[item.locator] for item in items[start : start + _AT_ONCE]]
+        column = deleted.c.locator_sha256
+        if again:
+            connection.execute(delete(deleted).where(column.in_(some)))
+        else:
+            gone |= set(connection.execute(select(column).where(column.in_(some))).scalars())
+    return [item for item in items if hashes[item.locator] not in gone]
+
+
+def _hash(locator: str) -> str:
+    return hashlib.sha256(locator.encode("utf-8", "surrogateescape")).hexdigest()
