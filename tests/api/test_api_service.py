@@ -1,7 +1,7 @@
 """What holds for every answer: problems, headers, limits, the OpenAPI document, a server."""
 
 import logging
-import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.cli.serve import listening
 from api.http.problems import problem_of
 from api.service import create_service
 from engine.errors import (
@@ -219,20 +220,20 @@ def _references(node: object) -> set[str]:
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The address of a server that runs ``app`` in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listener = listening("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         until = time.monotonic() + 60
         while not server.started and thread.is_alive() and time.monotonic() < until:
             time.sleep(0.05)
         assert server.started
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
-        listening.close()
+        listener.close()
     assert not thread.is_alive()
 
 
@@ -253,6 +254,19 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
                 headers={"Content-Type": "multipart/form-data; boundary=b"},
             )
             assert chunked.status_code == 413
+
+
+def test_a_client_that_keeps_its_connection_waits_for_no_acknowledgement(archive) -> None:
+    took = []
+    with (
+        served(create_service(archive=archive)) as address,
+        httpx2.Client(base_url=address, timeout=30) as client,
+    ):
+        for _ in range(15):
+            start = time.perf_counter()
+            client.get("/healthz")
+            took.append(time.perf_counter() - start)
+    assert statistics.quantiles(took[1:], n=4)[0] < 0.02
 
 
 @pytest.mark.slow
