@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -63,17 +64,34 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         ready: called with the URL of the page, as soon as connections to it are accepted.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address cannot be listened on, or others could reach it without a key.
     """
     import uvicorn
 
+    from api.security.access import Access, is_loopback
     from api.service import create_service
 
     server = settings.server
+    with closing(Access(settings)) as access:
+        is_open = not access.needs_key()
+    if is_open and not is_loopback(server.host):
+        raise SettingsError(
+            f"{server.host} can be reached from other machines, and no key was made yet; make one "
+            "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
+        )
     app = create_service(settings)
     listener = listening(server.host, server.port)
     port = listener.getsockname()[1]
     ready(f"http://{server.host}:{port}/")
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    if is_open:
+        Console(stderr=True).print(
+            "Without keys it answers everybody on this machine, and nobody else; "
+            "`precedent keys create` makes the first key, and then it asks for one",
+            soft_wrap=True,
+            highlight=False,
+        )
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
+    )
     with listener:
         uvicorn.Server(config).run(sockets=[listener])

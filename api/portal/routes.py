@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id
+from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id, served
 from api.http.problems import Problem, log_problem, problem_of
 from api.http.routes.search import Found, answered
 from api.portal import view
@@ -25,7 +25,7 @@ from engine.search.query import Cursor, parse_where
 from engine.search.sizes import size_of
 from engine.search.spelling import as_spelled
 from engine.store.base import Filter
-from indexer.archive import Archive
+from indexer.archive import TenantArchive
 
 __all__ = ["add_portal"]
 
@@ -101,7 +101,7 @@ def search(
 
 
 def _page_values(
-    archive: Archive,
+    archive: TenantArchive,
     asked: Asked,
     *,
     found: Found | None = None,
@@ -151,7 +151,7 @@ def _problem_page(request: Request, problem: Problem) -> HTMLResponse:
     # The links must not repeat an upload, nor an image that does not exist.
     asked = replace(asked, upload=None, image_id=None if not_found else asked.image_id)
     try:
-        with request.state.serving.request() as (archive, _):
+        with served(request) as (archive, _):
             html = pages().render("search.html", _page_values(archive, asked, problem=problem))
     except PrecedentError:
         html = pages().render("unavailable.html", {"problem": problem})
