@@ -105,7 +105,7 @@ def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with closing(access), Serving(settings, given) as serving:
-            yield {"serving": serving}
+            yield {"serving": serving, "access": access}
 
     return lifespan
 

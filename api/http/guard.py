@@ -1,15 +1,18 @@
 """Lets a request through to its route only if the policy lists it, and its caller may have it."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 
 from api.http.problems import log_problem, problem_of, problem_response
-from api.security.access import Access, Request
+from api.security.access import COOKIE, Access, Request
 from api.security.policy import POLICY, Scope
 from engine.errors import NotAuthenticated, PrecedentError
 
@@ -41,6 +44,9 @@ class Guard:
             needed = self._needed(scope)
             caller = await run_in_threadpool(self._access.caller, _request(scope), needed)
         except (PrecedentError, HTTPException) as error:
+            if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
+                await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
+                return
             problem = problem_of(error, scope["path"])
             log_problem(problem, error)
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
@@ -50,7 +56,7 @@ class Guard:
 
     def _needed(self, scope: AsgiScope) -> Scope | None:
         """The scope that the request needs. Raises HTTPException: 404, 405."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _path(scope)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         for pattern, methods in self._routes:
             if pattern.match(path):
@@ -65,7 +71,26 @@ def _request(scope: AsgiScope) -> Request:
         (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
     ]
     client = scope.get("client")
-    return Request(headers, None if client is None else client[0], scope["http_version"])
+    cookies = cookie_parser("; ".join(value for name, value in headers if name == "cookie"))
+    return Request(
+        headers,
+        None if client is None else client[0],
+        scope["http_version"],
+        scope["method"],
+        _path(scope),
+        cookies.get(COOKIE),
+    )
+
+
+def _path(scope: AsgiScope) -> str:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
+
+
+def _may_sign_in(scope: AsgiScope) -> bool:
+    """Whether somebody without a key asks for the page, who can be asked for one."""
+    sent = any(name == b"authorization" for name, _ in scope["headers"])
+    return _path(scope) == "/" and not sent
 
 
 def _headers(scope: AsgiScope, error: Exception) -> Mapping[str, str] | None:

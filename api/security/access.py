@@ -3,28 +3,34 @@
 import ipaddress
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from api.security.keys import Keys
-from api.security.policy import Scope
+from api.security.policy import PAGES, Scope
+from api.security.sessions import Sessions
 from engine.errors import NotAllowed, NotAuthenticated
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["OPEN", "Access", "Caller", "Request", "is_loopback"]
+__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "is_loopback"]
 
+COOKIE = "__Host-precedent"
+"""Cookie of a session: of this host alone, and sent over TLS alone. Browsers count plain HTTP to
+their own machine as safe, except Safari."""
 _WAY_OUT = "make keys with `precedent keys create`, and send one"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from. key: public id of the API key; None = an open service's user."""
+    """Who a request comes from. key: public id of the API key; None = an open service's user.
+    session: the secret of the session; None = the request came without one."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
+    session: str | None = field(default=None, repr=False)
 
 
 OPEN = Caller(None, "default", frozenset({Scope.SEARCH, Scope.INDEX}))
@@ -34,11 +40,15 @@ OPEN = Caller(None, "default", frozenset({Scope.SEARCH, Scope.INDEX}))
 @dataclass(frozen=True, slots=True)
 class Request:
     """What decides about access. headers: names in lower case, and values, as they were sent.
-    peer: address that the connection comes from; None = unknown. version: of HTTP, as in "1.1"."""
+    peer: address that the connection comes from; None = unknown. version: of HTTP, as in "1.1".
+    method, path: of the route. session: the value of the cookie; None = none was sent."""
 
     headers: Sequence[tuple[str, str]]
     peer: str | None
     version: str = "1.1"
+    method: str = "GET"
+    path: str = "/"
+    session: str | None = field(default=None, repr=False)
 
     def all(self, name: str) -> list[str]:
         return [value for found, value in self.headers if found == name]
@@ -107,7 +117,7 @@ class Access:
     def _by_key(self, request: Request) -> Caller | None:
         sent = request.all("authorization")
         if not sent:
-            return None
+            return self._by_session(request)
         scheme, _, written = sent[0].partition(" ")
         if len(sent) > 1 or scheme.lower() != "bearer":
             raise NotAuthenticated("send one key, as `Authorization: Bearer …`")
@@ -117,15 +127,51 @@ class Access:
         key = keys.authenticated(written.strip(" "))
         return Caller(key.id, key.tenant, key.scopes)
 
+    def sign_in(self, written: str) -> str:
+        """The secret of a new session of this key.
+
+        Raises:
+            NotAuthenticated: the key is not valid.
+            NotAllowed: it does not allow what the page is for.
+        """
+        database = self._opened()
+        if database is None:
+            raise NotAuthenticated("this service has no keys")
+        secret, key = Sessions(database).begin(written)
+        if Scope.SEARCH not in key.scopes:
+            Sessions(database).end(secret)
+            raise NotAllowed("this key lacks the scope 'search', which the page needs")
+        return secret
+
+    def sign_out(self, session: str) -> None:
+        """Ends the session with this secret."""
+        database = self._opened()
+        if database is not None:
+            Sessions(database).end(session)
+
+    def _by_session(self, request: Request) -> Caller | None:
+        # What a session may change has to come with its token, which the pages check.
+        unchecked = request.method not in ("GET", "HEAD") and request.path not in PAGES
+        database = self._opened()
+        if request.session is None or unchecked or database is None:
+            return None
+        key = Sessions(database).key_of(request.session)
+        return None if key is None else Caller(key.id, key.tenant, key.scopes, request.session)
+
     def _keys(self) -> Keys | None:
         """The keys; None = there is no database yet, and so no key."""
+        database = self._opened()
+        return None if database is None else Keys(database)
+
+    def _opened(self) -> Database | None:
+        """The database; None = there is none yet."""
         with self._lock:
             if self._database is None:
                 ledger = DataDir(self._settings.data_dir).ledger
                 if self._settings.ledger.url is None and not ledger.is_file():
                     return None
                 self._database = open_database(self._settings, ledger)
-            return Keys(self._database)
+            return self._database
 
 
 def is_loopback(host: str) -> bool:

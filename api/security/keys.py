@@ -128,6 +128,12 @@ class Keys:
             )
         return replace(_key(row), revoked_at=now)
 
+    def find(self, key_id: str) -> ApiKey | None:
+        """The key with this id, whether or not it holds; None = there is none."""
+        with self._database.begin(read=True) as connection:
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).first()
+        return None if row is None else _key(row)
+
     def authenticated(self, written: str) -> ApiKey:
         """The key that this text is.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
-__all__ = ["POLICY", "PUBLIC", "Scope"]
+__all__ = ["PAGES", "POLICY", "PUBLIC", "Scope"]
 
 
 class Scope(StrEnum):
@@ -22,6 +22,9 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/healthz"): PUBLIC,
     ("GET", "/openapi.json"): PUBLIC,
     ("GET", "/static/{path:path}"): PUBLIC,
+    ("GET", "/login"): PUBLIC,
+    ("POST", "/login"): PUBLIC,
+    ("POST", "/logout"): PUBLIC,
     ("GET", "/"): Scope.SEARCH,
     ("POST", "/"): Scope.SEARCH,
     ("POST", "/v1/search"): Scope.SEARCH,
@@ -32,3 +35,6 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/facets"): Scope.SEARCH,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
+
+PAGES = ("/", "/login", "/logout")
+"""Paths whose forms carry a token of the session. To all others a session may only send GET."""

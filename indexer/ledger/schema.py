@@ -53,6 +53,7 @@ __all__ = [
     "metadata",
     "points",
     "refused_row",
+    "sessions",
     "stale",
     "storable",
     "tasks",
@@ -314,6 +315,16 @@ keys = Table(
 )
 """API keys. digest: SHA-256 hex of the secret, which is kept nowhere. scopes: with blanks between.
 Times: UTC, ISO 8601."""
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("key", ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text, nullable=False),
+)
+"""Sessions of the page. digest: SHA-256 hex of the cookie's secret. Times: UTC, ISO 8601."""
 
 
 def is_unchanged(

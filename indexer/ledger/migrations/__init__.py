@@ -13,7 +13,7 @@ from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "migrate", "revision_of"]
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision."""
 
 _FIRST = {
