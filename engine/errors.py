@@ -16,12 +16,16 @@ PrecedentError
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  ├── JobError               a job cannot be made, found, or changed as asked
+ ├── AccessError            a key or session cannot be made or found
+ │    ├── NotAuthenticated  it is not known who asks
+ │    └── NotAllowed        whoever asks may not have this
  └── ImageRefused           one image cannot be used; carries a RefusalReason
 """
 
 from enum import StrEnum
 
 __all__ = [
+    "AccessError",
     "DiskFull",
     "FingerprintMismatch",
     "ImageNotFound",
@@ -29,6 +33,8 @@ __all__ = [
     "JobError",
     "LedgerError",
     "ModelError",
+    "NotAllowed",
+    "NotAuthenticated",
     "PrecedentError",
     "QueryError",
     "RefusalReason",
@@ -100,6 +106,18 @@ class SourceError(PrecedentError):
 
 class JobError(PrecedentError):
     code = "job"
+
+
+class AccessError(PrecedentError):
+    code = "access"
+
+
+class NotAuthenticated(AccessError):
+    code = "not-authenticated"
+
+
+class NotAllowed(AccessError):
+    code = "not-allowed"
 
 
 class RefusalReason(StrEnum):

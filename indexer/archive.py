@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageRefused, StoreError, StoreLocked, StoreNotFound
+from engine.errors import ImageNotFound, ImageRefused, StoreError, StoreLocked, StoreNotFound
 from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
@@ -18,6 +18,7 @@ from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match
 from engine.store.opening import open_store
+from engine.store.tenant import TenantStore
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
 from indexer.datadir.models import model_directory
@@ -27,6 +28,7 @@ from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.rendering import rendering_of
+from indexer.imaging.thumbnails import thumbnail_path
 from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
@@ -37,7 +39,7 @@ from indexer.pipeline.removal import points_only_of, remove, remove_points
 from indexer.pipeline.run import IndexingReport, Progress, index_archive
 from indexer.sources.base import ImageSource
 
-__all__ = ["Archive", "QueryImage", "QueryReader"]
+__all__ = ["Archive", "QueryImage", "QueryReader", "TenantArchive"]
 
 
 _DELETED_AT_ONCE = 5000
@@ -259,6 +261,37 @@ class Archive:
             gone = [point_id for point_id in ids if point_id not in owned]
             remove_points(gone, self.store, self.data_dir)
         return len(gone)
+
+
+class TenantArchive:
+    """What one tenant may read of an open archive.
+
+    The images of others do not exist here, in no answer, count or picture. Whoever has only this
+    cannot ask a question without the tenant as its condition.
+    """
+
+    def __init__(self, archive: Archive, tenant: str) -> None:
+        self.settings = archive.settings
+        self.manifest = archive.manifest
+        self.store = TenantStore(archive.store, tenant)
+        self.engine = archive.engine.over(self.store)
+        self._thumbnails = archive.data_dir.thumbnails
+
+    def thumbnail(self, image_id: str) -> bytes:
+        """The thumbnail of an image, a JPEG.
+
+        Raises:
+            ImageNotFound: there is no such image, or it has no thumbnail.
+        """
+        # The index is asked first: it knows whose the image is; and if a deletion was interrupted,
+        # the thumbnail of a deleted image may still exist, and must not be shown.
+        found = self.engine.image(image_id).id
+        try:
+            return thumbnail_path(self._thumbnails, found).read_bytes()
+        except FileNotFoundError:
+            raise ImageNotFound(
+                f"image {found} has no thumbnail; index its file again to make one"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

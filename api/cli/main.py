@@ -26,6 +26,7 @@ COMMANDS = {
     "duplicates": ("duplicates", "List images that are the same picture, or nearly."),
     "info": ("info", "What is in the index, and what was refused."),
     "serve": ("serve", "Answer searches over HTTP, with a page to try them on."),
+    "keys": ("keys", "Make, list and revoke the API keys of the service."),
     "receive": ("receive", "Take what a PACS pushes (C-STORE), and index it."),
     "jobs": ("jobs", "Index in bulk: jobs that workers share."),
     "worker": ("worker", "Work on jobs until stopped."),

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from api.cli.options import DataDirOption, ModelOption
 from engine.errors import SettingsError
 from engine.settings import Settings, load_settings
 
-__all__ = ["announce", "serve", "serve_until_stopped"]
+__all__ = ["announce", "listening", "serve", "serve_until_stopped"]
 
 
 def serve(
@@ -33,6 +34,28 @@ def announce(url: str) -> None:
     Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """A socket on which connections are accepted, or wait until the server has started.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Only where the protocol is named does asyncio switch Nagle's algorithm off; with it the end
+    # of an answer on a connection that is kept waits some 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port"
+        ) from None
+    return listener
+
+
 def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = announce) -> None:
     """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
 
@@ -41,27 +64,34 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         ready: called with the URL of the page, as soon as connections to it are accepted.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address cannot be listened on, or others could reach it without a key.
     """
     import uvicorn
 
+    from api.security.access import Access, is_loopback
     from api.service import create_service
 
     server = settings.server
-    app = create_service(settings)
-    listener = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((server.host, server.port))
-        listener.listen()  # connections made before the server has started wait for it
-    except OSError as error:
-        listener.close()
+    with closing(Access(settings)) as access:
+        is_open = not access.needs_key()
+    if is_open and not is_loopback(server.host):
         raise SettingsError(
-            f"cannot listen on {server.host}:{server.port} ({error.strerror}); "
-            "choose another with --port"
-        ) from None
+            f"{server.host} can be reached from other machines, and no key was made yet; make one "
+            "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
+        )
+    app = create_service(settings)
+    listener = listening(server.host, server.port)
     port = listener.getsockname()[1]
     ready(f"http://{server.host}:{port}/")
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    if is_open:
+        Console(stderr=True).print(
+            "Without keys it answers everybody on this machine, and nobody else; "
+            "`precedent keys create` makes the first key, and then it asks for one",
+            soft_wrap=True,
+            highlight=False,
+        )
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
+    )
     with listener:
         uvicorn.Server(config).run(sockets=[listener])

@@ -1,7 +1,7 @@
 """Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,10 +11,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
+from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
-from api.http.problems import Problem, UnexpectedErrors, install_problems
+from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
 from api.http.routes import health, images, recommend, search
 from api.http.serving import Serving
+from api.security.access import Access
+from api.security.policy import POLICY
 from engine.settings import Settings, load_settings
 from indexer.archive import Archive
 
@@ -26,7 +29,8 @@ _HEADERS = {
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # With "no-referrer" browsers would name "null" as origin of the page's own form.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _ROUTES = (search, recommend, images, health)
@@ -50,6 +54,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     """
     if settings is None:
         settings = load_settings() if archive is None else archive.settings
+    access = Access(settings)
     app = FastAPI(
         title="Precedent",
         summary="Similar-image search for medical image archives",
@@ -62,7 +67,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         redoc_url=None,
         # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        lifespan=_lifespan(settings, archive),
+        lifespan=_lifespan(settings, archive, access),
     )
     install_problems(app)
     for routes in _ROUTES:
@@ -70,6 +75,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     _complete_openapi(app)
     # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(Guard, access=access)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(SecurityHeaders)
     return app
@@ -95,11 +101,11 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _lifespan(settings: Settings, given: Archive | None) -> Any:
+def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with Serving(settings, given) as serving:
-            yield {"serving": serving}
+        with closing(access), Serving(settings, given) as serving:
+            yield {"serving": serving, "access": access}
 
     return lifespan
 
@@ -124,10 +130,28 @@ def _complete_openapi(app: FastAPI) -> None:
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):
                     _set_examples(document["paths"][route.path_format], route)
+            _set_security(document)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _set_security(document: dict[str, Any]) -> None:
+    """Adds to the document which operations ask for a key, and the scopes that they need."""
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
+    }
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            needed = POLICY.get((method.upper(), path))
+            refusals = problem_responses(401, 403)
+            if needed is None:
+                operation["security"] = [{}, {"key": []}]
+            else:
+                operation["security"] = [{"key": [needed.value]}]
+            for status, answer in refusals.items():
+                operation["responses"].setdefault(str(status), answer)
 
 
 def _set_examples(path: dict[str, Any], route: APIRoute) -> None:

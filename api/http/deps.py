@@ -12,7 +12,7 @@ from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, Up
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
 from engine.search.query import GROUPS, MAX_K, MAX_RADIUS, parse_group
 from engine.search.ranking import ORDERS
-from indexer.archive import Archive, QueryImage, QueryReader
+from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
 
 __all__ = [
     "ArchiveDep",
@@ -24,6 +24,7 @@ __all__ = [
     "ReadersDep",
     "Where",
     "point_id",
+    "served",
 ]
 
 _BUSY_SECONDS = 15.0
@@ -119,16 +120,32 @@ def point_id(text: str) -> str:
         ) from None
 
 
-def _serving(request: Request) -> Iterator[tuple[Archive, Readers]]:
-    """One archive for the whole request, even if another index comes into force meanwhile."""
+_NOBODY = ""
+"""The tenant of callers without a key, where keys are in use: no image is of it."""
+
+
+@contextmanager
+def served(request: Request) -> Iterator[tuple[TenantArchive, Readers]]:
+    """One archive for the whole request, even if another index comes into force meanwhile; of it
+    what the caller's tenant may see. There is no other way to the archive from here.
+
+    Raises:
+        StoreNotFound: there is no index yet.
+    """
+    caller = request.state.caller
     with request.state.serving.request() as (archive, readers):
-        yield archive, readers
+        yield TenantArchive(archive, _NOBODY if caller is None else caller.tenant), readers
 
 
-_Serving = Annotated[tuple[Archive, Readers], Depends(_serving)]
+def _serving(request: Request) -> Iterator[tuple[TenantArchive, Readers]]:
+    with served(request) as found:
+        yield found
 
 
-def _archive(serving: _Serving) -> Archive:
+_Serving = Annotated[tuple[TenantArchive, Readers], Depends(_serving)]
+
+
+def _archive(serving: _Serving) -> TenantArchive:
     return serving[0]
 
 
@@ -136,7 +153,7 @@ def _readers(serving: _Serving) -> Readers:
     return serving[1]
 
 
-ArchiveDep = Annotated[Archive, Depends(_archive)]
+ArchiveDep = Annotated[TenantArchive, Depends(_archive)]
 ReadersDep = Annotated[Readers, Depends(_readers)]
 
 # These bounds only document the values in the OpenAPI document. engine.search.query checks them,

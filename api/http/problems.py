@@ -19,6 +19,8 @@ from engine.errors import (
     ImageRefused,
     LedgerError,
     ModelError,
+    NotAllowed,
+    NotAuthenticated,
     PrecedentError,
     QueryError,
     RefusalReason,
@@ -34,6 +36,7 @@ __all__ = [
     "install_problems",
     "log_problem",
     "problem_of",
+    "problem_response",
     "problem_responses",
 ]
 
@@ -115,6 +118,10 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
     ImageRefused: _Kind(
         "image-refused", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be used"
     ),
+    NotAuthenticated: _Kind(
+        "not-authenticated", HTTPStatus.UNAUTHORIZED, "The service does not know who asks"
+    ),
+    NotAllowed: _Kind("not-allowed", HTTPStatus.FORBIDDEN, "This is not allowed"),
     StoreError: _NO_INDEX,
     StoreNotFound: _Kind(
         "store",
@@ -209,17 +216,18 @@ class UnexpectedErrors:
             _log_unexpected(error)
             if started:
                 raise
-            await _response(problem_of(error, scope["path"]))(scope, receive, send)
+            await problem_response(problem_of(error, scope["path"]))(scope, receive, send)
 
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error, request.url.path)
     log_problem(problem, error)
     headers = error.headers if isinstance(error, HTTPException) else None
-    return _response(problem, headers)
+    return problem_response(problem, headers)
 
 
-def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer that carries a problem document."""
     return JSONResponse(
         problem.model_dump(mode="json", exclude_none=True),
         problem.status,

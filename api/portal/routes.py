@@ -14,18 +14,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id
+from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id, served
 from api.http.problems import Problem, log_problem, problem_of
 from api.http.routes.search import Found, answered
-from api.portal import view
+from api.portal import sessions, view
 from api.portal.pages import pages
+from api.portal.sessions import OwnForm, form_token
 from api.schemas import ImageDocument, SearchDocument
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.search.query import Cursor, parse_where
 from engine.search.sizes import size_of
 from engine.search.spelling import as_spelled
 from engine.store.base import Filter
-from indexer.archive import Archive
+from indexer.archive import TenantArchive
 
 __all__ = ["add_portal"]
 
@@ -59,6 +60,7 @@ def add_portal(app: FastAPI) -> None:
     """Adds the search page and its static files to the service."""
     pages()
     app.include_router(_router)
+    app.include_router(sessions.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
 
 
@@ -69,13 +71,13 @@ def browse(
     """The form with the answer for the image in the address, or with a few images to start from."""
     request.state.asked = asked
     if asked.image_id is None:
-        return HTMLResponse(pages().render("search.html", _page_values(archive, asked)))
+        return _page(request, _page_values(archive, asked))
     asked = replace(asked, image_id=point_id(asked.image_id))
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages().render("search.html", _page_values(archive, asked, found=found)))
+    return _page(request, _page_values(archive, asked, found=found))
 
 
-@_router.post("/", response_model=None)
+@_router.post("/", response_model=None, dependencies=[OwnForm])
 def search(
     request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep
 ) -> Response:
@@ -97,11 +99,16 @@ def search(
     if asked.upload is None:
         raise QueryError("choose an image file first, or start from an image of the archive")
     found = answered(asked, archive, readers)
-    return HTMLResponse(pages().render("search.html", _page_values(archive, asked, found=found)))
+    return _page(request, _page_values(archive, asked, found=found))
+
+
+def _page(request: Request, values: dict[str, Any], status: int = HTTPStatus.OK) -> HTMLResponse:
+    html = pages().render("search.html", {**values, "csrf": form_token(request)})
+    return HTMLResponse(html, status)
 
 
 def _page_values(
-    archive: Archive,
+    archive: TenantArchive,
     asked: Asked,
     *,
     found: Found | None = None,
@@ -151,8 +158,9 @@ def _problem_page(request: Request, problem: Problem) -> HTMLResponse:
     # The links must not repeat an upload, nor an image that does not exist.
     asked = replace(asked, upload=None, image_id=None if not_found else asked.image_id)
     try:
-        with request.state.serving.request() as (archive, _):
-            html = pages().render("search.html", _page_values(archive, asked, problem=problem))
+        with served(request) as (archive, _):
+            values = _page_values(archive, asked, problem=problem)
+            return _page(request, values, problem.status)
     except PrecedentError:
         html = pages().render("unavailable.html", {"problem": problem})
     return HTMLResponse(html, problem.status)

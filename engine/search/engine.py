@@ -66,6 +66,10 @@ class SearchEngine:
         self._gate = gate
         self._rendering = rendering
 
+    def over(self, store: VectorStore) -> "SearchEngine":
+        """The same engine over another store."""
+        return SearchEngine(self._encoder, store, self._settings, self._gate, self._rendering)
+
     def search(
         self,
         canvases: Sequence[NDArray[np.uint8]],

@@ -47,12 +47,14 @@ __all__ = [
     "instances",
     "is_unchanged",
     "jobs",
+    "keys",
     "manifest",
     "manifest_row",
     "manifest_statement",
     "metadata",
     "points",
     "refused_row",
+    "sessions",
     "stale",
     "storable",
     "tasks",
@@ -304,6 +306,31 @@ manifest = Table(
 )
 """The instances that a job has to read, each with the number of its chunk and its fate. fate: what
 became of the instance, "indexed", "duplicate" or "refused"; None = it is still to be read."""
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("expires_at", Text),
+    Column("revoked_at", Text),
+)
+"""API keys. digest: SHA-256 hex of the secret, which is kept nowhere. scopes: with blanks between.
+Times: UTC, ISO 8601."""
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("key", ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text, nullable=False),
+)
+"""Sessions of the page. digest: SHA-256 hex of the cookie's secret. Times: UTC, ISO 8601."""
 
 
 def is_unchanged(

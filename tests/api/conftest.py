@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from services.loopback import LoopbackClient
 
 from api.service import create_service
 from engine.model.checkpoint import save_checkpoint
@@ -147,7 +148,7 @@ def archive(indexed: Indexed) -> Iterator[Archive]:
 
 @pytest.fixture(scope="session")
 def client(archive: Archive) -> Iterator[TestClient]:
-    with TestClient(create_service(archive=archive), follow_redirects=False) as opened:
+    with LoopbackClient(create_service(archive=archive), follow_redirects=False) as opened:
         yield opened
 
 
@@ -172,7 +173,7 @@ def foreign_settings(indexed: Indexed, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def foreign_client(foreign_settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_service(foreign_settings), follow_redirects=False) as opened:
+    with LoopbackClient(create_service(foreign_settings), follow_redirects=False) as opened:
         yield opened
 
 
@@ -181,7 +182,7 @@ def refusing_client(foreign_settings: Settings) -> Iterator[TestClient]:
     """A service that gives no hits for foreign images, which all are."""
     search = foreign_settings.search.model_copy(update={"ood_policy": "refuse"})
     settings = foreign_settings.model_copy(update={"search": search})
-    with TestClient(create_service(settings), follow_redirects=False) as opened:
+    with LoopbackClient(create_service(settings), follow_redirects=False) as opened:
         yield opened
 
 

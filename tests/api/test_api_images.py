@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from services.loopback import LoopbackClient
 
 from api.service import create_service
 from engine.store.base import Filter, Ids
@@ -71,7 +72,7 @@ def spare(indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive
 
 @pytest.fixture(scope="module")
 def spare_client(spare: Archive) -> Iterator[TestClient]:
-    with TestClient(create_service(archive=spare)) as client:
+    with LoopbackClient(create_service(archive=spare)) as client:
         yield client
 
 

@@ -1,7 +1,7 @@
 """What holds for every answer: problems, headers, limits, the OpenAPI document, a server."""
 
 import logging
-import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 
+from api.cli.serve import listening
 from api.http.problems import problem_of
 from api.service import create_service
 from engine.errors import (
@@ -23,6 +24,8 @@ from engine.errors import (
     ImageRefused,
     LedgerError,
     ModelError,
+    NotAllowed,
+    NotAuthenticated,
     PrecedentError,
     QueryError,
     RefusalReason,
@@ -31,6 +34,7 @@ from engine.errors import (
     StoreLocked,
     StoreNotFound,
 )
+from engine.search.engine import SearchEngine
 
 OPERATIONS = [
     "getFacets",
@@ -52,6 +56,8 @@ ALLOWANCE = 64 * 1024
         (ImageNotFound("x"), 404, "image-not-found", "image-not-found"),
         (ImageRefused(RefusalReason.TRUNCATED, "x"), 422, "image-refused", "truncated"),
         (ImageRefused(RefusalReason.TOO_LARGE, "x"), 413, "image-refused", "too-large"),
+        (NotAuthenticated("x"), 401, "not-authenticated", "not-authenticated"),
+        (NotAllowed("x"), 403, "not-allowed", "not-allowed"),
         (StoreError("/secret"), 503, "store", "store"),
         (StoreNotFound("/secret"), 503, "store", "store-not-found"),
         (StoreLocked("/secret"), 503, "store-locked", "store-locked"),
@@ -84,31 +90,28 @@ def test_unknown_addresses_and_methods_are_problems(client) -> None:
         assert {"type", "title", "status", "detail", "code", "instance"} <= set(response.json())
 
 
-def test_an_unforeseen_error_is_logged_and_tells_nothing(archive, caplog) -> None:
-    app = create_service(archive=archive)
+def test_an_unforeseen_error_is_logged_and_tells_nothing(client, monkeypatch, caplog) -> None:
+    def broken(_: SearchEngine, image_id: str) -> None:
+        raise RuntimeError(image_id)
 
-    @app.get("/broken")
-    def broken(name: str) -> None:
-        raise RuntimeError(name)
-
-    with TestClient(app) as client, caplog.at_level(logging.ERROR, "precedent.api"):
-        response = client.get("/broken", params={"name": "Doe^Jane"})
+    monkeypatch.setattr(SearchEngine, "image", broken)
+    wanted = "00000000-0000-4000-8000-00000000d0e5"
+    with caplog.at_level(logging.ERROR, "precedent.api"):
+        response = client.get("/v1/images/" + wanted.upper())
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert "content-security-policy" in response.headers
     assert "RuntimeError" in caplog.text
     assert "in broken" in caplog.text
-    assert "Doe" not in response.text + caplog.text
+    assert wanted not in response.text + caplog.text
 
 
-def test_a_store_that_fails_is_a_503_whose_cause_is_in_the_log(archive, caplog) -> None:
-    app = create_service(archive=archive)
-
-    @app.get("/locked")
-    def locked() -> None:
+def test_a_store_that_fails_is_a_503_whose_cause_is_in_the_log(client, monkeypatch, caplog) -> None:
+    def locked(*_: object) -> None:
         raise StoreLocked("the index in /srv/data is open in another process")
 
-    with TestClient(app) as client, caplog.at_level(logging.ERROR, "precedent.api"):
-        response = client.get("/locked")
+    monkeypatch.setattr(SearchEngine, "facets", locked)
+    with caplog.at_level(logging.ERROR, "precedent.api"):
+        response = client.get("/v1/facets")
     assert (response.status_code, response.json()["code"]) == (503, "store-locked")
     assert "/srv" not in response.text
     assert "/srv" in caplog.text
@@ -131,7 +134,7 @@ def test_every_answer_carries_the_security_headers(client, address) -> None:
     ):
         assert part in policy.split("; ")
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     if not address.startswith("/static"):
         assert headers["cache-control"] == "no-store"
 
@@ -219,20 +222,20 @@ def _references(node: object) -> set[str]:
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The address of a server that runs ``app`` in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listener = listening("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         until = time.monotonic() + 60
         while not server.started and thread.is_alive() and time.monotonic() < until:
             time.sleep(0.05)
         assert server.started
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
-        listening.close()
+        listener.close()
     assert not thread.is_alive()
 
 
@@ -255,10 +258,23 @@ def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Pat
             assert chunked.status_code == 413
 
 
+def test_a_client_that_keeps_its_connection_waits_for_no_acknowledgement(archive) -> None:
+    took = []
+    with (
+        served(create_service(archive=archive)) as address,
+        httpx2.Client(base_url=address, timeout=30) as client,
+    ):
+        for _ in range(15):
+            start = time.perf_counter()
+            client.get("/healthz")
+            took.append(time.perf_counter() - start)
+    assert statistics.quantiles(took[1:], n=4)[0] < 0.02
+
+
 @pytest.mark.slow
 def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -> None:
     settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "later"})
-    with TestClient(create_service(settings)) as client:
+    with LoopbackClient(create_service(settings)) as client:
         for address in ("/healthz", "/v1/facets"):
             refused = client.get(address)
             assert (refused.status_code, refused.json()["code"]) == (503, "store-not-found")
@@ -278,7 +294,7 @@ def test_before_anything_is_indexed_the_service_waits(indexed, tmp_path: Path) -
 
 def test_an_index_of_another_model_is_said_at_the_start(indexed, tmp_path: Path) -> None:
     settings = indexed.copy(tmp_path / "other").model_copy(update={"model": None})
-    with pytest.raises(FingerprintMismatch), TestClient(create_service(settings)):
+    with pytest.raises(FingerprintMismatch), LoopbackClient(create_service(settings)):
         pass
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import run
 from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 
 from api.service import create_service
 from engine.errors import FingerprintMismatch, QueryError, StoreLocked
@@ -101,7 +102,7 @@ def test_a_running_service_takes_up_the_new_index(
         assert answer.status_code == 200
         return [(hit["id"], hit["similarity"]) for hit in answer.json()["hits"]]
 
-    with TestClient(create_service(settings)) as client:
+    with LoopbackClient(create_service(settings)) as client:
         before = hits(client)
         run("reencode", "--model", new)
         wanted = read_manifest(new).fingerprint
@@ -119,5 +120,5 @@ def test_a_running_service_takes_up_the_new_index(
     (tmp_path / "fresh" / "pseudonym.key").write_bytes(key)
     with Archive(fresh, create=True) as archive:
         archive.index(FolderSource([indexed.files["ct"][0].parents[1]], label_from_folder=True))
-    with TestClient(create_service(fresh)) as client:
+    with LoopbackClient(create_service(fresh)) as client:
         assert hits(client) == after

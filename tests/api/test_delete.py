@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 from typer.testing import CliRunner
 
 from api.cli.main import app
@@ -59,7 +59,7 @@ def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
     assert unasked.exit_code == 1
     told = run(settings, "--source", "clinic", "--yes", "--json")
     assert json.loads(told.stdout) == {"instances": 4, "points": 3}
-    with Archive(settings) as archive, TestClient(create_service(archive=archive)) as client:
+    with Archive(settings) as archive, LoopbackClient(create_service(archive=archive)) as client:
         assert archive.store.count(of_it) == 0
         assert archive.store.count(Filter()) == 35  # the copy's image is that of a file that stays
         assert "clinic" not in archive.store.facets(["source"], Filter(), 100)["source"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 
 from api.service import create_service
 from engine.search.duplicates import duplicates
@@ -25,7 +26,7 @@ def archive(indexed, tmp_path: Path) -> Iterator[Archive]:
 
 @pytest.fixture
 def client(archive: Archive) -> Iterator[TestClient]:
-    with TestClient(create_service(archive=archive), follow_redirects=False) as opened:
+    with LoopbackClient(create_service(archive=archive), follow_redirects=False) as opened:
         yield opened
 
 
@@ -107,7 +108,7 @@ def test_a_deleted_study_stays_gone_when_the_archive_is_opened_again(
     archive.delete(archive.ledger.find(study=STUDY))
     settings = archive.settings
     archive.close()
-    with Archive(settings) as again, TestClient(create_service(archive=again)) as client:
+    with Archive(settings) as again, LoopbackClient(create_service(archive=again)) as client:
         assert client.get(f"/v1/studies/{STUDY}/related").status_code == 404
         answers = every_answer(client, [indexed.files["ct"][2].read_bytes()], [])
     assert not [how for how, text in answers.items() if STUDY in text]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from commands import run
-from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 
 from api.service import create_service
 from engine.settings import Settings
@@ -96,7 +96,7 @@ def test_a_hit_says_what_its_instance_lacks(files, place) -> None:
     assert CUT in {hit["missing_frames"] for hit in cases}
     assert "frames are missing or broken in #" in run("recommend", files / "whole.dcm", *place)
     settings = Settings(data_dir=Path(place[1]), model=Path(place[3]))
-    with TestClient(create_service(settings)) as client:
+    with LoopbackClient(create_service(settings)) as client:
         sent = {"file": (files / "whole.dcm").read_bytes()}
         hits = client.post("/v1/search", files=sent).json()["hits"]
         assert sorted(hit["missing_frames"] or "" for hit in hits) == ["", CUT, CUT]

@@ -23,6 +23,9 @@ TREE = {
     "DiskFull": "PrecedentError",
     "SourceError": "PrecedentError",
     "JobError": "PrecedentError",
+    "AccessError": "PrecedentError",
+    "NotAuthenticated": "AccessError",
+    "NotAllowed": "AccessError",
     "ImageRefused": "PrecedentError",
 }
 
@@ -41,6 +44,9 @@ CODES = {
     "DiskFull": "disk-full",
     "SourceError": "source",
     "JobError": "job",
+    "AccessError": "access",
+    "NotAuthenticated": "not-authenticated",
+    "NotAllowed": "not-allowed",
 }
 
 REASONS = {

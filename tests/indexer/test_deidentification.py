@@ -18,9 +18,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from identified import KEPT, Planted, identified_files, leaks, planted_value
 from PIL import Image
+from services.loopback import LoopbackClient
 from typer.testing import CliRunner
 
 from api.cli.main import app
@@ -128,7 +128,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
     first = points[0].id
     studies = sorted({point.record.study for point in points if point.record.study})
     service = create_service(archive=archive)
-    with TestClient(service, follow_redirects=True) as client:
+    with LoopbackClient(service, follow_redirects=True) as client:
         asked = [
             *("/", "/healthz", "/v1/facets", "/openapi.json", f"/?id={first}"),
             *("/?where=modality%3DCT", "/v1/facets?where=manufacturer%3DKept+%26+Sons"),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep
@@ -19,6 +19,8 @@ class HealthDocument(BaseModel):
 
     - `points`: number of images (frames) in the index.
     - `model`: fingerprint of the model that made the index.
+
+    Both are null for callers without a key, where keys are in use.
     """
 
     model_config = ConfigDict(
@@ -29,8 +31,8 @@ class HealthDocument(BaseModel):
     )
 
     status: Literal["ok"]
-    points: int
-    model: str
+    points: int | None
+    model: str | None
 
 
 @router.get(
@@ -39,8 +41,9 @@ class HealthDocument(BaseModel):
     summary="Whether the service answers",
     responses=problem_responses(503),
 )
-def get_health(archive: ArchiveDep) -> HealthDocument:
+def get_health(request: Request, archive: ArchiveDep) -> HealthDocument:
     """Answers 200 when model and index are open and the index can count its points."""
-    return HealthDocument(
-        status="ok", points=archive.store.count(Filter()), model=archive.manifest.fingerprint
-    )
+    points = archive.store.count(Filter())
+    if request.state.caller is None:
+        return HealthDocument(status="ok", points=None, model=None)
+    return HealthDocument(status="ok", points=points, model=archive.manifest.fingerprint)

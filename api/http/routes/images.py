@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from api.http.deps import ArchiveDep, PointId, Where, point_id
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
-from engine.errors import ImageNotFound
 from engine.search.query import parse_where
 from engine.search.spelling import as_spelled
-from indexer.imaging.thumbnails import thumbnail_path
 
 __all__ = ["FacetsDocument", "router"]
 
@@ -65,15 +63,7 @@ def get_thumbnail(
     image_id: PointId, archive: ArchiveDep, if_none_match: Annotated[str, Header()] = ""
 ) -> Response:
     """A JPEG without metadata, made when the image was indexed."""
-    # The index is asked first: if a deletion was interrupted, the thumbnail of a deleted image may
-    # still exist, and must not be shown.
-    found = archive.engine.image(point_id(image_id)).id
-    try:
-        jpeg = thumbnail_path(archive.data_dir.thumbnails, found).read_bytes()
-    except FileNotFoundError:
-        raise ImageNotFound(
-            f"image {found} has no thumbnail; index its file again to make one"
-        ) from None
+    jpeg = archive.thumbnail(point_id(image_id))
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
     # Only the browser may cache it, and must ask each time whether it is still valid.
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}

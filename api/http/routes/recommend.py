@@ -10,7 +10,7 @@ from api.http.problems import problem_responses
 from api.schemas import RecommendationDocument
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
 from engine.search.recommend import MAX_EXAMPLES, Examples, Wanted
-from indexer.archive import Archive
+from indexer.archive import TenantArchive
 
 __all__ = ["router"]
 
@@ -95,7 +95,7 @@ class _Choices:
     exact: bool
     diversity: float
 
-    def wanted(self, archive: Archive) -> Wanted:
+    def wanted(self, archive: TenantArchive) -> Wanted:
         return Wanted(
             k=archive.settings.search.k if self.k is None else self.k,
             where=parse_where(self.where),

@@ -12,7 +12,7 @@ from api.schemas import SearchDocument
 from engine.errors import QueryError
 from engine.records import Answer
 from engine.search.query import Cursor, Query, parse_where
-from indexer.archive import Archive
+from indexer.archive import TenantArchive
 
 __all__ = ["Found", "answered", "router"]
 
@@ -108,7 +108,7 @@ class Found(NamedTuple):
     canvas: NDArray[np.uint8] | None
 
 
-def answered(asked: Asked, archive: Archive, readers: Readers) -> Found:
+def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     """The answer to a search request.
 
     Raises:

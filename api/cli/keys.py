@@ -1,0 +1,125 @@
+"""``precedent keys …``: makes, lists and revokes the API keys of the service."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from api.cli.options import DataDirOption, JsonOption, write_json
+from api.security.keys import ApiKey, Keys
+from api.security.policy import Scope
+from engine.errors import AccessError
+from engine.settings import load_settings
+from indexer.datadir.layout import DataDir
+from indexer.ledger.database import open_database
+
+__all__ = ["keys"]
+
+keys = typer.Typer(help="Make, list and revoke the API keys of the service.", no_args_is_help=True)
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What it allows; repeatable. 'search' unless given.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose images it sees.")] = "default",
+    expires: Annotated[
+        str | None, typer.Option(help="'90d' from now, or a date, as in 2031-12-31 (UTC).")
+    ] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and show it, this once: it is kept nowhere."""
+    until = None if expires is None else _end(expires)
+    with _keys(data_dir) as known:
+        key, written = known.create(name, scope or [Scope.SEARCH], tenant=tenant, expires_at=until)
+    if as_json:
+        write_json({**_document(key), "key": written})
+        return
+    sys.stdout.write(f"{written}\n")
+    Console(stderr=True).print(
+        f"This is the only time that key {key.id} is shown. `precedent keys revoke {key.id}` "
+        "ends it.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@keys.command("list")
+def list_(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """All keys, without their secrets, oldest first."""
+    with _keys(data_dir) as known:
+        found = known.all()
+    if as_json:
+        write_json({"keys": [_document(key) for key in found]})
+        return
+    table = Table("key", "name", "tenant", "scopes", "made", "state")
+    for key in found:
+        row = (key.id, key.name, key.tenant, " ".join(sorted(key.scopes)))
+        table.add_row(*row, f"{key.created_at:%Y-%m-%d}", _state(key))
+    Console().print(table)
+
+
+@keys.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="Its id, as `precedent keys list` has it.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a key; services refuse it from their next request on."""
+    with _keys(data_dir) as known:
+        ended = known.revoke(key)
+    if as_json:
+        write_json(_document(ended))
+    else:
+        Console().print(f"key {ended.id} is revoked", highlight=False)
+
+
+@contextmanager
+def _keys(data_dir: Path | None) -> Iterator[Keys]:
+    settings = load_settings(data_dir=data_dir)
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        yield Keys(database)
+
+
+def _end(written: str) -> datetime:
+    """When a key ends. Raises AccessError: the text is neither a number of days nor a date."""
+    now = datetime.now(UTC)
+    try:
+        if match := re.fullmatch(r"(\d{1,5})d", written):
+            return now + timedelta(days=int(match[1]))
+        found = datetime.fromisoformat(written)
+    except (ValueError, OverflowError):
+        raise AccessError(
+            f"--expires is {written[:80]!r}; write it as in 90d or 2031-12-31"
+        ) from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%Y-%m-%d %H:%M}"
+    if key.expires_at is None:
+        return "valid"
+    word = "valid until" if key.holds(datetime.now(UTC)) else "expired"
+    return f"{word} {key.expires_at:%Y-%m-%d %H:%M}"
+
+
+def _document(key: ApiKey) -> dict[str, Any]:
+    times = {name: getattr(key, name) for name in ("created_at", "expires_at", "revoked_at")}
+    return {
+        "id": key.id,
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        **{name: None if at is None else at.isoformat() for name, at in times.items()},
+    }

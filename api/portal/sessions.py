@@ -1,0 +1,94 @@
+"""Signing in to the page with an API key, and out again; forms that no other site can send."""
+
+import hmac
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, Form, Request, Response
+from starlette.responses import HTMLResponse, RedirectResponse
+
+from api.portal.pages import pages
+from api.security.access import COOKIE, Access
+from api.security.sessions import ABSOLUTE, csrf_token
+from engine.errors import NotAllowed, NotAuthenticated
+
+__all__ = ["OwnForm", "form_token", "router"]
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+def form_token(request: Request) -> str:
+    """What the forms of the page carry for this caller; empty for callers without a session."""
+    caller = request.state.caller
+    return "" if caller is None or caller.session is None else csrf_token(caller.session)
+
+
+def _check_form(request: Request, csrf: Annotated[str, Form(max_length=100)] = "") -> None:
+    """Checks that a form was sent from this page, in this session.
+
+    Raises:
+        NotAllowed: it was not, or may not have been.
+    """
+    _check_origin(request)
+    wanted = form_token(request)
+    if wanted and not hmac.compare_digest(wanted.encode(), csrf.encode()):
+        raise NotAllowed("this form is of another session; load the page again, and send it then")
+
+
+OwnForm = Depends(_check_form)
+
+
+def _check_origin(request: Request) -> None:
+    """Raises NotAllowed if a browser says that another site sent the request."""
+    host = request.headers.get("host", "").lower()
+    for origin in request.headers.getlist("origin"):
+        try:
+            sent = urlsplit(origin).netloc.lower()
+        except ValueError:
+            sent = ""
+        if sent != host:
+            raise NotAllowed("this form was sent from another site, or the proxy changes Host")
+
+
+@router.get("/login")
+def show_login(request: Request) -> Response:
+    """The form that asks for a key; the page itself if there is nothing to ask for."""
+    if request.state.caller is not None:
+        return RedirectResponse("./", HTTPStatus.SEE_OTHER)
+    return HTMLResponse(pages().render("login.html", {"problem": None}))
+
+
+@router.post("/login", response_model=None)
+def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> Response:
+    """Begins a session, and leads to the page."""
+    _check_origin(request)
+    access: Access = request.state.access
+    try:
+        secret = access.sign_in(key.strip())
+    except (NotAuthenticated, NotAllowed) as error:
+        text = str(error)
+        html = pages().render("login.html", {"problem": f"{text[:1].upper()}{text[1:]}."})
+        return HTMLResponse(html, HTTPStatus.UNAUTHORIZED)
+    answer = RedirectResponse("./", HTTPStatus.SEE_OTHER)
+    answer.set_cookie(
+        COOKIE,
+        secret,
+        max_age=int(ABSOLUTE.total_seconds()),
+        path="/",
+        secure=True,
+        httponly=True,
+        samesite="lax",
+    )
+    return answer
+
+
+@router.post("/logout", response_model=None, dependencies=[OwnForm])
+def logout(request: Request) -> Response:
+    """Ends the session."""
+    caller = request.state.caller
+    if caller is not None and caller.session is not None:
+        request.state.access.sign_out(caller.session)
+    answer = RedirectResponse("login", HTTPStatus.SEE_OTHER)
+    answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+    return answer

@@ -1,0 +1,1 @@
+"""Who may ask the service: API keys, their scopes and tenants, and what each route asks for."""

@@ -1,0 +1,40 @@
+"""What each route asks of whoever calls it. A route that is not in :data:`POLICY` is not served."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+__all__ = ["PAGES", "POLICY", "PUBLIC", "Scope"]
+
+
+class Scope(StrEnum):
+    """What a key allows: to search, to index and delete, to administer, to read the audit log."""
+
+    SEARCH = "search"
+    INDEX = "index"
+    ADMIN = "admin"
+    AUDIT = "audit"
+
+
+PUBLIC = None
+"""Of routes that tell nothing of any image: they ask for no key."""
+
+POLICY: Mapping[tuple[str, str], Scope | None] = {
+    ("GET", "/healthz"): PUBLIC,
+    ("GET", "/openapi.json"): PUBLIC,
+    ("GET", "/static/{path:path}"): PUBLIC,
+    ("GET", "/login"): PUBLIC,
+    ("POST", "/login"): PUBLIC,
+    ("POST", "/logout"): PUBLIC,
+    ("GET", "/"): Scope.SEARCH,
+    ("POST", "/"): Scope.SEARCH,
+    ("POST", "/v1/search"): Scope.SEARCH,
+    ("POST", "/v1/recommend"): Scope.SEARCH,
+    ("GET", "/v1/studies/{uid}/related"): Scope.SEARCH,
+    ("GET", "/v1/images/{id}"): Scope.SEARCH,
+    ("GET", "/v1/images/{id}/thumbnail"): Scope.SEARCH,
+    ("GET", "/v1/facets"): Scope.SEARCH,
+}
+"""The scope that each method and path asks for; HEAD asks for what GET does."""
+
+PAGES = ("/", "/login", "/logout")
+"""Paths whose forms carry a token of the session. To all others a session may only send GET."""
