@@ -13,7 +13,7 @@ from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "migrate", "revision_of"]
 
-HEAD = "0005"
+HEAD = "0007"
 """The newest revision."""
 
 _FIRST = {
