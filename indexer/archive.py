@@ -74,6 +74,9 @@ class Archive:
         with ExitStack() as opened:
             if create:
                 self.data_dir.make()
+            if database is None and settings.ledger.url is not None:
+                # Before the model is loaded: the server may be away, or the password wrong.
+                database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self.encoder = load_encoder(directory, settings)
             manifest = self.encoder.manifest
             collection = Collection(

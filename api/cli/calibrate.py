@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from api.cli.options import check_writable
 from engine.errors import ModelError, TrainingDataError
 from engine.settings import load_settings
 
@@ -66,6 +67,7 @@ def calibrate(
     settings = load_settings(model=model)
     directory = model_directory(settings)
     target = _target(directory, out)
+    check_writable(target, "--out" if out is not None else "--model")
     names = [name.strip() for name in detectors.split(",")]
     kinds = [detector_kind(name) for name in names]
     for name in names:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from api.cli.options import check_writable
 from engine.errors import ImageRefused, QueryError
 from engine.settings import load_settings
 
@@ -91,6 +92,7 @@ def evaluate(
         )
     # Checked first, because the rest takes minutes.
     if out is not None:
+        check_writable(out, "--out")
         require_matplotlib()
     asked = from_folder(queries)
     held = [] if database is None else from_folder(database)

@@ -27,6 +27,7 @@ from api.cli.options import (
     StudyOption,
     UntilOption,
     VanishedOption,
+    check_writable,
     parse_vanished,
     write_json,
 )
@@ -174,6 +175,8 @@ def report(
     data_dir: DataDirOption = None,
 ) -> None:
     """Every instance of a job and what became of it, as CSV."""
+    if output is not None:
+        check_writable(output, "--output", file=True)
     with _jobs(data_dir) as ledger:
         if output is None:
             _write_report(ledger, job, sys.stdout)

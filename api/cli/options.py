@@ -1,6 +1,7 @@
 """Options that several commands share, and functions that write JSON and refusals."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "UntilOption",
     "VanishedOption",
     "WhereOption",
+    "check_writable",
     "parse_vanished",
     "refuse",
     "write_json",
@@ -83,6 +85,30 @@ AtMostOption = Annotated[
         metavar="SHARE",
     ),
 ]
+
+
+def check_writable(path: Path, option: str, *, file: bool = False) -> None:
+    """Checks that a file or folder can be written, before the work that leads to it. Makes nothing.
+
+    Args:
+        option: the option or argument that named it.
+        file: it is to be a file, in a folder that is there. False = a folder, made where it is not.
+
+    Raises:
+        QueryError: it cannot be.
+    """
+    place = path.parent if file else path
+    while not file and not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if file and path.is_dir():
+        why = "it is a folder"
+    elif not place.is_dir():
+        why = f"{place} is no folder"
+    elif not os.access(place, os.W_OK):
+        why = f"{place} may not be written"
+    else:
+        return
+    raise QueryError(f"{option} is {str(path)!r}, which cannot be written: {why}; name another")
 
 
 def parse_vanished(at_most: str, spec: "SourceSpec", *, wanted: bool) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from api.cli.options import JsonOption, write_json
+from api.cli.options import JsonOption, check_writable, write_json
 
 __all__ = ["sample"]
 
@@ -19,6 +19,8 @@ def sample(
 ) -> None:
     """Write a synthetic DICOM archive to try things on."""
     from indexer.sample import write_sample
+
+    check_writable(directory, "DIRECTORY")
 
     report = write_sample(directory, seed=seed)
     if as_json:

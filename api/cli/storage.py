@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import DataDirOption, JsonOption, ModelOption, check_writable, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
 from engine.store.base import Collection, Filter, Profile, VectorStore
@@ -60,6 +60,7 @@ def snapshot(
     """
     from engine.store.snapshot import write_snapshot
 
+    check_writable(file, "FILE", file=True)
     with _store(data_dir, model, create=False) as store, _progress("written") as progress:
         count = write_snapshot(store, file, progress)
     _print_count("written", count, file, as_json=as_json)

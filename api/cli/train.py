@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from api.cli.options import check_writable
 from engine.errors import ImageRefused, QueryError
 from engine.settings import ImageLimits, Settings, load_settings
 
@@ -134,6 +135,7 @@ def train(
         raise QueryError(f"--learning-rate is {learning_rate}; use a number above 0")
     if out.exists() and not out.is_dir():
         raise QueryError(f"--out is {str(out)!r}, which is a file; name a folder")
+    check_writable(out, "--out")
     source = _ExampleSource(
         data, labels, file_column, label_column, group_column, min_class_size, out
     )

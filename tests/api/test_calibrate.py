@@ -215,7 +215,7 @@ def test_another_model_s_folder_is_not_written_to(pictures, model) -> None:
         (("TEXTS",), TrainingDataError, "none of 132 files is an image"),
         (("nowhere",), QueryError, "nowhere does not exist"),
         (("KNOWN", "nowhere"), QueryError, "nowhere does not exist"),
-        (("KNOWN", "--out", "TEXTS/0/x"), ModelError, "cannot be written .*--out"),
+        (("KNOWN", "--out", "TEXTS/0/x"), QueryError, "cannot be written: .* is no folder"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(
