@@ -9,6 +9,7 @@ from engine.search.facets import Facets, facet_counts
 from engine.search.sizes import Size
 from engine.settings import Settings
 from engine.store.base import Collection, Filter
+from engine.store.cells import Cells
 from engine.store.opening import open_store
 from indexer.datadir.layout import DataDir
 from indexer.datadir.models import model_directory
@@ -28,6 +29,7 @@ class Overview:
     rendering: of this version. rendered_otherwise: indexed instances whose pictures another version
     made, or other settings.
     partial: indexed instances with frames that are missing or broken.
+    cells: of the coarse filter; None = there are none yet.
     facets: counts by field and value over the index. refusals: refused instances, if asked for;
     missing_frames: of partial ones as well, their locators and which frames.
     """
@@ -43,6 +45,7 @@ class Overview:
     rendering: str
     rendered_otherwise: int
     partial: int
+    cells: Cells | None
     missing_frames: list[tuple[str, str]]
 
 
@@ -84,6 +87,7 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
             rendering=ledger.rendering,
             rendered_otherwise=ledger.count_rendered_otherwise(),
             partial=ledger.count_partial(),
+            cells=store.cells,
             missing_frames=ledger.partial(refusals) if refusals else [],
         )
 

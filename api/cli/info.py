@@ -7,6 +7,7 @@ import typer
 from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine import __version__
 from engine.settings import load_settings
+from engine.store.cells import Cells
 from indexer.files.locators import shown
 from indexer.overview import overview
 
@@ -38,6 +39,7 @@ def info(
         "points": found.points,
         "instances": found.instances,
         "partial": found.partial,
+        "cells": _cells(found.cells),
         "facets": found.facets,
     }
     if refusals:
@@ -54,6 +56,8 @@ def info(
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
+    if document["cells"] is None:
+        del document["cells"]
     for name, value in document.items():
         _write(f"{name:>10}  {_plain(value)}")
     for field, counts in facets.items():
@@ -69,6 +73,20 @@ def info(
         _write(f"partial  {line['path']}: {line['frames']}")
 
 
+def _cells(cells: Cells | None) -> dict[str, int | float] | None:
+    """The cells of the coarse filter, and what the index measured of itself: how many of them a
+    search looks into, and which share of the ten most similar images is in those, and among the
+    nearest codes."""
+    if cells is None:
+        return None
+    return {
+        "count": len(cells),
+        "looked_into": cells.probes,
+        "recall": round(cells.recall, 4),
+        "code_recall": round(cells.code_recall, 4),
+    }
+
+
 def _write(line: str) -> None:
     """Writes a line, without rich, which takes as long to load as all else that this prints."""
     typer.echo(line.encode("utf-8", "replace").decode())
@@ -76,5 +94,5 @@ def _write(line: str) -> None:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {count:,}" for name, count in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)

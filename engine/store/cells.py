@@ -8,7 +8,7 @@ cells that takes is measured on the index itself.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 
@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from engine.codes import hamming
 
-__all__ = ["LEAST_POINTS", "NEIGHBOURS", "Cells", "sample_size", "trained", "trained_on_sample"]
+__all__ = [
+    "LEAST_POINTS",
+    "NEIGHBOURS",
+    "Cells",
+    "measured_again",
+    "sample_size",
+    "trained",
+    "trained_on_sample",
+]
 
 LEAST_POINTS = 10_000
 """Fewer points are compared whole: that takes no longer than to choose among them."""
@@ -25,7 +33,7 @@ _PER_ROOT = 2.0
 """Cells for each square root of the number of points."""
 _SAMPLE_PER_CELL = 20
 _ROUNDS = 6
-_QUERIES = 128
+_QUERIES = 256
 """Points that are searched for to measure recall."""
 NEIGHBOURS = 10
 """As many most similar points are to be found when recall is measured."""
@@ -36,6 +44,8 @@ _RECALL = 0.995
 _ROWS_AT_ONCE = 4096
 _GROWN = 4
 """Cells are made anew when the index has grown by this factor."""
+_DRIFTED = 0.98
+"""Cells are made anew when searches find less than this share, as other kinds of images came."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +86,11 @@ class Cells:
         """The cell of each vector: float32 (N, D) → uint32 (N,)."""
         return _assigned(z, self.centroids)
 
+    @property
+    def have_drifted(self) -> bool:
+        """Whether the images that came since are so different that searches miss too much."""
+        return self.recall < _DRIFTED
+
     def outgrown(self, points: int) -> bool:
         """Whether an index of so many points should have new ones."""
         return points >= _GROWN * self.points
@@ -99,14 +114,44 @@ def trained(
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         cell[part] = _assigned(z[rows[part]], centroids)
-    if len(rows) <= NEIGHBOURS:
-        return Cells(centroids, model, len(rows), 1, 1.0, 1.0), cell
-    asked = np.sort(rng.choice(len(rows), min(len(rows), _QUERIES), replace=False))
-    queries, codes = z[rows[asked]], codes[rows]
-    near = _nearest_others(z, rows, queries, asked)
+    queries, near, code_recall = _searched(z, codes, rows)
     probes, recall = _measured(queries, cell[near], centroids)
-    code_recall = _measured_by_code(codes[asked], codes[near], codes, len(rows))
     return Cells(centroids, model, len(rows), probes, recall, code_recall), cell
+
+
+def measured_again(
+    cells: Cells,
+    z: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    cell: NDArray[np.uint32],
+) -> Cells:
+    """The same cells, with the recall of searches of the index as it is now.
+
+    Args:
+        z, codes, rows: as for :func:`trained`.
+        cell: the cell of each point, uint32 (N,).
+    """
+    queries, near, code_recall = _searched(z, codes, rows)
+    ranks = _ranks(queries, cell[near], cells.centroids)
+    recall = float((ranks < cells.probes).mean()) if len(near) else 1.0
+    return replace(cells, recall=recall, code_recall=code_recall)
+
+
+def _searched(
+    z: NDArray[np.float32], codes: NDArray[np.uint8], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+    """Searches for some points of the index itself: their vectors, (Q, D), the positions in
+    ``rows`` of the ten others most similar to each, (Q, 10), and the recall of codes.
+
+    Where there are too few points for that, Q is 0, and the recall 1."""
+    if len(rows) <= NEIGHBOURS:
+        return z[:0], np.zeros((0, NEIGHBOURS), np.int64), 1.0
+    rng = np.random.default_rng(1)
+    asked = np.sort(rng.choice(len(rows), min(len(rows), _QUERIES), replace=False))
+    queries, theirs = z[rows[asked]], codes[rows]
+    near = _nearest_others(z, rows, queries, asked)
+    return queries, near, _measured_by_code(theirs[asked], theirs[near], theirs, len(rows))
 
 
 def trained_on_sample(
@@ -178,13 +223,22 @@ def _measured(
     Args:
         queries: (Q, D). near: (Q, 10), the cells of the points most similar to each.
     """
+    if not len(queries):
+        return 1, 1.0
+    ranks = _ranks(queries, near, centroids)
+    found = np.cumsum(np.bincount(ranks.ravel(), minlength=len(centroids))) / ranks.size
+    probes = int(np.argmax(found >= _RECALL)) + 1
+    return probes, float(found[probes - 1])
+
+
+def _ranks(
+    queries: NDArray[np.float32], near: NDArray[np.uint32], centroids: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """How many cells are nearer to the query than each of its neighbours' cells, (Q, 10)."""
     order = np.argsort(-(queries @ centroids.T), axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(len(centroids))[None], axis=1)
-    within = np.take_along_axis(rank, near.astype(np.int64), axis=1)
-    found = np.cumsum(np.bincount(within.ravel(), minlength=len(centroids))) / within.size
-    probes = int(np.argmax(found >= _RECALL)) + 1
-    return probes, float(found[probes - 1])
+    return np.take_along_axis(rank, near.astype(np.int64), axis=1)
 
 
 def _measured_by_code(

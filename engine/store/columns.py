@@ -26,7 +26,7 @@ from engine.errors import StoreError
 from engine.files import write_atomically
 from engine.records import Point
 from engine.store.base import Collection, Filter
-from engine.store.cells import LEAST_POINTS, Cells, trained
+from engine.store.cells import LEAST_POINTS, Cells, measured_again, trained
 from engine.store.column_file import ColumnFile
 from engine.store.combinations import Combinations
 from engine.store.rows import KEYS, Erasure, IdLookup, TextReader, View, keys_of
@@ -337,8 +337,9 @@ class Columns:
     def arranged(self, *, anew: bool = False) -> "Columns":
         """A new generation of all rows that are not gone, sorted by cell, in force on return.
 
-        The cells are kept unless the index has outgrown them. :meth:`sync` has to be the last call
-        before. This object is closed; its views stay valid.
+        The cells are kept, and measured again, unless the index has outgrown them or what came
+        since is too different. :meth:`sync` has to be the last call before. This object is closed;
+        its views stay valid.
 
         Args:
             anew: make new cells in any case.
@@ -348,6 +349,11 @@ class Columns:
         cells, cell = view.cells, view.cell[rows]
         if len(rows) >= LEAST_POINTS and (anew or cells is None or cells.outgrown(len(rows))):
             cells, cell = trained(view.z, view.codes, rows, self._collection.model)
+        elif cells is not None:
+            now = measured_again(cells, view.z, view.codes, rows, cell)
+            if len(rows) >= LEAST_POINTS and now.have_drifted:
+                now, cell = trained(view.z, view.codes, rows, self._collection.model)
+            cells = now
         order = np.argsort(cell, kind="stable")
         folder = self._folder / str(self._generation + 1)
         shutil.rmtree(folder, ignore_errors=True)

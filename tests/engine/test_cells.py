@@ -306,6 +306,27 @@ def test_cells_are_made_anew_once_the_index_has_outgrown_them(archive) -> None:
     assert cells.outgrown(4 * COUNT)
 
 
+@pytest.mark.parametrize("drifts", [False, True])
+def test_cells_are_made_anew_when_other_images_come(archive, store_root, drifts) -> None:
+    """What the index says of its cells is measured again, and is true of it as it is now."""
+    half, whole = 2000, 3000
+    z, codes, records = archive.z[:whole].copy(), archive.codes[:whole], archive.records[:whole]
+    if drifts:
+        rng = np.random.default_rng(0)
+        z[half:] = unit(rng.standard_normal((whole - half, z.shape[1])))
+    model = archive.store.collection.model
+    with filled(store_root / f"drifting-{drifts}", model, z[:half], codes[:half], records) as store:
+        before = store.cells
+        store.upsert([Point(id_of(i), records[i], codes[i], z[i]) for i in range(half, whole)])
+        store.optimise()
+        now = store.cells
+        assert (now.key != before.key) == drifts
+        near = nearest(z, z[::10], 11)[:, 1:]
+        order = np.argsort(-(z[::10] @ now.centroids.T), axis=1)[:, : now.probes]
+        found = (now.assigned(z)[near][:, :, None] == order[:, None, :]).any(axis=2)
+        assert found.mean() == pytest.approx(now.recall, abs=0.015)
+
+
 def test_an_image_is_found_before_and_after_the_columns_are_sorted(
     archive, engine, store_root
 ) -> None:
