@@ -1,6 +1,7 @@
 """Who may ask what: every route with every kind of credential, keys, and the open service."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -345,3 +346,18 @@ def test_a_service_that_others_could_reach_does_not_start_without_a_key(tmp_path
     with pytest.raises(SettingsError, match="precedent keys create"):
         serve_until_stopped(settings.model_copy(update={"server": server}))
     assert not settings.data_dir.exists()
+
+
+def test_the_commands_of_the_page_on_security_do_what_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("precedent keys ")]
+    assert [line.split()[2] for line in lines] == ["create", "list", "revoke"]
+    made = {}
+    for line in lines:
+        words = shlex.split(line.replace("/srv/precedent", str(tmp_path / "data")))[1:]
+        words = [made.get("id", word) if word == "ID" else word for word in words]
+        said = json.loads(run(*words, "--json"))
+        made = said if "key" in said else made
+    assert made["scopes"] == ["search"]
+    assert said["id"] == made["id"]
+    assert said["revoked_at"] is not None
