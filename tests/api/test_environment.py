@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "duplicates": [],
     "info": [],
     "serve": ["--help"],
+    "keys": ["list"],
     "receive": ["--help"],
     "jobs": ["list"],
     "worker": ["--help"],

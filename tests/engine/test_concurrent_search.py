@@ -26,6 +26,7 @@ def id_of(number: int) -> str:
 
 def points(rng: np.random.Generator, first: int, count: int, modality: str) -> list[Point]:
     z = rng.normal(size=(count, DIM)).astype(np.float32)
+    z[:, :4] *= 3
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     # Of four directions only, so that many codes are near.
     codes = np.packbits(z[:, :4] @ np.random.default_rng(9).normal(size=(4, BITS)) > 0, axis=1)
