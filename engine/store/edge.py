@@ -194,7 +194,12 @@ class EdgeStore:
         return True
 
     def approximates(self, where: Filter) -> bool:
-        return self._profile.graph == "precise" and _left_out(where) is not None
+        return self._left_out(self._view, where) is not None
+
+    def _left_out(self, view: View, where: Filter) -> tuple[str, ...] | None:
+        """The few points that the filter leaves out of those that the graph finds; None = there is
+        no graph, or more is asked for than that."""
+        return _left_out(view.binding(where)) if self._profile.graph == "precise" else None
 
     @property
     def _view(self) -> View:
@@ -333,18 +338,18 @@ class EdgeStore:
         return StoreError(f"the index in {self._directory} is closed")
 
     def _nearest(self, view: View, asked: Nearest) -> list[Point]:
-        if not asked.exact and self.approximates(asked.where):
-            found = self._by_graph(view, asked)
+        left_out = None if asked.exact else self._left_out(view, asked.where)
+        if left_out is not None:
+            found = self._by_graph(view, asked, left_out)
             if found is not None:
                 return found
         return view.nearest(asked.z, asked.where, asked.limit)
 
-    def _by_graph(self, view: View, asked: Nearest) -> list[Point] | None:
+    def _by_graph(self, view: View, asked: Nearest, left_out: Sequence[str]) -> list[Point] | None:
         """The points that the graph finds; None = somebody writes, or optimises the shard."""
         quantised = qdrant.QuantizationSearchParams(
             rescore=True, oversampling=oversampling(asked.limit)
         )
-        left_out = _left_out(asked.where) or ()
         limit = asked.limit + len(left_out)
         request = qdrant.QueryRequest(
             limit=limit,

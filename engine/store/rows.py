@@ -5,7 +5,7 @@ import os
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -218,6 +218,19 @@ class View:
         if where.coarse is None and not passing.tests:
             return int(self._weights(passing).sum())
         return len(self._selected(where, passing))
+
+    def binding(self, where: Filter) -> Filter:
+        """The filter without conditions that all points pass, such as a tenant's, where there is
+        only one."""
+        used = self.counts[: self.combined] > 0
+        must = tuple(
+            one
+            for one in where.must
+            if isinstance(one, (Ids, Part))
+            or one.field not in COMBINED
+            or not self.combinations.matching(one, self.combined)[used].all()
+        )
+        return replace(where, must=must)
 
     def selected(self, where: Filter) -> _Rows:
         """The rows that pass the filter, ascending, int64."""

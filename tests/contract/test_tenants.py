@@ -21,6 +21,7 @@ from engine.store.base import (
     Match,
     Nearest,
     Part,
+    Profile,
     Range,
     VectorStore,
 )
@@ -135,3 +136,26 @@ def test_a_tenant_neither_overwrites_nor_deletes_what_is_of_others(shared: Share
     here.close()
     assert shared.whole.count(Filter()) == before
     assert np.isfinite(before)
+
+
+def test_the_only_tenant_of_a_store_has_the_use_of_its_graph(
+    collection, make_points, store_root: Path
+) -> None:
+    # A condition that all points pass leaves nothing out of what the graph finds.
+    points = [
+        replace(point, record=replace(point.record, tenant="default"))
+        for point in make_points(COUNT)
+    ]
+    with EdgeStore.create(store_root / "graph", collection, Profile("precise")) as store:
+        store.upsert(points)
+        tenant = TenantStore(store, "default")
+        assert tenant.approximates(Filter())
+        assert not tenant.approximates(Filter((Match("modality", ("CT",)),)))
+        assert points[0].z is not None
+        other = replace(points[0].record, tenant="north")
+        store.upsert([replace(points[0], id=str(uuid.UUID(int=10**6)), record=other)])
+        assert not tenant.approximates(Filter())
+        found = tenant.query([Nearest(points[0].z, Filter(), COUNT)])[0]
+        assert {point.id for point in found} == {point.id for point in points}
+        store.delete(Filter((Match("tenant", ("north",)),)))
+        assert tenant.approximates(Filter())
