@@ -151,6 +151,9 @@ class StoreSettings(_Group):
     """Timeout of one request to the server."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """How often one request is sent at most, when the server is busy or unreachable."""
+    patience_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """For how long work that fills an index waits for a server that has gone away, as while it is
+    upgraded. Searches do not."""
     shards: Annotated[int, Field(ge=1)] = 1
     replication_factor: Annotated[int, Field(ge=1)] = 1
     """Copies of each shard. Shards and copies apply when the collection is created."""
@@ -239,6 +242,9 @@ class DicomWebSettings(SourceSettings):
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """How often one request is sent at most, when the server is busy or unreachable."""
+    patience_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """For how long work that fills an index waits for a server that has gone away, as while it is
+    upgraded. Searches do not."""
     page: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Studies, series or instances in the answer to one QIDO-RS request."""
 

@@ -1,5 +1,6 @@
 """The connection to a Qdrant server, with retries while the server is busy or unreachable."""
 
+import logging
 import math
 import random
 import time
@@ -13,12 +14,14 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from engine.errors import SettingsError, StoreError, StoreNotFound
 from engine.settings import StoreSettings
 
 __all__ = ["Connection", "connect"]
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -29,6 +32,8 @@ _LONGEST_ASKED = 120.0
 """A request is not repeated if the server asks for a longer pause than this, in seconds."""
 _RECONNECT_WITHIN_MS = 5_000
 """gRPC by itself may wait two minutes before it reconnects to a server that is back."""
+_SAID_EVERY = 60.0
+"""Seconds between two warnings that a server is waited for."""
 _LONGEST_WORDS = 300
 """Most characters of a server's message that are quoted."""
 
@@ -37,6 +42,11 @@ _BUSY_CODES = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # What a cluster answers for a while, and over HTTP is status 500: a node or a replica is away
+    # or not up to date yet, the nodes have no leader, or the server's own time was up.
+    grpc.StatusCode.INTERNAL,
+    # Now and then, a deadline of the client.
+    grpc.StatusCode.CANCELLED,
 }
 _REFUSED_STATUS = {401, 403}
 _REFUSED_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
@@ -111,6 +121,8 @@ class Connection:
     Args:
         settings: ``collection`` names the collection of a store on this connection, ``attempts``
             is how often a request is sent at most.
+        patient: for batch work: a server that has answered before is waited for,
+            ``patience_seconds`` of the settings.
         sleep: called with the seconds to wait between two attempts.
         clock: seconds since 1970.
     """
@@ -120,6 +132,7 @@ class Connection:
         client: QdrantClient,
         settings: StoreSettings,
         *,
+        patient: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -127,6 +140,8 @@ class Connection:
         self.settings = settings
         self.sleep = sleep
         self.clock = clock
+        self._patient = patient
+        self._has_answered = False
 
     @property
     def server(self) -> str:
@@ -148,27 +163,42 @@ class Connection:
             StoreError: every attempt failed, or the server answered with an error.
             StoreNotFound: the collection does not exist.
         """
+        waiting = _Waiting(self)
         attempts = Retrying(
             sleep=self.sleep,
-            stop=stop_after_attempt(self.settings.attempts),
+            stop=waiting.is_over,
             wait=_pause,
             retry=retry_if_exception(lambda error: _diagnosed(error).passing),
+            before_sleep=waiting.say,
             reraise=True,
         )
         try:
-            return attempts(call, *args, **kwargs)
+            answer = attempts(call, *args, **kwargs)
         except Exception as error:  # of httpx, grpc, pydantic and the client itself
             raise self._named(_diagnosed(error)) from error
+        self._has_answered = True
+        return answer
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a busy or unreachable server is waited for, at least; 0 = no longer
+        than the attempts take. A server that never answered may not exist: it is not waited for."""
+        waits = self._patient and self._has_answered
+        return self.settings.patience_seconds if waits else 0.0
 
     def _named(self, trouble: _Trouble) -> StoreError:
-        words = self._without_key(trouble.words)
+        words = self.without_key(trouble.words)
         name = self.settings.collection
         if trouble.passing:
             attempts = self.settings.attempts
             often = "one attempt" if attempts == 1 else f"{attempts} attempts"
+            setting = "ATTEMPTS"
+            if self.patience:
+                often, setting = f"{self.patience:g} seconds", "PATIENCE_SECONDS"
             return StoreError(
                 f"{self.server} could not be used in {often} ({words}); check that it runs and "
-                "can be reached from here, or raise PRECEDENT_STORE__ATTEMPTS"
+                f"can be reached from here, or raise PRECEDENT_STORE__{setting}; a cluster "
+                "goes on while a node is away if each shard has a copy elsewhere"
             )
         if trouble.refused:
             return StoreError(
@@ -185,10 +215,40 @@ class Connection:
             "that does not go away, look into the server's log"
         )
 
-    def _without_key(self, words: str) -> str:
+    def without_key(self, words: str) -> str:
+        """A message of the server without the API key, should it hold it."""
         key = self.settings.api_key
         secret = "" if key is None else key.get_secret_value()
         return words.replace(secret, "…") if secret else words
+
+
+class _Waiting:
+    """How long one request has been tried in vain; says so once a minute."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._began = self._said = connection.clock()
+
+    def is_over(self, state: RetryCallState) -> bool:
+        waited = self._connection.clock() - self._began
+        enough = state.attempt_number >= self._connection.settings.attempts
+        return enough and waited >= self._connection.patience
+
+    def say(self, state: RetryCallState) -> None:
+        now, error = (
+            self._connection.clock(),
+            None if state.outcome is None else state.outcome.exception(),
+        )
+        if error is None or now - self._said < _SAID_EVERY:
+            return
+        self._said = now
+        logger.warning(
+            "%s has not been there for %.0f s (%s); it is waited for, %.0f s in all",
+            self._connection.server,
+            now - self._began,
+            self._connection.without_key(_diagnosed(error).words),
+            self._connection.patience,
+        )
 
 
 def _bare(parts: SplitResult) -> str:

@@ -47,16 +47,24 @@ def open_store(
     from engine.store.server import ServerStore
 
     if new is not None:
-        return open_served(wanted, lambda connection: ServerStore.create(connection, new, profile))
+        return open_served(
+            wanted, lambda connection: ServerStore.create(connection, new, profile), patient=True
+        )
     return open_served(wanted, lambda connection: ServerStore.open(connection, collection))
 
 
 def open_served(
-    settings: StoreSettings, opened: "Callable[[Connection], ServerStore]"
+    settings: StoreSettings,
+    opened: "Callable[[Connection], ServerStore]",
+    *,
+    patient: bool = False,
 ) -> "ServerStore":
     """Connects to the server and returns the store that ``opened`` makes of the connection.
 
     Closing the store closes the connection.
+
+    Args:
+        patient: as for ``Connection``.
 
     Raises:
         SettingsError: the settings name no usable server.
@@ -65,7 +73,7 @@ def open_served(
 
     client = connect(settings)
     try:
-        return opened(Connection(client, settings))
+        return opened(Connection(client, settings, patient=patient))
     except BaseException:
         client.close()
         raise

@@ -163,6 +163,7 @@ class _Served:
         store = open_served(
             self._settings,
             lambda connection: ServerStore.create_beside(connection, collection, profile),
+            patient=True,
         )
         return store.name, store
 

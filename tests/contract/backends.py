@@ -17,6 +17,7 @@ from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore
 
 URL_VARIABLE, KEY_VARIABLE = "PRECEDENT_TEST_QDRANT_URL", "PRECEDENT_TEST_QDRANT_API_KEY"
+GRPC_VARIABLE = "PRECEDENT_TEST_QDRANT_GRPC_PORT"
 
 
 class Backend(Protocol):
@@ -95,14 +96,17 @@ class Server:
 
     name = "server"
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, grpc_port: int) -> None:
+        self._grpc_port = grpc_port
         self._prefix = f"test-{uuid.uuid4().hex[:8]}-"
         self._url, self._key = url, None if key is None else SecretStr(key)
 
     def connection(self, place: Path) -> Connection:
         """To the server, for a store at the place."""
         name = self._prefix + _collection_name(place)
-        settings = StoreSettings(url=self._url, api_key=self._key, collection=name)
+        settings = StoreSettings(
+            url=self._url, api_key=self._key, grpc_port=self._grpc_port, collection=name
+        )
         with warnings.catch_warnings():
             # A test server may well be reached without TLS.
             warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
@@ -135,4 +139,5 @@ def _collection_name(place: Path) -> str:
 
 BACKENDS: list[Backend] = [Edge(), Memory()]
 if URL_VARIABLE in os.environ:
-    BACKENDS.append(Server(os.environ[URL_VARIABLE], os.environ.get(KEY_VARIABLE)))
+    _port = int(os.environ.get(GRPC_VARIABLE, StoreSettings().grpc_port))
+    BACKENDS.append(Server(os.environ[URL_VARIABLE], os.environ.get(KEY_VARIABLE), _port))

@@ -322,6 +322,14 @@ def _json(body: bytes) -> Any:
     return json.loads(body) if body else None
 
 
+_CODES = {
+    499: grpcio.StatusCode.CANCELLED,
+    500: grpcio.StatusCode.INTERNAL,
+    503: grpcio.StatusCode.UNAVAILABLE,
+}
+"""Of a fault with this HTTP status, over gRPC."""
+
+
 class _Face:
     def __init__(self, engine: Loopback) -> None:
         self._engine = engine
@@ -329,8 +337,8 @@ class _Face:
     @contextmanager
     def _working(self, operation: str, context: Any) -> Iterator[Loopback]:
         with self._engine.working(operation):
-            if self._engine.faults and self._engine.faults.pop(0):
-                context.abort(grpcio.StatusCode.UNAVAILABLE, "as the test wants it")
+            if self._engine.faults and (fault := self._engine.faults.pop(0)):
+                context.abort(_CODES[fault[0]], "as the test wants it")
             try:
                 yield self._engine
             except ValueError as error:

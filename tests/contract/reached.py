@@ -21,10 +21,19 @@ class Reached:
         self.pauses: list[float] = []
         self._clients: list[QdrantClient] = []
 
-    def connection(self, name: str = "precedent", **changes: Any) -> Connection:
+    def connection(
+        self, name: str = "precedent", *, patient: bool = False, **changes: Any
+    ) -> Connection:
+        """Its clock goes on only while it waits."""
         settings = self.settings.model_copy(update={"collection": name, **changes})
         self._clients.append(connect(settings))
-        return Connection(self._clients[-1], settings, sleep=self.pauses.append)
+        return Connection(
+            self._clients[-1],
+            settings,
+            patient=patient,
+            sleep=self.pauses.append,
+            clock=lambda: sum(self.pauses),
+        )
 
     def create(self, collection: Collection, profile: Profile | None = None, **changes: Any):
         return ServerStore.create(self.connection(**changes), collection, profile)

@@ -431,6 +431,43 @@ def test_grpc_is_asked_again_too(collection, make_points):
             store.count(ALL)
 
 
+@pytest.mark.parametrize("status", [499, 500, 503])
+def test_a_cluster_that_lacks_a_node_for_a_while_is_asked_again(collection, make_points, status):
+    # Seen of Qdrant 1.18.3: INTERNAL for a node that is away, a replica that is not up to date, a
+    # leader that was lost, and a timeout of the server's; CANCELLED for one of the client's.
+    with reached("grpc") as server:
+        store = server.create(collection)
+        server.engine.faults = [(status, {})] * 4
+        store.upsert(make_points(5))
+        assert store.count(ALL) == 5
+        assert len(server.pauses) == 4
+
+
+@pytest.mark.parametrize("face", ["rest", "grpc"])
+def test_work_that_fills_an_index_waits_for_the_server(collection, make_points, caplog, face):
+    with reached(face) as server:
+        store = server.create(collection, patient=True)
+        server.engine.faults = [(503, {})] * 20
+        store.upsert(make_points(5))
+        assert store.count(ALL) == 5
+        assert 120 < sum(server.pauses) < 600
+        told = [one.message for one in caplog.records if "is waited for" in one.message]
+        assert sum(server.pauses) / 60 - 2 < len(told) <= sum(server.pauses) / 60
+        assert server.settings.url in told[0]
+        server.engine.faults = [(503, {})] * 200
+        waited = sum(server.pauses)
+        with pytest.raises(StoreError, match=r"600 seconds.*PRECEDENT_STORE__PATIENCE_SECONDS"):
+            store.count(ALL)
+        assert 600 <= sum(server.pauses) - waited < 640
+
+
+def test_a_server_that_never_answered_is_not_waited_for(collection):
+    with reached("rest") as server:
+        server.engine.faults = [(503, {})] * 200
+        with pytest.raises(StoreError, match="5 attempts"):
+            server.create(collection, patient=True)
+
+
 @pytest.mark.parametrize("prefer_grpc", [False, True])
 def test_where_no_server_is_the_error_says_so_soon(collection, prefer_grpc):
     with socket.socket() as taken:
