@@ -5,6 +5,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _UPSERT_AT_ONCE = 256
 _GET_AT_ONCE = 1000
+_AT_ONCE = 10
+"""Requests that are sent at the same time."""
 _FACETED_OF_EACH, _LEAST_FACETED = 4, 128
 """For each value wanted so many are asked for, and at least the second number: every shard names
 its own most frequent values."""
@@ -55,6 +58,7 @@ class ServerStore:
         self._collection = found.noted.collection
         self._profile = found.noted.profile
         self._cells = ServerCells(connection, found.name, self._collection, found.noted.cells)
+        self._at_once = ThreadPoolExecutor(_AT_ONCE, "qdrant")
 
     @classmethod
     def create(
@@ -73,7 +77,9 @@ class ServerStore:
             StoreError: the server cannot be used or is older than 1.16, or the collection was
                 not created by this program.
         """
-        return cls(connection, made(connection, collection, profile or Profile()))
+        store = cls(connection, made(connection, collection, profile or Profile()))
+        store._awake()
+        return store
 
     @classmethod
     def create_beside(
@@ -108,7 +114,11 @@ class ServerStore:
             FingerprintMismatch, StoreError: as for :meth:`create`, or its creation was not
                 completed.
         """
-        return cls(connection, existing(connection, collection, name=name))
+        store = cls(connection, existing(connection, collection, name=name))
+        with contextlib.suppress(StoreError):
+            # Whoever may only read cannot, and need not.
+            store._awake()
+        return store
 
     def put_in_force(self) -> None:
         """Atomically replaces the collection in force by this one; open stores are not affected."""
@@ -234,7 +244,9 @@ class ServerStore:
 
     def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
         passing = translated(where)
-        return {field: self._facet(field, passing, limit) for field in fields}
+        # Each field is a request of its own; one after another they would take as many round trips.
+        counts = self._at_once.map(lambda field: self._facet(field, passing, limit), fields)
+        return dict(zip(fields, counts, strict=True))
 
     def _facet(self, field: str, passing: models.Filter | None, limit: int) -> dict[str, int]:
         answer = self._connection.ask(
@@ -291,6 +303,7 @@ class ServerStore:
         return count
 
     def close(self) -> None:
+        self._at_once.shutdown()
         self._client.close()
 
     def __enter__(self) -> "ServerStore":
@@ -298,6 +311,18 @@ class ServerStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _awake(self) -> models.CollectionInfo:
+        """The state of the collection, which is told to go on optimising if a restart interrupted
+        that: by itself the server resumes it only at the next update."""
+        info = self._connection.ask(self._client.get_collection, self._name)
+        if info.status == models.CollectionStatus.GREY:
+            self._connection.ask(
+                self._client.update_collection,
+                self._name,
+                optimizers_config=models.OptimizersConfigDiff(),
+            )
+        return info
 
     def _green_within(self, seconds: float) -> bool:
         """Whether the collection was green at two polls in a row within ``seconds``.
@@ -309,7 +334,7 @@ class ServerStore:
         """
         calm, waited, patience = 0, 0.0, _FIRST_LOOK
         while waited < seconds:
-            info = self._connection.ask(self._client.get_collection, self._name)
+            info = self._awake()
             calm = calm + 1 if info.status == models.CollectionStatus.GREEN else 0
             if calm == 2:
                 return True
@@ -318,13 +343,6 @@ class ServerStore:
                     f"collection {self._shown!r} on {self._connection.server} is damaged "
                     f"({info.optimizer_status}); look into the server's log, and restore a "
                     "snapshot if need be"
-                )
-            if info.status == models.CollectionStatus.GREY:
-                # After a restart, the server resumes optimising only at the next update.
-                self._connection.ask(
-                    self._client.update_collection,
-                    self._name,
-                    optimizers_config=models.OptimizersConfigDiff(),
                 )
             pause = _FIRST_LOOK if calm else patience
             patience = min(1.5 * patience, _LAST_LOOK)

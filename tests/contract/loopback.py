@@ -9,6 +9,7 @@ it as a real server does, and fails on demand.
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class Loopback:
     faults: of one request each, in order. lost: operations that are carried out, but whose
     answer is dropped, each once. asked: every request, by operation. status: of the
     collection, for one look each; green when there are none left. key: the API key wanted.
+    latency: seconds that each request takes longer over REST, however many come at once.
     """
 
     def __init__(self) -> None:
@@ -62,6 +64,7 @@ class Loopback:
         self._local = QdrantClient(":memory:")
         self.made: dict[str, models.CreateCollection] = _ByName(self._local)
         self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = _ByName(self._local)
+        self.latency = 0.0
         self._lock = threading.Lock()
 
     @contextmanager
@@ -272,6 +275,7 @@ class _Rest(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        time.sleep(self.engine.latency)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.partition("?")[0]
         for method, pattern, operation, work in _ROUTES:

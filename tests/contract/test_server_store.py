@@ -26,7 +26,7 @@ from engine.settings import Settings, StoreSettings
 from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, Profile, Range
 from engine.store.connection import Connection, connect
 from engine.store.opening import open_store
-from engine.store.payload import FieldKind, schema
+from engine.store.payload import FACET_FIELDS, FieldKind, schema
 from engine.store.server import ServerStore
 
 ALL = Filter()
@@ -429,6 +429,27 @@ def test_grpc_is_asked_again_too(collection, make_points):
         server.engine.faults = [(503, {})] * 10
         with pytest.raises(StoreError, match=r"5 attempts.*gRPC UNAVAILABLE: as the test"):
             store.count(ALL)
+
+
+def test_facets_are_asked_for_at_the_same_time(rest, collection, make_points):
+    store = rest.create(collection)
+    store.upsert(make_points(20))
+    expected = {field: store.facets([field], ALL, 10)[field] for field in FACET_FIELDS}
+    rest.engine.latency = 0.2
+    begun = time.monotonic()
+    assert store.facets(FACET_FIELDS, ALL, 10) == expected
+    assert time.monotonic() - begun < 0.2 * len(FACET_FIELDS) / 2
+
+
+@pytest.mark.parametrize("make", [True, False], ids=["filled", "searched"])
+def test_a_server_goes_on_after_a_restart_once_it_is_used(rest, collection, make):
+    rest.create(collection).close()
+    grey = models.CollectionStatus.GREY
+    updates = len(rest.engine.updates)
+    rest.engine.status = [grey] * 10
+    (rest.create if make else rest.open)(collection).close()
+    told = [one for one in rest.engine.updates[updates:] if one.optimizers_config is not None]
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("status", [499, 500, 503])
