@@ -19,6 +19,7 @@ from pydantic import (
     HttpUrl,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -142,6 +143,9 @@ class StoreSettings(_Group):
 
     url: str | None = None
     """A Qdrant server, as in "https://qdrant.example:6333"; None = the embedded store."""
+    urls: tuple[str, ...] = ()
+    """Several nodes of one cluster, instead of ``url``: when one is away, the next one that is ready
+    is asked. All have the same ``grpc_port``."""
     api_key: SecretStr | None = None
     collection: str = "precedent"
     """Name of the collection on the server."""
@@ -161,6 +165,16 @@ class StoreSettings(_Group):
     """Profile of a new index: without or with an HNSW graph; see docs/search.md."""
     quantised: bool = False
     """Whether a new index finds candidates by eight-bit vectors."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, values: Any) -> Any:
+        """``url`` is the first of ``urls`` where these are given."""
+        if isinstance(values, dict) and (urls := values.get("urls")):
+            if values.get("url") not in (None, *urls):
+                raise ValueError("store.url is none of store.urls; give one of the two")
+            return {**values, "url": values.get("url") or next(iter(urls))}
+        return values
 
 
 class LedgerSettings(_Group):

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit
 
 import grpc  # it and httpx are what qdrant-client speaks through
@@ -18,6 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from engine.errors import SettingsError, StoreError, StoreNotFound
 from engine.settings import StoreSettings
+from engine.store.nodes import Nodes
 
 __all__ = ["Connection", "connect"]
 
@@ -53,13 +54,15 @@ _REFUSED_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DE
 
 
 def connect(settings: StoreSettings) -> QdrantClient:
-    """A client for the server at ``settings.url``. Nothing is sent yet.
+    """A client for the server at ``settings.url``, or for the nodes at ``settings.urls``.
+
+    Nothing is sent yet.
 
     Raises:
         SettingsError: the URL is missing or no plain web address, or the key holds characters
             that cannot be sent.
     """
-    url = _checked_url(settings.url)
+    urls = [_checked_url(url) for url in settings.urls or (settings.url,)]
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
         # Sent as it is, it would fail with an error that shows it.
@@ -67,6 +70,11 @@ def connect(settings: StoreSettings) -> QdrantClient:
             "setting store.api_key holds a space, a line end or a character beyond ASCII; "
             "give PRECEDENT_STORE__API_KEY the key alone"
         )
+    clients = [_client(url, key, settings) for url in urls]
+    return clients[0] if len(clients) == 1 else cast(QdrantClient, Nodes(urls, clients))
+
+
+def _client(url: str, key: str | None, settings: StoreSettings) -> QdrantClient:
     return QdrantClient(
         url=url,
         api_key=key or None,
@@ -146,9 +154,10 @@ class Connection:
     @property
     def server(self) -> str:
         """The server's name for messages, with its address but without credentials."""
-        if self.settings.url is None:
+        url = self.client.url if isinstance(self.client, Nodes) else self.settings.url
+        if url is None:
             return "the Qdrant server in this process"
-        return f"the Qdrant server at {_bare(urlsplit(self.settings.url))}"
+        return f"the Qdrant server at {_bare(urlsplit(url))}"
 
     def ask(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The result of one request, which is repeated while the server is busy or unreachable.
@@ -167,7 +176,7 @@ class Connection:
         attempts = Retrying(
             sleep=self.sleep,
             stop=waiting.is_over,
-            wait=_pause,
+            wait=waiting.pause,
             retry=retry_if_exception(lambda error: _diagnosed(error).passing),
             before_sleep=waiting.say,
             reraise=True,
@@ -203,7 +212,8 @@ class Connection:
         if trouble.refused:
             return StoreError(
                 f"{self.server} refused access to collection {name!r} ({words}); give a key "
-                "that may use it in PRECEDENT_STORE__API_KEY"
+                "that may use it in PRECEDENT_STORE__API_KEY; a token has to name this alias and "
+                f"the collection's own name, {name}-…, as docs/deployment.md says"
             )
         if trouble.missing:
             return StoreNotFound(
@@ -223,16 +233,28 @@ class Connection:
 
 
 class _Waiting:
-    """How long one request has been tried in vain; says so once a minute."""
+    """How long one request has been tried in vain, and at which node of a cluster it is tried next;
+    says once a minute that it waits."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._nodes = connection.client if isinstance(connection.client, Nodes) else None
+        self._asked = None if self._nodes is None else self._nodes.url
         self._began = self._said = connection.clock()
 
     def is_over(self, state: RetryCallState) -> bool:
         waited = self._connection.clock() - self._began
         enough = state.attempt_number >= self._connection.settings.attempts
         return enough and waited >= self._connection.patience
+
+    def pause(self, state: RetryCallState) -> float:
+        """Seconds before the next attempt: none where another node can be asked at once."""
+        nodes, asked = self._nodes, self._asked
+        if nodes is None or asked is None:
+            return _pause(state)
+        turned = nodes.turn(asked)
+        self._asked = nodes.url
+        return 0.0 if turned and state.attempt_number < len(nodes) else _pause(state)
 
     def say(self, state: RetryCallState) -> None:
         now, error = (

@@ -48,6 +48,7 @@ class Loopback:
     faults: of one request each, in order. lost: operations that are carried out, but whose
     answer is dropped, each once. asked: every request, by operation. status: of the
     collection, for one look each; green when there are none left. key: the API key wanted.
+    unready: ports of REST faces that say that they cannot be asked yet.
     latency: seconds that each request takes longer over REST, however many come at once.
     """
 
@@ -65,6 +66,7 @@ class Loopback:
         self.made: dict[str, models.CreateCollection] = _ByName(self._local)
         self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = _ByName(self._local)
         self.latency = 0.0
+        self.unready: set[int] = set()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -278,6 +280,9 @@ class _Rest(BaseHTTPRequestHandler):
         time.sleep(self.engine.latency)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.partition("?")[0]
+        if path == "/readyz":
+            self._send(503 if self.server.server_port in self.engine.unready else 200, None)
+            return
         for method, pattern, operation, work in _ROUTES:
             if method == self.command and (found := re.fullmatch(pattern, path)):
                 names = found.groups()

@@ -5,11 +5,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from loopback import Loopback
 from pydantic import SecretStr
 from qdrant_client import models
 from reached import Reached, reached
@@ -429,6 +431,51 @@ def test_grpc_is_asked_again_too(collection, make_points):
         server.engine.faults = [(503, {})] * 10
         with pytest.raises(StoreError, match=r"5 attempts.*gRPC UNAVAILABLE: as the test"):
             store.count(ALL)
+
+
+@pytest.fixture
+def cluster(collection, make_points):
+    """A store with five points on a cluster of two nodes: their ports, what they hold, the pauses
+    that the connection made, the store, and a stack that takes the first node away."""
+    engine, pauses = Loopback(), []
+    with engine.rest() as second, ExitStack() as there:
+        first = there.enter_context(engine.rest())
+        urls = [f"http://127.0.0.1:{port}" for port in (first, second)]
+        settings = StoreSettings(urls=tuple(urls), prefer_grpc=False, attempts=2)
+        connection = Connection(connect(settings), settings, sleep=pauses.append)
+        with ServerStore.create(connection, collection) as store:
+            store.upsert(make_points(5))
+            yield first, second, engine, pauses, store, there
+
+
+def test_another_node_is_asked_at_once_when_one_is_away(cluster):
+    first, _, engine, pauses, store, there = cluster
+    there.close()
+    assert [store.count(ALL) for _ in range(3)] == [5, 5, 5]
+    assert sum(pauses) == 0
+    # The one that was away comes back, and the other one fails.
+    with engine.rest(first):
+        engine.faults = [(503, {})]
+        assert store.count(ALL) == 5
+    assert sum(pauses) == 0
+
+
+def test_a_node_that_is_not_ready_is_not_asked(cluster):
+    # It would answer from its state of before it was away.
+    first, second, engine, pauses, store, there = cluster
+    engine.unready = {second}
+    there.close()
+    with pytest.raises(StoreError, match=rf"127\.0\.0\.1:{first} could not be used"):
+        store.count(ALL)
+    assert len(pauses) == 1
+    engine.unready = set()
+    assert store.count(ALL) == 5
+
+
+def test_one_of_several_nodes_is_none_of_them() -> None:
+    with pytest.raises(ValueError, match=r"store\.url is none of store\.urls"):
+        StoreSettings(url="http://a:6333", urls=("http://b:6333",))
+    assert StoreSettings(urls=("http://b:6333", "http://c:6333")).url == "http://b:6333"
 
 
 def test_facets_are_asked_for_at_the_same_time(rest, collection, make_points):

@@ -1,0 +1,79 @@
+"""A client of a cluster: it speaks to one of the cluster's nodes, and turns to another one."""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import httpx
+from qdrant_client import QdrantClient
+
+__all__ = ["Nodes", "is_ready"]
+
+_PROBE_SECONDS = 2.0
+
+
+def is_ready(url: str) -> bool:
+    """Whether the node at ``url`` says that it can be asked. One that comes back after it was away
+    does not for some seconds, and would answer from its state of before."""
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=_PROBE_SECONDS)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.OK
+
+
+class Nodes:
+    """Clients of the nodes of one cluster, used as one client: each call goes to one node.
+
+    Args:
+        urls: of the nodes. clients: of each; closed with this one.
+        ready: whether the node at a URL can be asked.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        clients: Sequence[QdrantClient],
+        ready: Callable[[str], bool] = is_ready,
+    ) -> None:
+        self._urls = urls
+        self._clients = clients
+        self._ready = ready
+        self._at = 0
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    @property
+    def url(self) -> str:
+        """Of the node that is spoken to."""
+        return self._urls[self._at]
+
+    def turn(self, away: str) -> bool:
+        """Turns to the next node that is ready; whether there is one.
+
+        Args:
+            away: the node that failed. If another thread has turned from it, it stays at that.
+        """
+        with self._lock:
+            if self.url != away:
+                return True
+            for step in range(1, len(self)):
+                at = (self._at + step) % len(self)
+                if self._ready(self._urls[at]):
+                    self._at = at
+                    return True
+        return False
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The method of this name, of the client of whichever node is spoken to when called."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(self._clients[self._at], name)(*args, **kwargs)
+
+        return call
