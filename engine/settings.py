@@ -144,8 +144,8 @@ class StoreSettings(_Group):
     url: str | None = None
     """A Qdrant server, as in "https://qdrant.example:6333"; None = the embedded store."""
     urls: tuple[str, ...] = ()
-    """Several nodes of one cluster, instead of ``url``: when one is away, the next one that is ready
-    is asked. All have the same ``grpc_port``."""
+    """Several nodes of one cluster, instead of ``url``: when one is away, the next one that is
+    ready is asked. All have the same ``grpc_port``."""
     api_key: SecretStr | None = None
     collection: str = "precedent"
     """Name of the collection on the server."""
