@@ -2,20 +2,16 @@
 
 import logging
 import statistics
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import jsonschema
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from services.loopback import LoopbackClient
+from services.running import served
 
-from api.cli.serve import listening
 from api.http.problems import problem_of
 from api.service import create_service
 from engine.errors import (
@@ -217,26 +213,6 @@ def _references(node: object) -> set[str]:
         return set()
     own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
     return own | {found for one in node.values() for found in _references(one)}
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The address of a server that runs ``app`` in a thread."""
-    listener = listening("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        until = time.monotonic() + 60
-        while not server.started and thread.is_alive() and time.monotonic() < until:
-            time.sleep(0.05)
-        assert server.started
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-    assert not thread.is_alive()
 
 
 def test_a_server_opens_its_own_archive_and_lets_go_of_it(indexed, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def find_program(name: str) -> Path | None:
     """A program in PATH, or where Debian keeps what only root starts."""
     path = os.environ.get("PATH", os.defpath)
     found = shutil.which(name, path=path)
-    if found is None and name in ("Orthanc", "rabbitmq-server"):
+    if found is None and name in ("Orthanc", "rabbitmq-server", "nginx"):
         found = shutil.which(name, path=os.pathsep.join(_SYSTEM_FOLDERS))
     return None if found is None else Path(found)
 
@@ -90,6 +90,7 @@ PACKAGES = {
         Package("orthanc", "Orthanc, a PACS", lambda: find_program("Orthanc")),
         Package("orthanc-dicomweb", "the DICOMweb plugin of Orthanc", _find_orthanc_plugin),
         Package("dcmtk", "DCMTK, which pushes images by C-STORE", find_dcmtk),
+        Package("nginx", "nginx, a proxy", lambda: find_program("nginx")),
         Package("openssl", "OpenSSL, which makes certificates", lambda: find_program("openssl")),
     )
 }
