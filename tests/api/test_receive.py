@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -199,8 +200,12 @@ def test_what_is_pushed_by_those_who_may_is_found_by_search(receiving, settings,
     until(lambda: running.indexed == len(files), running.errors.read_text)
     assert running.end() == 0
     said = running.errors.read_text().splitlines()
-    assert len(said) == 2
-    assert all("'OTHER' is not among receive.allowed_ae_titles" in line for line in said)
+    rejected, taken = said[:2], said[2:]
+    assert all("'OTHER' is not among receive.allowed_ae_titles" in line for line in rejected)
+    assert [re.findall(r"(\d+) instances taken, 0 refused", line) for line in taken] == [
+        ["6"],
+        [str(len(files) - 6)],
+    ]
     assert all(not told["refused"] for told in running.rounds)
     assert sops(settings) == sorted(files)
     kept = received(settings)
