@@ -75,7 +75,8 @@ def answers(said: str) -> dict[str, str]:
 
 def next_steps(said: str) -> list[str]:
     _, _, rest = said.partition("What next")
-    return [line.split(": ", 1)[1] for line in rest.splitlines()[1:]]
+    steps, _, _ = rest.partition("Without keys it answers")
+    return [line.split(": ", 1)[1] for line in steps.splitlines()[1:]]
 
 
 def test_known_images_are_known_with_right_hits_and_the_landscape_is_foreign(said: str) -> None:
