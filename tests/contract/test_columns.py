@@ -260,7 +260,7 @@ def test_cells_are_made_and_kept(store_root, collection, small_cells):
             assert store.query([Nearest(point.z, where, 1)])[0][0].id == point.id
     with EdgeStore.open(place) as store:
         assert np.array_equal(store.cells.centroids, first.centroids)
-        store.upsert(made(1500, seed=4, start=20_000))
+        store.upsert(made(1500, start=20_000))
         store.optimise()
         assert np.array_equal(store.cells.centroids, first.centroids)  # grown by less than 4
         store.upsert(made(1500, seed=5, start=40_000))
