@@ -239,7 +239,8 @@ def test_a_damaged_collection_is_named(rest, collection):
 @pytest.mark.slow
 def test_a_creation_that_was_cut_short_is_completed(rest, collection, make_points):
     rest.create(collection, name="whole").close()
-    steps = len(rest.engine.asked)
+    # The last one only looks whether the server has to be woken.
+    steps = len(rest.engine.asked) - 1
     for step in (*range(7), steps // 2, steps - 1):
         name = f"cut-{step}"
         rest.engine.faults = [None] * step + [(503, {})]
