@@ -257,10 +257,8 @@ class _Waiting:
         return 0.0 if turned and state.attempt_number < len(nodes) else _pause(state)
 
     def say(self, state: RetryCallState) -> None:
-        now, error = (
-            self._connection.clock(),
-            None if state.outcome is None else state.outcome.exception(),
-        )
+        now = self._connection.clock()
+        error = None if state.outcome is None else state.outcome.exception()
         if error is None or now - self._said < _SAID_EVERY:
             return
         self._said = now

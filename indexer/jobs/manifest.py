@@ -82,15 +82,7 @@ class Manifest:
                     for item in items
                 ],
             )
-            connection.execute(
-                tasks.insert().values(
-                    job=job,
-                    number=number,
-                    kind=TaskKind.INDEX,
-                    state=TaskState.WAITING,
-                    total=len(items),
-                )
-            )
+            _add_chunk(connection, job, number, total=len(items))
 
     def halve(self, task: Task, pending: Sequence[Pending]) -> list[Pending]:
         """Cuts a chunk in two whose workers died of an instance in it; returns the first half of
@@ -116,16 +108,7 @@ class Manifest:
                 .where(tasks.c.job == job, tasks.c.number == task.number)
                 .values(total=tasks.c.total - len(moved), **begun)
             )
-            connection.execute(
-                tasks.insert().values(
-                    job=job,
-                    number=number,
-                    kind=TaskKind.INDEX,
-                    state=TaskState.WAITING,
-                    total=len(moved),
-                    **begun,
-                )
-            )
+            _add_chunk(connection, job, number, total=len(moved), **begun)
         return list(pending[:middle])
 
     def pending(self, task: Task) -> list[Pending]:
@@ -186,6 +169,12 @@ def _next_number(connection: Connection, job: int) -> int:
     connection.execute(select(jobs.c.id).where(jobs.c.id == job).with_for_update())
     last = connection.execute(select(func.max(tasks.c.number)).where(tasks.c.job == job))
     return int(last.scalar_one()) + 1
+
+
+def _add_chunk(connection: Connection, job: int, number: int, **values: int) -> None:
+    """Adds a task that indexes the instances of this chunk. values: of its further columns."""
+    row = {"job": job, "number": number, "kind": TaskKind.INDEX, "state": TaskState.WAITING}
+    connection.execute(tasks.insert().values(**row, **values))
 
 
 def _discovery(task: Task) -> ColumnElement[bool]:
