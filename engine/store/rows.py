@@ -184,7 +184,7 @@ class View:
     def point(self, row: int, *, with_z: bool = False, score: float | None = None) -> Point:
         z = self.z[row].copy() if with_z else None
         code = self.codes[row].copy()
-        return from_text(self.id(row), self.text(row).decode(), code, z=z, score=score)
+        return from_text(self.id(row), self.text(row), code, z=z, score=score)
 
     @property
     def is_erased(self) -> bool:

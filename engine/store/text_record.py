@@ -7,14 +7,26 @@ the payload of every point.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import StoreError
 from engine.records import BESIDE_RECORD, ImageRecord, Point
 
 __all__ = ["from_text", "to_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    record: ImageRecord
+    indexed_at: str | None = None
+    rendering: str | None = None
+    missing_frames: str | None = None
 
 
 def to_text(point: Point) -> str:
@@ -28,21 +40,40 @@ def to_text(point: Point) -> str:
 
 def from_text(
     point_id: str,
-    text: str,
+    text: str | bytes,
     code: NDArray[np.uint8],
     *,
     z: NDArray[np.float32] | None = None,
     score: float | None = None,
 ) -> Point:
-    """The point with this record, the inverse of :func:`to_text`."""
-    about = json.loads(text)
-    record = about["record"]
-    record["labels"] = tuple(record["labels"])
+    """The point with this record, the inverse of :func:`to_text`.
+
+    Raises:
+        StoreError: this is no text of a record.
+    """
+    read, refused = _reader()
+    try:
+        about = read(text)
+    except refused as error:
+        raise StoreError(
+            f"the record of image {point_id} cannot be read ({error}); restore a snapshot, or index "
+            "the image again"
+        ) from None
     return Point(
-        id=point_id,
-        record=ImageRecord(**record),
-        code=code,
-        z=z,
-        score=score,
-        **{name: about.get(name) for name in BESIDE_RECORD},
+        point_id,
+        about.record,
+        code,
+        z,
+        score,
+        about.indexed_at,
+        about.rendering,
+        about.missing_frames,
     )
+
+
+@cache
+def _reader() -> tuple[Callable[[str | bytes], _Text], type[Exception]]:
+    """What reads a text, and what it raises; a search reads one for every hit."""
+    import msgspec  # most commands read none
+
+    return msgspec.json.Decoder(_Text).decode, msgspec.DecodeError
