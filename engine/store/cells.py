@@ -22,6 +22,7 @@ __all__ = [
     "NEIGHBOURS",
     "Cells",
     "measured_again",
+    "measured_on_sample",
     "sample_size",
     "trained",
     "trained_on_sample",
@@ -154,12 +155,17 @@ def _searched(
     return queries, near, _measured_by_code(theirs[asked], theirs[near], theirs, len(rows))
 
 
+Neighbours = Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+"""For rows of a sample, int64 (Q,), the ten other points of the whole index that are most similar
+to each: their vectors, float32 (Q, 10, D), and codes, uint8 (Q, 10, B/8)."""
+
+
 def trained_on_sample(
     z: NDArray[np.float32],
     codes: NDArray[np.uint8],
     points: int,
     model: str,
-    neighbours: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.uint8]]],
+    neighbours: Neighbours,
 ) -> Cells:
     """The cells of an index of which only a sample is at hand.
 
@@ -168,17 +174,45 @@ def trained_on_sample(
             about :func:`sample_size` points, more than ten.
         points: how many the index has.
         model: fingerprint of their model.
-        neighbours: for rows of the sample, int64 (Q,), the ten other points of the whole index that
-            are most similar to each: their vectors, float32 (Q, 10, D), and codes, (Q, 10, B/8).
     """
     rng = np.random.default_rng(0)
     centroids = _spherical_kmeans(z, min(len(z), _count_for(points)), rng)
+    queries, cell, code_recall = _sample_searched(z, codes, points, centroids, neighbours)
+    probes, recall = _measured(queries, cell, centroids)
+    return Cells(centroids, model, points, probes, recall, code_recall)
+
+
+def measured_on_sample(
+    cells: Cells,
+    z: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    points: int,
+    neighbours: Neighbours,
+) -> Cells:
+    """The same cells, with the recall of searches of the index as it is now.
+
+    Args:
+        z, codes, points, neighbours: as for :func:`trained_on_sample`.
+    """
+    queries, cell, code_recall = _sample_searched(z, codes, points, cells.centroids, neighbours)
+    recall = float((_ranks(queries, cell, cells.centroids) < cells.probes).mean())
+    return replace(cells, recall=recall, code_recall=code_recall)
+
+
+def _sample_searched(
+    z: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    points: int,
+    centroids: NDArray[np.float32],
+    neighbours: Neighbours,
+) -> tuple[NDArray[np.float32], NDArray[np.uint32], float]:
+    """Searches for some points of a sample: their vectors, (Q, D), the cells of the ten others most
+    similar to each, (Q, 10), and the recall of codes."""
+    rng = np.random.default_rng(1)
     asked = np.sort(rng.choice(len(z), min(len(z), _QUERIES), replace=False))
     near_z, near_codes = neighbours(asked)
     cell = _assigned(near_z.reshape(-1, z.shape[1]), centroids).reshape(near_z.shape[:2])
-    probes, recall = _measured(z[asked], cell, centroids)
-    code_recall = _measured_by_code(codes[asked], near_codes, codes, points)
-    return Cells(centroids, model, points, probes, recall, code_recall)
+    return z[asked], cell, _measured_by_code(codes[asked], near_codes, codes, points)
 
 
 def sample_size(points: int) -> int:

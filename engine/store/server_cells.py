@@ -16,6 +16,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,15 @@ from engine.codes import from_hex
 from engine.errors import StoreError
 from engine.store.arrangement import VECTOR
 from engine.store.base import PARTS, Collection, Filter, Part
-from engine.store.cells import LEAST_POINTS, NEIGHBOURS, Cells, sample_size, trained_on_sample
+from engine.store.cells import (
+    LEAST_POINTS,
+    NEIGHBOURS,
+    Cells,
+    Neighbours,
+    measured_on_sample,
+    sample_size,
+    trained_on_sample,
+)
 from engine.store.connection import Connection
 from engine.store.payload import CELL_PREFIX, FieldKind, cell_field
 from engine.store.server_centroids import read_centroids, write_centroids
@@ -47,6 +56,8 @@ _REFRESH_SECONDS = 60.0
 """For so long a process goes on with the cells that it knows."""
 _LINGER_SECONDS = 600.0
 """For so long, the numbers of former cells are kept for processes that still know them."""
+_ADDED_SHARE = 0.25
+"""The cells are measured again once the collection has grown by this share."""
 _READ_AT_ONCE = 1000
 _WRITE_AT_ONCE = 256
 _HELD = 65_536
@@ -96,8 +107,9 @@ class ServerCells:
             return self._cells
 
     def renew(self, *, anew: bool = False) -> None:
-        """Makes cells where there are none yet or the collection has outgrown them, gives points
-        without a number of the cells in force theirs, and removes the numbers of former cells.
+        """Makes cells where there are none yet, the collection has outgrown them, or searches by
+        them miss too much of what came since; gives points without a number of the cells in force
+        theirs, and removes the numbers of former cells.
 
         It may be interrupted at any moment, and several processes may do it at once: the cells that
         come into force last remain.
@@ -117,6 +129,8 @@ class ServerCells:
         cells = self.in_force
         if points >= LEAST_POINTS and (anew or cells is None or cells.outgrown(points)):
             cells = self._made(points)
+        elif cells is not None:
+            cells = self._measured(cells, points)
         if cells is not None:
             self._make_index(cells.key)
             self._number(cells)
@@ -187,6 +201,39 @@ class ServerCells:
         return cells
 
     def _trained(self, points: int) -> Cells:
+        z, codes, neighbours = self._sample(points)
+        return trained_on_sample(z, codes, points, self._collection.model, neighbours)
+
+    def _measured(self, cells: Cells, points: int) -> Cells:
+        """The cells in force, measured again where much was added; new ones where that brought other
+        kinds of images."""
+        noted = self._noted
+        if points < LEAST_POINTS or noted is None or noted.key != cells.key:
+            return cells
+        if points < (1 + _ADDED_SHARE) * (noted.measured or noted.points):
+            return cells
+        z, codes, neighbours = self._sample(points)
+        now = measured_on_sample(cells, z, codes, points, neighbours)
+        if now.have_drifted:
+            return self._made(points)
+        with self._lock:
+            self._look()
+            if self._noted != noted:
+                # Another process has made cells, or measured these.
+                return cells
+            noted = replace(
+                noted, recall=now.recall, code_recall=now.code_recall, measured=points
+            )
+            self._connection.ask(
+                self._client.update_collection, self._name, metadata=note_cells(noted)
+            )
+            self._noted, self._cells, self._tried = noted, now, now.key
+        return now
+
+    def _sample(
+        self, points: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Neighbours]:
+        """A sample of the collection: vectors, (S, D), codes, (S, B/8), and their neighbours."""
         wanted = sample_size(points)
         # One part more, as they are not all of one size.
         parts = min(PARTS, -(-wanted * PARTS // points) + 1)
@@ -199,7 +246,7 @@ class ServerCells:
             codes.append(_codes(records))
             if len(ids) >= wanted:
                 break
-        sample, theirs = np.concatenate(z), np.concatenate(codes)
+        sample = np.concatenate(z)
 
         def neighbours(asked: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
             found: list[list[Any]] = []
@@ -211,7 +258,7 @@ class ServerCells:
             near_z = np.stack([_vectors(near) for near in found])
             return near_z, np.stack([_codes(near) for near in found])
 
-        return trained_on_sample(sample, theirs, points, self._collection.model, neighbours)
+        return sample, np.concatenate(codes), neighbours
 
     def _nearest(self, z: NDArray[np.float32]) -> list[list[models.ScoredPoint]]:
         """For each vector, (Q, D), the eleven points most similar to it."""

@@ -44,7 +44,8 @@ class CellsNoted:
     """The cells in force of a collection, see :class:`engine.store.cells.Cells`.
 
     side: which of :data:`SIDES` has the centroids. count: of the centroids. since: when they came
-    into force, seconds since 1970 by the clock of who made them.
+    into force, seconds since 1970 by the clock of who made them. measured: how many points there
+    were when the recall was measured; 0 = as many as when they were made.
     """
 
     side: str
@@ -55,6 +56,7 @@ class CellsNoted:
     recall: float
     code_recall: float
     since: float
+    measured: int = 0
 
 
 @dataclass(frozen=True, slots=True)

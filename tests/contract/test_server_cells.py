@@ -181,6 +181,42 @@ def test_the_recall_is_that_of_the_whole_index(place, make_points):
     assert np.mean(found) == pytest.approx(cells.recall, abs=0.03)
 
 
+@pytest.mark.parametrize("drifts", [False, True])
+def test_cells_are_measured_again_when_much_was_added(place, make_points, drifts):
+    """What the collection says of its cells is true of it as it is now; where the images that came
+    are so different that searches by them miss too much, there are others."""
+    store, points = place.store(), make_points(320)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((12, 16))
+    for i, point in enumerate(points):
+        z = centres[i % 12] + 0.02 * rng.standard_normal(16)
+        if drifts and i >= 200:
+            z = rng.standard_normal(16)
+        points[i] = replace(point, z=(z / np.linalg.norm(z)).astype(np.float32))
+    store.upsert(points[:200])
+    store.optimise()
+    before = store.cells
+    store.upsert(points[200:240])
+    store.optimise()
+    assert store.cells.recall == before.recall, "a fifth more is not much"
+    store.upsert(points[240:])
+    store.optimise()
+    now = store.cells
+    assert (now.key != before.key) == drifts
+    assert now.points == (320 if drifts else 200)
+    z, found = np.stack([point.z for point in points]), []
+    for i, point in enumerate(points):
+        likeness = z @ point.z
+        likeness[i] = -9
+        best = np.argsort(-likeness)[:10]
+        cell = np.argmax(z[best] @ now.centroids.T, axis=1)
+        found.append(np.isin(cell, now.nearest(point.z, now.probes)).mean())
+    assert now.recall == pytest.approx(np.mean(found), abs=0.02)
+    another = place.store().cells
+    assert (another.key, another.recall) == (now.key, now.recall)
+    right(store, points)
+
+
 def test_every_process_has_the_same_cells_and_numbers_what_it_writes(place, make_points):
     first, points = place.store(), make_points(300)
     first.upsert(points[:200])
