@@ -205,8 +205,8 @@ class ServerCells:
         return trained_on_sample(z, codes, points, self._collection.model, neighbours)
 
     def _measured(self, cells: Cells, points: int) -> Cells:
-        """The cells in force, measured again where much was added; new ones where that brought other
-        kinds of images."""
+        """The cells in force, measured again where much was added; new ones where searches by them
+        miss too much of that."""
         noted = self._noted
         if points < LEAST_POINTS or noted is None or noted.key != cells.key:
             return cells
@@ -221,18 +221,14 @@ class ServerCells:
             if self._noted != noted:
                 # Another process has made cells, or measured these.
                 return cells
-            noted = replace(
-                noted, recall=now.recall, code_recall=now.code_recall, measured=points
-            )
+            noted = replace(noted, recall=now.recall, code_recall=now.code_recall, measured=points)
             self._connection.ask(
                 self._client.update_collection, self._name, metadata=note_cells(noted)
             )
             self._noted, self._cells, self._tried = noted, now, now.key
         return now
 
-    def _sample(
-        self, points: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Neighbours]:
+    def _sample(self, points: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], Neighbours]:
         """A sample of the collection: vectors, (S, D), codes, (S, B/8), and their neighbours."""
         wanted = sample_size(points)
         # One part more, as they are not all of one size.

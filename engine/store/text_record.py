@@ -56,8 +56,8 @@ def from_text(
         about = read(text)
     except refused as error:
         raise StoreError(
-            f"the record of image {point_id} cannot be read ({error}); restore a snapshot, or index "
-            "the image again"
+            f"the record of image {point_id} cannot be read ({error}); restore a snapshot, or "
+            "index the image again"
         ) from None
     return Point(
         point_id,
