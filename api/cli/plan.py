@@ -31,16 +31,23 @@ _HEADROOM_MEMORY = 1.25
 _MAX_IMAGES_PER_SHARD = 20_000_000
 _BYTES_PER_BAND = 30
 """Bytes in payload and payload index for each band (16 bits) of a code beyond 64 bits."""
-_GRAPH_GROWTH = 0.3
-"""Lowest exponent assumed for the growth of a graph's search time with the number of images: that
-of other graph indexes in the same benchmark."""
+_GRAPH_GROWTH, _CELLS_GROWTH = 0.3, 0.5
+"""Lowest exponents assumed for the growth of search time with the number of images: of a graph that
+of other graph indexes in the same benchmark; of cells that of their number and size."""
+_MOST_EMBEDDED = 3_000_000
+"""Images for which one machine with an index in its own processes is planned unless asked."""
+_STORES = ("auto", "embedded", "server")
+_EMBEDDED_PROFILES = ("hash", "precise")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Figures that ``make bench-search`` measured for a profile, ``make bench-index`` for a format.
+    """Figures that were measured for a profile, and by ``make bench-index`` for a format.
 
-    Bytes are per image: the slope over the measured archive sizes.
+    Those of an embedded index are printed by ``make bench-search``. Those of the layout on a server
+    were measured with its payload and indexes in the process.
+
+    Bytes are per image: at ``count``; on a server the slope over the measured archive sizes.
 
     count: images in the largest archive measured. disk_bytes: of the index.
     anonymous_bytes: memory that no file backs, which must be available.
@@ -48,7 +55,8 @@ class Measured:
     upsert_per_second, optimise_per_second: images per second, written and optimised, at ``count``;
         None = the profile needs no optimisation.
     p50_ms: median milliseconds of a search at ``count``. growth: exponent of its growth with the
-        number of images. graph: whether the profile has an HNSW graph.
+        number of images. graph: whether the profile has an HNSW graph. cells: whether searches look
+    into cells.
     indexing_per_second: images that one worker reads, encodes and writes per second.
     machine: on which the profile was measured. files: description of the files indexed.
     dim, bits: length of the blended feature and of the code in the measured archives.
@@ -66,6 +74,7 @@ class Measured:
     machine: str
     files: str = ""
     graph: bool = False
+    cells: bool = False
     dim: int = 256
     bits: int = 64
 
@@ -138,17 +147,25 @@ def needs(
 
 def _growth(measured: Measured) -> float:
     """The exponent with which search time grows with the number of images: never below 1, or with a
-    graph below ``_GRAPH_GROWTH``.
+    graph below ``_GRAPH_GROWTH``, with cells below ``_CELLS_GROWTH``.
 
     The exponent measured on small archives is too low for large ones: comparing images, which takes
     little of the time in small archives, grows linearly.
     """
-    return max(_GRAPH_GROWTH if measured.graph else 1.0, measured.growth)
+    least = _GRAPH_GROWTH if measured.graph else _CELLS_GROWTH if measured.cells else 1.0
+    return max(least, measured.growth)
 
 
 def plan(
     images: Annotated[str, typer.Option(help="How many, as in 50M, 800k or 120000.")],
     profile: Annotated[str, typer.Option(help="'hash', 'precise' or 'hash-quantised'.")] = "hash",
+    store: Annotated[
+        str,
+        typer.Option(
+            help="'embedded' = in one machine's own processes; 'server' = Qdrant nodes; 'auto' = "
+            "embedded up to 3 million images."
+        ),
+    ] = "auto",
     bits: Annotated[int, typer.Option(help="Of a code.")] = 64,
     dim: Annotated[int, typer.Option(help="Length of the blended feature.")] = 256,
     replicas: Annotated[int, typer.Option(help="Copies of each image's point.")] = 1,
@@ -169,6 +186,18 @@ def plan(
     """Say what disk, memory, nodes and time an archive will need, with the sums shown."""
     if profile not in _PROFILES:
         raise QueryError(f"profile is {profile!r}; use one of {', '.join(_PROFILES)}")
+    if store not in _STORES:
+        raise QueryError(f"--store is {store!r}; use one of {', '.join(_STORES)}")
+    if store == "embedded" and profile not in _EMBEDDED_PROFILES:
+        raise QueryError(
+            f"--profile is {profile!r}, of no use in an embedded index, which compares in full "
+            f"precision; use one of {', '.join(_EMBEDDED_PROFILES)}, or --store server"
+        )
+    if store == "embedded" and replicas != 1:
+        raise QueryError(
+            f"--replicas is {replicas}; an embedded index is one copy on one machine, use --store "
+            "server"
+        )
     if form not in _FORMATS:
         raise QueryError(f"--format is {form!r}; use one of {', '.join(_FORMATS)}")
     if gpu and images_per_second is None:
@@ -185,7 +214,10 @@ def plan(
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise QueryError(f"{name} is {value}; give a number above zero")
-    count, measured = _parsed_count(images), _measured(profile, form)
+    count = _parsed_count(images)
+    fits = count <= _MOST_EMBEDDED and replicas == 1 and profile in _EMBEDDED_PROFILES
+    embedded = store == "embedded" or (store == "auto" and fits)
+    measured = _measured(profile, form, embedded=embedded)
     found = needs(
         measured,
         count,
@@ -195,8 +227,8 @@ def plan(
         replicas=replicas,
         workers=workers,
         rate=images_per_second,
-        node_memory=node_memory_gb * _GB,
-        node_disk=node_disk_gb * _GB,
+        node_memory=float("inf") if embedded else node_memory_gb * _GB,
+        node_disk=float("inf") if embedded else node_disk_gb * _GB,
     )
     rate = images_per_second or measured.indexing_per_second
     copies = count * replicas
@@ -216,12 +248,18 @@ def plan(
             f"{copies:,} × {found.fast_memory_bytes / copies / _HEADROOM_MEMORY:,.0f} B × "
             f"{_HEADROOM_MEMORY:g}",
         ),
-        "Qdrant nodes": (
-            f"{found.nodes}",
-            f"of {node_memory_gb:g} GB memory and {node_disk_gb:g} GB disk; memory, disk or "
-            "replicas decide",
+        **(
+            {"machines": ("1", "with the index in its own processes; --store server for Qdrant")}
+            if embedded
+            else {
+                "Qdrant nodes": (
+                    f"{found.nodes}",
+                    f"of {node_memory_gb:g} GB memory and {node_disk_gb:g} GB disk; memory, disk "
+                    "or replicas decide",
+                ),
+                "shards": (f"{found.shards}", f"at most {_MAX_IMAGES_PER_SHARD:,} images each"),
+            }
         ),
-        "shards": (f"{found.shards}", f"at most {_MAX_IMAGES_PER_SHARD:,} images each"),
         "indexing": (
             f"{found.indexing_hours:,.1f} h",
             f"{count:,} / ({workers} × {rate:,.0f} images/s)",
@@ -240,7 +278,8 @@ def plan(
     }
     if as_json:
         names = Needs.__slots__
-        write_json({name: round(getattr(found, name), 3) for name in names} | {"images": count})
+        told = {name: round(getattr(found, name), 3) for name in names}
+        write_json(told | {"images": count, "store": "embedded" if embedded else "server"})
         return
     console = Console()
     width = max(map(len, rows))
@@ -275,9 +314,9 @@ def _parsed_count(text: str) -> int:
     return count
 
 
-def _measured(profile: str, form: str) -> Measured:
-    figures: dict[str, Any] = json.loads(files("api").joinpath("measured.json").read_text())
-    indexing = figures["indexing"]
+def _measured(profile: str, form: str, *, embedded: bool) -> Measured:
+    known: dict[str, Any] = json.loads(files("api").joinpath("measured.json").read_text())
+    indexing, figures = known["indexing"], known["embedded" if embedded else "server"]
     found = indexing["formats"][form]
     return Measured(
         **figures["profiles"][profile],
@@ -286,4 +325,5 @@ def _measured(profile: str, form: str) -> Measured:
         files=f"{_FORMATS[form]} files of {indexing['pixels']} pixels, "
         f"{found['kib_a_file']:.0f} KiB each, on {indexing['machine']}",
         graph=profile == "precise",
+        cells=embedded,
     )

@@ -160,9 +160,28 @@ def test_a_plan_shows_its_sums(profile):
     assert more["disk_bytes"] == pytest.approx(2 * told["disk_bytes"])
 
 
+def test_a_small_archive_is_planned_for_one_machine():
+    text = run("plan", "--images", "800k")
+    assert "machines" in text
+    assert "Qdrant nodes" not in text
+    told = json.loads(run("plan", "--images", "800k", "--json"))
+    assert (told["store"], told["nodes"]) == ("embedded", 1)
+    # Cells: four times as many images take about twice as long, not four times.
+    more = json.loads(run("plan", "--images", "3M", "--json"))
+    assert more["p50_ms"] < 3 * told["p50_ms"]
+    served = json.loads(run("plan", "--images", "800k", "--store", "server", "--json"))
+    assert served["store"] == "server"
+    assert served["disk_bytes"] != told["disk_bytes"]
+    for arguments in (["--images", "50M"], ["--images", "800k", "--replicas", "2"]):
+        assert json.loads(run("plan", *arguments, "--json"))["store"] == "server"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--images", "1M", "--store", "cloud"], "cloud"),
+        (["--images", "1M", "--store", "embedded", "--profile", "hash-quantised"], "quantised"),
+        (["--images", "1M", "--store", "embedded", "--replicas", "2"], "--replicas"),
         (["--images", "many"], "many"),
         (["--images", "0"], "'0'"),
         (["--images", "-5M"], "-5M"),
