@@ -234,17 +234,17 @@ def plan(
     copies = count * replicas
     rows = {
         "disk": (
-            f"{found.disk_bytes / _GB:,.0f} GB",
+            _gigabytes(found.disk_bytes),
             f"{copies:,} × {found.disk_bytes / copies / _HEADROOM_DISK:,.0f} B × "
             f"{_HEADROOM_DISK:g} (room to rewrite)",
         ),
         "memory": (
-            f"{found.memory_bytes / _GB:,.0f} GB",
+            _gigabytes(found.memory_bytes),
             f"{copies:,} × {found.memory_bytes / copies / _HEADROOM_MEMORY:,.0f} B × "
             f"{_HEADROOM_MEMORY:g}",
         ),
         "memory, for full speed": (
-            f"{found.fast_memory_bytes / _GB:,.0f} GB",
+            _gigabytes(found.fast_memory_bytes),
             f"{copies:,} × {found.fast_memory_bytes / copies / _HEADROOM_MEMORY:,.0f} B × "
             f"{_HEADROOM_MEMORY:g}",
         ),
@@ -298,6 +298,11 @@ def plan(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _gigabytes(size: float) -> str:
+    gigabytes = size / _GB
+    return f"{gigabytes:,.0f} GB" if gigabytes >= 10 else f"{gigabytes:.1f} GB"
 
 
 def _parsed_count(text: str) -> int:
