@@ -70,6 +70,8 @@ class SearchEngine:
 
     def over(self, store: VectorStore) -> "SearchEngine":
         """The same engine over another store."""
+        if store is self._store:
+            return self
         return SearchEngine(self._encoder, store, self._settings, self._gate, self._rendering)
 
     def search(

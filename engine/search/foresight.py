@@ -22,7 +22,7 @@ from engine.store.base import Filter, Nearest
 __all__ = ["Outlook", "look_ahead", "look_at_filters"]
 
 _RUNGS = 4
-"""So many rungs are counted beforehand where filters leave few images in the first."""
+"""So many rungs are counted beforehand where the first may leave too few images."""
 _SHARE_OF_CODES = 0.02
 """Of images whose codes are near, for a guess whether they will be counted."""
 _LIKELY_COUNTED = 2
@@ -65,7 +65,10 @@ def look_ahead(
         query = replace(query, where=spelling.as_spelled(store, query.where)[0])
     placeholders.look_ahead(store, settings, own, query.exclude, query.group_by)
     where = without_own(query.where, query.exclude, own)
-    narrowed = [] if query.exact else rungs(where, _RUNGS if where.must else 1)
+    narrowed = [] if query.exact else rungs(where, _RUNGS)
+    if not where.must and narrowed and narrowed[0].coarse is not None and narrowed[0].coarse.cells:
+        # The first cells nearly always have enough.
+        narrowed = narrowed[:1]
     for one in (where, *narrowed):
         store.count_ahead(one, exact=False)
     _look_at_all(store, query)
@@ -75,12 +78,13 @@ def look_ahead(
             query = replace(query, where=fitted)
             look_ahead(store, settings, query, own, rungs, candidates, asked, likely)
             return
-    sizes = Outlook(store, settings, likely)
-    taken = candidates(where, sizes.of)
-    shortlist.look_ahead(store, asked(taken))
-    if query.facets:
-        values, most = settings.facet_values, settings.max_faceted
-        facets.look_ahead(store, where, taken.matching, values=values, max_counted=most)
+    # After a guess the estimates are there, and may have it otherwise.
+    for guess in (None,) if likely is None else (likely, None):
+        taken = candidates(where, Outlook(store, settings, guess).of)
+        shortlist.look_ahead(store, asked(taken))
+        if query.facets:
+            values, most = settings.facet_values, settings.max_faceted
+            facets.look_ahead(store, where, taken.matching, values=values, max_counted=most)
 
 
 def _look_at_all(store: AheadStore, query: Query) -> None:

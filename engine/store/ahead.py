@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def asked_ahead(store: VectorStore) -> Iterator[VectorStore]:
-    """For one question: an :class:`AheadStore` where round trips take time, else the store itself."""
+    """For one question: an :class:`AheadStore` where round trips take time, else ``store``."""
     if store.senders is None or isinstance(store, AheadStore):
         yield store
         return

@@ -205,7 +205,7 @@ class Loopback:
     def rest(self, port: int = 0) -> Iterator[int]:
         """Serves REST; the port."""
         face = type("Face", (_Rest,), {"engine": self})
-        server = ThreadingHTTPServer(("127.0.0.1", port), face)
+        server = _Listening(("127.0.0.1", port), face)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -268,6 +268,11 @@ _ROUTES: list[tuple[str, str, str, Callable[..., Any]]] = [
     ),
     ("POST", f"{_C}/facet", "facet", lambda e, b, n: e.facet(n, _M.FacetRequest(**b))),
 ]  # fmt: skip
+
+
+class _Listening(ThreadingHTTPServer):
+    request_queue_size = 128
+    """A search opens a dozen connections in one moment; those that do not fit wait for a second."""
 
 
 class _Rest(BaseHTTPRequestHandler):
