@@ -28,6 +28,7 @@ from engine.codes import band_widths, radius
 from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
 from engine.store.base import PARTS, Coarse, Filter, VectorStore
+from engine.store.cells import LEAST_POINTS
 
 __all__ = ["Climb", "Rung", "climb", "enough_for", "looked_into", "radii"]
 
@@ -235,7 +236,9 @@ def looked_into(
     only: str | None = None,
 ) -> list[Filter]:
     """The filters of the first ``most`` rungs that :func:`climb` counts if many images pass."""
-    rungs: Iterator[Rung] = _rungs(store, where, _MANY, k, settings, by_code, within)
+    # An index that has no cells has few images.
+    passing = LEAST_POINTS if store.cells is None else _MANY
+    rungs: Iterator[Rung] = _rungs(store, where, passing, k, settings, by_code, within)
     if only is not None:
         rungs = iter([Rung.labelled(only)])
     coarse = (_coarse(store, rung, z, code) for rung in islice(rungs, most))

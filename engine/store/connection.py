@@ -18,6 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from engine.errors import SettingsError, StoreError, StoreNotFound
 from engine.settings import StoreSettings
+from engine.store.faces import Faces
 from engine.store.nodes import Nodes
 
 __all__ = ["Connection", "connect"]
@@ -75,10 +76,17 @@ def connect(settings: StoreSettings) -> QdrantClient:
 
 
 def _client(url: str, key: str | None, settings: StoreSettings) -> QdrantClient:
+    rest = _speaking(url, key, settings, grpc=False)
+    if not settings.prefer_grpc:
+        return rest
+    return cast(QdrantClient, Faces(_speaking(url, key, settings, grpc=True), rest))
+
+
+def _speaking(url: str, key: str | None, settings: StoreSettings, *, grpc: bool) -> QdrantClient:
     return QdrantClient(
         url=url,
         api_key=key or None,
-        prefer_grpc=settings.prefer_grpc,
+        prefer_grpc=grpc,
         grpc_port=settings.grpc_port,
         grpc_options={"grpc.max_reconnect_backoff_ms": _RECONNECT_WITHIN_MS},
         timeout=math.ceil(settings.timeout_seconds),  # it takes whole seconds only
