@@ -28,11 +28,9 @@ from engine.store.server_layout import (
     vectors,
 )
 from engine.store.server_limits import UNLIMITED, Limits
+from engine.store.server_version import OLDEST, minor_of
 
 __all__ = ["Found", "beside", "drop", "existing", "in_force", "made", "made_beside", "put_in_force"]
-
-_OLDEST = (1, 16)
-"""The oldest version of the server that will do; earlier ones keep no metadata of collections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +320,9 @@ def _alias(connection: Connection) -> str:
 
 def _check_version(connection: Connection) -> None:
     version = connection.ask(connection.client.info).version
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
+    minor = minor_of(version)
+    if minor is None or minor < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         raise StoreError(
             f"{connection.server} has version {version!r}, and {oldest} is the oldest that "
             "will do; upgrade it"

@@ -63,6 +63,7 @@ class _Collections(_Face, grpc.CollectionsServicer):
                 metadata=GrpcToRest.convert_payload(request.metadata),
                 shard_number=request.shard_number,
                 replication_factor=request.replication_factor,
+                write_consistency_factor=request.write_consistency_factor,
                 on_disk_payload=request.on_disk_payload,
             )
             made = engine.create(request.collection_name, wanted)
@@ -92,7 +93,7 @@ class _Collections(_Face, grpc.CollectionsServicer):
     def CollectionClusterInfo(self, request, context):  # noqa: N802
         with self._working("shards", context) as engine:
             found = engine.shards(request.collection_name)
-            return RestToGrpc.convert_collection_cluster_info(found)
+            return _shards(found)
 
     def List(self, request, context):  # noqa: N802
         with self._working("names", context) as engine:
@@ -199,6 +200,28 @@ class _Points(_Face, grpc.PointsServicer):
                     for answer in answers
                 ]
             )
+
+
+def _shards(found: models.CollectionClusterInfo) -> grpc.CollectionClusterInfoResponse:
+    # The client converts this in one direction alone.
+    states = {
+        models.ReplicaState.ACTIVE: grpc.ReplicaState.Active,
+        models.ReplicaState.DEAD: grpc.ReplicaState.Dead,
+    }
+    return grpc.CollectionClusterInfoResponse(
+        peer_id=found.peer_id,
+        shard_count=found.shard_count,
+        local_shards=[
+            grpc.LocalShardInfo(shard_id=one.shard_id, points_count=0, state=states[one.state])
+            for one in found.local_shards
+        ],
+        remote_shards=[
+            grpc.RemoteShardInfo(
+                shard_id=one.shard_id, peer_id=one.peer_id, state=states[one.state]
+            )
+            for one in found.remote_shards
+        ],
+    )
 
 
 def _record(record: models.Record) -> grpc.RetrievedPoint:

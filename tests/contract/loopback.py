@@ -46,7 +46,8 @@ class Loopback:
     unready: ports of REST faces that say that they cannot be asked yet; they answer all the same,
     from what ``old`` has for them.
     latency: seconds that each request takes longer over REST, however many come at once.
-    nodes: how many the cluster says that it has; 0 = it is none.
+    nodes: how many the cluster says that it has; 0 = it is none. dead: their numbers, from 1 on, of
+    which the copies of shards are not up to date.
     """
 
     def __init__(self, *behaviours: Behaviour) -> None:
@@ -67,6 +68,7 @@ class Loopback:
         self.unready: set[int] = set()
         self.old: dict[int, Loopback] = {}
         self.nodes = 0
+        self.dead: set[int] = set()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -228,16 +230,15 @@ class Loopback:
         local, remote = [], []
         for shard in range(params.shard_number or 1):
             for copy in range(min(params.replication_factor or 1, count)):
-                peer = 1 + (shard + copy) % count
-                active = models.ReplicaState.ACTIVE
+                peer, states = 1 + (shard + copy) % count, models.ReplicaState
+                of = {
+                    "shard_id": shard,
+                    "state": states.DEAD if peer in self.dead else states.ACTIVE,
+                }
                 if peer == 1:
-                    local.append(
-                        models.LocalShardInfo(shard_id=shard, points_count=0, state=active)
-                    )
+                    local.append(models.LocalShardInfo(points_count=0, **of))
                 else:
-                    remote.append(
-                        models.RemoteShardInfo(shard_id=shard, peer_id=peer, state=active)
-                    )
+                    remote.append(models.RemoteShardInfo(peer_id=peer, **of))
         return models.CollectionClusterInfo(
             peer_id=1,
             shard_count=params.shard_number or 1,

@@ -5,8 +5,8 @@
     python tests/contract/stand_in.py 6343 --behind http://127.0.0.1:6333
 
 It speaks REST, so workers need PRECEDENT_STORE__PREFER_GRPC=false with it. It keeps points in
-memory, and has no payload indexes; what is measured with it (bench/indexing.py) says how workers share a
-job, and nothing of Qdrant. ``--behave`` names what it does as version 1.18.3 does, see
+memory, and has no payload indexes; what is measured with it (bench/indexing.py) says how workers
+share a job, and nothing of Qdrant. ``--behave`` names what it does as version 1.18.3 does, see
 behaviours.py. With ``--behind`` it is a node that has everything, readiness too, from another
 stand-in: several of these, each a process that can be killed, are a cluster with a copy of
 everything on every node.
