@@ -25,6 +25,7 @@ from deployed import (
 from services.needed import package
 
 from engine.settings import load_settings
+from engine.store.server_version import OLDEST, RUN_ON
 
 OURS = ("api", "worker", "receive")
 DATABASES = ("qdrant", "valkey", "postgres")
@@ -229,9 +230,15 @@ def test_images_are_pinned(services):
     for name in DATABASES:
         tag = services[name]["image"].rpartition(":")[2]
         assert re.match(r"v?\d+\.\d+(\.\d+)?(-\w+)?$", tag), services[name]["image"]
-    version = re.search(r":v(\d+)\.(\d+)", services["qdrant"]["image"])
-    assert version
-    assert (int(version[1]), int(version[2])) >= (1, 16)
+
+
+def test_the_server_has_the_version_that_was_run(services):
+    assert services["qdrant"]["image"] == f"qdrant/qdrant:v{RUN_ON}-unprivileged"
+    oldest = ".".join(map(str, OLDEST))
+    assert f"{RUN_ON}" in (DOCKER.parent / "docs" / "deployment.md").read_text()
+    assert f"Qdrant server, {oldest} or later" in (
+        DOCKER.parent / "docs" / "search.md"
+    ).read_text().replace("\n", " ")
 
 
 def test_the_archive_cannot_be_changed(services):
