@@ -5,7 +5,7 @@ that may not see the cluster, is left out or is a warning, and never an error.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Literal
 
@@ -16,6 +16,7 @@ from engine.settings import StoreSettings
 from engine.store.connection import Connection, connect
 from engine.store.nodes import Nodes, is_ready
 from engine.store.server_collection import in_force
+from engine.store.server_limits import UNLIMITED, Limits
 from engine.store.server_version import RUN_ON, minor_of
 
 __all__ = ["Check", "check_layout", "check_plan", "check_server", "check_versions"]
@@ -76,6 +77,7 @@ def _checks(connection: Connection) -> Iterator[Check]:
         return
     yield _of_status(name, info)
     yield _of_writes(name, info)
+    yield from _of_limits(name, info)
     yield from _of_copies(connection, name)
     params = info.config.params
     count = _count_nodes(connection) or len(nodes) or 1
@@ -227,6 +229,28 @@ def _of_writes(name: str, info: models.CollectionInfo) -> Check:
         f"set it to 1 (PATCH /collections/{name} with "
         '{"params": {"write_consistency_factor": 1}}), compare the counts of the nodes, and index '
         "again with `precedent index PATH… --again` where they differ",
+    )
+
+
+def _of_limits(name: str, info: models.CollectionInfo) -> Iterator[Check]:
+    """What strict mode allows, where it sets limits that bear on what is asked."""
+    limits = Limits.of(info)
+    if limits == UNLIMITED:
+        return
+    told = ", ".join(
+        f"{limit} {value}"
+        for limit, value in asdict(limits).items()
+        if value != getattr(UNLIMITED, limit)
+    )
+    said = f"the strict mode of collection {name!r} has {told}"
+    if limits.search_allow_exact:
+        yield Check("limits", "good", f"{said}; requests keep to it")
+        return
+    yield Check(
+        "limits",
+        "bad",
+        f"{said}; counts and searches are exact, and so it cannot be opened",
+        f'PATCH /collections/{name} with {{"strict_mode_config": {{"search_allow_exact": true}}}}',
     )
 
 

@@ -142,7 +142,7 @@ class Server:
 
 
 class StandIn(Server):
-    """The served store over a stand-in that does what Qdrant 1.18.3 does with filters and facets, on
+    """The served store over a stand-in that treats filters and facets as Qdrant 1.18.3 does, on
     three shards; it is started when it is first used."""
 
     name = "stand-in"
@@ -173,8 +173,8 @@ def named_server(variables: Mapping[str, str]) -> Server | None:
         for name in ("url", "api_key", "grpc_port", "shards")
         if _PREFIX + name.upper() in variables
     }
-    if urls := [url.strip() for url in variables.get(_PREFIX + "URLS", "").split(",")]:
-        named |= {"urls": [url for url in urls if url]}
+    urls = [url.strip() for url in variables.get(_PREFIX + "URLS", "").split(",")]
+    named["urls"] = [url for url in urls if url]
     if copies := variables.get(_PREFIX + "REPLICAS"):
         named["replication_factor"] = copies
     settings = StoreSettings.model_validate(named)

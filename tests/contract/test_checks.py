@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from behaviours import GreyAfterRestart
+from behaviours import GreyAfterRestart, StrictMode
 from loopback import Loopback
 from qdrant_client import models
 from reached import Reached, reached
@@ -115,6 +115,24 @@ def test_a_server_that_was_interrupted_is_a_warning(collection, make_points):
         sleepy.restart()
         found = by_name(server.settings)["status"]
         assert (found.state, "grey" in found.sentence) == ("warning", True)
+
+
+def test_the_limits_of_strict_mode_are_told(collection):
+    for limits, state, said in (
+        (
+            {"upsert_max_batchsize": 100},
+            "good",
+            "upsert_max_batchsize 100; requests keep to it",
+        ),
+        ({"search_allow_exact": False}, "bad", "search_allow_exact False; counts and searches"),
+    ):
+        with reached("grpc") as server:
+            server.create(collection).close()
+            assert "limits" not in by_name(server.settings)
+            server.engine.behaviours = (StrictMode(**limits),)
+            found = by_name(server.settings)["limits"]
+            assert found.state == state
+            assert said in found.sentence
 
 
 # Shards and copies
