@@ -11,6 +11,7 @@ from rich.console import Console
 
 from api.cli.options import JsonOption, write_json
 from engine.errors import QueryError
+from engine.settings import StoreSettings, load_settings
 
 __all__ = ["Measured", "Needs", "needs", "plan"]
 
@@ -198,6 +199,7 @@ def plan(
         node_memory=node_memory_gb * _GB,
         node_disk=node_disk_gb * _GB,
     )
+    warning = _warning(load_settings().store, found.nodes)
     rate = images_per_second or measured.indexing_per_second
     copies = count * replicas
     rows = {
@@ -240,12 +242,15 @@ def plan(
     }
     if as_json:
         names = Needs.__slots__
-        write_json({name: round(getattr(found, name), 3) for name in names} | {"images": count})
+        document = {name: round(getattr(found, name), 3) for name in names} | {"images": count}
+        write_json(document | ({"warnings": [warning]} if warning else {}))
         return
     console = Console()
     width = max(map(len, rows))
     for name, (amount, why) in rows.items():
         console.print(f"{name:>{width}}  {amount:>10}  = {why}", highlight=False, soft_wrap=True)
+    if warning:
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
     console.print(
         f"Measured up to {measured.count:,} images on {measured.machine}; beyond that "
         "extrapolated. docs/search.md has the tables.",
@@ -259,6 +264,20 @@ def plan(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _warning(settings: StoreSettings, nodes: int) -> str | None:
+    """What the settings would make wrong on so many nodes, or on those that the server has, and the
+    way out; None = nothing, or no server is set."""
+    if settings.url is None:
+        return None
+    # Imported here, as it loads a large library.
+    from engine.store.checks import check_plan
+
+    found = check_plan(settings, nodes)
+    if found is None or found.state == "good":
+        return None
+    return f"{found.sentence}; {found.way_out}"
 
 
 def _parsed_count(text: str) -> int:
