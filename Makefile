@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
-	bench-start conformance conformance-statement weights clean
+	bench-served bench-start conformance conformance-statement weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -55,6 +55,10 @@ bench-retrieval: $(VENV)/.installed-dev
 # Beside other indexes, which are installed for it. What was measured before is kept.
 bench-search: $(VENV)/.installed-bench
 	$(BIN)/python -m bench.search $(DATA)
+
+# Beside a bare client, on the Qdrant server that PRECEDENT_TEST_QDRANT_URL names.
+bench-served: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.served $(DATA)
 
 # One thread each: they run side by side. Runs that are in bench/results/runs are not made again.
 bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev

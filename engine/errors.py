@@ -11,6 +11,8 @@ PrecedentError
  ├── StoreError             the vector store cannot do what was asked
  │    ├── StoreNotFound     there is no index at this place
  │    ├── StoreLocked       another process holds the index
+ │    ├── StoreAway         the server is away or busy, and was so for longer than is waited
+ │    ├── StoreLimited      a limit that the server sets stands in the way
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
  ├── DiskFull               the data folder has no room for more
@@ -40,7 +42,9 @@ __all__ = [
     "RefusalReason",
     "SettingsError",
     "SourceError",
+    "StoreAway",
     "StoreError",
+    "StoreLimited",
     "StoreLocked",
     "StoreNotFound",
     "TrainingDataError",
@@ -86,6 +90,14 @@ class StoreNotFound(StoreError):
 
 class StoreLocked(StoreError):
     code = "store-locked"
+
+
+class StoreAway(StoreError):
+    code = "store-away"
+
+
+class StoreLimited(StoreError):
+    code = "store-limit"
 
 
 class FingerprintMismatch(StoreError):

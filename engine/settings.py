@@ -150,6 +150,7 @@ class StoreSettings(_Group):
     collection: str = "precedent"
     """Name of the collection on the server."""
     prefer_grpc: bool = True
+    """Ask over gRPC, but for many payloads, which REST brings faster; False = all over REST."""
     grpc_port: Annotated[int, Field(ge=1, le=65535)] = 6334
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Timeout of one request to the server."""

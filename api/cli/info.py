@@ -1,15 +1,19 @@
 """``precedent info``: prints what is in the index and the ledger, and which files were refused."""
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine import __version__
-from engine.settings import load_settings
+from engine.settings import StoreSettings, load_settings
 from engine.store.cells import Cells
 from indexer.files.locators import shown
 from indexer.overview import overview
+
+if TYPE_CHECKING:
+    from engine.store.checks import Check
 
 __all__ = ["info"]
 
@@ -24,7 +28,9 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What is in the index, and what was refused."""
-    found = overview(load_settings(data_dir=data_dir, model=model), limit if refusals else 0)
+    settings = load_settings(data_dir=data_dir, model=model)
+    found = overview(settings, limit if refusals else 0)
+    checks = _checks(settings.store)
     document: dict[str, Any] = {
         "version": __version__,
         "data_dir": str(found.data_dir),
@@ -42,6 +48,8 @@ def info(
         "cells": _cells(found.cells),
         "facets": found.facets,
     }
+    if checks:
+        document["server"] = [asdict(one) for one in checks]
     if refusals:
         document["refusals"] = [
             {"path": shown(one.locator), "reason": one.reason, "detail": one.detail}
@@ -53,6 +61,7 @@ def info(
     if as_json:
         write_json(document)
         return
+    document.pop("server", None)
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
@@ -62,6 +71,10 @@ def info(
         _write(f"{name:>10}  {_plain(value)}")
     for field, counts in facets.items():
         _write(f"{field:>10}  {_plain(counts)}")
+    for one in checks:
+        _write(
+            f"{'server':>10}  {one.state}: {'; '.join(filter(None, (one.sentence, one.way_out)))}"
+        )
     if found.rendered_otherwise:
         _write(
             f"{found.rendered_otherwise:,} instances were rendered by another version or with "
@@ -71,6 +84,16 @@ def info(
         _write(f"{line['reason']}  {line['path']}: {line['detail']}")
     for line in incomplete:
         _write(f"partial  {line['path']}: {line['frames']}")
+
+
+def _checks(settings: StoreSettings) -> "list[Check]":
+    """What is good and what is not about the Qdrant server; [] = the index is embedded."""
+    if settings.url is None:
+        return []
+    # Imported here, as it loads a large library.
+    from engine.store.checks import check_server
+
+    return check_server(settings)
 
 
 def _cells(cells: Cells | None) -> dict[str, int | float] | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from api.cli.options import JsonOption, write_json
 from engine.errors import QueryError
+from engine.settings import StoreSettings, load_settings
 
 __all__ = ["Measured", "Needs", "needs", "plan"]
 
@@ -230,6 +231,7 @@ def plan(
         node_memory=float("inf") if embedded else node_memory_gb * _GB,
         node_disk=float("inf") if embedded else node_disk_gb * _GB,
     )
+    warning = _warning(load_settings().store, found.nodes)
     rate = images_per_second or measured.indexing_per_second
     copies = count * replicas
     rows = {
@@ -279,12 +281,15 @@ def plan(
     if as_json:
         names = Needs.__slots__
         told = {name: round(getattr(found, name), 3) for name in names}
-        write_json(told | {"images": count, "store": "embedded" if embedded else "server"})
+        told |= {"images": count, "store": "embedded" if embedded else "server"}
+        write_json(told | ({"warnings": [warning]} if warning else {}))
         return
     console = Console()
     width = max(map(len, rows))
     for name, (amount, why) in rows.items():
         console.print(f"{name:>{width}}  {amount:>10}  = {why}", highlight=False, soft_wrap=True)
+    if warning:
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
     console.print(
         f"Measured up to {measured.count:,} images on {measured.machine}; beyond that "
         "extrapolated. docs/search.md has the tables.",
@@ -303,6 +308,20 @@ def plan(
 def _gigabytes(size: float) -> str:
     gigabytes = size / _GB
     return f"{gigabytes:,.0f} GB" if gigabytes >= 10 else f"{gigabytes:.1f} GB"
+
+
+def _warning(settings: StoreSettings, nodes: int) -> str | None:
+    """What the settings would make wrong on so many nodes, or on those that the server has, and the
+    way out; None = nothing, or no server is set."""
+    if settings.url is None:
+        return None
+    # Imported here, as it loads a large library.
+    from engine.store.checks import check_plan
+
+    found = check_plan(settings, nodes)
+    if found is None or found.state == "good":
+        return None
+    return f"{found.sentence}; {found.way_out}"
 
 
 def _parsed_count(text: str) -> int:

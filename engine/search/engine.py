@@ -4,7 +4,7 @@ A query is encoded, checked by the out-of-distribution (OOD) gate, passed throug
 (ladder.py), and the most similar candidates are ranked.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +16,18 @@ from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.facets import Facets, facet_counts
-from engine.search.ladder import Climb, Rung, climb
+from engine.search.foresight import look_ahead, look_at_filters
+from engine.search.ladder import Climb, Rung, climb, looked_into
 from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
 from engine.search.query import MAX_K, Cursor, Query, without_own
 from engine.search.recommend import Examples, Recommendation, Wanted, recommend
-from engine.search.shortlist import best_of_each, most_similar, ranked_groups
+from engine.search.shortlist import best_of_each, first_limit, most_similar, ranked_groups
 from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
-from engine.store.base import Coarse, Filter, Ids, VectorStore
+from engine.store.ahead import AheadStore, asked_ahead
+from engine.store.base import Coarse, Filter, Ids, Nearest, VectorStore
 
 __all__ = ["SearchEngine"]
 
@@ -68,6 +70,8 @@ class SearchEngine:
 
     def over(self, store: VectorStore) -> "SearchEngine":
         """The same engine over another store."""
+        if store is self._store:
+            return self
         return SearchEngine(self._encoder, store, self._settings, self._gate, self._rendering)
 
     def search(
@@ -103,17 +107,27 @@ class SearchEngine:
             ImageNotFound: no indexed image has this id.
             StoreError: the image is stored without its vector.
         """
+        with asked_ahead(self._store) as store:
+            return self.over(store)._like(image_id, query)
+
+    def _like(self, image_id: str, query: Query) -> Answer:
         watch = Stopwatch()
-        with watch("fetch"):
-            point = self.image(image_id, with_z=True)
-        if point.z is None:
-            raise StoreError(f"image {image_id} is stored without its vector; index it again")
         others = (*query.where.must_not, Ids((image_id,)))
         narrowed = replace(query, where=replace(query.where, must_not=others))
+        likely = None
+        with watch("fetch"):
+            if isinstance(self._store, AheadStore):
+                self._store.get_ahead([image_id], with_z=True)
+                look_at_filters(self._store, narrowed)
+            point = self.image(image_id, with_z=True)
+            if isinstance(self._store, AheadStore):
+                likely = self._store.count(narrowed.where, exact=False)
+        if point.z is None:
+            raise StoreError(f"image {image_id} is stored without its vector; index it again")
         # A server rounds to float16, which changes the length slightly.
         z = point.z / np.linalg.norm(point.z)
         seen = Observations(z[None], point.code[None])
-        found = self.answer(seen, narrowed, point.record, watch.milliseconds)
+        found = self._answer(seen, narrowed, point.record, watch.milliseconds, likely)
         # Nothing was encoded here: the vector is the index's own.
         made_in = self._store.collection.precision or found.evidence.precision
         return replace(found, evidence=replace(found.evidence, precision=made_in))
@@ -125,7 +139,8 @@ class SearchEngine:
             QueryError: no image of the example study is left to be liked.
             ImageNotFound: an example is not indexed.
         """
-        found = recommend(self._store, self._settings, self.verdict, examples, wanted)
+        with asked_ahead(self._store) as store:
+            found = recommend(store, self._settings, self.verdict, examples, wanted)
         told = self._told_of([one.hit for one in found.hits])
         if examples.seen is not None:
             told["precision"] = self._encoder.precision
@@ -176,6 +191,18 @@ class SearchEngine:
             own: record of the query image, for ``query.exclude``; None = unknown.
             timings_ms: wall-clock milliseconds of earlier stages, to be reported with the others.
         """
+        with asked_ahead(self._store) as store:
+            return self.over(store)._answer(seen, query, own, timings_ms)
+
+    def _answer(
+        self,
+        seen: Observations,
+        query: Query,
+        own: ImageRecord | None,
+        timings_ms: dict[str, float] | None,
+        likely: int | None = None,
+    ) -> Answer:
+        """likely: about so many images pass the filters; None = not known."""
         watch = Stopwatch(timings_ms)
         z, code = seen.z[0], seen.codes[0]
         with watch("ood"):
@@ -185,6 +212,7 @@ class SearchEngine:
             return Answer((), self._evidence(query, nothing, 0, watch), verdict, {})
         records = () if own is None else (own,)
         with watch("prefilter"):
+            self._look_ahead(z, code, query, records, likely)
             others, remarks = as_spelled(self._store, query.where)
             nobody = nobodies(self._store, self._settings, records, query.exclude, query.group_by)
             where = without_own(others, query.exclude, records, nobody)
@@ -256,6 +284,7 @@ class SearchEngine:
         *,
         wider: int = 1,
         above: Climb | None = None,
+        sized: Callable[[Filter], Size | None] | None = None,
     ) -> Climb:
         """The result of the coarse filter for a query.
 
@@ -263,10 +292,12 @@ class SearchEngine:
             z: float32 (D,). code: uint8 (B/8,), packed.
             where: the query's filters.
             wider, above: for a search that had too few hits, see :func:`climb`.
+            sized: for a look ahead, see :func:`climb`.
         """
         settings = self._settings
         if query.exact:
-            size = size_of(self._store, where, settings.max_counted)
+            size = sized(where) if sized else size_of(self._store, where, settings.max_counted)
+            size = size or Size(0)
             return Climb(Rung("exact"), where, size, size, {"exact": size.count})
         return climb(
             self._store,
@@ -276,10 +307,53 @@ class SearchEngine:
             query.k,
             settings,
             wider=wider,
-            by_code=query.order == "hamming",
-            within=query.radius,
-            only=None if query.page is None else query.page.rung,
             above=above,
+            sized=sized,
+            **_how_to_climb(query),
+        )
+
+    def _look_ahead(
+        self,
+        z: NDArray[np.float32],
+        code: NDArray[np.uint8],
+        query: Query,
+        own: Sequence[ImageRecord],
+        likely: int | None,
+    ) -> None:
+        """Sends ahead what the search for an image will ask of a server."""
+        store, settings = self._store, self._settings
+        if not isinstance(store, AheadStore):
+            return
+        look_ahead(
+            store,
+            settings,
+            query,
+            own,
+            rungs=lambda where, most: looked_into(
+                store, z, code, where, query.k, settings, most, **_how_to_climb(query)
+            ),
+            candidates=lambda where, sized: self.candidates(z, code, query, where, sized=sized),
+            asked=lambda taken: self._asked_first(z, code, query, taken),
+            likely=likely,
+        )
+
+    def _asked_first(
+        self, z: NDArray[np.float32], code: NDArray[np.uint8], query: Query, taken: Climb
+    ) -> list[Nearest]:
+        """The first requests of :meth:`_points`."""
+        wanted, exact = self._wanted(query), not taken.approximate
+        if query.order != "hamming" and query.group_by is not None:
+            wanted = first_limit(wanted)
+        asked = [Nearest(z, taken.where, wanted, exact)]
+        if query.order == "hamming" and query.radius is not None and taken.rung.name == "dense":
+            asked.append(Nearest(z, _within_radius(code, query.radius, taken), wanted, exact=True))
+        return asked
+
+    def _wanted(self, query: Query) -> int:
+        """How many candidates to rank: the hits wanted, and one more (is there a next page?)."""
+        wanted = query.offset + query.k + 1
+        return (
+            max(wanted, self._settings.max_hamming_ranked) if query.order == "hamming" else wanted
         )
 
     def _points(
@@ -292,18 +366,16 @@ class SearchEngine:
     ) -> list[Point]:
         """The candidates to rank: the hits wanted, one more (is there a next page?) and ties."""
         store, exact = self._store, not taken.approximate
-        wanted = query.offset + query.k + 1
-        if query.order == "hamming":
-            wanted = max(wanted, self._settings.max_hamming_ranked)
-        elif query.group_by is not None:
+        wanted = self._wanted(query)
+        if query.order != "hamming" and query.group_by is not None:
             return best_of_each(
                 store, z, taken.where, query.group_by, wanted, exact=exact, nobody=nobody
             )
         found = most_similar(store, z, taken.where, wanted, exact=exact)
         if query.order == "hamming" and query.radius is not None and taken.rung.name == "dense":
             # Those most similar by vector may be others than those within the radius.
-            ball = Coarse(code=code.tobytes(), radius=query.radius)
-            near = most_similar(store, z, replace(taken.where, coarse=ball), wanted, exact=True)
+            ball = _within_radius(code, query.radius, taken)
+            near = most_similar(store, z, ball, wanted, exact=True)
             found = list({point.id: point for point in (*near, *found)}.values())
         return found
 
@@ -330,3 +402,16 @@ class SearchEngine:
             note=taken.note,
             timings_ms=watch.rounded(),
         )
+
+
+def _how_to_climb(query: Query) -> dict[str, Any]:
+    """What of a query the ladder is told by name."""
+    return {
+        "by_code": query.order == "hamming",
+        "within": query.radius,
+        "only": None if query.page is None else query.page.rung,
+    }
+
+
+def _within_radius(code: NDArray[np.uint8], radius: int, taken: Climb) -> Filter:
+    return replace(taken.where, coarse=Coarse(code=code.tobytes(), radius=radius))

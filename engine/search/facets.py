@@ -1,10 +1,11 @@
 """Facets: how many of the matching images have each value of a field."""
 
 from engine.search.sizes import Size, sample_of, sampled_parts
+from engine.store.ahead import AheadStore
 from engine.store.base import PARTS, Filter, VectorStore
 from engine.store.payload import FACET_FIELDS
 
-__all__ = ["Facets", "facet_counts"]
+__all__ = ["Facets", "facet_counts", "look_ahead"]
 
 Facets = dict[str, dict[str, int]]
 """Field → value → number of images."""
@@ -26,17 +27,31 @@ def facet_counts(
     Returns:
         The counts, without fields that no image has, and whether they are estimates.
     """
-    # Without any filter a server knows the counts from its payload indexes.
-    filtered = bool(where.must or where.must_not)
-    estimated = filtered and not store.counts_at_once and size.count > max_counted
-    counted, factor = where, 1.0
-    if estimated:
-        parts = sampled_parts(store.count(Filter(), exact=False), max_counted)
-        counted, factor = sample_of(where, parts), PARTS / parts
-        estimated = factor > 1
+    counted, factor = _counted(store, where, size, max_counted)
+    estimated = factor > 1
     counts = store.facets(FACET_FIELDS, counted, values)
     return {
         field: {value: round(factor * count) for value, count in found.items()}
         for field, found in counts.items()
         if found
     }, estimated
+
+
+def look_ahead(
+    store: AheadStore, where: Filter, size: Size, *, values: int, max_counted: int
+) -> None:
+    """Sends what :func:`facet_counts` will ask."""
+    counted, _ = _counted(store, where, size, max_counted)
+    store.facets_ahead(FACET_FIELDS, counted, values)
+
+
+def _counted(
+    store: VectorStore, where: Filter, size: Size, max_counted: int
+) -> tuple[Filter, float]:
+    """Which images are counted, and by how much the counts are then scaled up."""
+    # Without any filter a server knows the counts from its payload indexes.
+    filtered = bool(where.must or where.must_not)
+    if not filtered or store.counts_at_once or size.count <= max_counted:
+        return where, 1.0
+    parts = sampled_parts(store.count(Filter(), exact=False), max_counted)
+    return sample_of(where, parts), PARTS / parts

@@ -15,8 +15,10 @@ or cells would leave too large a part of them, or where there is a graph that do
 docs/search.md has the measurements behind the constants.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from math import sqrt
 
 import numpy as np
@@ -26,8 +28,9 @@ from engine.codes import band_widths, radius
 from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
 from engine.store.base import PARTS, Coarse, Filter, VectorStore
+from engine.store.cells import LEAST_POINTS
 
-__all__ = ["Climb", "Rung", "climb", "enough_for", "radii"]
+__all__ = ["Climb", "Rung", "climb", "enough_for", "looked_into", "radii"]
 
 _FLIPS = (0, 1, 2)
 """s of the radii that are tried, m (s + 1) − 1 for codes of m bands: 3, 7 and 11 for 64 bits."""
@@ -42,6 +45,8 @@ _PASSING = 300
 """Candidates that must pass the filters in the cells looked into, for ten hits."""
 _LARGEST_SHARE = 0.4
 """Where more of the cells would have to be looked into, everything is compared."""
+_MANY = 10**9
+"""More images than decide for any rung."""
 _CODES_SUFFICE = 0.99
 """Codes go before cells where they find this share of the most similar images in the index."""
 
@@ -151,6 +156,7 @@ def climb(
     within: int | None = None,
     only: str | None = None,
     above: Climb | None = None,
+    sized: Callable[[Filter], Size | None] | None = None,
 ) -> Climb:
     """The rung on which to search for images like one with this vector and code.
 
@@ -167,8 +173,12 @@ def climb(
             a list, which must stay on the rung of the first page.
         above: an earlier result whose rung turned out to have too few candidates; start with
             the rung after it.
+        sized: tells instead of the store how many images pass a filter, for a look ahead; None =
+            as many as are wanted of a rung.
     """
-    matching = size_of(store, where, settings.max_counted)
+    if sized is None:
+        sized = partial(size_of, store, max_counted=settings.max_counted)
+    matching = size = sized(where) or Size(0)
     tried = {} if above is None else dict(above.tried)
     if only is not None:
         rungs: Iterator[Rung] = iter([Rung.labelled(only)])
@@ -181,7 +191,10 @@ def climb(
         if rung.label in tried:
             continue
         narrowed = replace(where, coarse=_coarse(store, rung, z, code))
-        size = matching if rung.name == "dense" else size_of(store, narrowed, settings.max_counted)
+        if rung.name == "dense":
+            size = matching
+        else:
+            size = sized(narrowed) or Size(in_cells if rung.cells else enough)
         tried[rung.label] = size.count
         if only is not None or (within is not None and wider == 1):
             break
@@ -207,6 +220,29 @@ def climb(
     approximate = shortcut or (able and store.profile.quantised and size.count > _SMALL)
     found = Climb(rung, narrowed, size, matching, tried, approximate, note=note)
     return found if shortcut else _bounded(found, settings.max_scanned)
+
+
+def looked_into(
+    store: VectorStore,
+    z: NDArray[np.float32],
+    code: NDArray[np.uint8],
+    where: Filter,
+    k: int,
+    settings: SearchSettings,
+    most: int,
+    *,
+    by_code: bool = False,
+    within: int | None = None,
+    only: str | None = None,
+) -> list[Filter]:
+    """The filters of the first ``most`` rungs that :func:`climb` counts if many images pass."""
+    # An index that has no cells has few images.
+    passing = LEAST_POINTS if store.cells is None else _MANY
+    rungs: Iterator[Rung] = _rungs(store, where, passing, k, settings, by_code, within)
+    if only is not None:
+        rungs = iter([Rung.labelled(only)])
+    coarse = (_coarse(store, rung, z, code) for rung in islice(rungs, most))
+    return [replace(where, coarse=one) for one in coarse if one is not None]
 
 
 def _rungs(

@@ -9,9 +9,17 @@ from collections.abc import Collection, Iterable
 from engine.records import ImageRecord
 from engine.search.sizes import sample_of, sampled_parts
 from engine.settings import SearchSettings
+from engine.store.ahead import AheadStore
 from engine.store.base import Filter, Match, VectorStore
 
-__all__ = ["joined", "nobodies", "placeholder_patients", "remark_on", "remark_on_nothing"]
+__all__ = [
+    "joined",
+    "look_ahead",
+    "nobodies",
+    "placeholder_patients",
+    "remark_on",
+    "remark_on_nothing",
+]
 
 _MOST_STUDIES = 200
 """No person has more studies than this in one archive."""
@@ -23,6 +31,8 @@ _SMALL_ARCHIVE = 100_000
 """Images. In larger archives the share is not looked at: it would be more than 200 studies."""
 _SAMPLE = 4_000
 """Most images of one patient whose studies are counted."""
+_ASKED_AHEAD = 4
+"""Of so many patients the studies are asked for before it is known how many images they have."""
 _LARGEST = 32
 """Of all patients, those with the most images are looked at, so many of them."""
 
@@ -38,22 +48,36 @@ def placeholder_patients(
     if among is None:
         images = store.facets(["patient"], Filter(), _LARGEST)["patient"]
     else:
-        named = tuple(sorted({one for one in among if one is not None}))
+        named = _named(among)
         if not named:
             return frozenset()
-        images = store.facets(["patient"], Filter(must=(Match("patient", named),)), len(named))[
-            "patient"
-        ]
+        images = store.facets(["patient"], _of(*named), len(named))["patient"]
+    if isinstance(store, AheadStore):
+        for name, count in images.items():
+            if count >= _FEW_STUDIES:
+                store.facets_ahead(["study"], _sample(name, count), _MOST_STUDIES + 1)
     return frozenset(
         name for name, count in images.items() if count >= _FEW_STUDIES and _is(store, name, count)
     )
 
 
+def _named(patients: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(sorted({one for one in patients if one is not None}))
+
+
+def _of(*patients: str) -> Filter:
+    return Filter(must=(Match("patient", patients),))
+
+
+def _sample(patient: str, images: int) -> Filter:
+    """The images of a patient with this many, or a sample of them."""
+    parts = sampled_parts(images, _SAMPLE)
+    return _of(patient) if images <= _SAMPLE else sample_of(_of(patient), parts)
+
+
 def _is(store: VectorStore, patient: str, images: int) -> bool:
     """Whether the patient with this many images has more studies than any person."""
-    where = Filter(must=(Match("patient", (patient,)),))
-    if images > _SAMPLE:
-        where = sample_of(where, sampled_parts(images, _SAMPLE))
+    where = _sample(patient, images)
     studies = len(store.facets(["study"], where, _MOST_STUDIES + 1)["study"])
     if studies > _MOST_STUDIES:
         return True
@@ -81,6 +105,24 @@ def nobodies(
     if exclude == "patient":
         found = placeholder_patients(store, [record.patient for record in own])
     return found | placeholder_patients(store) if group_by == "patient" else found
+
+
+def look_ahead(
+    store: AheadStore,
+    settings: SearchSettings,
+    own: Iterable[ImageRecord],
+    exclude: str | None,
+    group_by: str | None,
+) -> None:
+    """Sends what :func:`nobodies` will ask first."""
+    if not settings.placeholder_patients:
+        return
+    if exclude == "patient" and (named := _named(record.patient for record in own)):
+        store.facets_ahead(["patient"], _of(*named), len(named))
+        for one in named[:_ASKED_AHEAD]:
+            store.facets_ahead(["study"], _of(one), _MOST_STUDIES + 1)
+    if group_by == "patient":
+        store.facets_ahead(["patient"], Filter(), _LARGEST)
 
 
 def remark_on(

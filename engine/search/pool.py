@@ -8,14 +8,21 @@ from numpy.typing import NDArray
 
 from engine.codes import hamming
 from engine.records import Hit, ImageRecord, Point
-from engine.search.shortlist import each_most_similar, group_of, without_groups
+from engine.search.shortlist import (
+    each_most_similar,
+    first_limit,
+    group_of,
+    look_ahead,
+    without_groups,
+)
 from engine.search.similarity import cosines, unit
+from engine.store.ahead import AheadStore
 from engine.store.base import Filter, Ids, Nearest, VectorStore
 
 __all__ = ["Example", "Pool", "Suggestion"]
 
 _AT_ONCE = 1000
-"""Points fetched from the store with one request."""
+"""Points fetched from the store with one request, or compared at once."""
 _GROW = 4
 """The limit of a request is multiplied by this when it brought too few groups …"""
 _LARGEST_LIMIT = 4096
@@ -110,7 +117,7 @@ class Pool:
             False if some request still had fewer than ``wanted`` after the last round trip allowed.
         """
         requests = [_Request(one, group_by, self._nobody) for one in asked]
-        limit = 2 * wanted
+        limit = first_limit(wanted)
         for _ in range(_ROUNDS):
             answers = each_most_similar(
                 self._store, [request.question(limit) for request in requests]
@@ -129,13 +136,23 @@ class Pool:
             limit = min(_GROW * limit, max(_LARGEST_LIMIT, limit))
         return False
 
+    @staticmethod
+    def look_ahead(
+        store: AheadStore, asked: Sequence[Nearest], group_by: str | None, wanted: int
+    ) -> None:
+        """Sends what :meth:`fill` will ask first."""
+        requests = [_Request(one, group_by, ()) for one in asked]
+        look_ahead(store, [request.question(first_limit(wanted)) for request in requests])
+
     def _add(self, points: Iterable[Point]) -> None:
-        new = [i for i in dict.fromkeys(point.id for point in points) if i not in self._found]
-        for start in range(0, len(new), _AT_ONCE):
-            found = self._store.get(new[start : start + _AT_ONCE], with_z=True)
-            stored = [point for point in found if point.z is not None]
-            if stored:
-                self._compare(stored)
+        new = {point.id: point for point in points if point.id not in self._found}
+        bare = [one for one, point in new.items() if point.z is None]
+        for start in range(0, len(bare), _AT_ONCE):
+            some = self._store.get(bare[start : start + _AT_ONCE], with_z=True)
+            new |= {point.id: point for point in some}
+        stored = [point for point in new.values() if point.z is not None]
+        for start in range(0, len(stored), _AT_ONCE):
+            self._compare(stored[start : start + _AT_ONCE])
 
     def _compare(self, points: Sequence[Point]) -> None:
         z = unit(np.stack([point.z for point in points if point.z is not None]))

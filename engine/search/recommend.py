@@ -7,7 +7,7 @@ highest r to any liked example, and it is left out if its r to some disliked exa
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -16,15 +16,23 @@ import numpy as np
 from engine.errors import ImageNotFound, QueryError, StoreError
 from engine.records import Hit, ImageRecord, Observations, OodVerdict
 from engine.search.diversity import diverse
-from engine.search.ladder import Climb, Rung, climb
-from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
+from engine.search.foresight import Outlook
+from engine.search.ladder import Climb, Rung, climb, looked_into
+from engine.search.placeholders import (
+    joined,
+    look_ahead as patients_ahead,
+    nobodies,
+    remark_on,
+    remark_on_nothing,
+)
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
 from engine.search.shortlist import first_of_each
-from engine.search.sizes import size_of
-from engine.search.spelling import as_spelled
+from engine.search.sizes import Size, size_of
+from engine.search.spelling import as_spelled, look_ahead as spelling_ahead
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
+from engine.store.ahead import AheadStore
 from engine.store.base import Filter, Ids, Match, Nearest, VectorStore
 
 __all__ = [
@@ -206,7 +214,10 @@ def recommend(
         StoreError: an example is stored without its vector.
     """
     watch = Stopwatch()
+    likely = None
     with watch("fetch"):
+        if isinstance(store, AheadStore):
+            likely = _look_at_examples(store, examples, wanted)
         liked, disliked = _fetched(store, examples)
     with watch("ood"):
         told = _strictest(verdict, liked, examples.seen)
@@ -222,26 +233,23 @@ def recommend(
         return Recommendation((), (), replace(basis, timings_ms=watch.rounded()), told)
     others, remarks = as_spelled(store, wanted.where)
     ids = {example.id for example in (*liked, *disliked)} | {examples.seen_id}
-    themselves = Ids(tuple(sorted(one for one in ids if one is not None)))
-    if themselves.values:
-        others = replace(others, must_not=(*others.must_not, themselves))
+    others = _without(others, ids)
     own = [example.record for example in liked]
-    with watch("fetch"):
-        nobody = nobodies(store, settings, own, wanted.exclude, wanted.group_by)
-    where = without_own(others, wanted.exclude, own, nobody)
     needed = wanted.k
     if wanted.diversity > 0:
         needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
+    with watch("fetch"):
+        if isinstance(store, AheadStore):
+            _look_ahead(store, settings, liked, others, wanted, needed, likely)
+        nobody = nobodies(store, settings, own, wanted.exclude, wanted.group_by)
+    where = without_own(others, wanted.exclude, own, nobody)
     pool = Pool(store, liked, disliked, nobody)
     wider = 1
     while True:
         with watch("prefilter"):
             climbs = _climbs(store, settings, liked, where, wanted, wider)
         with watch("rank"):
-            asked = [
-                Nearest(example.z, taken.where, wanted.k, not taken.approximate)
-                for example, taken in zip(liked, climbs, strict=True)
-            ]
+            asked = _asked(liked, climbs, wanted)
             whole = pool.fill(asked, wanted.group_by, needed)
             found = pool.suggestions()
             hits = [one.hit for one in found]
@@ -270,6 +278,60 @@ def recommend(
         timings_ms=watch.rounded(),
     )
     return Recommendation(tuple(because[hit.id] for hit in hits), _votes(hits), basis, told)
+
+
+def _without(where: Filter, ids: Iterable[str | None]) -> Filter:
+    """The filter without the images with these ids."""
+    themselves = Ids(tuple(sorted(one for one in ids if one is not None)))
+    return replace(where, must_not=(*where.must_not, themselves)) if themselves.values else where
+
+
+def _look_at_examples(
+    store: AheadStore, examples: Examples, wanted: Wanted
+) -> Callable[[], int] | None:
+    """Sends what does not depend on the examples' vectors.
+
+    Returns:
+        A function that returns about how many images pass the filters.
+    """
+    ids = [*examples.liked, *examples.disliked]
+    if examples.study is None and ids:
+        store.get_ahead(ids, with_z=True)
+    spelling_ahead(store, wanted.where)
+    where = _without(wanted.where, {*ids, examples.seen_id})
+    store.count_ahead(where, exact=False)
+    return lambda: store.count(where, exact=False)
+
+
+def _look_ahead(
+    store: AheadStore,
+    settings: SearchSettings,
+    liked: Sequence[Example],
+    others: Filter,
+    wanted: Wanted,
+    needed: int,
+    likely: Callable[[], int] | None,
+) -> None:
+    """Sends what the examples will most likely ask of a server."""
+    own = [example.record for example in liked]
+    patients_ahead(store, settings, own, wanted.exclude, wanted.group_by)
+    where = without_own(others, wanted.exclude, own)
+    store.count_ahead(where, exact=False)
+    if not wanted.exact:
+        for one in liked:
+            for narrowed in looked_into(store, one.z, one.code, where, wanted.k, settings, 1):
+                store.count_ahead(narrowed, exact=False)
+    sizes = Outlook(store, settings, None if likely is None else likely())
+    climbs = _climbs(store, settings, liked, where, wanted, 1, sizes.of)
+    Pool.look_ahead(store, _asked(liked, climbs, wanted), wanted.group_by, needed)
+
+
+def _asked(liked: Sequence[Example], climbs: Sequence[Climb], wanted: Wanted) -> list[Nearest]:
+    """A request for each liked example."""
+    return [
+        Nearest(example.z, taken.where, wanted.k, not taken.approximate, with_z=True)
+        for example, taken in zip(liked, climbs, strict=True)
+    ]
 
 
 def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], list[Example]]:
@@ -354,13 +416,15 @@ def _climbs(
     where: Filter,
     wanted: Wanted,
     wider: int,
+    sized: Callable[[Filter], Size | None] | None = None,
 ) -> list[Climb]:
-    """The result of the coarse filter for each liked example."""
+    """The result of the coarse filter for each liked example; sized: see :func:`climb`."""
     if wanted.exact:
-        size = size_of(store, where, settings.max_counted)
+        size = sized(where) if sized else size_of(store, where, settings.max_counted)
+        size = size or Size(0)
         return [Climb(Rung("exact"), where, size, size, {})] * len(liked)
     return [
-        climb(store, example.z, example.code, where, wanted.k, settings, wider=wider)
+        climb(store, example.z, example.code, where, wanted.k, settings, wider=wider, sized=sized)
         for example in liked
     ]
 

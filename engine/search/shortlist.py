@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from engine.records import Hit, ImageRecord, Point
 from engine.search.ranking import ranked
+from engine.store.ahead import AheadStore
 from engine.store.base import Filter, Match, Nearest, VectorStore
 
 __all__ = [
     "best_of_each",
     "each_most_similar",
+    "first_limit",
     "first_of_each",
     "group_of",
+    "look_ahead",
     "most_similar",
     "ranked_groups",
     "without_groups",
@@ -57,7 +60,7 @@ def each_most_similar(store: VectorStore, asked: Sequence[Nearest]) -> list[list
     wanted. All requests go in one round trip; those whose lists are too short go in another one.
     """
     found: list[list[Point]] = [[] for _ in asked]
-    limits = {at: one.limit + max(2, int(_OVERFETCH * one.limit)) for at, one in enumerate(asked)}
+    limits = {at: _overfetched(one.limit) for at, one in enumerate(asked)}
     while limits:
         answers = store.query([replace(asked[at], limit=limit) for at, limit in limits.items()])
         for (at, limit), points in zip(list(limits.items()), answers, strict=True):
@@ -68,6 +71,15 @@ def each_most_similar(store: VectorStore, asked: Sequence[Nearest]) -> list[list
             else:
                 limits[at] = _GROW * limit
     return found
+
+
+def look_ahead(store: AheadStore, asked: Sequence[Nearest]) -> None:
+    """Sends what :func:`each_most_similar` will ask first."""
+    store.query_ahead([replace(one, limit=_overfetched(one.limit)) for one in asked])
+
+
+def _overfetched(limit: int) -> int:
+    return limit + max(2, int(_OVERFETCH * limit))
 
 
 def _end(points: Sequence[Point], wanted: int) -> int:
@@ -103,7 +115,7 @@ def best_of_each(
     found: list[Point] = []
     names: dict[str, None] = {}
     unnamed: set[str] = set()
-    limit = 2 * wanted
+    limit = first_limit(wanted)
     for _ in range(_ROUNDS):
         points = most_similar(store, z, without_groups(where, group_by, names), limit, exact=exact)
         found.extend(points)
@@ -118,6 +130,11 @@ def best_of_each(
             break
         limit = min(_GROW * limit, 4096)
     return list({point.id: point for point in found}.values())
+
+
+def first_limit(groups: int) -> int:
+    """How many points are asked for first where so many groups are wanted."""
+    return 2 * groups
 
 
 def without_groups(where: Filter, field: str, names: Iterable[str]) -> Filter:

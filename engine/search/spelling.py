@@ -1,11 +1,14 @@
 """Fits the values of a filter to those of the archive, and says which of them nothing has."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeGuard
 
+from engine.store.ahead import AheadStore
 from engine.store.base import Condition, Filter, Match, VectorStore
 from engine.store.payload import FACET_FIELDS, FILTER_FIELDS, FieldKind
 
-__all__ = ["as_spelled"]
+__all__ = ["as_spelled", "look_ahead"]
 
 _FREE_FIELDS = ("labels", "manufacturer", "source")
 """Facet fields whose values people write as they like."""
@@ -35,23 +38,52 @@ def as_spelled(store: VectorStore, where: Filter) -> tuple[Filter, tuple[str, ..
 
 
 def _fitted(store: VectorStore, condition: Condition, remarks: list[str]) -> Condition:
-    if not isinstance(condition, Match) or FILTER_FIELDS.get(condition.field) not in (
-        FieldKind.KEYWORD,
-        FieldKind.INTEGER,
-    ):
+    if not _is_fitted(condition):
         return condition
+    listed: dict[str, int] = {}
     if condition.field in _FREE_FIELDS:
-        condition = _respelled(store, condition)
+        listed = _listed(store, condition.field)
+        condition = _respelled(condition, listed)
     for value in condition.values[:_MOST_CHECKED]:
-        here = Filter(must=(Match(condition.field, (value,)),))  # type: ignore[arg-type]
+        here = _having(condition.field, value)
+        if value in listed:
+            continue
         if store.count(here, exact=False) == 0 and store.count(here) == 0:
             remarks.append(f"no image has {condition.field} {value!r}{_others(store, condition)}")
     return condition
 
 
-def _respelled(store: VectorStore, asked: Match) -> Match:
+def look_ahead(store: AheadStore, where: Filter) -> None:
+    """Sends what :func:`as_spelled` will ask for this filter."""
+    for condition in (*where.must, *where.must_not):
+        if not _is_fitted(condition):
+            continue
+        if condition.field in _FREE_FIELDS:
+            store.facets_ahead([condition.field], Filter(), _MOST_VALUES)
+            continue
+        for value in condition.values[:_MOST_CHECKED]:
+            store.count_ahead(_having(condition.field, value), exact=False)
+
+
+def _is_fitted(condition: Condition) -> TypeGuard[Match]:
+    return isinstance(condition, Match) and FILTER_FIELDS.get(condition.field) in (
+        FieldKind.KEYWORD,
+        FieldKind.INTEGER,
+    )
+
+
+def _having(field: str, value: str | int) -> Filter:
+    return Filter(must=(Match(field, (value,)),))  # type: ignore[arg-type]
+
+
+def _listed(store: VectorStore, field: str) -> dict[str, int]:
+    """The most frequent values of a field."""
+    return store.facets([field], Filter(), _MOST_VALUES)[field]
+
+
+def _respelled(asked: Match, listed: Iterable[str]) -> Match:
     spellings: dict[str, list[str]] = {}
-    for value in store.facets([asked.field], Filter(), _MOST_VALUES)[asked.field]:
+    for value in listed:
         spellings.setdefault(value.casefold(), []).append(value)
     values = [
         spelled

@@ -4,6 +4,7 @@ A point "takes part" in a request when it passes the request's filter.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, Self
 
@@ -163,12 +164,14 @@ class Nearest:
     z: float32 (D,), unit length. where: which points take part. limit: most points returned.
     exact: compare with every point that takes part. False = the store may use the graph and the
         quantised vectors of its profile, which can miss some.
+    with_z: the points come with z where that saves a request, as from a server.
     """
 
     z: NDArray[np.float32]
     where: Filter
     limit: int
     exact: bool = False
+    with_z: bool = False
 
 
 class VectorStore(Protocol):
@@ -201,6 +204,12 @@ class VectorStore(Protocol):
         """Whether counts and facets take so little time that they need not be estimated."""
         ...
 
+    @property
+    def senders(self) -> Executor | None:
+        """Sends requests at the same time; None = they take so little time that one after another
+        is as quick."""
+        ...
+
     def arrange(self, profile: Profile) -> None:
         """Changes the profile, rebuilds the vector index and makes cells anew; returns when that is
         done."""
@@ -220,7 +229,8 @@ class VectorStore(Protocol):
         ...
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        """For each request its points, most similar first, with their scores but without z.
+        """For each request its points, most similar first, with their scores; without z, unless
+        the request asks for it.
 
         All requests go in one round trip.
         """

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,17 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
-from engine.errors import SettingsError, StoreError, StoreNotFound
+from engine.errors import (
+    PrecedentError,
+    SettingsError,
+    StoreAway,
+    StoreError,
+    StoreLimited,
+    StoreNotFound,
+)
 from engine.settings import StoreSettings
-from engine.store.nodes import Nodes
+from engine.store.faces import Faces
+from engine.store.nodes import Nodes, NoneReady
 
 __all__ = ["Connection", "connect"]
 
@@ -50,6 +59,10 @@ _BUSY_CODES = {
     grpc.StatusCode.CANCELLED,
 }
 _REFUSED_STATUS = {401, 403}
+_UNREACHED = re.compile(r"[Ff]ailed to connect to (https?://[^\s,\"]+)")
+"""How a node of a cluster names another one that is away."""
+_OF_STRICT_MODE = ". Help: "
+"""What the refusals of strict mode have between the limit and the way out."""
 _REFUSED_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
 
@@ -75,10 +88,17 @@ def connect(settings: StoreSettings) -> QdrantClient:
 
 
 def _client(url: str, key: str | None, settings: StoreSettings) -> QdrantClient:
+    rest = _speaking(url, key, settings, grpc=False)
+    if not settings.prefer_grpc:
+        return rest
+    return cast(QdrantClient, Faces(_speaking(url, key, settings, grpc=True), rest))
+
+
+def _speaking(url: str, key: str | None, settings: StoreSettings, *, grpc: bool) -> QdrantClient:
     return QdrantClient(
         url=url,
         api_key=key or None,
-        prefer_grpc=settings.prefer_grpc,
+        prefer_grpc=grpc,
         grpc_port=settings.grpc_port,
         grpc_options={"grpc.max_reconnect_backoff_ms": _RECONNECT_WITHIN_MS},
         timeout=math.ceil(settings.timeout_seconds),  # it takes whole seconds only
@@ -113,7 +133,7 @@ class _Trouble:
 
     words: a description. passing: temporary, so that another attempt may succeed.
     pause: seconds that the server asks to wait. refused: access was denied.
-    missing: the collection does not exist.
+    missing: the collection does not exist. limit: the server allows less in one request.
     """
 
     words: str
@@ -121,6 +141,7 @@ class _Trouble:
     pause: float | None = None
     refused: bool = False
     missing: bool = False
+    limit: bool = False
 
 
 class Connection:
@@ -169,8 +190,10 @@ class Connection:
             call: a method of the client, called with the other arguments.
 
         Raises:
-            StoreError: every attempt failed, or the server answered with an error.
+            StoreAway: every attempt failed, because the server is away or busy.
+            StoreLimited: a limit of the server stands in the way.
             StoreNotFound: the collection does not exist.
+            StoreError: the server answered with another error.
         """
         waiting = _Waiting(self)
         attempts = Retrying(
@@ -183,6 +206,8 @@ class Connection:
         )
         try:
             answer = attempts(call, *args, **kwargs)
+        except PrecedentError:
+            raise
         except Exception as error:  # of httpx, grpc, pydantic and the client itself
             raise self._named(_diagnosed(error)) from error
         self._has_answered = True
@@ -204,10 +229,11 @@ class Connection:
             setting = "ATTEMPTS"
             if self.patience:
                 often, setting = f"{self.patience:g} seconds", "PATIENCE_SECONDS"
-            return StoreError(
-                f"{self.server} could not be used in {often} ({words}); check that it runs and "
-                f"can be reached from here, or raise PRECEDENT_STORE__{setting}; a cluster "
-                "goes on while a node is away if each shard has a copy elsewhere"
+            return StoreAway(
+                f"{self.server} could not be used in {often} ({words}); {self._away(words)}check "
+                f"that it runs and can be reached from here, or raise PRECEDENT_STORE__{setting}; "
+                "a cluster goes on while a node is away if each shard has a copy elsewhere "
+                "(PRECEDENT_STORE__REPLICATION_FACTOR)"
             )
         if trouble.refused:
             return StoreError(
@@ -220,10 +246,25 @@ class Connection:
                 f"{self.server} has no collection {name!r} ({words}); index again with "
                 "`precedent index PATH…`, or restore a snapshot"
             )
+        if trouble.limit:
+            return StoreLimited(
+                f"{self.server} does not allow this of collection {name!r} ({words}); its strict "
+                "mode sets this limit, and who administers the server can raise it"
+            )
         return StoreError(
             f"{self.server} could not do what was asked of collection {name!r} ({words}); if "
             "that does not go away, look into the server's log"
         )
+
+    def _away(self, words: str) -> str:
+        """Which nodes of a cluster are away: of those that are known here, and of those that the
+        server's message names."""
+        away = self.client.away() if isinstance(self.client, Nodes) else []
+        away += [url.rstrip("/") for url in _UNREACHED.findall(words)]
+        if not away:
+            return ""
+        named = ", ".join(dict.fromkeys(away))
+        return f"away or not ready: {named}; "
 
     def without_key(self, words: str) -> str:
         """A message of the server without the API key, should it hold it."""
@@ -252,7 +293,7 @@ class _Waiting:
         nodes, asked = self._nodes, self._asked
         if nodes is None or asked is None:
             return _pause(state)
-        turned = nodes.turn(asked)
+        turned = nodes.turn(asked) and nodes.url != asked
         self._asked = nodes.url
         return 0.0 if turned and state.attempt_number < len(nodes) else _pause(state)
 
@@ -299,6 +340,8 @@ def _diagnosed(error: BaseException) -> _Trouble:
             return _of_transport(error.source)
         case grpc.RpcError():
             return _of_grpc(error)
+        case NoneReady():
+            return _Trouble(str(error), passing=True)
         case _:
             return _Trouble(_short(error))
 
@@ -318,6 +361,7 @@ def _of_status(error: UnexpectedResponse) -> _Trouble:
         pause=pause,
         refused=status in _REFUSED_STATUS,
         missing=status == 404,
+        limit=status == 400 and _OF_STRICT_MODE in said,
     )
 
 
@@ -334,6 +378,7 @@ def _of_grpc(error: grpc.RpcError) -> _Trouble:
         passing=code in _BUSY_CODES,
         refused=code in _REFUSED_CODES,
         missing=code is grpc.StatusCode.NOT_FOUND,
+        limit=code is grpc.StatusCode.INVALID_ARGUMENT and _OF_STRICT_MODE in (details or ""),
     )
 
 

@@ -193,6 +193,10 @@ class EdgeStore:
     def counts_at_once(self) -> bool:
         return True
 
+    @property
+    def senders(self) -> None:
+        return None
+
     def approximates(self, where: Filter) -> bool:
         return self._left_out(self._view, where) is not None
 

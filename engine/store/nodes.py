@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from qdrant_client import QdrantClient
 
-__all__ = ["Nodes", "is_ready"]
+__all__ = ["Nodes", "NoneReady", "is_ready"]
 
 _PROBE_SECONDS = 2.0
 
@@ -22,8 +22,15 @@ def is_ready(url: str) -> bool:
     return answer.status_code == httpx.codes.OK
 
 
+class NoneReady(Exception):
+    """None of the nodes of a cluster can be asked now."""
+
+
 class Nodes:
     """Clients of the nodes of one cluster, used as one client: each call goes to one node.
+
+    Only nodes that are ready are spoken to: before the first call, and whenever one has failed, it
+    is looked for one that is.
 
     Args:
         urls: of the nodes. clients: of each; closed with this one.
@@ -40,6 +47,7 @@ class Nodes:
         self._clients = clients
         self._ready = ready
         self._at = 0
+        self._found = False
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -54,26 +62,44 @@ class Nodes:
         """Turns to the next node that is ready; whether there is one.
 
         Args:
-            away: the node that failed. If another thread has turned from it, it stays at that.
+            away: the node that failed, which is asked again only when it says that it is ready
+                and no other one is. If another thread has turned from it, it stays at that.
         """
         with self._lock:
-            if self.url != away:
+            if self._found and self.url != away:
                 return True
-            for step in range(1, len(self)):
-                at = (self._at + step) % len(self)
-                if self._ready(self._urls[at]):
-                    self._at = at
-                    return True
-        return False
+            return self._look(1)
+
+    def away(self) -> list[str]:
+        """The URLs of the nodes that are not ready now."""
+        return [url for url in self._urls if not self._ready(url)]
+
+    def each(self) -> list[tuple[str, QdrantClient]]:
+        """The URL of each node with its client, ready or not."""
+        return list(zip(self._urls, self._clients, strict=True))
 
     def close(self) -> None:
         for client in self._clients:
             client.close()
 
+    def _look(self, first: int) -> bool:
+        """Turns to a node that is ready, from the ``first`` after this one on."""
+        for step in range(first, first + len(self)):
+            at = (self._at + step) % len(self)
+            if self._ready(self._urls[at]):
+                self._at, self._found = at, True
+                return True
+        self._found = False
+        return False
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """The method of this name, of the client of whichever node is spoken to when called."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return getattr(self._clients[self._at], name)(*args, **kwargs)
+            with self._lock:
+                if not self._found and not self._look(0):
+                    raise NoneReady("no node of the cluster is ready")
+                client = self._clients[self._at]
+            return getattr(client, name)(*args, **kwargs)
 
         return call

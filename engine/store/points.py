@@ -54,14 +54,17 @@ def not_storable(point: Point, error: Exception) -> StoreError:
 
 
 def to_hit(found: Any) -> Point:
-    """A result of a query as a point with its score. found: has ``id``, ``score``, ``payload``."""
+    """A result of a query as a point with its score. found: has ``id``, ``score``, ``payload`` and
+    ``vector`` (or None)."""
     # Rounding to float16 can make a cosine slightly larger than 1.
     score = min(1.0, max(-1.0, found.score))
-    return from_payload(str(found.id), found.payload or {}, score=score)
+    return from_payload(str(found.id), found.payload or {}, score=score, z=_vector(found))
 
 
 def to_point(record: Any) -> Point:
     """A stored record as a point. record: has ``id``, ``payload`` and ``vector`` (or None)."""
-    vectors = record.vector
-    z = None if not vectors else np.asarray(vectors[VECTOR], dtype=np.float32)
-    return from_payload(str(record.id), record.payload or {}, z=z)
+    return from_payload(str(record.id), record.payload or {}, z=_vector(record))
+
+
+def _vector(found: Any) -> NDArray[np.float32] | None:
+    return np.asarray(found.vector[VECTOR], dtype=np.float32) if found.vector else None

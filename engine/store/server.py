@@ -5,7 +5,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _UPSERT_AT_ONCE = 256
 _GET_AT_ONCE = 1000
-_AT_ONCE = 10
-"""Requests that are sent at the same time."""
+_AT_ONCE = 32
+"""Most requests that are sent at the same time; one search has up to twenty, mostly of facets."""
 _FACETED_OF_EACH, _LEAST_FACETED = 4, 128
 """For each value wanted so many are asked for, and at least the second number: every shard names
 its own most frequent values."""
@@ -57,8 +57,9 @@ class ServerStore:
         self._shown = connection.settings.collection
         self._collection = found.noted.collection
         self._profile = found.noted.profile
-        self._cells = ServerCells(connection, found.name, self._collection, found.noted.cells)
-        self._at_once = ThreadPoolExecutor(_AT_ONCE, "qdrant")
+        self._limits = found.limits
+        self._cells = ServerCells(connection, found, self._collection)
+        self._senders = ThreadPoolExecutor(_AT_ONCE, "qdrant")
 
     @classmethod
     def create(
@@ -146,6 +147,10 @@ class ServerStore:
     def counts_at_once(self) -> bool:
         return False
 
+    @property
+    def senders(self) -> Executor:
+        return self._senders
+
     def approximates(self, where: Filter) -> bool:  # noqa: ARG002
         return self._profile.graph == "precise" or self._profile.quantised
 
@@ -174,8 +179,9 @@ class ServerStore:
 
     def upsert(self, points: Sequence[Point]) -> None:
         vectors = [checked_vector(point, self._collection) for point in points]
-        for start in range(0, len(points), _UPSERT_AT_ONCE):
-            some = slice(start, start + _UPSERT_AT_ONCE)
+        at_once = self._limits.points_at_once(_UPSERT_AT_ONCE)
+        for start in range(0, len(points), at_once):
+            some = slice(start, start + at_once)
             numbers = self._numbers(vectors[some])
             chunk = [
                 self._to_server(point, z, number)
@@ -211,41 +217,60 @@ class ServerStore:
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
         if not asked:
             return []
-        requests = [
-            models.QueryRequest(
-                query=one.z.tolist(),
-                using=VECTOR,
-                limit=one.limit,
-                filter=translated(one.where),
-                params=self._search(one.limit, one.exact),
-                with_payload=True,
-                with_vector=False,
-            )
-            for one in asked
+        pages = [
+            (i, offset, limit)
+            for i, one in enumerate(asked)
+            for offset, limit in self._limits.pages(one.limit)
         ]
-        answers = self._connection.ask(
-            self._client.query_batch_points, self._name, requests=requests
+        at_once = self._limits.searches_at_once(len(pages))
+        found: list[dict[models.ExtendedPointId, Point]] = [{} for _ in asked]
+        for start in range(0, len(pages), at_once):
+            some = pages[start : start + at_once]
+            requests = [self._request(asked[i], offset, limit) for i, offset, limit in some]
+            answers = self._connection.ask(
+                self._client.query_batch_points, self._name, requests=requests
+            )
+            for (i, _, _), answer in zip(some, answers, strict=True):
+                found[i] |= {hit.id: to_hit(hit) for hit in answer.points}
+        return [list(hits.values()) for hits in found]
+
+    def _request(self, asked: Nearest, offset: int, limit: int) -> models.QueryRequest:
+        return models.QueryRequest(
+            query=asked.z.tolist(),
+            using=VECTOR,
+            limit=limit,
+            offset=offset or None,
+            filter=self._translated(asked.where),
+            params=self._search(asked.limit, asked.exact),
+            with_payload=True,
+            with_vector=[VECTOR] if asked.with_z else False,
         )
-        return [[to_hit(found) for found in answer.points] for answer in answers]
+
+    def _translated(self, where: Filter) -> models.Filter | None:
+        return translated(where, self._limits)
 
     def _search(self, limit: int, exact: bool) -> models.SearchParams:
         if exact:
             quantised = models.QuantizationSearchParams(ignore=True)
             return models.SearchParams(exact=True, quantization=quantised)
-        quantised = models.QuantizationSearchParams(rescore=True, oversampling=oversampling(limit))
+        quantised = models.QuantizationSearchParams(
+            rescore=True, oversampling=self._limits.oversampling(oversampling(limit))
+        )
         return models.SearchParams(
-            hnsw_ef=EF, quantization=quantised if self._profile.quantised else None
+            hnsw_ef=self._limits.ef(EF), quantization=quantised if self._profile.quantised else None
         )
 
     def count(self, where: Filter, *, exact: bool = True) -> int:
         return self._connection.ask(
-            self._client.count, self._name, count_filter=translated(where), exact=exact
+            self._client.count, self._name, count_filter=self._translated(where), exact=exact
         ).count
 
     def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
-        passing = translated(where)
+        passing = self._translated(where)
+        if len(fields) == 1:
+            return {fields[0]: self._facet(fields[0], passing, limit)}
         # Each field is a request of its own; one after another they would take as many round trips.
-        counts = self._at_once.map(lambda field: self._facet(field, passing, limit), fields)
+        counts = self._senders.map(lambda field: self._facet(field, passing, limit), fields)
         return dict(zip(fields, counts, strict=True))
 
     def _facet(self, field: str, passing: models.Filter | None, limit: int) -> dict[str, int]:
@@ -254,7 +279,7 @@ class ServerStore:
             self._name,
             key=field,
             facet_filter=passing,
-            limit=max(_FACETED_OF_EACH * limit, _LEAST_FACETED),
+            limit=self._limits.page(max(_FACETED_OF_EACH * limit, _LEAST_FACETED)),
             # Exact counts of several shards leave out values that are few in one of them.
             exact=False,
         )
@@ -279,7 +304,7 @@ class ServerStore:
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
-        passing = translated(where)
+        passing = self._translated(where)
         offset: models.ExtendedPointId | None = None
         while True:
             # Without ``order_by``, the server orders by id.
@@ -287,7 +312,7 @@ class ServerStore:
                 self._client.scroll,
                 self._name,
                 scroll_filter=passing,
-                limit=page,
+                limit=self._limits.page(page),
                 offset=offset,
                 with_payload=True,
                 with_vectors=with_z,
@@ -298,12 +323,12 @@ class ServerStore:
 
     def delete(self, where: Filter) -> int:
         count = self.count(where)
-        passing = models.FilterSelector(filter=translated(where) or models.Filter())
+        passing = models.FilterSelector(filter=self._translated(where) or models.Filter())
         self._connection.ask(self._client.delete, self._name, points_selector=passing, wait=True)
         return count
 
     def close(self) -> None:
-        self._at_once.shutdown()
+        self._senders.shutdown()
         self._client.close()
 
     def __enter__(self) -> "ServerStore":

@@ -39,6 +39,7 @@ from engine.store.cells import (
 from engine.store.connection import Connection
 from engine.store.payload import CELL_PREFIX, FieldKind, cell_field
 from engine.store.server_centroids import read_centroids, write_centroids
+from engine.store.server_collection import Found
 from engine.store.server_filter import translated
 from engine.store.server_layout import (
     SIDES,
@@ -70,21 +71,16 @@ class ServerCells:
     """The cells of one collection. Several threads may use it.
 
     Args:
-        name: the collection's own name.
-        noted: the cells in force as its metadata had them just now.
+        found: the collection as it was looked up just now.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        collection: Collection,
-        noted: CellsNoted | None,
-    ) -> None:
+    def __init__(self, connection: Connection, found: Found, collection: Collection) -> None:
         self._connection, self._client = connection, connection.client
-        self._name, self._collection = name, collection
+        self._name, self._collection = found.name, collection
+        self._limits = found.limits
         self._lock = threading.Lock()
-        self._noted, self._looked = noted, connection.clock()
+        self._noted: CellsNoted | None = found.noted.cells
+        self._looked = connection.clock()
         self._cells: Cells | None = None
         self._tried: str | None = None
 
@@ -236,7 +232,9 @@ class ServerCells:
         ids: list[Any] = []
         z: list[NDArray[np.float32]] = []
         codes: list[NDArray[np.uint8]] = []
-        for records in self._pages(translated(Filter((Part(parts),))), with_code=True):
+        for records in self._pages(
+            translated(Filter((Part(parts),)), self._limits), with_code=True
+        ):
             ids += [record.id for record in records]
             z.append(_vectors(records))
             codes.append(_codes(records))
@@ -246,8 +244,9 @@ class ServerCells:
 
         def neighbours(asked: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
             found: list[list[Any]] = []
-            for start in range(0, len(asked), _QUERIES_AT_ONCE):
-                some = asked[start : start + _QUERIES_AT_ONCE]
+            at_once = self._limits.searches_at_once(_QUERIES_AT_ONCE)
+            for start in range(0, len(asked), at_once):
+                some = asked[start : start + at_once]
                 answers = self._nearest(sample[some])
                 for row, near in zip(some, answers, strict=True):
                     found.append([one for one in near if one.id != ids[row]][:NEIGHBOURS])
@@ -317,7 +316,7 @@ class ServerCells:
                 ),
             )
             for cell, ids in waiting.items()
-            for some in _chunks(ids)
+            for some in self._chunks(ids)
         )
         waiting.clear()
 
@@ -340,7 +339,7 @@ class ServerCells:
                             )
                         ),
                     )
-                    for some in _chunks([record.id for record in records])
+                    for some in self._chunks([record.id for record in records])
                 )
             self._connection.ask(
                 self._client.delete_payload_index, self._name, field_name=field, wait=True
@@ -366,6 +365,10 @@ class ServerCells:
             self._client.batch_update_points, self._name, update_operations=batch, wait=True
         )
 
+    def _chunks(self, ids: list[Any]) -> Iterator[list[Any]]:
+        at_once = self._limits.values_at_once(_WRITE_AT_ONCE)
+        return (ids[start : start + at_once] for start in range(0, len(ids), at_once))
+
     def _pages(
         self, where: models.Filter | None, *, with_code: bool = False, with_vectors: bool = True
     ) -> Iterator[list[models.Record]]:
@@ -376,7 +379,7 @@ class ServerCells:
                 self._client.scroll,
                 self._name,
                 scroll_filter=where,
-                limit=_READ_AT_ONCE,
+                limit=self._limits.page(_READ_AT_ONCE),
                 offset=offset,
                 with_payload=["code"] if with_code else False,
                 with_vectors=[VECTOR] if with_vectors else False,
@@ -406,7 +409,3 @@ def _is_empty(field: str) -> models.IsEmptyCondition:
 def _with_ids(ids: list[Any]) -> models.Filter:
     """The points with these ids that are still there; a list of ids would have to exist."""
     return models.Filter(must=[models.HasIdCondition(has_id=ids)])
-
-
-def _chunks(ids: list[Any]) -> Iterator[list[Any]]:
-    return (ids[start : start + _WRITE_AT_ONCE] for start in range(0, len(ids), _WRITE_AT_ONCE))

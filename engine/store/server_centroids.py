@@ -13,7 +13,9 @@ from qdrant_client import models
 
 from engine.errors import StoreError
 from engine.store.connection import Connection
+from engine.store.server_consensus import agreed
 from engine.store.server_layout import SIDES, CellsNoted, side_name
+from engine.store.server_limits import Limits
 
 __all__ = ["drop_centroids", "read_centroids", "write_centroids"]
 
@@ -64,16 +66,16 @@ def write_centroids(
         StoreError: the server refused it, or there is another collection with the name of the side.
     """
     ask, client, there = connection.ask, connection.client, side_name(name, side)
-    if not ask(client.collection_exists, there):
-        _create(connection, name, there, centroids.shape[1])
-    metadata = ask(client.get_collection, there).config.metadata or {}
-    if metadata.get(_OWNER) != name:
+    _create(connection, name, there, centroids.shape[1])
+    info = ask(client.get_collection, there)
+    if (info.config.metadata or {}).get(_OWNER) != name:
         raise StoreError(
             f"collection {there!r} on {connection.server} is to keep the cells of {name!r}, and "
             "was made by something else; rename or delete it"
         )
-    for start in range(0, len(centroids), _WRITE_AT_ONCE):
-        some = centroids[start : start + _WRITE_AT_ONCE]
+    at_once = Limits.of(info).points_at_once(_WRITE_AT_ONCE)
+    for start in range(0, len(centroids), at_once):
+        some = centroids[start : start + at_once]
         points = [
             models.PointStruct(id=start + i, vector=one.tolist()) for i, one in enumerate(some)
         ]
@@ -87,14 +89,24 @@ def drop_centroids(connection: Connection, name: str) -> None:
         if ask(client.collection_exists, there):
             metadata = ask(client.get_collection, there).config.metadata or {}
             if metadata.get(_OWNER) == name:
-                ask(client.delete_collection, there)
+                _drop(connection, there)
+
+
+def _drop(connection: Connection, there: str) -> None:
+    client = connection.client
+    agreed(
+        connection,
+        lambda: client.delete_collection(there),
+        lambda: not client.collection_exists(there),
+        f"dropping {there!r}",
+    )
 
 
 def _create(connection: Connection, name: str, there: str, dim: int) -> None:
-    ask, client = connection.ask, connection.client
-    try:
-        ask(
-            client.create_collection,
+    client = connection.client
+    agreed(
+        connection,
+        lambda: client.create_collection(
             there,
             vectors_config=models.VectorParams(
                 size=dim,
@@ -105,9 +117,9 @@ def _create(connection: Connection, name: str, there: str, dim: int) -> None:
             ),
             shard_number=1,
             replication_factor=connection.settings.replication_factor,
+            write_consistency_factor=1,
             metadata={_OWNER: name},
-        )
-    except StoreError:
-        # It exists if another process created it, or an attempt whose answer was lost.
-        if not ask(client.collection_exists, there):
-            raise
+        ),
+        lambda: client.collection_exists(there),
+        f"making {there!r}",
+    )

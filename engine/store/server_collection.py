@@ -10,14 +10,15 @@ settings itself; it is in force then, and cannot be replaced.
 import re
 from dataclasses import dataclass, replace
 
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
-from engine.errors import FingerprintMismatch, StoreError, StoreNotFound
+from engine.errors import FingerprintMismatch, StoreError, StoreLimited, StoreNotFound
 from engine.store.arrangement import VECTOR
 from engine.store.base import SECOND, Collection, Profile
 from engine.store.connection import Connection
 from engine.store.payload import schema
 from engine.store.server_centroids import drop_centroids
+from engine.store.server_consensus import agreed
 from engine.store.server_layout import (
     Noted,
     field_index,
@@ -26,19 +27,20 @@ from engine.store.server_layout import (
     own_name,
     vectors,
 )
+from engine.store.server_limits import UNLIMITED, Limits
+from engine.store.server_version import OLDEST, minor_of
 
 __all__ = ["Found", "beside", "drop", "existing", "in_force", "made", "made_beside", "put_in_force"]
-
-_OLDEST = (1, 16)
-"""The oldest version of the server that will do; earlier ones keep no metadata of collections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A collection of this program. name: its own name. noted: its metadata."""
+    """A collection of this program. name: its own name. noted: its metadata. limits: of one
+    request."""
 
     name: str
     noted: Noted
+    limits: Limits = UNLIMITED
 
 
 def existing(
@@ -52,26 +54,28 @@ def existing(
     Raises:
         StoreNotFound: there is no such collection.
         FingerprintMismatch: it holds points of another model than ``wanted``.
+        StoreLimited: it must not be searched exactly.
         StoreError: the server is too old, or the collection was not created by this program or
             its creation was not completed.
     """
     _check_version(connection)
-    found = in_force(connection) if name is None else name
-    if found is None or (name is not None and not _exists(connection, name)):
+    there = in_force(connection) if name is None else name
+    if there is None or (name is not None and not _exists(connection, name)):
         raise StoreNotFound(
             f"no index in {_place(connection, name)}; make one with `precedent index PATH…`, or "
             "name another collection with PRECEDENT_STORE__COLLECTION"
         )
-    said = _look(connection, found)
-    if said is None:
-        raise _foreign(connection, found)
-    _check_model(connection, said, wanted)
-    if not said.complete:
+    found = _look(connection, there)
+    if found is None:
+        raise _foreign(connection, there)
+    _check_model(connection, found.noted, wanted)
+    if not found.noted.complete:
         raise StoreError(
             f"the index in {_place(connection)} is being made, or its making was cut short; "
             "wait for it, or run `precedent index PATH…`, which completes it"
         )
-    return Found(found, said)
+    _check_allowed(connection, found)
+    return found
 
 
 def made(connection: Connection, wanted: Collection, profile: Profile) -> Found:
@@ -115,29 +119,46 @@ def made_beside(connection: Connection, wanted: Collection, profile: Profile) ->
             "snapshot FILE`, restore that under another name with PRECEDENT_STORE__COLLECTION="
             f"NAME and `precedent restore FILE`, use that name from then on, and delete {alias!r}"
         )
-    return _completed(connection, name + SECOND if name == used else name, wanted, profile)
+    name = name + SECOND if name == used else name
+    if _exists(connection, name):
+        _settle(connection, name)
+    return _completed(connection, name, wanted, profile)
 
 
 def in_force(connection: Connection) -> str | None:
     """The own name of the collection in force; None = no collection is."""
-    alias = _alias(connection)
-    for one in connection.ask(connection.client.get_aliases).aliases:
-        if one.alias_name == alias:
-            return one.collection_name
-    return alias if _exists(connection, alias) else None
+    return connection.ask(_in_force, connection.client, _alias(connection))
 
 
 def put_in_force(connection: Connection, name: str) -> None:
-    """Atomically puts the collection with the own name ``name`` in force."""
-    alias = _alias(connection)
-    connection.ask(
-        connection.client.update_collection_aliases,
-        [
-            models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
-            models.CreateAliasOperation(
-                create_alias=models.CreateAlias(collection_name=name, alias_name=alias)
-            ),
-        ],
+    """Atomically puts the collection with the own name ``name`` in force.
+
+    Raises:
+        StoreAway: it could not be done in time, and may still happen.
+        StoreError: another one has been put in force meanwhile.
+    """
+    client, alias, before = connection.client, _alias(connection), in_force(connection)
+    operations: list[models.AliasOperations] = [
+        models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
+        models.CreateAliasOperation(
+            create_alias=models.CreateAlias(collection_name=name, alias_name=alias)
+        ),
+    ]
+
+    def is_done() -> bool:
+        now = _in_force(client, alias)
+        if now not in (before, name):
+            raise StoreError(
+                f"{_place(connection, now)} has been put in force meanwhile, and so {name!r} has "
+                "not; look which one is wanted, and do it again"
+            )
+        return now == name
+
+    agreed(
+        connection,
+        lambda: client.update_collection_aliases(operations),
+        is_done,
+        f"putting {name!r} in force",
     )
 
 
@@ -151,8 +172,8 @@ def beside(connection: Connection) -> list[str]:
         name
         for name in there
         if ours.fullmatch(name)
-        and (said := _look(connection, name)) is not None
-        and own_name(alias, said.collection) == name.removesuffix(SECOND)
+        and (found := _look(connection, name)) is not None
+        and own_name(alias, found.noted.collection) == name.removesuffix(SECOND)
     )
 
 
@@ -162,14 +183,37 @@ def drop(connection: Connection, name: str) -> None:
     Raises:
         StoreError: :func:`beside` does not list it, as when it has been put in force since.
     """
+    _check_beside(connection, name)
+    # A switch to it that seemed to fail may happen just before it is dropped.
+    _settle(connection, name)
+    _check_beside(connection, name)
+    # The collection last: as long as it is there, it can be dropped again.
+    drop_centroids(connection, name)
+    client = connection.client
+    agreed(
+        connection,
+        lambda: client.delete_collection(name),
+        lambda: not client.collection_exists(name),
+        f"dropping {name!r}",
+    )
+
+
+def _check_beside(connection: Connection, name: str) -> None:
     if name not in beside(connection):
         raise StoreError(
             f"{_place(connection, name)} is in force, or no index of precedent any more; look "
             "again what there is to remove"
         )
-    # The collection last: as long as it is there, it can be dropped again.
-    drop_centroids(connection, name)
-    connection.ask(connection.client.delete_collection, name)
+
+
+def _settle(connection: Connection, name: str) -> None:
+    """Returns once everything has been carried out that the nodes were asked for before.
+
+    They do it in order, so they are asked to note what is noted of the collection already.
+    """
+    found = _look(connection, name)
+    if found is not None:
+        _note(connection, name, found.noted)
 
 
 def _completed(connection: Connection, name: str, wanted: Collection, profile: Profile) -> Found:
@@ -180,36 +224,39 @@ def _completed(connection: Connection, name: str, wanted: Collection, profile: P
     collection marked complete, so that no point is written before all indexes exist.
     """
     begun = Noted(wanted, profile, complete=False)
-    if not _exists(connection, name):
-        _make(connection, name, begun)
-    said = _look(connection, name)
-    if said is None:
+    _make(connection, name, begun)
+    found = _look(connection, name)
+    if found is None:
         _adopt(connection, name, begun)
-        said = _look(connection, name) or begun
-    _check_model(connection, said, wanted)
-    _make_indexes(connection, name, said.collection)
-    if not said.complete:
-        said = replace(said, complete=True)
-        _note(connection, name, said)
-    return Found(name, said)
+        found = _look(connection, name) or Found(name, begun)
+    _check_model(connection, found.noted, wanted)
+    _check_allowed(connection, found)
+    _make_indexes(connection, name, found.noted.collection)
+    if not found.noted.complete:
+        found = replace(found, noted=replace(found.noted, complete=True))
+        _note(connection, name, found.noted)
+    return found
 
 
 def _make(connection: Connection, name: str, begun: Noted) -> None:
+    """Makes the collection, unless it is there: another process may make it at the same time."""
     settings, client = connection.settings, connection.client
-    try:
-        connection.ask(
-            client.create_collection,
+    agreed(
+        connection,
+        # With a write_consistency_factor above 1, a write that not all copies could take would
+        # remain in some of them, and the others would lack it for good.
+        lambda: client.create_collection(
             name,
             vectors_config=vectors(begun.collection, begun.profile),
             shard_number=settings.shards,
             replication_factor=settings.replication_factor,
+            write_consistency_factor=1,
             on_disk_payload=True,
             metadata=note(begun),
-        )
-    except StoreError:
-        # It exists if another process created it, or an earlier attempt whose answer was lost.
-        if not _exists(connection, name):
-            raise
+        ),
+        lambda: client.collection_exists(name),
+        f"making {name!r}",
+    )
 
 
 def _adopt(connection: Connection, name: str, begun: Noted) -> None:
@@ -249,9 +296,18 @@ def _note(connection: Connection, name: str, found: Noted) -> None:
     connection.ask(connection.client.update_collection, name, metadata=note(found))
 
 
-def _look(connection: Connection, name: str) -> Noted | None:
+def _look(connection: Connection, name: str) -> Found | None:
+    """The collection with this own name; None = this program did not make it."""
     info = connection.ask(connection.client.get_collection, name)
-    return noted(info, _place(connection, name))
+    found = noted(info, _place(connection, name))
+    return None if found is None else Found(name, found, Limits.of(info))
+
+
+def _in_force(client: QdrantClient, alias: str) -> str | None:
+    for one in client.get_aliases().aliases:
+        if one.alias_name == alias:
+            return str(one.collection_name)
+    return alias if client.collection_exists(alias) else None
 
 
 def _exists(connection: Connection, name: str) -> bool:
@@ -264,9 +320,9 @@ def _alias(connection: Connection) -> str:
 
 def _check_version(connection: Connection) -> None:
     version = connection.ask(connection.client.info).version
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
+    minor = minor_of(version)
+    if minor is None or minor < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         raise StoreError(
             f"{connection.server} has version {version!r}, and {oldest} is the oldest that "
             "will do; upgrade it"
@@ -282,6 +338,16 @@ def _check_model(connection: Connection, found: Noted, wanted: Collection | None
             f"bits, {wanted.dim} values); use that model with --model, bring the index to this "
             "one with `precedent reencode --model`, or index into another collection with "
             "PRECEDENT_STORE__COLLECTION"
+        )
+
+
+def _check_allowed(connection: Connection, found: Found) -> None:
+    if not found.limits.search_allow_exact:
+        raise StoreLimited(
+            f"{_place(connection, found.name)} must not be counted and searched exactly, as the "
+            "strict mode of the server has search_allow_exact = false for it; set that to true: "
+            f"PATCH /collections/{found.name} with "
+            '{"strict_mode_config": {"search_allow_exact": true}}'
         )
 
 

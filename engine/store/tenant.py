@@ -1,6 +1,7 @@
 """A store as one tenant sees it: every request is narrowed to the tenant's own points."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Self
 
@@ -47,6 +48,10 @@ class TenantStore:
     @property
     def counts_at_once(self) -> bool:
         return self._store.counts_at_once
+
+    @property
+    def senders(self) -> Executor | None:
+        return self._store.senders
 
     def arrange(self, profile: Profile) -> None:  # noqa: ARG002 - as the protocol has it
         """Raises StoreError: the arrangement is that of all tenants."""

@@ -4,10 +4,13 @@ import os
 import re
 import uuid
 import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pydantic import SecretStr
+from behaviours import DropsEqualMustNot, FacetsByShard
+from loopback import Loopback
 from qdrant_client import QdrantClient
 
 from engine.settings import StoreSettings
@@ -16,8 +19,8 @@ from engine.store.connection import Connection, connect
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore
 
-URL_VARIABLE, KEY_VARIABLE = "PRECEDENT_TEST_QDRANT_URL", "PRECEDENT_TEST_QDRANT_API_KEY"
-GRPC_VARIABLE = "PRECEDENT_TEST_QDRANT_GRPC_PORT"
+_PREFIX = "PRECEDENT_TEST_QDRANT_"
+"""Of the variables that name a real server; CONTRIBUTING.md describes them."""
 
 
 class Backend(Protocol):
@@ -92,21 +95,26 @@ class Memory:
 
 
 class Server:
-    """The served store over a real server; only where a variable names one."""
+    """The served store over a server.
+
+    Args:
+        settings: of the server; each store has a collection of its own.
+    """
 
     name = "server"
 
-    def __init__(self, url: str, key: str | None, grpc_port: int) -> None:
-        self._grpc_port = grpc_port
+    def __init__(self, settings: StoreSettings) -> None:
         self._prefix = f"test-{uuid.uuid4().hex[:8]}-"
-        self._url, self._key = url, None if key is None else SecretStr(key)
+        self._settings = settings
+
+    @property
+    def settings(self) -> StoreSettings:
+        return self._settings
 
     def connection(self, place: Path) -> Connection:
         """To the server, for a store at the place."""
         name = self._prefix + _collection_name(place)
-        settings = StoreSettings(
-            url=self._url, api_key=self._key, grpc_port=self._grpc_port, collection=name
-        )
+        settings = self.settings.model_copy(update={"collection": name})
         with warnings.catch_warnings():
             # A test server may well be reached without TLS.
             warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
@@ -133,11 +141,51 @@ class Server:
         client.close()
 
 
+class StandIn(Server):
+    """The served store over a stand-in that treats filters and facets as Qdrant 1.18.3 does, on
+    three shards; it is started when it is first used."""
+
+    name = "stand-in"
+
+    def __init__(self) -> None:
+        super().__init__(StoreSettings(shards=3))
+        self._opened = ExitStack()
+
+    @property
+    def settings(self) -> StoreSettings:
+        if self._settings.url is None:
+            engine = Loopback(DropsEqualMustNot(), FacetsByShard(3))
+            rest = self._opened.enter_context(engine.rest())
+            grpc = self._opened.enter_context(engine.grpc())
+            self._settings = self._settings.model_copy(
+                update={"url": f"http://127.0.0.1:{rest}", "grpc_port": grpc}
+            )
+        return self._settings
+
+    def clear(self) -> None:
+        self._opened.close()
+
+
+def named_server(variables: Mapping[str, str]) -> Server | None:
+    """The real server or cluster that the variables name; None = they name none."""
+    named: dict[str, Any] = {
+        name: variables[_PREFIX + name.upper()]
+        for name in ("url", "api_key", "grpc_port", "shards")
+        if _PREFIX + name.upper() in variables
+    }
+    urls = [url.strip() for url in variables.get(_PREFIX + "URLS", "").split(",")]
+    named["urls"] = [url for url in urls if url]
+    if copies := variables.get(_PREFIX + "REPLICAS"):
+        named["replication_factor"] = copies
+    settings = StoreSettings.model_validate(named)
+    return None if settings.url is None else Server(settings)
+
+
 def _collection_name(place: Path) -> str:
     return re.sub(r"\W+", "-", str(place)).strip("-")
 
 
 BACKENDS: list[Backend] = [Edge(), Memory()]
-if URL_VARIABLE in os.environ:
-    _port = int(os.environ.get(GRPC_VARIABLE, StoreSettings().grpc_port))
-    BACKENDS.append(Server(os.environ[URL_VARIABLE], os.environ.get(KEY_VARIABLE), _port))
+if (_server := named_server(os.environ)) is not None:
+    BACKENDS.append(_server)
+STAND_IN = StandIn()

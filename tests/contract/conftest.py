@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, STAND_IN
 
 from engine.codes import hamming
 from engine.records import ImageRecord, Point
@@ -18,7 +18,7 @@ DIM, BITS = 16, 64
 def _cleared() -> Iterator[None]:
     """Leaves no collection of these tests on a server."""
     yield
-    for backend in BACKENDS:
+    for backend in (*BACKENDS, STAND_IN):
         backend.clear()
 
 

@@ -1,32 +1,27 @@
 """A stand-in for a Qdrant server: its REST and gRPC faces on loopback, over local mode.
 
-What is asked comes over the wire as a server would get it. It notes what local mode leaves
-out (payload indexes, search parameters), refuses filters over fields without an index as a
-server in strict mode does, drops conditions of "must_not" that stand in "must" or "should" beside
-it as a real server does, and fails on demand.
+What is asked comes over the wire as a server would get it. It notes what local mode leaves out
+(payload indexes, search parameters), refuses filters over fields without an index as a server in
+strict mode does, and fails on demand. In what else a real server differs it follows the behaviours
+that it was made with (behaviours.py).
 """
 
-import json
-import re
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import grpc as grpcio
-from pydantic_core import to_json
-from qdrant_client import QdrantClient, grpc, models
-from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from behaviours import Behaviour
+from grpc_face import grpc_face
+from qdrant_client import QdrantClient, models
+from rest_face import rest_face
+from troubles import Trouble, refused
 
 from engine.store.payload import CELL_PREFIX
 
-Fault = tuple[int, dict[str, str]] | None
-"""What is answered instead: an HTTP status with headers, or with status 0 nothing, and the
-connection is dropped; over gRPC, UNAVAILABLE. None = the request is worked on."""
+Fault = Trouble | tuple[int, dict[str, str]] | None
+"""What is answered instead; a pair is the status and the headers of a Trouble. None = the request
+is worked on."""
 
 
 class _ByName(dict[str, Any]):
@@ -43,20 +38,24 @@ class _ByName(dict[str, Any]):
 
 
 class Loopback:
-    """The collections of one server, and what it was asked.
+    """The collections of one server or cluster, and what it was asked.
 
     faults: of one request each, in order. lost: operations that are carried out, but whose
     answer is dropped, each once. asked: every request, by operation. status: of the
     collection, for one look each; green when there are none left. key: the API key wanted.
-    unready: ports of REST faces that say that they cannot be asked yet.
+    unready: ports of REST faces that say that they cannot be asked yet; they answer all the same,
+    from what ``old`` has for them.
     latency: seconds that each request takes longer over REST, however many come at once.
+    nodes: how many the cluster says that it has; 0 = it is none. dead: their numbers, from 1 on, of
+    which the copies of shards are not up to date.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.behaviours = behaviours
         self.faults: list[Fault] = []
         self.lost: list[str] = []
         self.asked: list[str] = []
-        self.version = "1.16.3"
+        self.version = "1.18.3"
         self.status: list[models.CollectionStatus] = []
         self.key: str | None = None
         self.updates: list[models.UpdateCollection] = []
@@ -67,6 +66,9 @@ class Loopback:
         self.indexes: dict[str, dict[str, models.PayloadSchemaParams]] = _ByName(self._local)
         self.latency = 0.0
         self.unready: set[int] = set()
+        self.old: dict[int, Loopback] = {}
+        self.nodes = 0
+        self.dead: set[int] = set()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -75,35 +77,107 @@ class Loopback:
             self.asked.append(operation)
             yield
 
-    def exists(self, name: str) -> bool:
-        return self._local.collection_exists(name)
+    @contextmanager
+    def answering(self, operation: str) -> Iterator[None]:
+        """Within it, the operation is carried out. Raises Trouble if the answer is an error."""
+        with self.working(operation):
+            if self.faults and (fault := self.faults.pop(0)):
+                if isinstance(fault, Trouble):
+                    raise fault
+                raise Trouble(fault[0], headers=fault[1])
+            try:
+                yield
+            except ValueError as error:
+                missing, there = "not found" in str(error), "already exists" in str(error)
+                status = 404 if missing else 409 if there else 400
+                raise Trouble(status, str(error)) from None
+            if operation in self.lost:
+                self.lost.remove(operation)
+                raise Trouble(0)
 
-    def create(self, name: str, wanted: models.CreateCollection) -> bool:
-        made = self._local.create_collection(
-            name, vectors_config=wanted.vectors, metadata=wanted.metadata
-        )
-        self.made[name] = wanted
-        self.indexes[name] = {}
+    def seen_at(self, port: int) -> "Loopback":
+        """What the node whose REST face has this port knows."""
+        return self.old.get(port, self) if port in self.unready else self
+
+    def remembered(self) -> "Loopback":
+        """Another one, with the points, aliases and settings that this one has now."""
+        made = Loopback(*self.behaviours)
+        for found in self._local.get_collections().collections:
+            name = found.name
+            info = self._local.get_collection(name)
+            made._local.create_collection(
+                name, vectors_config=info.config.params.vectors, metadata=info.config.metadata
+            )
+            made.made[name], made.indexes[name] = self.made[name], dict(self.indexes[name])
+            records, _ = self._local.scroll(name, limit=100_000, with_vectors=True)
+            points = [
+                models.PointStruct(id=one.id, vector=one.vector, payload=one.payload)
+                for one in records
+            ]
+            if points:
+                made._local.upsert(name, points)
+        for alias in self._local.get_aliases().aliases:
+            made._local.update_collection_aliases(
+                [models.CreateAliasOperation(create_alias=models.CreateAlias(**alias.model_dump()))]
+            )
         return made
 
-    def info(self, name: str) -> models.CollectionInfo:
-        info = self._local.get_collection(name)
-        info.payload_schema = {
-            field: models.PayloadIndexInfo(data_type=params.type.value, params=params, points=0)
-            for field, params in self.indexes[name].items()
-        }
-        if self.status:
-            info.status = self.status.pop(0)
-        return info
+    # What the nodes of a cluster have to agree on
+
+    def _agreed(self, work: Callable[[], Any]) -> Any:
+        for one in self.behaviours:
+            one.agree(work)
+        return work()
+
+    def create(self, name: str, wanted: models.CreateCollection) -> bool:
+        def work() -> bool:
+            made = self._local.create_collection(
+                name, vectors_config=wanted.vectors, metadata=wanted.metadata
+            )
+            self.made[name] = wanted
+            self.indexes[name] = {}
+            return made
+
+        return self._agreed(work)
 
     def update(self, name: str, wanted: models.UpdateCollection) -> bool:
-        self.updates.append(wanted)
-        return self._local.update_collection(
-            name, vectors_config=wanted.vectors, metadata=wanted.metadata
-        )
+        def work() -> bool:
+            self.updates.append(wanted)
+            self._written(name)
+            return self._local.update_collection(
+                name, vectors_config=wanted.vectors, metadata=wanted.metadata
+            )
+
+        return self._agreed(work)
 
     def drop(self, name: str) -> bool:
-        return self._local.delete_collection(name)
+        return self._agreed(lambda: self._local.delete_collection(name))
+
+    def change_aliases(self, actions: list[models.AliasOperations]) -> bool:
+        return self._agreed(lambda: self._local.update_collection_aliases(actions))
+
+    def index(self, name: str, wanted: models.CreateFieldIndex) -> models.UpdateResult:
+        # Those of cells alone are made later, and again.
+        empty = self._local.get_collection(name).points_count == 0
+        assert empty or wanted.field_name.startswith(CELL_PREFIX)
+
+        def work() -> models.UpdateResult:
+            self.indexes[name][wanted.field_name] = wanted.field_schema
+            return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+
+        return self._agreed(work)
+
+    def unindex(self, name: str, field: str) -> models.UpdateResult:
+        def work() -> models.UpdateResult:
+            self.indexes[name].pop(field, None)
+            return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+
+        return self._agreed(work)
+
+    # Looking
+
+    def exists(self, name: str) -> bool:
+        return self._local.collection_exists(name)
 
     def names(self) -> models.CollectionsResponse:
         return self._local.get_collections()
@@ -111,32 +185,86 @@ class Loopback:
     def aliases(self) -> models.CollectionsAliasesResponse:
         return self._local.get_aliases()
 
-    def change_aliases(self, actions: list[models.AliasOperations]) -> bool:
-        return self._local.update_collection_aliases(actions)
+    def info(self, name: str) -> models.CollectionInfo:
+        info = self._local.get_collection(name)
+        made, params = self.made[name], info.config.params
+        params.shard_number = made.shard_number or 1
+        params.replication_factor = made.replication_factor or 1
+        params.write_consistency_factor = made.write_consistency_factor or 1
+        info.payload_schema = {
+            field: models.PayloadIndexInfo(data_type=params.type.value, params=params, points=0)
+            for field, params in self.indexes[name].items()
+        }
+        if self.status:
+            info.status = self.status.pop(0)
+        for one in self.behaviours:
+            one.describe(self._own_name(name), info)
+        return info
 
-    def index(self, name: str, wanted: models.CreateFieldIndex) -> models.UpdateResult:
-        # Those of cells alone are made later, and again.
-        empty = self._local.get_collection(name).points_count == 0
-        assert empty or wanted.field_name.startswith(CELL_PREFIX)
-        self.indexes[name][wanted.field_name] = wanted.field_schema
-        return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+    def has_graph(self, name: str) -> bool:
+        vectors = self.made[name].vectors
+        params = next(iter(vectors.values())) if isinstance(vectors, dict) else vectors
+        return params is None or params.hnsw_config is None or params.hnsw_config.m != 0
 
-    def unindex(self, name: str, field: str) -> models.UpdateResult:
-        self.indexes[name].pop(field, None)
-        return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+    def cluster(self) -> dict[str, Any]:
+        """As REST tells it: the client has no type for less than all of it."""
+        if not self.nodes:
+            return {"status": "disabled"}
+        peers = {str(i + 1): {"uri": f"http://10.0.0.{i + 1}:6335/"} for i in range(self.nodes)}
+        raft = {"term": 1, "commit": 1, "pending_operations": 0, "is_voter": True}
+        return {
+            "status": "enabled",
+            "peer_id": 1,
+            "peers": peers,
+            "raft_info": raft | {"leader": 1, "role": "Leader"},
+            "consensus_thread_status": {
+                "consensus_thread_status": "working",
+                "last_update": "2026-01-01T00:00:00Z",
+            },
+            "message_send_failures": {},
+        }
+
+    def shards(self, name: str) -> models.CollectionClusterInfo:
+        """Where the copies of the shards are; the node asked is peer 1."""
+        params, count = self.info(name).config.params, max(1, self.nodes)
+        local, remote = [], []
+        for shard in range(params.shard_number or 1):
+            for copy in range(min(params.replication_factor or 1, count)):
+                peer, states = 1 + (shard + copy) % count, models.ReplicaState
+                of = {
+                    "shard_id": shard,
+                    "state": states.DEAD if peer in self.dead else states.ACTIVE,
+                }
+                if peer == 1:
+                    local.append(models.LocalShardInfo(points_count=0, **of))
+                else:
+                    remote.append(models.RemoteShardInfo(peer_id=peer, **of))
+        return models.CollectionClusterInfo(
+            peer_id=1,
+            shard_count=params.shard_number or 1,
+            local_shards=local,
+            remote_shards=remote,
+            shard_transfers=[],
+        )
+
+    # Points
 
     def batch(self, name: str, operations: list[Any]) -> list[models.UpdateResult]:
         for one in operations:
             change = one.set_payload if hasattr(one, "set_payload") else one.delete_payload
-            self._check(name, change.filter)
+            self._checked(name, "batch", change)
+        self._written(name)
         return self._local.batch_update_points(name, operations)
 
     def upsert(self, name: str, points: list[models.PointStruct]) -> models.UpdateResult:
+        self._allowed(name, "upsert", points)
+        self._written(name)
         return self._local.upsert(name, points)
 
-    def delete(self, name: str, selector: models.PointsSelector) -> models.UpdateResult:
-        selector = models.FilterSelector(filter=self._check(name, selector.filter))
-        return self._local.delete(name, selector)
+    def delete(self, name: str, selector: models.FilterSelector) -> models.UpdateResult:
+        where = self._checked(name, "delete", selector)
+        self._written(name)
+        return self._local.delete(name, models.FilterSelector(filter=where))
 
     def retrieve(self, name: str, wanted: models.PointRequest) -> list[models.Record]:
         return self._local.retrieve(
@@ -144,21 +272,29 @@ class Loopback:
         )
 
     def count(self, name: str, wanted: models.CountRequest) -> models.CountResult:
-        return self._local.count(name, self._check(name, wanted.filter))
+        return self._local.count(name, self._checked(name, "count", wanted))
 
     def facet(self, name: str, wanted: models.FacetRequest) -> models.FacetResponse:
-        passing = self._check(name, wanted.filter)
+        passing = self._checked(name, "facet", wanted)
         self.faceted.append(wanted)
         if wanted.key not in self.indexes[name]:
-            raise ValueError(f"no index for {wanted.key}")
+            raise ValueError(f"No appropriate index for faceting: no index for {wanted.key}")
+        for one in self.behaviours:
+            if (found := one.facet(self, name, wanted)) is not None:
+                return found
         answer = self._local.facet(name, wanted.key, passing, limit=wanted.limit)
         answer.hits.append(models.FacetValueHit(value="of a point since deleted", count=0))
         return answer
 
+    def passing(self, name: str, where: models.Filter | None) -> list[models.Record]:
+        """All points that pass a filter, by the server's understanding of it."""
+        passing = self._understood(name, where)
+        return self._local.scroll(name, passing, limit=100_000, with_payload=True)[0]
+
     def scroll(self, name: str, wanted: models.ScrollRequest) -> models.ScrollResult:
         points, offset = self._local.scroll(
             name,
-            self._check(name, wanted.filter),
+            self._checked(name, "scroll", wanted),
             limit=wanted.limit,
             offset=wanted.offset,
             with_payload=wanted.with_payload,
@@ -167,36 +303,56 @@ class Loopback:
         return models.ScrollResult(points=points, next_page_offset=offset)
 
     def query(self, name: str, wanted: list[models.QueryRequest]) -> list[models.QueryResponse]:
+        self._allowed(name, "query", wanted)
         for one in wanted:
-            one.filter = self._check(name, one.filter)
+            one.filter = self._understood(name, one.filter)
             self.searches.append(one.model_copy())
             one.params = None
         return self._local.query_batch_points(name, wanted)
 
-    def _check(self, name: str, where: models.Filter | None) -> models.Filter | None:
-        """The filter as a server understands it.
+    # Filters, and what is allowed
 
-        Strict mode: every field has an index, and no condition too many values.
-        """
+    def _checked(self, name: str, operation: str, request: Any) -> models.Filter | None:
+        self._allowed(name, operation, request)
+        return self._understood(name, request.filter)
+
+    def _allowed(self, name: str, operation: str, request: Any) -> None:
+        for one in self.behaviours:
+            one.check(self, name, operation, request)
+
+    def _written(self, name: str) -> None:
+        for one in self.behaviours:
+            one.written(self._own_name(name))
+
+    def _own_name(self, name: str) -> str:
+        aliases = self._local.get_aliases().aliases
+        return next((one.collection_name for one in aliases if one.alias_name == name), name)
+
+    def _understood(self, name: str, where: models.Filter | None) -> models.Filter | None:
+        """The filter as the server goes by it. Every field has to have an index."""
         if where is None:
             return None
-        must = [self._checked(name, one) for one in where.must or []]
-        should = [self._checked(name, one) for one in where.should or []]
-        must_not = [self._checked(name, one) for one in where.must_not or []]
-        # Of a condition that also includes, 1.18.3 forgets that it excludes.
-        must_not = [one for one in must_not if one not in (*must, *should)]
-        return models.Filter(must=must or None, should=should or None, must_not=must_not or None)
+        for one in self.behaviours:
+            where = one.understood(where)
+        return models.Filter(
+            must=self._conditions(name, where.must),
+            should=self._conditions(name, where.should),
+            must_not=self._conditions(name, where.must_not),
+        )
 
-    def _checked(self, name: str, condition: models.Condition) -> models.Condition | None:
+    def _conditions(self, name: str, conditions: Any) -> list[models.Condition] | None:
+        return [self._condition(name, one) for one in conditions or []] or None
+
+    def _condition(self, name: str, condition: models.Condition) -> models.Condition | None:
         if isinstance(condition, models.Filter):
-            return self._check(name, condition)
+            return self._understood(name, condition)
         if isinstance(condition, models.HasIdCondition):
             assert len(condition.has_id) <= 256
             return condition
         is_empty = isinstance(condition, models.IsEmptyCondition)
         field = condition.is_empty.key if is_empty else condition.key
         if field not in self.indexes[name]:
-            raise ValueError(f"no index for {field}")
+            raise refused(f"no index for {field}")
         if not is_empty and isinstance(condition.match, models.MatchAny):
             assert len(condition.match.any) <= 256
         return condition
@@ -204,319 +360,11 @@ class Loopback:
     @contextmanager
     def rest(self, port: int = 0) -> Iterator[int]:
         """Serves REST; the port."""
-        face = type("Face", (_Rest,), {"engine": self})
-        server = ThreadingHTTPServer(("127.0.0.1", port), face)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with rest_face(self, port) as taken:
+            yield taken
 
     @contextmanager
     def grpc(self, port: int = 0) -> Iterator[int]:
         """Serves gRPC; the port."""
-        server = grpcio.server(ThreadPoolExecutor(2))
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
-        grpc.add_QdrantServicer_to_server(_Health(self), server)
-        grpc.add_CollectionsServicer_to_server(_Collections(self), server)
-        grpc.add_PointsServicer_to_server(_Points(self), server)
-        server.start()
-        try:
-            yield port
-        finally:
-            server.stop(None).wait()
-
-
-_C = "/collections/([^/]+)"
-_M = models
-_ROUTES: list[tuple[str, str, str, Callable[..., Any]]] = [
-    ("GET", "/?", "info", lambda e, b: None),
-    ("GET", "/collections", "names", lambda e, b: e.names()),
-    ("GET", "/aliases", "aliases", lambda e, b: e.aliases()),
-    (
-        "POST",
-        "/collections/aliases",
-        "change aliases",
-        lambda e, b: e.change_aliases(_M.ChangeAliasesOperation(**b).actions),
-    ),
-    ("DELETE", _C, "drop", lambda e, b, n: e.drop(n)),
-    ("GET", f"{_C}/exists", "exists", lambda e, b, n: {"exists": e.exists(n)}),
-    ("PUT", _C, "create", lambda e, b, n: e.create(n, _M.CreateCollection(**b))),
-    ("GET", _C, "get", lambda e, b, n: e.info(n)),
-    ("PATCH", _C, "update", lambda e, b, n: e.update(n, _M.UpdateCollection(**b))),
-    ("PUT", f"{_C}/index", "index", lambda e, b, n: e.index(n, _M.CreateFieldIndex(**b))),
-    ("DELETE", f"{_C}/index/([^/]+)", "unindex", lambda e, b, n, field: e.unindex(n, field)),
-    (
-        "POST",
-        f"{_C}/points/batch",
-        "batch",
-        lambda e, b, n: e.batch(n, _M.UpdateOperations(**b).operations),
-    ),
-    ("PUT", f"{_C}/points", "upsert", lambda e, b, n: e.upsert(n, _M.PointsList(**b).points)),
-    ("POST", f"{_C}/points", "retrieve", lambda e, b, n: e.retrieve(n, _M.PointRequest(**b))),
-    ("POST", f"{_C}/points/delete", "delete", lambda e, b, n: e.delete(n, _M.FilterSelector(**b))),
-    ("POST", f"{_C}/points/count", "count", lambda e, b, n: e.count(n, _M.CountRequest(**b))),
-    ("POST", f"{_C}/points/scroll", "scroll", lambda e, b, n: e.scroll(n, _M.ScrollRequest(**b))),
-    (
-        "POST",
-        f"{_C}/points/query/batch",
-        "query",
-        lambda e, b, n: e.query(n, _M.QueryRequestBatch(**b).searches),
-    ),
-    ("POST", f"{_C}/facet", "facet", lambda e, b, n: e.facet(n, _M.FacetRequest(**b))),
-]  # fmt: skip
-
-
-class _Rest(BaseHTTPRequestHandler):
-    engine: Loopback
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        time.sleep(self.engine.latency)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = self.path.partition("?")[0]
-        if path == "/readyz":
-            self._send(503 if self.server.server_port in self.engine.unready else 200, None)
-            return
-        for method, pattern, operation, work in _ROUTES:
-            if method == self.command and (found := re.fullmatch(pattern, path)):
-                names = found.groups()
-                with self.engine.working(operation):
-                    self._answer(operation, partial(work, self.engine, _json(body), *names))
-                return
-        self._send(404, {"status": {"error": f"no route {self.command} {path}"}})
-
-    do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
-
-    def _answer(self, operation: str, work: Callable[[], Any]) -> None:
-        engine = self.engine
-        if engine.faults and (fault := engine.faults.pop(0)):
-            status, headers = fault
-            if status:
-                self._send(status, {"status": {"error": "as the test wants it"}}, headers)
-            return
-        if engine.key is not None and self.headers.get("api-key") != engine.key:
-            self._send(401, {"status": {"error": "Must provide an API key"}})
-            return
-        try:
-            answer = {"result": work(), "status": "ok", "time": 0.0}
-        except ValueError as error:
-            missing, there = "not found" in str(error), "already exists" in str(error)
-            status = 404 if missing else 409 if there else 400
-            self._send(status, {"status": {"error": str(error)}})
-            return
-        if operation in engine.lost:
-            engine.lost.remove(operation)
-        elif operation == "info":
-            self._send(200, {"title": "stand-in", "version": engine.version})
-        else:
-            self._send(200, answer)
-
-    def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
-        data = to_json(answer)
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-def _json(body: bytes) -> Any:
-    return json.loads(body) if body else None
-
-
-_CODES = {
-    499: grpcio.StatusCode.CANCELLED,
-    500: grpcio.StatusCode.INTERNAL,
-    503: grpcio.StatusCode.UNAVAILABLE,
-}
-"""Of a fault with this HTTP status, over gRPC."""
-
-
-class _Face:
-    def __init__(self, engine: Loopback) -> None:
-        self._engine = engine
-
-    @contextmanager
-    def _working(self, operation: str, context: Any) -> Iterator[Loopback]:
-        with self._engine.working(operation):
-            if self._engine.faults and (fault := self._engine.faults.pop(0)):
-                context.abort(_CODES[fault[0]], "as the test wants it")
-            try:
-                yield self._engine
-            except ValueError as error:
-                codes = grpcio.StatusCode
-                code = codes.NOT_FOUND if "not found" in str(error) else codes.INVALID_ARGUMENT
-                context.abort(code, str(error))
-
-
-class _Health(_Face, grpc.QdrantServicer):
-    def HealthCheck(self, request, context):  # noqa: N802
-        with self._working("info", context) as engine:
-            return grpc.HealthCheckReply(title="stand-in", version=engine.version)
-
-
-class _Collections(_Face, grpc.CollectionsServicer):
-    def CollectionExists(self, request, context):  # noqa: N802
-        with self._working("exists", context) as engine:
-            found = grpc.CollectionExists(exists=engine.exists(request.collection_name))
-            return grpc.CollectionExistsResponse(result=found)
-
-    def Create(self, request, context):  # noqa: N802
-        with self._working("create", context) as engine:
-            wanted = models.CreateCollection(
-                vectors=GrpcToRest.convert_vectors_config(request.vectors_config),
-                metadata=GrpcToRest.convert_payload(request.metadata),
-                shard_number=request.shard_number,
-                replication_factor=request.replication_factor,
-                on_disk_payload=request.on_disk_payload,
-            )
-            made = engine.create(request.collection_name, wanted)
-            return grpc.CollectionOperationResponse(result=made)
-
-    def Get(self, request, context):  # noqa: N802
-        with self._working("get", context) as engine:
-            info = RestToGrpc.convert_collection_info(engine.info(request.collection_name))
-            return grpc.GetCollectionInfoResponse(result=info)
-
-    def Update(self, request, context):  # noqa: N802
-        with self._working("update", context) as engine:
-            vectors = metadata = None
-            if request.HasField("vectors_config"):
-                vectors = GrpcToRest.convert_vectors_config_diff(request.vectors_config)
-            if request.metadata:
-                metadata = GrpcToRest.convert_payload(request.metadata)
-            wanted = models.UpdateCollection(vectors=vectors, metadata=metadata)
-            done = engine.update(request.collection_name, wanted)
-            return grpc.CollectionOperationResponse(result=done)
-
-    def Delete(self, request, context):  # noqa: N802
-        with self._working("drop", context) as engine:
-            done = engine.drop(request.collection_name)
-            return grpc.CollectionOperationResponse(result=done)
-
-    def List(self, request, context):  # noqa: N802
-        with self._working("names", context) as engine:
-            found = [grpc.CollectionDescription(name=c.name) for c in engine.names().collections]
-            return grpc.ListCollectionsResponse(collections=found)
-
-    def ListAliases(self, request, context):  # noqa: N802
-        with self._working("aliases", context) as engine:
-            found = map(RestToGrpc.convert_alias_description, engine.aliases().aliases)
-            return grpc.ListAliasesResponse(aliases=found)
-
-    def UpdateAliases(self, request, context):  # noqa: N802
-        with self._working("change aliases", context) as engine:
-            done = engine.change_aliases(
-                [GrpcToRest.convert_alias_operations(action) for action in request.actions]
-            )
-            return grpc.CollectionOperationResponse(result=done)
-
-
-class _Points(_Face, grpc.PointsServicer):
-    def CreateFieldIndex(self, request, context):  # noqa: N802
-        with self._working("index", context) as engine:
-            params = request.field_index_params
-            kind = params.WhichOneof("index_params")
-            convert = getattr(GrpcToRest, f"convert_{kind}")
-            wanted = models.CreateFieldIndex(
-                field_name=request.field_name, field_schema=convert(getattr(params, kind))
-            )
-            engine.index(request.collection_name, wanted)
-            return _done()
-
-    def DeleteFieldIndex(self, request, context):  # noqa: N802
-        with self._working("unindex", context) as engine:
-            engine.unindex(request.collection_name, request.field_name)
-            return _done()
-
-    def UpdateBatch(self, request, context):  # noqa: N802
-        with self._working("batch", context) as engine:
-            operations = [GrpcToRest.convert_points_update_operation(o) for o in request.operations]
-            engine.batch(request.collection_name, operations)
-            done = grpc.UpdateResult(operation_id=0, status=grpc.UpdateStatus.Completed)
-            return grpc.UpdateBatchResponse(result=[done] * len(operations))
-
-    def Upsert(self, request, context):  # noqa: N802
-        with self._working("upsert", context) as engine:
-            points = [GrpcToRest.convert_point_struct(point) for point in request.points]
-            engine.upsert(request.collection_name, points)
-            return _done()
-
-    def Delete(self, request, context):  # noqa: N802
-        with self._working("delete", context) as engine:
-            selector = GrpcToRest.convert_points_selector(request.points)
-            engine.delete(request.collection_name, selector)
-            return _done()
-
-    def Get(self, request, context):  # noqa: N802
-        with self._working("retrieve", context) as engine:
-            wanted = models.PointRequest(
-                ids=[GrpcToRest.convert_point_id(i) for i in request.ids],
-                with_payload=GrpcToRest.convert_with_payload_interface(request.with_payload),
-                with_vector=GrpcToRest.convert_with_vectors_selector(request.with_vectors),
-            )
-            records = engine.retrieve(request.collection_name, wanted)
-            return grpc.GetResponse(result=map(_record, records))
-
-    def Count(self, request, context):  # noqa: N802
-        with self._working("count", context) as engine:
-            wanted = models.CountRequest(filter=_filter(request), exact=request.exact)
-            count = engine.count(request.collection_name, wanted).count
-            return grpc.CountResponse(result=grpc.CountResult(count=count))
-
-    def Facet(self, request, context):  # noqa: N802
-        with self._working("facet", context) as engine:
-            wanted = models.FacetRequest(
-                key=request.key, limit=request.limit, filter=_filter(request), exact=request.exact
-            )
-            hits = engine.facet(request.collection_name, wanted).hits
-            return grpc.FacetResponse(hits=map(RestToGrpc.convert_facet_value_hit, hits))
-
-    def Scroll(self, request, context):  # noqa: N802
-        with self._working("scroll", context) as engine:
-            offset = request.offset if request.HasField("offset") else None
-            wanted = models.ScrollRequest(
-                filter=_filter(request),
-                limit=request.limit,
-                offset=None if offset is None else GrpcToRest.convert_point_id(offset),
-                with_payload=GrpcToRest.convert_with_payload_interface(request.with_payload),
-                with_vector=GrpcToRest.convert_with_vectors_selector(request.with_vectors),
-            )
-            found = engine.scroll(request.collection_name, wanted)
-            following = found.next_page_offset
-            return grpc.ScrollResponse(
-                result=map(_record, found.points),
-                next_page_offset=following and RestToGrpc.convert_extended_point_id(following),
-            )
-
-    def QueryBatch(self, request, context):  # noqa: N802
-        with self._working("query", context) as engine:
-            wanted = [GrpcToRest.convert_query_points(one) for one in request.query_points]
-            answers = engine.query(request.collection_name, wanted)
-            return grpc.QueryBatchResponse(
-                result=[
-                    grpc.BatchResult(result=map(RestToGrpc.convert_scored_point, answer.points))
-                    for answer in answers
-                ]
-            )
-
-
-def _record(record: models.Record) -> grpc.RetrievedPoint:
-    return RestToGrpc.convert_record(record.model_copy(update={"payload": record.payload or {}}))
-
-
-def _filter(request: Any) -> models.Filter | None:
-    return GrpcToRest.convert_filter(request.filter) if request.HasField("filter") else None
-
-
-def _done() -> grpc.PointsOperationResponse:
-    return grpc.PointsOperationResponse(
-        result=grpc.UpdateResult(operation_id=0, status=grpc.UpdateStatus.Completed)
-    )
+        with grpc_face(self, port) as taken:
+            yield taken

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from behaviours import Behaviour
 from loopback import Loopback
 from qdrant_client import QdrantClient
 
@@ -47,8 +48,9 @@ class Reached:
 
 
 @contextmanager
-def reached(face: str) -> Iterator[Reached]:
-    engine = Loopback()
+def reached(face: str, *behaviours: Behaviour) -> Iterator[Reached]:
+    """A stand-in with these behaviours, asked over "rest" or "grpc"."""
+    engine = Loopback(*behaviours)
     with engine.rest() as rest, engine.grpc() as grpc:
         settings = StoreSettings(
             url=f"http://127.0.0.1:{rest}", grpc_port=grpc, prefer_grpc=face == "grpc"

@@ -115,24 +115,6 @@ def test_several_questions_are_one_request(server, collection, make_points):
     assert server.engine.asked.count("query") == 1
 
 
-def test_what_is_included_and_excluded_is_excluded(server, collection, make_points, passes):
-    store, points = server.create(collection), make_points(60)
-    store.upsert(points)
-    ct, labelled = Match("modality", ("CT",)), Match("labels", ("a", "b"))
-    near = Coarse(code=points[3].code.tobytes(), radius=3)
-    for where in (
-        Filter((ct,), (ct,)),
-        Filter((ct, labelled), (labelled,)),
-        Filter((Ids((points[3].id,)),), (Ids((points[3].id,)),), near),
-    ):
-        assert store.count(where) == 0
-        assert list(store.scroll(where)) == []
-        assert store.query([Nearest(points[3].z, where, 5)]) == [[]]
-        assert store.facets(["modality"], where, 5) == {"modality": {}}
-        assert store.delete(where) == 0
-    assert store.count(ALL) == 60
-
-
 @pytest.mark.parametrize(("limit", "asked"), [(3, 128), (40, 160)])
 def test_counts_by_value_are_asked_for_as_shards_can_answer(
     server, collection, make_points, limit, asked
@@ -487,29 +469,6 @@ def test_facets_are_asked_for_at_the_same_time(rest, collection, make_points):
     begun = time.monotonic()
     assert store.facets(FACET_FIELDS, ALL, 10) == expected
     assert time.monotonic() - begun < 0.2 * len(FACET_FIELDS) / 2
-
-
-@pytest.mark.parametrize("make", [True, False], ids=["filled", "searched"])
-def test_a_server_goes_on_after_a_restart_once_it_is_used(rest, collection, make):
-    rest.create(collection).close()
-    grey = models.CollectionStatus.GREY
-    updates = len(rest.engine.updates)
-    rest.engine.status = [grey] * 10
-    (rest.create if make else rest.open)(collection).close()
-    told = [one for one in rest.engine.updates[updates:] if one.optimizers_config is not None]
-    assert len(told) == 1
-
-
-@pytest.mark.parametrize("status", [499, 500, 503])
-def test_a_cluster_that_lacks_a_node_for_a_while_is_asked_again(collection, make_points, status):
-    # Seen of Qdrant 1.18.3: INTERNAL for a node that is away, a replica that is not up to date, a
-    # leader that was lost, and a timeout of the server's; CANCELLED for one of the client's.
-    with reached("grpc") as server:
-        store = server.create(collection)
-        server.engine.faults = [(status, {})] * 4
-        store.upsert(make_points(5))
-        assert store.count(ALL) == 5
-        assert len(server.pauses) == 4
 
 
 @pytest.mark.parametrize("face", ["rest", "grpc"])

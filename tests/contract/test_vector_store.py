@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, STAND_IN
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from engine.codes import radius
@@ -25,7 +25,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
+@pytest.fixture(
+    scope="module",
+    params=[*BACKENDS, pytest.param(STAND_IN, marks=pytest.mark.slow)],
+    ids=lambda backend: backend.name,
+)
 def backend(request):
     return request.param
 

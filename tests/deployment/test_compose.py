@@ -25,6 +25,7 @@ from deployed import (
 from services.needed import package
 
 from engine.settings import load_settings
+from engine.store.server_version import OLDEST, RUN_ON
 
 OURS = ("api", "worker", "receive")
 DATABASES = ("qdrant", "valkey", "postgres")
@@ -229,9 +230,17 @@ def test_images_are_pinned(services):
     for name in DATABASES:
         tag = services[name]["image"].rpartition(":")[2]
         assert re.match(r"v?\d+\.\d+(\.\d+)?(-\w+)?$", tag), services[name]["image"]
-    version = re.search(r":v(\d+)\.(\d+)", services["qdrant"]["image"])
-    assert version
-    assert (int(version[1]), int(version[2])) >= (1, 16)
+
+
+def test_the_server_has_the_version_that_was_run(services):
+    assert services["qdrant"]["image"] == f"qdrant/qdrant:v{RUN_ON}-unprivileged"
+    root = DOCKER.parent
+    pages = [page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md"))]
+    spelt = re.compile(r"Qdrant (?:server )?(\d+\.\d+\.\d+)")
+    named = [found for page in pages for found in spelt.findall(page)]
+    assert set(named) == {RUN_ON}
+    oldest = ".".join(map(str, OLDEST))
+    assert any(f"Qdrant server, {oldest} or later" in " ".join(page.split()) for page in pages)
 
 
 def test_the_archive_cannot_be_changed(services):
