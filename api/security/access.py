@@ -25,12 +25,13 @@ _WAY_OUT = "make keys with `precedent keys create`, and send one"
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who a request comes from. key: public id of the API key; None = an open service's user.
-    session: the secret of the session; None = the request came without one."""
+    session: the secret of the session; None = the request came without one. name: of the key."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
     session: str | None = field(default=None, repr=False)
+    name: str | None = None
 
 
 OPEN = Caller(None, "default", frozenset({Scope.SEARCH, Scope.INDEX}))
@@ -125,7 +126,7 @@ class Access:
         if keys is None:
             raise NotAuthenticated("the keys of this service are not there any more")
         key = keys.authenticated(written.strip(" "))
-        return Caller(key.id, key.tenant, key.scopes)
+        return Caller(key.id, key.tenant, key.scopes, name=key.name)
 
     def sign_in(self, written: str) -> str:
         """The secret of a new session of this key.
@@ -149,14 +150,18 @@ class Access:
         if database is not None:
             Sessions(database).end(session)
 
+    def of_session(self, session: str) -> Caller | None:
+        """Whose session this is; None = there is none with this secret, or it is over."""
+        database = self._opened()
+        if database is None:
+            return None
+        key = Sessions(database).key_of(session)
+        return None if key is None else Caller(key.id, key.tenant, key.scopes, session, key.name)
+
     def _by_session(self, request: Request) -> Caller | None:
         # What a session may change has to come with its token, which the pages check.
         unchecked = request.method not in ("GET", "HEAD") and request.path not in PAGES
-        database = self._opened()
-        if request.session is None or unchecked or database is None:
-            return None
-        key = Sessions(database).key_of(request.session)
-        return None if key is None else Caller(key.id, key.tenant, key.scopes, request.session)
+        return None if request.session is None or unchecked else self.of_session(request.session)
 
     def _keys(self) -> Keys | None:
         """The keys; None = there is no database yet, and so no key."""

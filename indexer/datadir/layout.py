@@ -57,6 +57,7 @@ class DataDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ledger = root / "ledger.sqlite"
+        self.audit = root / "audit.sqlite"
         self.thumbnails = root / "thumbnails"
         self.models = root / "models"
         self.received = root / "received"
