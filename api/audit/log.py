@@ -97,6 +97,13 @@ class AuditLog:
         with self._begin(read=True) as connection:
             return _head(connection, chain)
 
+    def hash_of(self, chain: str, seq: int) -> str | None:
+        """The hash of a row; None = it is not there."""
+        c = audit.c
+        found = select(c.hash).where(c.chain == chain, c.seq == seq)
+        with self._begin(read=True) as connection:
+            return connection.execute(found).scalar()
+
     def newest(self) -> Head | None:
         """The row that was written last, in any chain; None = there is none."""
         with self._begin(read=True) as connection:

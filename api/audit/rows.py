@@ -8,7 +8,17 @@ from typing import Any
 
 from api.security.seen import Seen
 
-__all__ = ["MOST_NAMED", "START", "Entry", "Head", "Row", "Who", "digest", "outcome_of"]
+__all__ = [
+    "MOST_NAMED",
+    "START",
+    "Entry",
+    "Head",
+    "Row",
+    "Who",
+    "canonical",
+    "digest",
+    "outcome_of",
+]
 
 MOST_NAMED = 1000
 """Most studies and most images that a row names; how many there were stands beside them. All that
@@ -148,4 +158,7 @@ def outcome_of(status: int) -> str:
 
 
 def _short(text: str | None) -> str | None:
-    return None if text is None else text[:_LONGEST]
+    if text is None:
+        return None
+    # What a terminal would obey, such as in a name that another service gave, shows as a mark.
+    return "".join(one if one.isprintable() else "\ufffd" for one in text[:_LONGEST])

@@ -121,7 +121,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
         f"{scope['method']} {address.template}",
         status,
         outcome_of(status),
-        _asked_for(address).and_also(seen),
+        Seen.joined((_asked_for(address), seen)),
         None if client is None else str(client[0]),
         state.get("request_id"),
     )

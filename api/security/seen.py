@@ -1,6 +1,6 @@
 """What an answer shows of the archive: routes tell it, and the audit log records it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -53,23 +53,27 @@ class Seen:
             verdict_of(ood),
         )
 
-    def and_also(self, other: "Seen") -> "Seen":
-        """Both together. The verdict is the less familiar one."""
-        counts = [count for count in (self.results, other.results) if count is not None]
-        verdicts = [one for one in (self.verdict, other.verdict) if one is not None]
-        return Seen(
-            tuple(dict.fromkeys([*self.studies, *other.studies])),
-            tuple(dict.fromkeys([*self.images, *other.images])),
-            sum(counts) if counts else None,
-            max(verdicts, key=_rank, default=None),
-        )
+    @classmethod
+    def joined(cls, parts: Iterable["Seen"]) -> Self:
+        """All of them together. The verdict is the least familiar one."""
+        studies: dict[str, None] = {}
+        images: dict[str, None] = {}
+        results: int | None = None
+        verdict: str | None = None
+        for one in parts:
+            studies |= dict.fromkeys(one.studies)
+            images |= dict.fromkeys(one.images)
+            if one.results is not None:
+                results = one.results + (results or 0)
+            verdict = max(verdict, one.verdict, key=_rank)
+        return cls(tuple(studies), tuple(images), results, verdict)
 
 
 def tell(request: Request, seen: Seen) -> None:
     """Notes what the answer to this request shows. A route calls it before it answers; what is told
     in several calls is shown together."""
     before: Seen | None = getattr(request.state, "seen", None)
-    request.state.seen = seen if before is None else before.and_also(seen)
+    request.state.seen = seen if before is None else Seen.joined((before, seen))
 
 
 def verdict_of(ood: OodVerdict | None) -> str | None:
@@ -79,6 +83,5 @@ def verdict_of(ood: OodVerdict | None) -> str | None:
     return "foreign" if ood.foreign else "known"
 
 
-def _rank(verdict: str) -> int:
-    known: Sequence[str] = _VERDICTS
-    return known.index(verdict) if verdict in known else -1
+def _rank(verdict: str | None) -> int:
+    return _VERDICTS.index(verdict) if verdict in _VERDICTS else -1

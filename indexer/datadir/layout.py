@@ -65,6 +65,11 @@ class DataDir:
         self._about = root / "folder.json"
 
     @property
+    def exists(self) -> bool:
+        """Whether the folder is one of ours, rather than another or none."""
+        return any(one.is_file() for one in (self._about, self.ledger, self.audit))
+
+    @property
     def index(self) -> Path:
         """The folder of the embedded index in force.
 
