@@ -86,7 +86,8 @@ def recommend(
         )
         answer = archive.engine.recommend(examples, wanted)
         studies = [] if study is None else [study]
-        asked = (*examples.liked, *examples.disliked)
+        because = (one.because for one in answer.hits if one.because is not None)
+        asked = (*examples.liked, *examples.disliked, *because)
         hits = [one.hit for one in answer.hits]
         note(Seen.of(hits, asked=asked, studies=studies, ood=answer.ood))
         paths = archive.paths([one.hit.id for one in answer.hits])

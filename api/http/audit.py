@@ -18,7 +18,7 @@ from api.security.policy import PUBLIC
 from api.security.seen import Seen
 from engine.errors import AuditError
 
-__all__ = ["ALWAYS", "Audited", "is_recorded", "who_is"]
+__all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "who_is"]
 
 ALWAYS = frozenset({("POST", "/login"), ("POST", "/logout")})
 """Public routes whose accesses are recorded all the same: they begin and end a session."""
@@ -121,13 +121,13 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
         f"{scope['method']} {address.template}",
         status,
         outcome_of(status),
-        Seen.joined((_asked_for(address), seen)),
+        Seen.joined((named_by(address), seen)),
         None if client is None else str(client[0]),
         state.get("request_id"),
     )
 
 
-def _asked_for(address: Address) -> Seen:
+def named_by(address: Address) -> Seen:
     """The image or study that the path names, if it is well-formed: else it may be any text."""
     image, study = address.named.get("id", ""), address.named.get("uid", "")
     images: tuple[str, ...] = ()

@@ -223,7 +223,9 @@ def _answered(
 ) -> RecommendationDocument:
     answer = archive.engine.recommend(examples, wanted)
     studies = [] if examples.study is None else [examples.study]
-    asked = (*examples.liked, *examples.disliked)
+    # An answer names the examples that hits are like, which of a study nobody else named.
+    because = (one.because for one in answer.hits if one.because is not None)
+    asked = (*examples.liked, *examples.disliked, *because)
     shown = [one.hit for one in answer.hits]
     tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
     return RecommendationDocument.from_answer(answer)
