@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 
 from api.http.addresses import Addresses, path_of
 from api.http.problems import log_problem, problem_of, problem_response
-from api.security.access import COOKIE, Access, Request
+from api.security.access import COOKIE, Access, Request, check_scope
 from api.security.policy import Scope
 from engine.errors import NotAuthenticated, PrecedentError
 
@@ -39,7 +39,10 @@ class Guard:
             return
         try:
             needed = self._needed(scope)
-            caller = await run_in_threadpool(self._access.caller, _request(scope), needed)
+            caller = await run_in_threadpool(self._access.identified, _request(scope))
+            # Known before it is refused: the audit log names who was refused.
+            scope.setdefault("state", {})["caller"] = caller
+            check_scope(caller, needed)
         except (PrecedentError, HTTPException) as error:
             if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
                 await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
@@ -48,7 +51,6 @@ class Guard:
             log_problem(problem, error)
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
     def _needed(self, scope: AsgiScope) -> Scope | None:

@@ -14,7 +14,7 @@ from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "is_loopback"]
+__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "check_scope", "is_loopback"]
 
 COOKIE = "__Host-precedent"
 """Cookie of a session: of this host alone, and sent over TLS alone. Browsers count plain HTTP to
@@ -97,23 +97,22 @@ class Access:
             NotAllowed: the key lacks the scope, or an open service must not answer this request.
             LedgerError: the database cannot be asked.
         """
+        found = self.identified(request)
+        check_scope(found, needed)
+        return found
+
+    def identified(self, request: Request) -> Caller | None:
+        """Who asks, whatever for; None = somebody unknown, who sent no key.
+
+        Raises:
+            NotAuthenticated: there is more than one key, or one that is not valid.
+            NotAllowed: an open service must not answer this request.
+            LedgerError: the database cannot be asked.
+        """
         if not self.needs_key():
             _check_open(request)
-            found: Caller | None = OPEN
-        else:
-            found = self._by_key(request)
-        if needed is None:
-            return found
-        if found is None:
-            raise NotAuthenticated(
-                "this asks for an API key; send one as `Authorization: Bearer …`"
-            )
-        if needed not in found.scopes:
-            raise NotAllowed(
-                f"this asks for the scope {needed.value!r}, which "
-                + ("only a key gives; " + _WAY_OUT if found.key is None else "the key lacks")
-            )
-        return found
+            return OPEN
+        return self._by_key(request)
 
     def _by_key(self, request: Request) -> Caller | None:
         sent = request.all("authorization")
@@ -177,6 +176,23 @@ class Access:
                     return None
                 self._database = open_database(self._settings, ledger)
             return self._database
+
+
+def check_scope(caller: Caller | None, needed: Scope | None) -> None:
+    """Checks that the caller may have what needs this scope; None = what needs none.
+
+    Raises:
+        NotAuthenticated: it is not known who asks. NotAllowed: the scope is lacking.
+    """
+    if needed is None:
+        return
+    if caller is None:
+        raise NotAuthenticated("this asks for an API key; send one as `Authorization: Bearer …`")
+    if needed not in caller.scopes:
+        raise NotAllowed(
+            f"this asks for the scope {needed.value!r}, which "
+            + ("only a key gives; " + _WAY_OUT if caller.key is None else "the key lacks")
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -169,7 +169,7 @@ def test_refusals_say_who_was_refused_what(site: Site) -> None:
         (
             no_search,
             403,
-            {"kind": "unknown", "id": indexing.id, "name": None, "tenant": None},
+            {"kind": "key", "id": indexing.id, "name": "indexing", "tenant": "default"},
         ),
         (
             elsewhere,
