@@ -1,6 +1,7 @@
 """The rows of commands, and ``precedent audit``: verify, export, search, forget."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,21 @@ from typing import Any
 import pytest
 import typer
 from commands import run
+from fhir.resources.R4B.auditevent import AuditEvent
 from services.loopback import LoopbackClient
+from services.postgres import Postgres
 from sqlalchemy import text
 from typer.testing import CliRunner
 
 from api.audit.log import COMMANDS as CHAIN, open_log
+from api.audit.rows import Entry, Who
 from api.audit.schema import AUDIT
+from api.audit.verify import verify
 from api.cli.accesses import RECORDED, UNRECORDED
 from api.cli.main import COMMANDS, app
 from api.service import create_service
 from engine.errors import AuditError, QueryError
-from engine.settings import Settings
+from engine.settings import LedgerSettings, Settings
 from indexer.ledger.database import Database
 
 
@@ -199,6 +204,7 @@ def test_export_writes_audit_events(site: Settings, tmp_path: Path) -> None:
     assert set(json.loads(heads.read_text())["heads"]) == {row["chain"] for row in rows}
     for event, row in zip(events, rows, strict=True):
         assert event["resourceType"] == "AuditEvent"
+        AuditEvent.model_validate(event)
         assert event["recorded"] == row["at"]
         assert len(event["id"]) <= 64
         assert [agent["requestor"] for agent in event["agent"]] == [True, False]
@@ -246,6 +252,49 @@ def test_forget_removes_what_is_old_and_says_so(site: Settings, tmp_path: Path) 
     # An aborted one forgets nothing.
     assert exit_code("audit", "forget", "--before", "0d", *place(site)) == 1
     assert len(rows_of(site)) == 2
+
+
+def test_the_commands_of_the_page_on_security_do_what_it_says(
+    site: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    said = [line.split()[1:] for line in page.splitlines() if line.startswith("precedent audit ")]
+    assert [words[1] for words in said] == ["verify", "search", "export", "verify", "forget"]
+    run("keys", "create", "ward", *place(site))
+    for words in said:
+        code, _ = ended(*(str(site.data_dir) if one == "/srv/precedent" else one for one in words))
+        assert code in (None, 0), words
+    assert (tmp_path / "accesses.ndjson").read_text()
+
+
+def test_a_role_that_may_only_add_rows_is_enough(postgres: Postgres, indexed, tmp_path) -> None:
+    url = postgres.create_database()
+    ledger = LedgerSettings.model_validate({"url": url.replace("postgres@", "precedent@")})
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"ledger": ledger})
+    for statement in ("CREATE ROLE precedent LOGIN", "CREATE ROLE auditor"):
+        postgres.execute(statement)
+    try:
+        postgres.execute("GRANT ALL ON SCHEMA public TO precedent", url)
+        with open_log(settings):
+            pass
+        page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+        statements = re.search(r"`(ALTER TABLE audit[^`]*)`", page)
+        assert statements is not None
+        postgres.execute(statements[1].replace("\n", " "), url)
+        with LoopbackClient(create_service(settings)) as client:
+            assert client.get("/v1/facets").status_code == 200
+        with open_log(settings) as log:
+            log.check()
+            log.add_command(Entry(Who("user"), "precedent search", 0, "ok"))
+            assert verify(log, log.heads()).rows == 2
+            with pytest.raises(AuditError, match="permission denied"):
+                log.forget(datetime.now(UTC), Entry(Who("user"), "forget", 0, "ok"))
+            assert verify(log).forgotten == []
+    finally:
+        postgres.drop_database(url)
+        for role in ("precedent", "auditor"):
+            postgres.execute(f"DROP ROLE {role}")
 
 
 def test_a_log_with_no_name_of_its_user_is_written(site: Settings, monkeypatch) -> None:
