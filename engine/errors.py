@@ -18,6 +18,7 @@ PrecedentError
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  ├── JobError               a job cannot be made, found, or changed as asked
+ ├── AuditError             an access cannot be recorded, or the record of accesses not be read
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
  │    └── NotAllowed        whoever asks may not have this
@@ -28,6 +29,7 @@ from enum import StrEnum
 
 __all__ = [
     "AccessError",
+    "AuditError",
     "DiskFull",
     "FingerprintMismatch",
     "ImageNotFound",
@@ -118,6 +120,10 @@ class SourceError(PrecedentError):
 
 class JobError(PrecedentError):
     code = "job"
+
+
+class AuditError(PrecedentError):
+    code = "audit"
 
 
 class AccessError(PrecedentError):

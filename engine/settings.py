@@ -33,6 +33,7 @@ from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
 
 __all__ = [
+    "AuditSettings",
     "DicomWebSettings",
     "FolderSettings",
     "ImageLimits",
@@ -184,6 +185,13 @@ class LedgerSettings(_Group):
     url: SecretStr | None = None
     """A database, as in "postgresql+psycopg://user@db.example/precedent"; None = an SQLite file
     in the data folder."""
+
+
+class AuditSettings(_Group):
+    """The audit log: who had access to which images. It lies beside the ledger."""
+
+    enabled: bool = True
+    """Record every access, and answer none that cannot be recorded."""
 
 
 class JobSettings(_Group):
@@ -364,6 +372,7 @@ class Settings(BaseSettings):
     indexing: IndexingSettings = IndexingSettings()
     store: StoreSettings = StoreSettings()
     ledger: LedgerSettings = LedgerSettings()
+    audit: AuditSettings = AuditSettings()
     jobs: JobSettings = JobSettings()
     sources: dict[
         str, Annotated[FolderSettings | DicomWebSettings, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engine.errors import ImageNotFound, ImageRefused, StoreError, StoreLocked, StoreNotFound
 from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
-from engine.records import ImageRecord
+from engine.records import ImageRecord, Point
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match
@@ -281,19 +281,23 @@ class TenantArchive:
         self._thumbnails = archive.data_dir.thumbnails
 
     def thumbnail(self, image_id: str) -> bytes:
-        """The thumbnail of an image, a JPEG.
+        """The thumbnail of an image, a JPEG; errors as for :meth:`pictured`."""
+        return self.pictured(image_id)[1]
+
+    def pictured(self, image_id: str) -> tuple[Point, bytes]:
+        """An image, and its thumbnail, a JPEG.
 
         Raises:
             ImageNotFound: there is no such image, or it has no thumbnail.
         """
         # The index is asked first: it knows whose the image is; and if a deletion was interrupted,
         # the thumbnail of a deleted image may still exist, and must not be shown.
-        found = self.engine.image(image_id).id
+        found = self.engine.image(image_id)
         try:
-            return thumbnail_path(self._thumbnails, found).read_bytes()
+            return found, thumbnail_path(self._thumbnails, found.id).read_bytes()
         except FileNotFoundError:
             raise ImageNotFound(
-                f"image {found} has no thumbnail; index its file again to make one"
+                f"image {found.id} has no thumbnail; index its file again to make one"
             ) from None
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
@@ -41,6 +42,7 @@ def delete(
     runs of `precedent index` leave them out; `--again` brings them back. Only files that `precedent
     receive` keeps in the data folder are deleted too. Exits with 1 if there is nothing to remove.
     """
+    from api.security.seen import Seen
     from engine.store.base import Filter, Match
     from indexer.archive import Archive
     from indexer.imaging.deidentify import pseudonym
@@ -87,7 +89,9 @@ def delete(
             typer.confirm(
                 f"Remove {count:,} instances of {studies:,} studies from the index?", abort=True
             )
+        note(Seen(() if study is None else (study,)))
         instances, points = archive.delete_all(wanted)
+        note(Seen(results=points), tenant=tenant)
     if as_json:
         write_json({"instances": instances, "points": points})
     else:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
@@ -16,6 +17,7 @@ from engine.settings import load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from api.security.seen import Seen
     from engine.search.duplicates import DuplicateGroup
 
 __all__ = ["duplicates"]
@@ -66,6 +68,7 @@ def duplicates(
         groups = search.duplicates(archive.store, where=filters, progress=progress, **options)
         wanted = (group for group in groups if group.studies > 1 or not across_studies)
         for group in islice(wanted, limit):
+            note(_seen(group))
             document = _document(group, archive.paths([one.id for one in group.members]))
             if as_json:
                 write_json(document)
@@ -74,6 +77,17 @@ def duplicates(
         more = next(wanted, None) is not None
     if not as_json:
         Console().print(duplicates_table(shown, more=more))
+
+
+def _seen(group: "DuplicateGroup") -> "Seen":
+    from api.security.seen import Seen
+
+    studies = dict.fromkeys(one.record.study for one in group.members)
+    return Seen(
+        tuple(one for one in studies if one is not None),
+        tuple(one.id for one in group.members),
+        len(group.members),
+    )
 
 
 def _document(group: "DuplicateGroup", paths: "dict[str, Path]") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from api.cli.accesses import note
 from api.cli.options import (
     AgainOption,
     AtMostOption,
@@ -54,6 +55,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Bring images into the index. Stop it at any time; the same command goes on."""
+    from api.security.seen import Seen
     from indexer.archive import Archive
     from indexer.pipeline.removal import Vanished
 
@@ -78,6 +80,7 @@ def index(
                 at_most=share,
                 progress=progress,
             )
+    note(Seen(results=report.points))
     if as_json:
         write_json(asdict(report))
     else:

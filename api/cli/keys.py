@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, write_json
 from api.security.keys import ApiKey, Keys
 from api.security.policy import Scope
@@ -42,6 +43,7 @@ def create(
     until = None if expires is None else _end(expires)
     with _keys(data_dir) as known:
         key, written = known.create(name, scope or [Scope.SEARCH], tenant=tenant, expires_at=until)
+        note(key=key.id, scopes=sorted(key.scopes), tenant=key.tenant)
     if as_json:
         write_json({**_document(key), "key": written})
         return
@@ -78,6 +80,7 @@ def revoke(
     """End a key; services refuse it from their next request on."""
     with _keys(data_dir) as known:
         ended = known.revoke(key)
+        note(key=ended.id)
     if as_json:
         write_json(_document(ended))
     else:

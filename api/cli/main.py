@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from api.cli.accesses import recorded
 from engine import __version__
 from engine.errors import PrecedentError
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "info": ("info", "What is in the index, and what was refused."),
     "serve": ("serve", "Answer searches over HTTP, with a page to try them on."),
     "keys": ("keys", "Make, list and revoke the API keys of the service."),
+    "audit": ("audit", "Check, export and search the record of accesses."),
     "receive": ("receive", "Take what a PACS pushes (C-STORE), and index it."),
     "jobs": ("jobs", "Index in bulk: jobs that workers share."),
     "worker": ("worker", "Work on jobs until stopped."),
@@ -76,7 +78,7 @@ class _Commands(TyperGroup):
             group.add_typer(found, name=cmd_name)
         else:
             group.command(cmd_name)(found)
-        return typer.main.get_group(group).commands[cmd_name]
+        return recorded(typer.main.get_group(group).commands[cmd_name], cmd_name)
 
     def format_commands(self, _: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
 from engine.errors import ImageRefused
 from engine.search.query import parse_group
@@ -50,6 +51,7 @@ def recommend(
     """
     from api.cli.terminal import recommendation_table
     from api.schemas import local_document
+    from api.security.seen import Seen
     from engine.errors import QueryError
     from engine.search.query import parse_where
     from engine.search.recommend import Examples, Wanted
@@ -83,6 +85,11 @@ def recommend(
             seen_id=None if read is None else read.id,
         )
         answer = archive.engine.recommend(examples, wanted)
+        studies = [] if study is None else [study]
+        because = (one.because for one in answer.hits if one.because is not None)
+        asked = (*examples.liked, *examples.disliked, *because)
+        hits = [one.hit for one in answer.hits]
+        note(Seen.of(hits, asked=asked, studies=studies, ood=answer.ood))
         paths = archive.paths([one.hit.id for one in answer.hits])
     document = local_document(answer, paths)
     if as_json:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
 from api.cli.terminal import answer_table
 from api.schemas import local_document
@@ -42,6 +43,7 @@ def search(
     as_json: JsonOption = False,
 ) -> int:
     """Find the images that look like these."""
+    from api.security.seen import Seen
     from indexer.archive import Archive
 
     query = Query(
@@ -66,6 +68,7 @@ def search(
                 refuse(path, image, as_json=as_json)
                 continue
             (answer,) = archive.engine.search([image.canvas], query, [image.record])
+            note(Seen.of(answer.hits, ood=answer.ood))
             document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
             if as_json:
                 write_json({**document, "query": str(path)})

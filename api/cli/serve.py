@@ -90,6 +90,12 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             soft_wrap=True,
             highlight=False,
         )
+    if not settings.audit.enabled:
+        Console(stderr=True).print(
+            "The setting audit.enabled is off: who has access to which images is not recorded",
+            soft_wrap=True,
+            highlight=False,
+        )
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
     )

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from api.cli.accesses import note
 from api.cli.options import DataDirOption, JsonOption, ModelOption, check_writable, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
@@ -58,11 +59,13 @@ def snapshot(
 
     It does not hold ledger, thumbnails and pseudonym key: copy these from the data folder too.
     """
+    from api.security.seen import Seen
     from engine.store.snapshot import write_snapshot
 
     check_writable(file, "FILE", file=True)
     with _store(data_dir, model, create=False) as store, _progress("written") as progress:
         count = write_snapshot(store, file, progress)
+    note(Seen(results=count))
     _print_count("written", count, file, as_json=as_json)
 
 
@@ -76,6 +79,7 @@ def restore(
 
     With PRECEDENT_STORE__URL set, this fills an index on a Qdrant server.
     """
+    from api.security.seen import Seen
     from engine.store.snapshot import described, restore_snapshot
 
     made_in = described(file).precision
@@ -84,6 +88,7 @@ def restore(
         _progress("restored") as progress,
     ):
         count = restore_snapshot(file, store, progress)
+    note(Seen(results=count))
     _print_count("restored", count, file, as_json=as_json)
 
 

@@ -11,6 +11,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
+from api.audit.log import open_log
+from api.audit.writer import Writer
+from api.http.audit import Audited
 from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
@@ -77,6 +80,8 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Guard, access=access)
     app.add_middleware(UnexpectedErrors)
+    if settings.audit.enabled:
+        app.add_middleware(Audited)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -104,8 +109,12 @@ class SecurityHeaders:
 def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with closing(access), Serving(settings, given) as serving:
-            yield {"serving": serving, "access": access}
+        with (
+            closing(access),
+            Writer(lambda: open_log(settings)) as audit,
+            Serving(settings, given) as serving,
+        ):
+            yield {"serving": serving, "access": access, "audit": audit}
 
     return lifespan
 

@@ -8,12 +8,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse
-from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 
+from api.http.addresses import Addresses, path_of
 from api.http.problems import log_problem, problem_of, problem_response
-from api.security.access import COOKIE, Access, Request
-from api.security.policy import POLICY, Scope
+from api.security.access import COOKIE, Access, Request, check_scope
+from api.security.policy import Scope
 from engine.errors import NotAuthenticated, PrecedentError
 
 __all__ = ["Guard"]
@@ -29,10 +29,7 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._access = access
-        routes: dict[str, dict[str, Scope | None]] = {}
-        for (method, path), needed in POLICY.items():
-            routes.setdefault(path, {})[method] = needed
-        self._routes = [(compile_path(path)[0], methods) for path, methods in routes.items()]
+        self._addresses = Addresses()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +39,10 @@ class Guard:
             return
         try:
             needed = self._needed(scope)
-            caller = await run_in_threadpool(self._access.caller, _request(scope), needed)
+            caller = await run_in_threadpool(self._access.identified, _request(scope))
+            # Known before it is refused: the audit log names who was refused.
+            scope.setdefault("state", {})["caller"] = caller
+            check_scope(caller, needed)
         except (PrecedentError, HTTPException) as error:
             if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
                 await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
@@ -51,19 +51,17 @@ class Guard:
             log_problem(problem, error)
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
     def _needed(self, scope: AsgiScope) -> Scope | None:
         """The scope that the request needs. Raises HTTPException: 404, 405."""
-        path = _path(scope)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        for pattern, methods in self._routes:
-            if pattern.match(path):
-                if method in methods:
-                    return methods[method]
-                raise HTTPException(405, headers={"Allow": ", ".join(methods)})
-        raise HTTPException(404)
+        found = self._addresses.find(path_of(scope))
+        if found is None:
+            raise HTTPException(404)
+        if method not in found.methods:
+            raise HTTPException(405, headers={"Allow": ", ".join(found.methods)})
+        return found.methods[method]
 
 
 def _request(scope: AsgiScope) -> Request:
@@ -77,20 +75,15 @@ def _request(scope: AsgiScope) -> Request:
         None if client is None else client[0],
         scope["http_version"],
         scope["method"],
-        _path(scope),
+        path_of(scope),
         cookies.get(COOKIE),
     )
-
-
-def _path(scope: AsgiScope) -> str:
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path
 
 
 def _may_sign_in(scope: AsgiScope) -> bool:
     """Whether somebody without a key asks for the page, who can be asked for one."""
     sent = any(name == b"authorization" for name, _ in scope["headers"])
-    return _path(scope) == "/" and not sent
+    return path_of(scope) == "/" and not sent
 
 
 def _headers(scope: AsgiScope, error: Exception) -> Mapping[str, str] | None:

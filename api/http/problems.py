@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import (
+    AuditError,
     ImageNotFound,
     ImageRefused,
     LedgerError,
@@ -140,6 +141,13 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The ledger is not available",
         "the ledger cannot answer at the moment; the service's log says why",
+    ),
+    AuditError: _Kind(
+        "audit",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The access cannot be recorded",
+        "the audit log takes no rows at the moment, and without one nothing is answered; the "
+        "service's log says why",
     ),
     ModelError: _Kind(
         "model",

@@ -21,6 +21,7 @@ from api.portal import sessions, view
 from api.portal.pages import pages
 from api.portal.sessions import OwnForm, form_token
 from api.schemas import ImageDocument, SearchDocument
+from api.security.seen import Seen, tell
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.search.query import Cursor, parse_where
 from engine.search.sizes import size_of
@@ -71,10 +72,10 @@ def browse(
     """The form with the answer for the image in the address, or with a few images to start from."""
     request.state.asked = asked
     if asked.image_id is None:
-        return _page(request, _page_values(archive, asked))
+        return _page(request, _page_values(request, archive, asked))
     asked = replace(asked, image_id=point_id(asked.image_id))
     found = answered(asked, archive, readers)
-    return _page(request, _page_values(archive, asked, found=found))
+    return _page(request, _page_values(request, archive, asked, found=found))
 
 
 @_router.post("/", response_model=None, dependencies=[OwnForm])
@@ -99,7 +100,7 @@ def search(
     if asked.upload is None:
         raise QueryError("choose an image file first, or start from an image of the archive")
     found = answered(asked, archive, readers)
-    return _page(request, _page_values(archive, asked, found=found))
+    return _page(request, _page_values(request, archive, asked, found=found))
 
 
 def _page(request: Request, values: dict[str, Any], status: int = HTTPStatus.OK) -> HTMLResponse:
@@ -108,13 +109,14 @@ def _page(request: Request, values: dict[str, Any], status: int = HTTPStatus.OK)
 
 
 def _page_values(
+    request: Request,
     archive: TenantArchive,
     asked: Asked,
     *,
     found: Found | None = None,
     problem: Problem | None = None,
 ) -> dict[str, Any]:
-    """The values of the template ``search.html``."""
+    """The values of the template ``search.html``. What they show is told."""
     where, _ = as_spelled(archive.store, parse_where(() if problem else asked.where))
     document = None if found is None else SearchDocument.from_answer(found.answer)
     matching = size_of(archive.store, where, archive.settings.search.max_faceted)
@@ -123,7 +125,11 @@ def _page_values(
     samples: list[ImageDocument] = []
     if document is None and problem is None:
         points = islice(archive.store.scroll(where, page=_SAMPLES), _SAMPLES)
-        samples = [ImageDocument.from_point(point) for point in points]
+        begun = list(points)
+        tell(request, Seen.of(begun))
+        samples = [ImageDocument.from_point(point) for point in begun]
+    if found is not None:
+        tell(request, found.seen)
     if document is not None:
         facets = document.facets
     else:
@@ -159,7 +165,7 @@ def _problem_page(request: Request, problem: Problem) -> HTMLResponse:
     asked = replace(asked, upload=None, image_id=None if not_found else asked.image_id)
     try:
         with served(request) as (archive, _):
-            values = _page_values(archive, asked, problem=problem)
+            values = _page_values(request, archive, asked, problem=problem)
             return _page(request, values, problem.status)
     except PrecedentError:
         html = pages().render("unavailable.html", {"problem": problem})

@@ -10,6 +10,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.portal.pages import pages
 from api.security.access import COOKIE, Access
+from api.security.keys import public_id
 from api.security.sessions import ABSOLUTE, csrf_token
 from engine.errors import NotAllowed, NotAuthenticated
 
@@ -64,12 +65,15 @@ def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> R
     """Begins a session, and leads to the page."""
     _check_origin(request)
     access: Access = request.state.access
+    # For the audit log, should the key not be valid.
+    request.state.claimed = public_id(key.strip())
     try:
         secret = access.sign_in(key.strip())
     except (NotAuthenticated, NotAllowed) as error:
         text = str(error)
         html = pages().render("login.html", {"problem": f"{text[:1].upper()}{text[1:]}."})
         return HTMLResponse(html, HTTPStatus.UNAUTHORIZED)
+    request.state.caller = access.of_session(secret)
     answer = RedirectResponse("./", HTTPStatus.SEE_OTHER)
     answer.set_cookie(
         COOKIE,

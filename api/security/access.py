@@ -14,7 +14,7 @@ from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "is_loopback"]
+__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "check_scope", "is_loopback"]
 
 COOKIE = "__Host-precedent"
 """Cookie of a session: of this host alone, and sent over TLS alone. Browsers count plain HTTP to
@@ -25,12 +25,13 @@ _WAY_OUT = "make keys with `precedent keys create`, and send one"
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who a request comes from. key: public id of the API key; None = an open service's user.
-    session: the secret of the session; None = the request came without one."""
+    session: the secret of the session; None = the request came without one. name: of the key."""
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
     session: str | None = field(default=None, repr=False)
+    name: str | None = None
 
 
 OPEN = Caller(None, "default", frozenset({Scope.SEARCH, Scope.INDEX}))
@@ -96,23 +97,22 @@ class Access:
             NotAllowed: the key lacks the scope, or an open service must not answer this request.
             LedgerError: the database cannot be asked.
         """
+        found = self.identified(request)
+        check_scope(found, needed)
+        return found
+
+    def identified(self, request: Request) -> Caller | None:
+        """Who asks, whatever for; None = somebody unknown, who sent no key.
+
+        Raises:
+            NotAuthenticated: there is more than one key, or one that is not valid.
+            NotAllowed: an open service must not answer this request.
+            LedgerError: the database cannot be asked.
+        """
         if not self.needs_key():
             _check_open(request)
-            found: Caller | None = OPEN
-        else:
-            found = self._by_key(request)
-        if needed is None:
-            return found
-        if found is None:
-            raise NotAuthenticated(
-                "this asks for an API key; send one as `Authorization: Bearer …`"
-            )
-        if needed not in found.scopes:
-            raise NotAllowed(
-                f"this asks for the scope {needed.value!r}, which "
-                + ("only a key gives; " + _WAY_OUT if found.key is None else "the key lacks")
-            )
-        return found
+            return OPEN
+        return self._by_key(request)
 
     def _by_key(self, request: Request) -> Caller | None:
         sent = request.all("authorization")
@@ -125,7 +125,7 @@ class Access:
         if keys is None:
             raise NotAuthenticated("the keys of this service are not there any more")
         key = keys.authenticated(written.strip(" "))
-        return Caller(key.id, key.tenant, key.scopes)
+        return Caller(key.id, key.tenant, key.scopes, name=key.name)
 
     def sign_in(self, written: str) -> str:
         """The secret of a new session of this key.
@@ -149,14 +149,18 @@ class Access:
         if database is not None:
             Sessions(database).end(session)
 
+    def of_session(self, session: str) -> Caller | None:
+        """Whose session this is; None = there is none with this secret, or it is over."""
+        database = self._opened()
+        if database is None:
+            return None
+        key = Sessions(database).key_of(session)
+        return None if key is None else Caller(key.id, key.tenant, key.scopes, session, key.name)
+
     def _by_session(self, request: Request) -> Caller | None:
         # What a session may change has to come with its token, which the pages check.
         unchecked = request.method not in ("GET", "HEAD") and request.path not in PAGES
-        database = self._opened()
-        if request.session is None or unchecked or database is None:
-            return None
-        key = Sessions(database).key_of(request.session)
-        return None if key is None else Caller(key.id, key.tenant, key.scopes, request.session)
+        return None if request.session is None or unchecked else self.of_session(request.session)
 
     def _keys(self) -> Keys | None:
         """The keys; None = there is no database yet, and so no key."""
@@ -172,6 +176,23 @@ class Access:
                     return None
                 self._database = open_database(self._settings, ledger)
             return self._database
+
+
+def check_scope(caller: Caller | None, needed: Scope | None) -> None:
+    """Checks that the caller may have what needs this scope; None = what needs none.
+
+    Raises:
+        NotAuthenticated: it is not known who asks. NotAllowed: the scope is lacking.
+    """
+    if needed is None:
+        return
+    if caller is None:
+        raise NotAuthenticated("this asks for an API key; send one as `Authorization: Bearer …`")
+    if needed not in caller.scopes:
+        raise NotAllowed(
+            f"this asks for the scope {needed.value!r}, which "
+            + ("only a key gives; " + _WAY_OUT if caller.key is None else "the key lacks")
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -19,7 +19,7 @@ from engine.errors import AccessError, NotAuthenticated
 from indexer.ledger.database import Database
 from indexer.ledger.schema import keys
 
-__all__ = ["ApiKey", "Keys"]
+__all__ = ["ApiKey", "Keys", "public_id"]
 
 _WRITTEN = re.compile(r"prc_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", re.ASCII)
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -154,6 +154,12 @@ class Keys:
                 "makes one"
             )
         return key
+
+
+def public_id(written: str) -> str | None:
+    """The public id of the key that this text claims to be; None = it is no key's form."""
+    match = _WRITTEN.fullmatch(written)
+    return None if match is None else match[1]
 
 
 def _digest(secret: str) -> str:

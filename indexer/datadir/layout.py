@@ -57,11 +57,17 @@ class DataDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ledger = root / "ledger.sqlite"
+        self.audit = root / "audit.sqlite"
         self.thumbnails = root / "thumbnails"
         self.models = root / "models"
         self.received = root / "received"
         self._key = root / "pseudonym.key"
         self._about = root / "folder.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is one of ours, rather than another or none."""
+        return any(one.is_file() for one in (self._about, self.ledger, self.audit))
 
     @property
     def index(self) -> Path:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from engine.errors import LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
-from indexer.ledger.migrations import HEAD, migrate, revision_of
+from indexer.ledger.migrations import LEDGER, Tables, migrate, revision_of
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -56,17 +56,22 @@ class Database:
 
     Args:
         url: as in "sqlite:////folder/ledger.sqlite" or "postgresql+psycopg://user@host/name".
+        tables: which tables it is opened for; they may share it with others.
+        patience_s: how long to wait for another SQLite connection to end its transaction.
 
     Raises:
         LedgerError: it cannot be opened or used.
     """
 
-    def __init__(self, url: str | URL) -> None:
+    def __init__(
+        self, url: str | URL, tables: Tables = LEDGER, patience_s: float = _PATIENCE_S
+    ) -> None:
+        self._tables = tables
         self._url = _parsed(url)
         self._place = _shown(self._url)
         self.dialect = self._url.get_backend_name()
         """sqlite or postgresql."""
-        self._engine = _engine(self._url)
+        self._engine = _engine(self._url, patience_s)
         self._reading = self._engine.execution_options(**{_READ: True})
         try:
             self._bring_up_to_date()
@@ -116,7 +121,7 @@ class Database:
     def _bring_up_to_date(self) -> None:
         try:
             with self.begin(read=True) as connection:
-                if revision_of(connection) == HEAD:
+                if revision_of(connection, self._tables) == self._tables.head:
                     return
         except LedgerError as error:
             if not _is_table_missing(error.__context__):
@@ -126,13 +131,13 @@ class Database:
             try:
                 # BEGIN IMMEDIATE: one process migrates, the others then find nothing to do.
                 with self._begin(patient) as connection:
-                    migrate(connection, self._place)
+                    migrate(connection, self._place, self._tables)
             finally:
                 patient.dispose()
         else:
             with self.begin() as connection:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-                migrate(connection, self._place)
+                migrate(connection, self._place, self._tables)
 
     def _failure(self, error: SQLAlchemyError) -> LedgerError:
         cause = getattr(error, "orig", None) or error
@@ -140,7 +145,8 @@ class Database:
         diagnostics = getattr(cause, "diag", None)
         message = getattr(diagnostics, "message_primary", None) or str(cause)
         way_out = self._way_out(cause)
-        return LedgerError(f"the ledger {self._place} failed: {_one_line(message)}; {way_out}")
+        what = f"the {self._tables.name} {self._place}"
+        return LedgerError(f"{what} failed: {_one_line(message)}; {way_out}")
 
     def _way_out(self, cause: BaseException) -> str:
         if self.dialect == "sqlite":

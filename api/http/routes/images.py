@@ -3,12 +3,13 @@
 import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep, PointId, Where, point_id
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
+from api.security.seen import Seen, tell
 from engine.search.query import parse_where
 from engine.search.spelling import as_spelled
 
@@ -43,9 +44,11 @@ class FacetsDocument(BaseModel):
     summary="What the index knows of an image",
     responses=problem_responses(404, 422, 503),
 )
-def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
+def get_image(request: Request, image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     """The identifiers of the image and what it shows, without the pseudonym of its patient."""
-    return ImageDocument.from_point(archive.engine.image(point_id(image_id)))
+    point = archive.engine.image(point_id(image_id))
+    tell(request, Seen.of([point], listed=False))
+    return ImageDocument.from_point(point)
 
 
 @router.get(
@@ -60,10 +63,14 @@ def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     },
 )
 def get_thumbnail(
-    image_id: PointId, archive: ArchiveDep, if_none_match: Annotated[str, Header()] = ""
+    request: Request,
+    image_id: PointId,
+    archive: ArchiveDep,
+    if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """A JPEG without metadata, made when the image was indexed."""
-    jpeg = archive.thumbnail(point_id(image_id))
+    point, jpeg = archive.pictured(point_id(image_id))
+    tell(request, Seen.of([point], listed=False))
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
     # Only the browser may cache it, and must ask each time whether it is still valid.
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
@@ -79,7 +86,13 @@ def get_thumbnail(
     summary="Counts by modality, body part and other fields",
     responses=problem_responses(400, 422, 503),
 )
-def get_facets(archive: ArchiveDep, where: Where = []) -> FacetsDocument:  # noqa: B006 - FastAPI copies defaults
+def get_facets(
+    request: Request,
+    archive: ArchiveDep,
+    where: Where = [],  # noqa: B006 - FastAPI copies defaults
+) -> FacetsDocument:
     """Facet counts over all images, or over those that match the filters."""
     passing, _ = as_spelled(archive.store, parse_where(where))
-    return FacetsDocument(facets=archive.engine.facets(passing), count=archive.store.count(passing))
+    count = archive.store.count(passing)
+    tell(request, Seen(results=count))
+    return FacetsDocument(facets=archive.engine.facets(passing), count=count)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Path, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, UploadFile
 
 from api.http.deps import ArchiveDep, ReadersDep, Where, point_id
 from api.http.problems import problem_responses
 from api.schemas import RecommendationDocument
+from api.security.seen import Seen, tell
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
 from engine.search.recommend import MAX_EXAMPLES, Examples, Wanted
 from indexer.archive import TenantArchive
@@ -148,6 +149,7 @@ async def _by_link(
     responses={**_ANSWERED, **problem_responses(400, 404, 413, 422, 503)},
 )
 def post_recommend(
+    request: Request,
     archive: ArchiveDep,
     readers: ReadersDep,
     choices: Annotated[_Choices, Depends(_by_form)],
@@ -191,7 +193,7 @@ def post_recommend(
         record=None if image is None else image.record,
         seen_id=None if image is None else image.id,
     )
-    return RecommendationDocument.from_answer(archive.engine.recommend(examples, wanted))
+    return _answered(request, archive, examples, wanted)
 
 
 @router.get(
@@ -205,6 +207,7 @@ def get_related(
     uid: Annotated[
         str, Path(description="Study Instance UID of an indexed study.", examples=[_EXAMPLE_STUDY])
     ],
+    request: Request,
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
 ) -> RecommendationDocument:
@@ -212,6 +215,17 @@ def get_related(
 
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
     """
-    wanted = choices.wanted(archive)
-    answer = archive.engine.recommend(Examples(study=uid), wanted)
+    return _answered(request, archive, Examples(study=uid), choices.wanted(archive))
+
+
+def _answered(
+    request: Request, archive: TenantArchive, examples: Examples, wanted: Wanted
+) -> RecommendationDocument:
+    answer = archive.engine.recommend(examples, wanted)
+    studies = [] if examples.study is None else [examples.study]
+    # An answer names the examples that hits are like, which of a study nobody else named.
+    because = (one.because for one in answer.hits if one.because is not None)
+    asked = (*examples.liked, *examples.disliked, *because)
+    shown = [one.hit for one in answer.hits]
+    tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
     return RecommendationDocument.from_answer(answer)

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
 from api.http.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
 from api.http.problems import problem_responses
 from api.schemas import SearchDocument
+from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.records import Answer
 from engine.search.query import Cursor, Query, parse_where
@@ -87,18 +88,22 @@ _EXAMPLE = {
         **problem_responses(400, 404, 413, 422, 503),
     },
 )
-def search(asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep) -> SearchDocument:
+def search(
+    request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep
+) -> SearchDocument:
     """Give either `file`, an image that is not stored, or `id`, an image of the index.
 
     A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
     hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
     """
-    return SearchDocument.from_answer(answered(asked, archive, readers).answer)
+    found = answered(asked, archive, readers)
+    tell(request, found.seen)
+    return SearchDocument.from_answer(found.answer)
 
 
 class Found(NamedTuple):
-    """An answer, and the canvas of its query.
+    """An answer, the canvas of its query, and what it shows.
 
     canvas: the upload as the model saw it, uint8 (S, S) or (S, S, 3); None = the query was an
     indexed image.
@@ -106,6 +111,7 @@ class Found(NamedTuple):
 
     answer: Answer
     canvas: NDArray[np.uint8] | None
+    seen: Seen
 
 
 def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
@@ -133,8 +139,11 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         facets=asked.facets,
     )
     if asked.image_id is not None:
-        return Found(archive.engine.search_like(point_id(asked.image_id), query), None)
+        like = point_id(asked.image_id)
+        answer = archive.engine.search_like(like, query)
+        return Found(answer, None, Seen.of(answer.hits, asked=[like], ood=answer.ood))
     if asked.upload is None:
         raise AssertionError("one of both was given")
     image = readers.read(asked.upload)
-    return Found(archive.engine.search([image.canvas], query, [image.record])[0], image.canvas)
+    answer = archive.engine.search([image.canvas], query, [image.record])[0]
+    return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))

@@ -1,0 +1,1 @@
+"""Migrations of the audit log's table; ``indexer.ledger.migrations`` says how to add one."""
