@@ -189,7 +189,7 @@ def post_recommend(
         study=study or None,
         seen=None if image is None else archive.engine.observed([image.canvas]),
         record=None if image is None else image.record,
-        seen_id=None if image is None else image.id,
+        seen_id=None if image is None else archive.id_of(image),
     )
     return RecommendationDocument.from_answer(archive.engine.recommend(examples, wanted))
 
