@@ -122,7 +122,8 @@ class EvidenceDocument(_Document):
       the query is foreign and the service refuses such queries.
     - `radius`: every image within this Hamming distance was a candidate; null: no such bound.
     - `cells`: how many cells were looked into; null: they played no part. `cells_in_all`: how many
-      the index has; null: it has none.
+      the index has; null: it has none, or shares them with other tenants, whose size they would
+      tell: so always over HTTP.
     - `matching`: images that pass the facet filters.
     - `candidates`: those of them that passed the coarse filter. If `estimated`, both numbers may be
       estimates, and that of the candidates up to four times too high.

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.tenants import DEFAULT_TENANT
+
 __all__ = [
     "BESIDE_RECORD",
     "RECORD_FIELDS",
@@ -20,8 +22,11 @@ __all__ = [
     "Observations",
     "OodVerdict",
     "Point",
+    "content_identity",
     "content_point_id",
+    "dicom_identity",
     "dicom_point_id",
+    "point_id",
 ]
 
 # uuid5(NAMESPACE_URL, "precedent-point"): a namespace of its own, so that ids do not collide with
@@ -29,14 +34,34 @@ __all__ = [
 _NAMESPACE = uuid.UUID("c117ea35-bdc3-54a3-b0a7-399a24a569a2")
 
 
-def dicom_point_id(sop_instance_uid: str, frame: int) -> str:
-    """Point id of one frame (counted from 0) of a DICOM instance: a UUIDv5 as text."""
-    return str(uuid.uuid5(_NAMESPACE, f"{sop_instance_uid}#{frame}"))
+def dicom_identity(sop_instance_uid: str, frame: int) -> str:
+    """What one frame (counted from 0) of a DICOM instance is known by."""
+    return f"{sop_instance_uid}#{frame}"
 
 
-def content_point_id(sha256_hex: str) -> str:
-    """Point id of a raster image, from the SHA-256 of its file in hex: a UUIDv5 as text."""
-    return str(uuid.uuid5(_NAMESPACE, "sha256:" + sha256_hex))
+def content_identity(sha256_hex: str) -> str:
+    """What a raster image is known by, from the SHA-256 of its file in hex."""
+    return f"sha256:{sha256_hex}"
+
+
+def point_id(identity: str, tenant: str) -> str:
+    """Point id of an image: a UUIDv5 as text.
+
+    The same image has another id for each tenant, so that each has a point of its own. Names of
+    tenants hold neither "#" nor ":", so no identity is that of another tenant's image.
+    """
+    name = identity if tenant == DEFAULT_TENANT else f"{tenant}#{identity}"
+    return str(uuid.uuid5(_NAMESPACE, name))
+
+
+def dicom_point_id(sop_instance_uid: str, frame: int, tenant: str = DEFAULT_TENANT) -> str:
+    """Point id of one frame (counted from 0) of a DICOM instance."""
+    return point_id(dicom_identity(sop_instance_uid, frame), tenant)
+
+
+def content_point_id(sha256_hex: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Point id of a raster image, from the SHA-256 of its file in hex."""
+    return point_id(content_identity(sha256_hex), tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +90,7 @@ class ImageRecord:
     labels: tuple[str, ...] = ()
     source: str | None = None
     burned_in: bool | None = None
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
 
     def known(self) -> dict[str, Any]:
         """The fields that are not None."""
@@ -209,7 +234,7 @@ class Evidence:
     radius: every image within this Hamming distance was a candidate; None = the candidates are not
         limited by distance (or there are none, at rung "none").
     cells: how many cells were looked into; None = cells played no part. cells_in_all: how many the
-        index has; None = it has none.
+        index has; None = it has none, or the asker is not to learn how large it is.
     matching: number of images that pass the filters.
     candidates: how many of them passed the coarse filter.
     estimated: ``candidates`` is an estimate; it may be too high, by a factor of at most four.

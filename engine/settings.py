@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
+from engine.tenants import is_tenant
 
 __all__ = [
     "AuditSettings",
@@ -226,6 +227,17 @@ def _window(written: str) -> str:
     return written
 
 
+def _tenant(written: str) -> str:
+    """Checks the name of a tenant.
+
+    Raises:
+        ValueError: none may be named so.
+    """
+    if not is_tenant(written):
+        raise ValueError(f"{written[:80]!r} is no tenant; write it as in north or ward-3")
+    return written
+
+
 class SourceSettings(_Group):
     """Settings that all sources of images have."""
 
@@ -233,6 +245,8 @@ class SourceSettings(_Group):
     """Local time of day in which the source may be read, as in "20:00-06:00"; None = always."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
     """Most chunks of the source that are processed at the same time; None = no limit."""
+    tenant: Annotated[str, AfterValidator(_tenant)] | None = None
+    """Whose its images are; None = that of `--tenant`."""
 
 
 class FolderSettings(SourceSettings):

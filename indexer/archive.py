@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -10,15 +11,23 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageNotFound, ImageRefused, StoreError, StoreLocked, StoreNotFound
+from engine.errors import (
+    ImageNotFound,
+    ImageRefused,
+    QueryError,
+    StoreError,
+    StoreLocked,
+    StoreNotFound,
+)
 from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
-from engine.records import ImageRecord, Point
+from engine.records import ImageRecord, Point, point_id
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
-from engine.store.base import Collection, Filter, Ids, Match
+from engine.store.base import Collection, Filter, Ids, Match, VectorStore
 from engine.store.opening import open_store
 from engine.store.tenant import TenantStore
+from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
 from indexer.datadir.models import model_directory
@@ -33,6 +42,7 @@ from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
 from indexer.ledger.instances import Ledger, State
+from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
 from indexer.pipeline.removal import points_only_of, remove, remove_points
@@ -43,13 +53,42 @@ __all__ = ["Archive", "QueryImage", "QueryReader", "TenantArchive"]
 
 
 _DELETED_AT_ONCE = 5000
+_MOST_TENANTS = 1000
+
+
+class _Writers:
+    """Those who write into one open archive. The first of them takes the lock of its folder, and
+    the last one lets it go."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changing = Lock()
+        self._held = ExitStack()
+
+    @contextmanager
+    def one(self, folder: Path) -> Iterator[None]:
+        with self._changing:
+            if self._count == 0:
+                self._held.enter_context(writing(folder))
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._count -= 1
+                if self._count == 0:
+                    self._held.close()
 
 
 class Archive:
-    """A data folder in use. Close it, or use it as a context manager.
+    """A data folder in use, for one tenant. Close it, or use it as a context manager.
+
+    ``store``, ``ledger`` and ``engine`` hold what is the tenant's; another one sees the same
+    folder through :meth:`of`.
 
     Args:
         settings: which folder, which model, which limits.
+        tenant: whose images are searched, indexed and removed.
         create: make the index when there is none.
         database: the ledger's database, if the caller has opened it; the caller then closes it.
             None = opened and closed here.
@@ -60,16 +99,19 @@ class Archive:
     """
 
     def __init__(
-        self, settings: Settings, *, create: bool = False, database: Database | None = None
+        self,
+        settings: Settings,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        create: bool = False,
+        database: Database | None = None,
     ) -> None:
         self.settings = settings
         self.data_dir = DataDir(settings.data_dir)
         # Read before anything is opened, so that an index that replaces this one in the meantime
         # is noticed by ``is_replaced``.
         self._in_force = self._noted()
-        self._writers = 0
-        self._writing = Lock()
-        self._floor = ExitStack()
+        self._writers = _Writers()
         directory = model_directory(settings)
         with ExitStack() as opened:
             if create:
@@ -82,25 +124,53 @@ class Archive:
             collection = Collection(
                 manifest.fingerprint, manifest.dim, manifest.bits, self.encoder.precision
             )
-            self.store = opened.enter_context(
+            self._whole = opened.enter_context(
                 open_store(settings, self.data_dir.index, collection, create=create)
             )
-            self.encoder = following(self.encoder, self.store.collection, settings)
+            self.encoder = following(self.encoder, self._whole.collection, settings)
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
-            self.ledger = Ledger(database, rendering_of(settings))
-            # Ledger first, then store: another worker writes points before it records them as done.
-            if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
-                # The index was deleted: the ledger's records are wrong, and the thumbnails belong
-                # to no point.
-                self.ledger.clear()
-                shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
-            gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
-            self.engine = SearchEngine(
-                self.encoder, self.store, settings.search, gate, self.ledger.rendering
+            if create:
+                self._clear_without_index()
+            self._gate = OodGate.load(
+                directory, manifest.fingerprint, self.encoder.decoder_fingerprint
             )
+            self._serve(tenant)
             self._opened = opened.pop_all()
+
+    def _clear_without_index(self) -> None:
+        """Clears the ledger if the index was deleted: its records are wrong then, and thumbnails
+        belong to no point."""
+        ledgers = [Ledger(self._database.of(one)) for one in all_tenants(self._database)]
+        # Ledger first, then store: another worker writes points before it records them as done.
+        if not any(ledger.counts().get(State.DONE) for ledger in ledgers):
+            return
+        if self._whole.count(Filter()) == 0:
+            for ledger in ledgers:
+                ledger.clear()
+            shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
+
+    def _serve(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.store: VectorStore = TenantStore(self._whole, tenant)
+        self.ledger = Ledger(self._database.of(tenant), rendering_of(self.settings))
+        self.engine = SearchEngine(
+            self.encoder, self.store, self.settings.search, self._gate, self.ledger.rendering
+        )
+
+    def tenants(self) -> list[str]:
+        """All that have something in the ledger or the index, ordered. For local use only."""
+        of_points = self._whole.facets(["tenant"], Filter(), _MOST_TENANTS)["tenant"]
+        return sorted({*all_tenants(self._database), *of_points})
+
+    def of(self, tenant: str) -> "Archive":
+        """The same data folder for another tenant. Closing it leaves this one open, without which
+        it cannot be used."""
+        other = copy(self)
+        other._opened = ExitStack()
+        other._serve(tenant)
+        return other
 
     def _noted(self) -> InForce | None:
         return self.data_dir.in_force(served=self.settings.store.url is not None)
@@ -123,22 +193,13 @@ class Archive:
         Raises:
             StoreError: another index has replaced this one already.
         """
-        with self._writing:
-            if self._writers == 0:
-                self._floor.enter_context(writing(self.data_dir.root))
-            self._writers += 1
-        try:
+        with self._writers.one(self.data_dir.root):
             if self._index(self._noted()) != self._index(self._in_force):
                 raise StoreError(
                     f"another index has come into force in {self.data_dir.root}; nothing was "
                     "lost, and the same command again uses that"
                 )
             yield
-        finally:
-            with self._writing:
-                self._writers -= 1
-                if self._writers == 0:
-                    self._floor.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -163,12 +224,12 @@ class Archive:
         at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> IndexingReport:
-        """Brings everything that ``source`` has into the index; see ``index_archive``."""
+        """Brings everything that ``source`` has into the tenant's index; see ``index_archive``."""
         with self.writing():
             return index_archive(
                 source,
                 encoder=self.encoder,
-                store=self.store,
+                store=self._whole,
                 ledger=self.ledger,
                 data_dir=self.data_dir,
                 settings=self.settings,
@@ -181,7 +242,7 @@ class Archive:
 
     def indexer(self) -> Indexer:
         """A new indexer that writes into this archive; whoever asks for it closes it."""
-        return Indexer(self.encoder, self.store, self.ledger, self.data_dir, self.settings)
+        return Indexer(self.encoder, self._whole, self.ledger, self.data_dir, self.settings)
 
     def query_reader(self, processes: int = 1) -> "QueryReader":
         """A reader of query images, whose decoders run, and may crash, in separate processes."""
@@ -214,7 +275,7 @@ class Archive:
 
     def _received(self) -> str:
         """What the locators of received instances begin with."""
-        return file_locator(self.data_dir.received.absolute()) + "/"
+        return file_locator(self.data_dir.received_for(self.tenant).absolute()) + "/"
 
     def _remove_beside(self, ids: Sequence[str]) -> None:
         """Removes points from the indexes kept beside the one in force.
@@ -233,20 +294,27 @@ class Archive:
         """Removes all instances and points with these identifiers; returns how many of each.
 
         Args:
-            wanted: values by field: study, patient, sop, source, tenant.
+            wanted: values by field: study, patient, sop, source; or the tenant's own name as
+                "tenant": all that it has.
 
         Raises:
             JobError: a job is still indexing what is to be removed.
+            QueryError: nothing is named, or another tenant.
 
         Later runs leave these instances out; received ones come back when they are sent again.
         """
-        if "source" in wanted:
-            JobLedger(self._database).forget_source(wanted["source"])
+        if wanted.get("tenant", self.tenant) != self.tenant or not wanted:
+            raise QueryError(f"name what of the tenant {self.tenant!r} is to be removed")
+        wanted = {name: value for name, value in wanted.items() if name != "tenant"}
+        own = self._database.of(self.tenant)
+        sources = [wanted["source"]] if "source" in wanted else []
+        for source in sources if wanted else self.ledger.sources():
+            JobLedger(own).forget_source(source)
         instances = points = 0
         while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
             received = self._received()
             # Noted first: a run that begins between the two would take them in again.
-            note_deleted(self._database, [one for one in locators if not one.startswith(received)])
+            note_deleted(own, [one for one in locators if not one.startswith(received)])
             points += self.delete(locators)
             instances += len(locators)
         where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
@@ -277,8 +345,14 @@ class TenantArchive:
         self.settings = archive.settings
         self.manifest = archive.manifest
         self.store = TenantStore(archive.store, tenant)
-        self.engine = archive.engine.over(self.store)
+        # The number of cells would tell how many images all tenants have together.
+        self.engine = archive.engine.over(self.store, tells_cells=False)
+        self._tenant = tenant
         self._thumbnails = archive.data_dir.thumbnails
+
+    def id_of(self, image: "QueryImage") -> str:
+        """The id that a query image has if it is indexed."""
+        return image.id_in(self._tenant)
 
     def thumbnail(self, image_id: str) -> bytes:
         """The thumbnail of an image, a JPEG; errors as for :meth:`pictured`."""
@@ -305,14 +379,18 @@ class TenantArchive:
 class QueryImage:
     """A query image: its middle frame, ready to be encoded.
 
-    id: the point id that this frame has if it is indexed. record: the allow-listed fields of its
-    header, pseudonymised as in the index, so that its own study and patient can be excluded.
+    identity: what this frame is known by, whichever tenant asks. record: the allow-listed fields of
+    its header, pseudonymised as in the index, so that its own study and patient can be excluded.
     canvas: uint8 (S, S) or (S, S, 3), the model's input.
     """
 
-    id: str
+    identity: str
     record: ImageRecord
     canvas: NDArray[np.uint8]
+
+    def id_in(self, tenant: str) -> str:
+        """The point id that this frame has if it is indexed for the tenant."""
+        return point_id(self.identity, tenant)
 
 
 class QueryReader:
@@ -347,4 +425,4 @@ class QueryReader:
 def _query_image(prepared: Prepared) -> QueryImage:
     picture = prepared.pictures[0]
     record = picture.record_of(prepared.record)
-    return QueryImage(picture.point_id, record, picture.canvas)
+    return QueryImage(picture.identity, record, picture.canvas)

@@ -11,19 +11,23 @@ from engine.settings import Settings
 from engine.store.base import Collection, Filter
 from engine.store.cells import Cells
 from engine.store.opening import open_store
+from engine.store.tenant import TenantStore
+from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.layout import DataDir
 from indexer.datadir.models import model_directory
 from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.instances import Ledger, Refused
+from indexer.ledger.tenancy import all_tenants
 
 __all__ = ["Overview", "overview"]
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Model, index and ledger of an archive.
+    """Model of an archive, and what a tenant has in its index and its ledger.
 
+    tenant: whose. tenants: all that have something in the ledger.
     precision: in which queries are encoded. index_precision: in which the index was made; None =
     it does not say. points: pictures in the index. instances: in the ledger, by state.
     rendering: of this version. rendered_otherwise: indexed instances whose pictures another version
@@ -35,6 +39,8 @@ class Overview:
     """
 
     data_dir: Path
+    tenant: str
+    tenants: list[str]
     model: Manifest
     precision: Literal["fp32", "bf16"]
     index_precision: Literal["fp32", "bf16"] | None
@@ -49,8 +55,8 @@ class Overview:
     missing_frames: list[tuple[str, str]]
 
 
-def overview(settings: Settings, refusals: int = 0) -> Overview:
-    """What the archive of these settings holds.
+def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT) -> Overview:
+    """What the archive of these settings holds of a tenant.
 
     Args:
         refusals: refused instances to name, at most; and of partial ones as many.
@@ -63,10 +69,11 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
     manifest = read_manifest(model_directory(settings))
     wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
     with (
-        open_store(settings, data_dir.index, wanted, create=False) as store,
+        open_store(settings, data_dir.index, wanted, create=False) as whole,
         open_database(settings, data_dir.ledger) as database,
     ):
-        ledger = Ledger(database, rendering_of(settings))
+        store = TenantStore(whole, tenant)
+        ledger = Ledger(database.of(tenant), rendering_of(settings))
         everything = Filter()
         facets, _ = facet_counts(
             store,
@@ -77,6 +84,8 @@ def overview(settings: Settings, refusals: int = 0) -> Overview:
         )
         return Overview(
             data_dir=data_dir.root,
+            tenant=tenant,
+            tenants=all_tenants(database),
             model=manifest,
             precision=_precision(settings, store.collection.precision),
             index_precision=store.collection.precision,

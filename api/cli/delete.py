@@ -6,7 +6,14 @@ import typer
 from rich.console import Console
 
 from api.cli.accesses import note
-from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    tenant_of,
+    write_json,
+)
 from engine.errors import QueryError
 from engine.settings import load_settings
 
@@ -27,7 +34,7 @@ def delete(
         str | None,
         typer.Option(help="All that came from it: its name, or 'folder', or 'storescp'."),
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="All that belongs to this tenant.")] = None,
+    tenant: TenantOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be removed.")
     ] = False,
@@ -38,26 +45,33 @@ def delete(
 ) -> int:
     """Remove a study, patient, instance, source or tenant from index, thumbnails and ledger.
 
-    With several options, only what matches all of them is removed. Image files stay, but later
-    runs of `precedent index` leave them out; `--again` brings them back. Only files that `precedent
-    receive` keeps in the data folder are deleted too. Exits with 1 if there is nothing to remove.
+    With several options, only what matches all of them is removed. `--tenant` alone removes all
+    that the tenant has; without it only what is of the tenant 'default' goes. Image files stay, but
+    later runs of `precedent index` leave them out; `--again` brings them back. Only files that
+    `precedent receive` keeps in the data folder are deleted too. Exits with 1 if there is nothing
+    to remove.
     """
     from api.security.seen import Seen
     from engine.store.base import Filter, Match
     from indexer.archive import Archive
     from indexer.imaging.deidentify import pseudonym
 
-    asked = {"study": study, "patient": patient, "sop": sop, "source": source, "tenant": tenant}
-    if all(value is None for value in asked.values()):
+    asked = {"study": study, "patient": patient, "sop": sop, "source": source}
+    if tenant is None and all(value is None for value in asked.values()):
         raise QueryError(
             "say what to delete: --study UID, --patient ID, --sop UID, --source NAME or "
             "--tenant NAME"
         )
     given = {name: value for name, value in asked.items() if value is not None}
     settings = load_settings(data_dir=data_dir, model=model)
-    with Archive(settings) as archive:
-        for field in ("source", "tenant"):
-            _check_known(archive, field, asked[field])
+    whose = tenant_of(tenant, settings, source)
+    if tenant is not None:
+        given["tenant"] = tenant
+    with Archive(settings, tenant=whose) as archive:
+        if tenant is not None:
+            _check_tenant(archive)
+        if source is not None:
+            _check_source(archive, source)
         if patient is not None:
             key = archive.data_dir.pseudonym_key(settings)
             asked["patient"] = pseudonym(issuer, patient, key)
@@ -90,8 +104,8 @@ def delete(
                 f"Remove {count:,} instances of {studies:,} studies from the index?", abort=True
             )
         note(Seen(() if study is None else (study,)))
-        instances, points = archive.delete_all(wanted)
-        note(Seen(results=points), tenant=tenant)
+        instances, points = archive.delete_all({**wanted, "tenant": whose})
+        note(Seen(results=points), tenant=whose)
     if as_json:
         write_json({"instances": instances, "points": points})
     else:
@@ -99,26 +113,39 @@ def delete(
     return 0
 
 
-def _check_known(archive: "Archive", field: str, name: str | None) -> None:
-    """Checks that ledger or index have something of this source or tenant.
+def _check_tenant(archive: "Archive") -> None:
+    """Checks that ledger or index have something of the tenant.
 
-    Args:
-        field: "source" or "tenant".
-        name: None = nothing is checked.
+    Raises:
+        QueryError: they have nothing of it.
+    """
+    from engine.store.base import Filter
+
+    if archive.ledger.count() or archive.store.count(Filter()):
+        return
+    raise QueryError(
+        f"nothing in the index is of tenant {archive.tenant!r}; there are: "
+        + _listed(archive.tenants())
+    )
+
+
+def _check_source(archive: "Archive", name: str) -> None:
+    """Checks that ledger or index have something of this source.
 
     Raises:
         QueryError: they have nothing of it.
     """
     from engine.store.base import Filter, Match
 
-    if name is None or archive.ledger.count(**{field: name}):
+    if archive.ledger.count(source=name) or archive.store.count(
+        Filter((Match("source", (name,)),))
+    ):
         return
-    if archive.store.count(Filter((Match(field, (name,)),))):
-        return
-    found = archive.store.facets([field], Filter(), _MOST_NAMED)[field]
-    known = sorted({*archive.ledger.names(field), *found})
+    found = archive.store.facets(["source"], Filter(), _MOST_NAMED)["source"]
+    known = sorted({*archive.ledger.sources(), *found})
+    raise QueryError(f"nothing in the index is of source {name!r}; there are: {_listed(known)}")
+
+
+def _listed(known: list[str]) -> str:
     shown = ", ".join(known[:_MOST_NAMED]) or "none"
-    raise QueryError(
-        f"nothing in the index is of {field} {name!r}; there are: {shown}"
-        + (" and others" if len(known) > _MOST_NAMED else "")
-    )
+    return shown + (" and others" if len(known) > _MOST_NAMED else "")

@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from api.cli.accesses import note
-from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    WhereOption,
+    tenant_of,
+    write_json,
+)
 from engine.errors import QueryError
 from engine.settings import load_settings
 
@@ -34,6 +42,7 @@ def duplicates(
         bool, typer.Option("--across-studies", help="Only groups of more than one study.")
     ] = False,
     where: WhereOption = None,
+    tenant: TenantOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Groups to list, the largest first; all if left out.")
     ] = None,
@@ -58,8 +67,9 @@ def duplicates(
     given = {"similarity": similarity, "max_bits": max_bits}
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
     shown: list[dict[str, Any]] = []
+    settings = load_settings(data_dir=data_dir, model=model)
     with (
-        Archive(load_settings(data_dir=data_dir, model=model)) as archive,
+        Archive(settings, tenant=tenant_of(tenant, settings)) as archive,
         _progress(shown=not as_json) as progress,
     ):
         filters, remarks = as_spelled(archive.store, filters)

@@ -16,6 +16,7 @@ from rich.console import Console
 from api.cli.options import check_writable
 from engine.errors import ImageRefused, QueryError
 from engine.settings import load_settings
+from engine.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,11 +172,12 @@ def _from_files(
             refused[result.code] += 1
             continue
         picture = result.pictures[0]
-        before = labels.get(picture.point_id, ())
-        labels[picture.point_id] = tuple(sorted({*before, str(example.label)}))
+        image_id = picture.id_in(DEFAULT_TENANT)
+        before = labels.get(image_id, ())
+        labels[image_id] = tuple(sorted({*before, str(example.label)}))
         if before:
             continue
-        paths[picture.point_id] = example.path
+        paths[image_id] = example.path
         groups.append(result.record.patient or result.record.study or result.record.sop)
         waiting.append(picture.canvas)
         if len(waiting) == _BATCH:

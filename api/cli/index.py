@@ -20,9 +20,11 @@ from api.cli.options import (
     SinceOption,
     SourceOption,
     StudyOption,
+    TenantOption,
     UntilOption,
     VanishedOption,
     parse_vanished,
+    tenant_of,
     write_json,
 )
 from api.cli.terminal import indexing_progress, printable, report_table
@@ -41,6 +43,7 @@ def index(
         ),
     ] = None,
     source: SourceOption = None,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     labels: LabelsOption = None,
@@ -65,11 +68,12 @@ def index(
         )
     settings = load_settings(data_dir=data_dir, model=model)
     spec = SourceSpec.asked(paths, source, labels, since, until, modality, study)
+    whose = tenant_of(tenant, settings, source)
     share = parse_vanished(at_most, spec, wanted=delete_vanished)
     opened = spec.open(settings)
     errors = Console(stderr=True)
     check_room(settings.data_dir, settings.indexing.min_free_bytes)
-    with Archive(settings, create=True) as archive:
+    with Archive(settings, tenant=whose, create=True) as archive:
         shown = errors.is_terminal and not as_json
         with indexing_progress(errors, shown=shown) as progress:
             report = archive.index(

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    tenant_of,
+    write_json,
+)
 from engine import __version__
 from engine.settings import StoreSettings, load_settings
 from engine.store.cells import Cells
@@ -23,17 +30,20 @@ def info(
         bool, typer.Option("--refusals", help="Name refused files, and missing frames.")
     ] = False,
     limit: Annotated[int, typer.Option(help="Files to name, of either.")] = 1000,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is in the index, and what was refused."""
     settings = load_settings(data_dir=data_dir, model=model)
-    found = overview(settings, limit if refusals else 0)
+    found = overview(settings, limit if refusals else 0, tenant_of(tenant, settings))
     checks = _checks(settings.store)
     document: dict[str, Any] = {
         "version": __version__,
         "data_dir": str(found.data_dir),
+        "tenant": found.tenant,
+        "tenants": found.tenants,
         "model": found.model.fingerprint,
         "tower": found.model.network.tower.name,
         "bits": found.model.bits,
@@ -65,6 +75,7 @@ def info(
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
+    document["tenants"] = ", ".join(found.tenants)
     if document["cells"] is None:
         del document["cells"]
     for name, value in document.items():

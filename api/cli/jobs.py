@@ -25,10 +25,12 @@ from api.cli.options import (
     SinceOption,
     SourceOption,
     StudyOption,
+    TenantOption,
     UntilOption,
     VanishedOption,
     check_writable,
     parse_vanished,
+    tenant_of,
     write_json,
 )
 from engine.errors import JobError, QueryError
@@ -55,6 +57,7 @@ def submit(
         typer.Argument(help="Folders and files, as workers see them.", metavar="[PATH...]"),
     ] = None,
     source: SourceOption = None,
+    tenant: TenantOption = None,
     labels: LabelsOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -76,9 +79,11 @@ def submit(
     share = parse_vanished(at_most, spec, wanted=delete_vanished)
     # Opened only so that an invalid source fails now, not when a worker takes the job.
     spec.open(settings)
+    whose = tenant_of(tenant, settings, source)
     options = JobOptions(retry_refused, again, delete_vanished, share)
     with _database(settings) as database:
-        job = JobLedger(database).submit(spec, options, at=_now(), priority=_PRIORITIES[priority])
+        mine = JobLedger(database.of(whose))
+        job = mine.submit(spec, options, at=_now(), priority=_PRIORITIES[priority])
         _dispatch(settings, database)
     if as_json:
         write_json({"job": job})
@@ -89,13 +94,14 @@ def submit(
 @jobs.command("list")
 def list_(
     limit: Annotated[int, typer.Option(help="The latest so many.")] = 20,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The latest jobs, and runs of `precedent index`, newest first."""
     from api.cli.job_tables import jobs_table
 
-    with _jobs(data_dir) as ledger:
+    with _jobs(data_dir, tenant) as ledger:
         found = ledger.summaries(time.time(), limit)
     if as_json:
         write_json({"jobs": [asdict(one) for one in found]})
@@ -106,13 +112,14 @@ def list_(
 @jobs.command()
 def show(
     job: JobArgument,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How far a job is: pace, time left, refusals by reason."""
     from api.cli.job_tables import job_table
 
-    with _jobs(data_dir) as ledger:
+    with _jobs(data_dir, tenant) as ledger:
         found = ledger.summary(job, time.time())
     if as_json:
         write_json(asdict(found))
@@ -121,27 +128,27 @@ def show(
 
 
 @jobs.command()
-def pause(job: JobArgument, data_dir: DataDirOption = None) -> None:
+def pause(job: JobArgument, tenant: TenantOption = None, data_dir: DataDirOption = None) -> None:
     """Let workers stop after the instances that they have begun."""
-    with _jobs(data_dir) as ledger:
+    with _jobs(data_dir, tenant) as ledger:
         ledger.pause(job)
     _print(f"job {job} is paused; `precedent jobs resume {job}` goes on with it")
 
 
 @jobs.command()
-def resume(job: JobArgument, data_dir: DataDirOption = None) -> None:
+def resume(job: JobArgument, tenant: TenantOption = None, data_dir: DataDirOption = None) -> None:
     """Go on with a paused job. Tasks that wait after a failure are tried again at once."""
     settings = load_settings(data_dir=data_dir)
     with _database(settings) as database:
-        JobLedger(database).resume(job)
+        JobLedger(database.of(tenant_of(tenant, settings))).resume(job)
         _dispatch(settings, database)
     _print(f"job {job} goes on")
 
 
 @jobs.command()
-def cancel(job: JobArgument, data_dir: DataDirOption = None) -> None:
+def cancel(job: JobArgument, tenant: TenantOption = None, data_dir: DataDirOption = None) -> None:
     """End a job for good. What it has indexed stays in the index."""
-    with _jobs(data_dir) as ledger:
+    with _jobs(data_dir, tenant) as ledger:
         ledger.cancel(job, _now())
     _print(f"job {job} is cancelled; what it had indexed stays")
 
@@ -152,13 +159,15 @@ def retry(
     refused: Annotated[
         bool, typer.Option("--refused", help="Read its refused instances again as well.")
     ] = False,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give the failed tasks of a job another chance."""
     settings = load_settings(data_dir=data_dir)
     with _database(settings) as database:
-        count = JobLedger(database).retry(job, refused=refused)
+        mine = JobLedger(database.of(tenant_of(tenant, settings)))
+        count = mine.retry(job, refused=refused)
         _dispatch(settings, database)
     if as_json:
         write_json({"tasks": count})
@@ -172,12 +181,13 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file; left out: standard output.")
     ] = None,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Every instance of a job and what became of it, as CSV."""
     if output is not None:
         check_writable(output, "--output", file=True)
-    with _jobs(data_dir) as ledger:
+    with _jobs(data_dir, tenant) as ledger:
         if output is None:
             _write_report(ledger, job, sys.stdout)
             return
@@ -220,10 +230,10 @@ def _dispatch(settings: Settings, database: Database) -> None:
 
 
 @contextmanager
-def _jobs(data_dir: Path | None) -> Iterator[JobLedger]:
+def _jobs(data_dir: Path | None, tenant: str | None) -> Iterator[JobLedger]:
     settings = load_settings(data_dir=data_dir)
     with _database(settings) as database:
-        yield JobLedger(database, settings.jobs.lapse_seconds)
+        yield JobLedger(database.of(tenant_of(tenant, settings)), settings.jobs.lapse_seconds)
 
 
 def _database(settings: Settings) -> Database:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import ImageRefused, QueryError
+from engine.tenants import DEFAULT_TENANT, checked_tenant
 
 if TYPE_CHECKING:
+    from engine.settings import Settings
     from indexer.sources.opening import SourceSpec
 
 __all__ = [
@@ -26,12 +28,14 @@ __all__ = [
     "SinceOption",
     "SourceOption",
     "StudyOption",
+    "TenantOption",
     "UntilOption",
     "VanishedOption",
     "WhereOption",
     "check_writable",
     "parse_vanished",
     "refuse",
+    "tenant_of",
     "write_json",
 ]
 
@@ -64,6 +68,12 @@ ModalityOption = Annotated[
 ]
 StudyOption = Annotated[
     str | None, typer.Option("--study", help="This Study Instance UID. DICOMweb only.")
+]
+TenantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant", help="Whose images; 'default', or what the settings of the source say."
+    ),
 ]
 RetryRefusedOption = Annotated[
     bool, typer.Option("--retry-refused", help="Read again what was refused before.")
@@ -109,6 +119,28 @@ def check_writable(path: Path, option: str, *, file: bool = False) -> None:
     else:
         return
     raise QueryError(f"{option} is {str(path)!r}, which cannot be written: {why}; name another")
+
+
+def tenant_of(given: str | None, settings: "Settings", source: str | None = None) -> str:
+    """The tenant that --tenant names; else that of the source in the settings; else the default
+    one.
+
+    Args:
+        source: name of a source, which the settings may have; None = none.
+
+    Raises:
+        QueryError: none may be named so, or the settings give the source to another one.
+    """
+    named = None if source is None else settings.sources.get(source)
+    of_source = None if named is None else named.tenant
+    if given is None:
+        return of_source or DEFAULT_TENANT
+    if of_source not in (None, given):
+        raise QueryError(
+            f"--tenant is {given!r}, but the settings give source {source!r} to {of_source!r}; "
+            "leave --tenant out, or change the settings"
+        )
+    return checked_tenant(given)
 
 
 def parse_vanished(at_most: str, spec: "SourceSpec", *, wanted: bool) -> float:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from api.cli.options import DataDirOption, JsonOption, ModelOption, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    tenant_of,
+    write_json,
+)
 from engine.settings import load_settings
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ def receive(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
     ] = None,
+    tenant: TenantOption = None,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -54,13 +62,14 @@ def receive(
     wanted = {name: value for name, value in given.items() if value is not None}
     options = settings.receive.model_copy(update=wanted)
     scp = StoreScp(options)
-    folder = DataDir(settings.data_dir).received
+    whose = tenant_of(tenant, settings, "storescp")
+    folder = DataDir(settings.data_dir).received_for(whose)
     check_room(settings.data_dir, settings.indexing.min_free_bytes)
     with (
         ExitStack() as opened,
         Inbox(folder, options, settings.limits.max_file_bytes) as inbox,
     ):
-        archive = opened.enter_context(Archive(settings, create=True))
+        archive = opened.enter_context(Archive(settings, tenant=whose, create=True))
 
         def index(source: "ImageSource") -> None:
             nonlocal archive
@@ -68,7 +77,7 @@ def receive(
                 opened.close()
                 # The data folder names the model of the index in force, not the settings.
                 now = settings.model_copy(update={"model": None})
-                archive = opened.enter_context(Archive(now, create=True))
+                archive = opened.enter_context(Archive(now, tenant=whose, create=True))
             report = archive.index(source)
             # The round has succeeded, even if its report cannot be printed.
             with suppress(OSError):

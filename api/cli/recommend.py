@@ -7,7 +7,16 @@ import typer
 from rich.console import Console
 
 from api.cli.accesses import note
-from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    WhereOption,
+    refuse,
+    tenant_of,
+    write_json,
+)
 from engine.errors import ImageRefused
 from engine.search.query import parse_group
 from engine.settings import load_settings
@@ -29,6 +38,7 @@ def recommend(
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
+    tenant: TenantOption = None,
     group_by: Annotated[
         str, typer.Option(help="One hit of each 'study' or 'patient'; 'none': all images.")
     ] = "study",
@@ -67,7 +77,8 @@ def recommend(
     )
     if image is None and not like and study is None:
         raise QueryError("say what the cases should be like: an IMAGE, --like ID or --study UID")
-    with Archive(load_settings(data_dir=data_dir, model=model)) as archive:
+    settings = load_settings(data_dir=data_dir, model=model)
+    with Archive(settings, tenant=tenant_of(tenant, settings)) as archive:
         read: QueryImage | None = None
         if image is not None:
             with archive.query_reader() as reader:
@@ -82,7 +93,7 @@ def recommend(
             study=study,
             seen=None if read is None else archive.engine.observed([read.canvas]),
             record=None if read is None else read.record,
-            seen_id=None if read is None else read.id,
+            seen_id=None if read is None else read.id_in(archive.tenant),
         )
         answer = archive.engine.recommend(examples, wanted)
         studies = [] if study is None else [study]

@@ -7,7 +7,16 @@ import typer
 from rich.console import Console
 
 from api.cli.accesses import note
-from api.cli.options import DataDirOption, JsonOption, ModelOption, WhereOption, refuse, write_json
+from api.cli.options import (
+    DataDirOption,
+    JsonOption,
+    ModelOption,
+    TenantOption,
+    WhereOption,
+    refuse,
+    tenant_of,
+    write_json,
+)
 from api.cli.terminal import answer_table
 from api.schemas import local_document
 from engine.errors import ImageRefused
@@ -21,6 +30,7 @@ def search(
     images: Annotated[list[Path], typer.Argument(help="DICOM, PNG, JPEG …", metavar="IMAGE...")],
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
+    tenant: TenantOption = None,
     order: Annotated[str, typer.Option(help="'content' or 'hamming'.")] = "content",
     exact: Annotated[bool, typer.Option("--exact", help="Compare with everything.")] = False,
     radius: Annotated[
@@ -57,9 +67,10 @@ def search(
         page=None if page is None else Cursor.parse(page),
         facets=not no_facets,
     )
+    settings = load_settings(data_dir=data_dir, model=model)
     code = 0
     with (
-        Archive(load_settings(data_dir=data_dir, model=model)) as archive,
+        Archive(settings, tenant=tenant_of(tenant, settings)) as archive,
         archive.query_reader() as reader,
     ):
         for path, image in zip(images, reader.read(images), strict=True):

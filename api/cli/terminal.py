@@ -264,7 +264,8 @@ def _compared(evidence: dict[str, Any]) -> str:
     if evidence["approximate"]:
         return "some of which were compared"
     if evidence["cells"] is not None:
-        cells = f"those in {evidence['cells']:,} of {evidence['cells_in_all']:,} cells"
+        in_all = evidence["cells_in_all"]
+        cells = f"those in {evidence['cells']:,}{'' if in_all is None else f' of {in_all:,}'} cells"
         if evidence["radius"] is not None:
             cells += f" and everything within {evidence['radius']} of {evidence['bits']} bits"
         return f"{cells} were compared"

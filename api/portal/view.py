@@ -204,7 +204,8 @@ def _how_found(evidence: EvidenceDocument, matching: Size, filtered: bool) -> st
     candidates = Size(evidence.candidates, evidence.estimated).text
     compared = f"{candidates[:1].upper()}{candidates[1:]} of {whole} were compared"
     if evidence.radius is None:
-        return f"{compared}: those in the {evidence.cells} nearest of {evidence.cells_in_all} cells"
+        told = "" if evidence.cells_in_all is None else f" of {evidence.cells_in_all}"
+        return f"{compared}: those in the {evidence.cells} nearest{told} cells"
     return f"{compared}, every image within {evidence.radius} bits among them"
 
 

@@ -16,13 +16,13 @@ from sqlalchemy import Row, insert, select, update
 
 from api.security.policy import Scope
 from engine.errors import AccessError, NotAuthenticated
+from engine.tenants import DEFAULT_TENANT, is_tenant
 from indexer.ledger.database import Database
 from indexer.ledger.schema import keys
 
 __all__ = ["ApiKey", "Keys", "public_id"]
 
 _WRITTEN = re.compile(r"prc_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", re.ASCII)
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _NOBODY = "0" * 64
 
 
@@ -65,7 +65,7 @@ class Keys:
         name: str,
         scopes: Sequence[Scope],
         *,
-        tenant: str = "default",
+        tenant: str = DEFAULT_TENANT,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, str]:
         """A new key, and the text that is its only copy.
@@ -78,7 +78,7 @@ class Keys:
             raise AccessError("a key needs a name of 1 to 200 characters, to be told by")
         if not scopes:
             raise AccessError(f"a key needs a scope; use one or more of {', '.join(Scope)}")
-        if _TENANT.fullmatch(tenant) is None:
+        if not is_tenant(tenant):
             raise AccessError(
                 f"{tenant[:80]!r} is no tenant; use up to 64 letters, digits, '.', '_' and '-'"
             )

@@ -44,6 +44,8 @@ class SearchEngine:
         settings: limits of the coarse filter and the ranking, and the OOD policy.
         gate: the OOD gate; None = answers have no OOD verdict.
         rendering: version of the reader that makes the pictures of queries; None = not known.
+        tells_cells: answers say into how many cells the whole index is divided, which tells its
+            size.
 
     Raises:
         FingerprintMismatch: the store holds points of another model.
@@ -56,6 +58,8 @@ class SearchEngine:
         settings: SearchSettings,
         gate: OodGate | None = None,
         rendering: str | None = None,
+        *,
+        tells_cells: bool = True,
     ) -> None:
         if store.collection.model != encoder.manifest.fingerprint:
             raise FingerprintMismatch(
@@ -67,12 +71,14 @@ class SearchEngine:
         self._settings = settings
         self._gate = gate
         self._rendering = rendering
+        self._tells_cells = tells_cells
 
-    def over(self, store: VectorStore) -> "SearchEngine":
+    def over(self, store: VectorStore, *, tells_cells: bool = True) -> "SearchEngine":
         """The same engine over another store."""
-        if store is self._store:
+        if store is self._store and tells_cells == self._tells_cells:
             return self
-        return SearchEngine(self._encoder, store, self._settings, self._gate, self._rendering)
+        shared = (self._settings, self._gate, self._rendering)
+        return SearchEngine(self._encoder, store, *shared, tells_cells=tells_cells)
 
     def search(
         self,
@@ -382,11 +388,12 @@ class SearchEngine:
     def _evidence(
         self, query: Query, taken: Climb, ranked_count: int, watch: Stopwatch
     ) -> Evidence:
+        cells = self._store.cells
         return Evidence(
             rung=taken.rung.name,
             radius=taken.radius,
             cells=taken.rung.cells or None,
-            cells_in_all=len(cells) if (cells := self._store.cells) is not None else None,
+            cells_in_all=len(cells) if self._tells_cells and cells is not None else None,
             matching=taken.matching.count,
             candidates=taken.size.count,
             estimated=taken.size.estimated,

@@ -142,7 +142,8 @@ class Combinations:
         """For which of the first ``count`` combinations the condition holds: bool (count,)."""
         at = COMBINED.index(condition.field)
         known = list(self._values[at].items())
-        holds = np.zeros(self._given[at], bool)
+        # Of combinations that are in no use the number is 0, also where no value was given one.
+        holds = np.zeros(max(self._given[at], 1), bool)
         wanted = set(condition.values) if isinstance(condition, Match) else set()
         for value, number in known:
             if isinstance(condition, Range):

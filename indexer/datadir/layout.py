@@ -12,6 +12,7 @@ from engine import __version__
 from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
 from engine.settings import Settings
+from engine.tenants import DEFAULT_TENANT
 
 __all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
 
@@ -63,6 +64,12 @@ class DataDir:
         self.received = root / "received"
         self._key = root / "pseudonym.key"
         self._about = root / "folder.json"
+
+    def received_for(self, tenant: str) -> Path:
+        """The folder of what was received for a tenant."""
+        if tenant == DEFAULT_TENANT:
+            return self.received
+        return self.root / "tenants" / tenant / self.received.name
 
     @property
     def exists(self) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import RefusalReason
-from engine.records import ImageRecord, content_point_id, dicom_point_id
+from engine.records import ImageRecord, content_identity, dicom_identity, point_id
+from engine.tenants import DEFAULT_TENANT
 from indexer.imaging.orientation import AS_STORED, Turn
 
 __all__ = ["Frame", "Instance", "Pictures", "UnreadableFrames"]
@@ -78,10 +79,14 @@ class Instance:
     partial: tuple[UnreadableFrames, ...] = ()
     frame_fields: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
 
-    def point_id(self, frame: Frame) -> str:
-        """Id of ``frame`` in the index: from the SOP Instance UID, else from the content."""
+    def identity(self, frame: Frame) -> str:
+        """What ``frame`` is known by: the SOP Instance UID, else the content."""
         if self.record.sop is not None:
-            return dicom_point_id(self.record.sop, frame.number)
+            return dicom_identity(self.record.sop, frame.number)
         if frame.number == 0:
-            return content_point_id(self.content_sha256)
-        return content_point_id(f"{self.content_sha256}#{frame.number}")
+            return content_identity(self.content_sha256)
+        return content_identity(f"{self.content_sha256}#{frame.number}")
+
+    def point_id(self, frame: Frame, tenant: str = DEFAULT_TENANT) -> str:
+        """Id of ``frame`` in the index of a tenant."""
+        return point_id(self.identity(frame), tenant)

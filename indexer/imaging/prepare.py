@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.model.preprocess import Preprocess
-from engine.records import ImageRecord
+from engine.records import ImageRecord, point_id
 from engine.settings import ImageLimits, ZipLimits
 from indexer.files.dicom_structure import has_preamble
 from indexer.files.dicomdir import file_ids, is_dicomdir
@@ -54,14 +54,19 @@ class ReadTask:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One frame, ready to be encoded. canvas: uint8 (S, S) or (S, S, 3), the model's input.
+    """One frame, ready to be encoded. identity: what it is known by, whichever tenant's it is.
+    canvas: uint8 (S, S) or (S, S, 3), the model's input.
     thumbnail: a JPEG file. fields: those of the record that differ for this frame."""
 
-    point_id: str
+    identity: str
     frame: int
     canvas: NDArray[np.uint8]
     thumbnail: bytes
     fields: Mapping[str, str | None] = field(default_factory=dict)
+
+    def id_in(self, tenant: str) -> str:
+        """Id of this frame in the index of a tenant."""
+        return point_id(self.identity, tenant)
 
     def record_of(self, record: ImageRecord) -> ImageRecord:
         """The record of this frame. record: that of its instance."""
@@ -102,7 +107,7 @@ def prepare(task: ReadTask) -> Prepared:
     instance = _read(task)
     pictures = tuple(
         Picture(
-            instance.point_id(frame),
+            instance.identity(frame),
             frame.number,
             task.preprocess.canvas(
                 frame.turn.applied(frame.pixels) if task.orient else frame.pixels

@@ -14,8 +14,8 @@ from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.jobs.manifest import Manifest
 from indexer.jobs.records import DISCOVERY, Task, TaskState
-from indexer.ledger.database import Database
 from indexer.ledger.schema import instances, points, tasks
+from indexer.ledger.tenancy import TenantDatabase
 from indexer.pipeline.indexing import Indexer
 from indexer.pipeline.removal import TooManyVanished, delete_stale_points, remove_vanished
 
@@ -25,7 +25,7 @@ _IDS_AT_ONCE = 400
 
 
 def finish_job(
-    task: Task, archive: Archive, indexer: Indexer, database: Database, settings: Settings
+    task: Task, archive: Archive, indexer: Indexer, database: TenantDatabase, settings: Settings
 ) -> str | None:
     """Finishes a job: indexes order-dependent instances again, removes vanished instances if the
     job asks for it, deletes stale points, and optimises the index.
@@ -55,7 +55,9 @@ def finish_job(
     return note
 
 
-def _remove_vanished(task: Task, archive: Archive, database: Database, settings: Settings) -> str:
+def _remove_vanished(
+    task: Task, archive: Archive, database: TenantDatabase, settings: Settings
+) -> str:
     job = task.job
     c = tasks.c
     with database.begin(read=True) as connection:
@@ -80,14 +82,18 @@ def _remove_vanished(task: Task, archive: Archive, database: Database, settings:
         return str(error)
 
 
-def _conflicting(database: Database, job: int) -> set[str]:
+def _conflicting(database: TenantDatabase, job: int) -> set[str]:
     """Locators of the job's instances that share a SOP Instance UID, but not their picture."""
     c = instances.c
-    mine = and_(c.finished_in == job, c.state == "done")
+    own = database.own(instances)
+    mine = and_(own, c.finished_in == job, c.state == "done")
     with database.begin(read=True) as connection:
         rows = connection.execute(
             select(c.locator, c.sop).where(
-                c.finished_in == job, c.reason == "conflicting-uid", c.sop.is_not(None)
+                own,
+                c.finished_in == job,
+                c.reason == "conflicting-uid",
+                c.sop.is_not(None),
             )
         ).all()
         refused = {(row.locator, row.sop) for row in rows}
@@ -100,13 +106,15 @@ def _conflicting(database: Database, job: int) -> set[str]:
         twice = (
             select(points.c.id)
             .join(instances)
-            .where(mine)
+            .where(mine, database.own(points))
             .group_by(points.c.id)
             .having(func.count(func.coalesce(c.pixels, c.content).distinct()) > 1)
         )
         both = set(
             connection.execute(
-                select(points.c.locator).join(instances).where(mine, points.c.id.in_(twice))
+                select(points.c.locator)
+                .join(instances)
+                .where(mine, database.own(points), points.c.id.in_(twice))
             ).scalars()
         )
     disputed = {sop for _, sop in held}
@@ -117,11 +125,11 @@ def _conflicting(database: Database, job: int) -> set[str]:
     )
 
 
-def _with_another_label(database: Database, archive: Archive, job: int) -> set[str]:
+def _with_another_label(database: TenantDatabase, archive: Archive, job: int) -> set[str]:
     """Locators of the job's instances that share a point whose label is not that of the first one,
     ordered by locator."""
     c = instances.c
-    mine = and_(c.finished_in == job, c.state == "done")
+    mine = and_(database.own(instances, points), c.finished_in == job, c.state == "done")
     shared = (
         select(points.c.id)
         .join(instances)

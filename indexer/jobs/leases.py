@@ -24,7 +24,8 @@ _OPEN = (TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING)
 
 
 class Leases:
-    """The tasks that workers may take. Times are seconds since the epoch, by the worker's clock.
+    """The tasks that workers may take, those of all tenants. Times are seconds since the epoch, by
+    the worker's clock.
 
     Raises:
         LedgerError: the database cannot be read or written.
@@ -274,7 +275,7 @@ class Leases:
         written = connection.execute(
             select(func.count())
             .select_from(points.join(manifest, points.c.locator == c.locator))
-            .where(mine, c.fate == "indexed")
+            .where(mine, c.fate == "indexed", points.c.tenant == task.job.tenant)
         ).scalar_one()
         return {
             "done": sum(by_fate.values()),
@@ -324,6 +325,7 @@ def _is_leased(task: Task) -> ColumnElement[bool]:
 def _job(row: Row[Any]) -> Job:
     return Job(
         row.id,
+        row.tenant,
         row.kind,
         SourceSpec.parse(row.spec),
         JobOptions(**json.loads(row.options)),

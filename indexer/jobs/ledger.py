@@ -18,8 +18,8 @@ from indexer.jobs.records import (
     TaskState,
 )
 from indexer.jobs.summary import JobSummary, summary_of
-from indexer.ledger.database import Database
 from indexer.ledger.schema import instances, jobs, manifest, tasks
+from indexer.ledger.tenancy import TenantDatabase
 from indexer.sources.opening import SourceSpec
 
 __all__ = ["JobLedger"]
@@ -28,7 +28,7 @@ _NOT_TAKEN = (TaskState.WAITING, TaskState.QUEUED)
 
 
 class JobLedger:
-    """The jobs in the ledger's database.
+    """The jobs of a tenant; there are no others, as far as it can tell.
 
     Args:
         lapse_seconds: as in the settings of the jobs: a worker silent for this long has lost its
@@ -40,7 +40,7 @@ class JobLedger:
     """
 
     def __init__(
-        self, database: Database, lapse_seconds: float = JobSettings().lapse_seconds
+        self, database: TenantDatabase, lapse_seconds: float = JobSettings().lapse_seconds
     ) -> None:
         self._database = database
         self._lapse_seconds = lapse_seconds
@@ -55,6 +55,7 @@ class JobLedger:
             "state": JobState.RUNNING,
             "priority": priority,
             "created_at": at,
+            "tenant": self._database.tenant,
         }
         with self._database.begin() as connection:
             (job,) = connection.execute(jobs.insert().values(values)).inserted_primary_key or (0,)
@@ -75,13 +76,14 @@ class JobLedger:
     def summaries(self, now: float, limit: int = 50) -> list[JobSummary]:
         """The latest jobs and runs, the newest first."""
         with self._database.begin(read=True) as connection:
-            rows = connection.execute(select(jobs).order_by(jobs.c.id.desc()).limit(limit)).all()
+            query = select(jobs).where(self._database.own(jobs)).order_by(jobs.c.id.desc())
+            rows = connection.execute(query.limit(limit)).all()
             return [self._summary(connection, row, now) for row in rows]
 
     def summary(self, job: int, now: float) -> JobSummary:
         """The progress of a job."""
         with self._database.begin(read=True) as connection:
-            return self._summary(connection, _row(connection, job), now)
+            return self._summary(connection, self._row(connection, job), now)
 
     def _summary(self, connection: Connection, row: Row[Any], now: float) -> JobSummary:
         found = connection.execute(
@@ -129,7 +131,7 @@ class JobLedger:
             "error": None,
         }
         with self._database.begin() as connection:
-            _check(_row(connection, job), ended, "retried")
+            _check(self._row(connection, job), ended, "retried")
             mine = tasks.c.job == job
             count = connection.execute(
                 update(tasks).where(mine, tasks.c.state == TaskState.FAILED).values(again)
@@ -142,7 +144,7 @@ class JobLedger:
                 )
                 connection.execute(
                     update(jobs)
-                    .where(jobs.c.id == job)
+                    .where(self._database.own(jobs), jobs.c.id == job)
                     .values(state=JobState.RUNNING, finished_at=None)
                 )
             return int(count)
@@ -151,8 +153,9 @@ class JobLedger:
         were = and_(manifest.c.job == job, manifest.c.fate == "refused")
         locators = select(manifest.c.locator).where(were)
         chunks = select(manifest.c.chunk).where(were)
+        own = self._database.own(instances)
         connection.execute(
-            update(instances).where(instances.c.locator.in_(locators)).values(state="pending")
+            update(instances).where(own, instances.c.locator.in_(locators)).values(state="pending")
         )
         count = connection.execute(
             update(tasks)
@@ -172,7 +175,8 @@ class JobLedger:
         Raises:
             JobError: one of the jobs is running or paused, and would index instances again.
         """
-        mine = and_(jobs.c.source == source, jobs.c.kind == "index")
+        own = self._database.own(jobs)
+        mine = and_(own, jobs.c.source == source, jobs.c.kind == "index")
         going_on = jobs.c.state.in_((JobState.RUNNING, JobState.PAUSED))
         with self._database.begin() as connection:
             job = connection.execute(select(func.min(jobs.c.id)).where(mine, going_on)).scalar()
@@ -188,9 +192,11 @@ class JobLedger:
         self, job: int, to: JobState, among: tuple[JobState, ...], at: str | None = None
     ) -> None:
         with self._database.begin() as connection:
-            _check(_row(connection, job), among, f"made {to.value}")
+            _check(self._row(connection, job), among, f"made {to.value}")
             connection.execute(
-                update(jobs).where(jobs.c.id == job).values(state=to, finished_at=at)
+                update(jobs)
+                .where(self._database.own(jobs), jobs.c.id == job)
+                .values(state=to, finished_at=at)
             )
 
     def fates(self, job: int) -> Iterator[Fate]:
@@ -200,9 +206,9 @@ class JobLedger:
         latter are listed only until a later job sees them.
         """
         with self._database.begin(read=True) as connection:
-            _row(connection, job)
-        c, seen = manifest.c, instances.c
-        beside = manifest.outerjoin(instances, c.locator == seen.locator)
+            self._row(connection, job)
+        c, seen, own = manifest.c, instances.c, self._database.own(instances)
+        beside = manifest.outerjoin(instances, own & (c.locator == seen.locator))
         for rows in self._paged(
             lambda last: (
                 select(c.locator, c.fate, c.reason, c.detail, seen.partial)
@@ -218,7 +224,7 @@ class JobLedger:
         for rows in self._paged(
             lambda last: (
                 select(seen.locator, seen.state, seen.reason, seen.detail, seen.partial)
-                .where(seen.seen_in == job, seen.locator > last, ~listed)
+                .where(own, seen.seen_in == job, seen.locator > last, ~listed)
                 .order_by(seen.locator)
             )
         ):
@@ -237,12 +243,12 @@ class JobLedger:
             yield rows
             last = rows[-1].locator
 
-
-def _row(connection: Connection, job: int) -> Row[Any]:
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).one_or_none()
-    if row is None:
-        raise JobError(f"there is no job {job}; `precedent jobs list` names those there are")
-    return row
+    def _row(self, connection: Connection, job: int) -> Row[Any]:
+        query = select(jobs).where(self._database.own(jobs), jobs.c.id == job)
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise JobError(f"there is no job {job}; `precedent jobs list` names those there are")
+        return row
 
 
 def _check(row: Row[Any], among: tuple[JobState, ...], what: str) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from indexer.jobs.records import DISCOVERY, Task, TaskKind, TaskState
-from indexer.ledger.database import Database
 from indexer.ledger.deletions import without_deleted
 from indexer.ledger.instances import Ledger, Pending
 from indexer.ledger.schema import instances, jobs, manifest, tasks
+from indexer.ledger.tenancy import TenantDatabase
 from indexer.sources.base import Discovered
 
 __all__ = ["Manifest"]
@@ -17,13 +17,16 @@ _LOCATORS_AT_ONCE = 400
 
 
 class Manifest:
-    """Builds and reads the manifests of jobs. A chunk is the instances of one task.
+    """Builds and reads the manifests of a tenant's jobs. A chunk is the instances of one task.
+
+    Args:
+        ledger: of the same tenant.
 
     Raises:
         LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, database: Database, ledger: Ledger) -> None:
+    def __init__(self, database: TenantDatabase, ledger: Ledger) -> None:
         self._database = database
         self._ledger = ledger
 
@@ -48,6 +51,7 @@ class Manifest:
                     ).scalars()
                 )
             new = without_deleted(
+                self._database,
                 connection,
                 [item for item in items if item.locator not in listed],
                 again=job.options.again,
@@ -74,7 +78,7 @@ class Manifest:
         """Adds a task that indexes these instances."""
         job = task.job.id
         with self._database.begin() as connection:
-            number = _next_number(connection, job)
+            number = self._next_number(connection, job)
             connection.execute(
                 manifest.insert(),
                 [
@@ -95,7 +99,7 @@ class Manifest:
         job = task.job.id
         begun = {"begun": 1, "attempts": 0}
         with self._database.begin() as connection:
-            number = _next_number(connection, job)
+            number = self._next_number(connection, job)
             for start in range(0, len(moved), _LOCATORS_AT_ONCE):
                 some = moved[start : start + _LOCATORS_AT_ONCE]
                 connection.execute(
@@ -154,6 +158,7 @@ class Manifest:
                 labels.update({row.locator: row.label for row in rows})
                 connection.execute(
                     update(instances)
+                    .where(self._database.own(instances))
                     .where(instances.c.locator.in_(list(labels)))
                     .values(state="pending")
                 )
@@ -162,13 +167,13 @@ class Manifest:
                 )
         return [Pending(locator, labels[locator]) for locator in wanted if locator in labels]
 
-
-def _next_number(connection: Connection, job: int) -> int:
-    """The number of the next chunk of a job, whose row stays locked until the transaction ends:
-    one worker may still list the source while another cuts a chunk in two."""
-    connection.execute(select(jobs.c.id).where(jobs.c.id == job).with_for_update())
-    last = connection.execute(select(func.max(tasks.c.number)).where(tasks.c.job == job))
-    return int(last.scalar_one()) + 1
+    def _next_number(self, connection: Connection, job: int) -> int:
+        """The number of the next chunk of a job, whose row stays locked until the transaction
+        ends: one worker may still list the source while another cuts a chunk in two."""
+        mine = self._database.own(jobs) & (jobs.c.id == job)
+        connection.execute(select(jobs.c.id).where(mine).with_for_update())
+        last = connection.execute(select(func.max(tasks.c.number)).where(tasks.c.job == job))
+        return int(last.scalar_one()) + 1
 
 
 def _add_chunk(connection: Connection, job: int, number: int, **values: int) -> None:

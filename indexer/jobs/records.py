@@ -74,7 +74,10 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Job:
+    """A job. tenant: whose instances it indexes."""
+
     id: int
+    tenant: str
     kind: str
     spec: SourceSpec
     options: JobOptions

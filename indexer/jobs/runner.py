@@ -149,11 +149,12 @@ class JobRunner:
         if task.kind is TaskKind.DISCOVER:
             self._discover(task, lease)
             return None
-        archive, indexer = self._opened()
+        archive, indexer = self._opened(task.job.tenant)
+        own = self._database.of(archive.tenant)
         with archive.writing():
             if task.kind is TaskKind.FINISH:
-                return finish_job(task, archive, indexer, self._database, self._settings)
-            manifest = Manifest(self._database, archive.ledger)
+                return finish_job(task, archive, indexer, own, self._settings)
+            manifest = Manifest(own, archive.ledger)
             source = task.job.spec.open(self._settings)
             pending = self._without_deadly(task, manifest, archive)
             self.leases.begin(task)
@@ -187,8 +188,8 @@ class JobRunner:
         return []
 
     def _discover(self, task: Task, lease: Lease) -> None:
-        archive, _ = self._opened()
-        manifest = Manifest(self._database, archive.ledger)
+        archive, _ = self._opened(task.job.tenant)
+        manifest = Manifest(self._database.of(archive.tenant), archive.ledger)
         manifest.begin(task)
         size = self._settings.jobs.chunk
         page: list[Discovered] = []
@@ -211,7 +212,8 @@ class JobRunner:
         if chunk:
             manifest.add_chunk(task, chunk)
 
-    def _opened(self) -> tuple[Archive, Indexer]:
+    def _opened(self, tenant: str) -> tuple[Archive, Indexer]:
+        """The archive and its indexer, for a tenant."""
         if self._archive is not None and self._archive.is_replaced:
             self.close()
             # The index in force brings its own model.
@@ -225,7 +227,8 @@ class JobRunner:
                 archive.close()
                 raise
             self._archive = archive
-        return self._archive, self._indexer
+        mine = self._archive.of(tenant)
+        return mine, self._indexer.over(mine.ledger)
 
     def _in_hours(self, source: str) -> bool:
         named = self._settings.sources.get(source)

@@ -14,6 +14,7 @@ from engine.errors import LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
 from indexer.ledger.migrations import LEDGER, Tables, migrate, revision_of
+from indexer.ledger.tenancy import TenantDatabase, refuse_untenanted
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -46,6 +47,7 @@ _SERVER_OPTIONS = {
     "tcp_user_timeout": 60_000,
 }
 _READ = "precedent_read"
+_TENANT = "precedent_tenant"
 
 
 class Database:
@@ -88,14 +90,20 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def of(self, tenant: str) -> TenantDatabase:
+        """A tenant's share of it."""
+        return TenantDatabase(self, tenant)
+
     @contextmanager
-    def begin(self, *, read: bool = False) -> Iterator[Connection]:
+    def begin(self, *, read: bool = False, tenant: str | None = None) -> Iterator[Connection]:
         """A connection in a transaction, committed at the end or rolled back on an error.
 
         read: the transaction only reads. In SQLite it then neither blocks writers nor waits for
-        them.
+        them. tenant: each statement has to name this tenant; None = any statement is executed.
         """
         with self._begin(self._reading if read else self._engine) as connection:
+            if tenant is not None:
+                connection.execution_options(**{_TENANT: tenant})
             yield connection
 
     @contextmanager
@@ -225,15 +233,18 @@ def _engine(url: URL, patience_s: float = _PATIENCE_S) -> Engine:
         engine = create_engine(url, connect_args={"timeout": patience_s}, hide_parameters=True)
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin_transaction)
+        event.listen(engine, "before_cursor_execute", _check_tenant)
         return engine
     options = {name: v for name, v in _SERVER_OPTIONS.items() if name not in url.query}
     try:
-        return create_engine(url, pool_pre_ping=True, connect_args=options, hide_parameters=True)
+        engine = create_engine(url, pool_pre_ping=True, connect_args=options, hide_parameters=True)
     except ImportError:
         raise LedgerError(
             "a ledger in PostgreSQL needs the package psycopg, which is not installed; "
             + install_command("server")
         ) from None
+    event.listen(engine, "before_cursor_execute", _check_tenant)
+    return engine
 
 
 def _configure(connection: Any, _: object) -> None:
@@ -264,6 +275,20 @@ def _begin_transaction(connection: Connection) -> None:
     # So one that may write takes the write lock at its start, and waits for it.
     read = connection.get_execution_options().get(_READ, False)
     connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+def _check_tenant(
+    connection: Connection,
+    _cursor: Any,
+    statement: str,
+    _parameters: Any,
+    context: Any,
+    _many: bool,
+) -> None:
+    tenant = connection.get_execution_options().get(_TENANT)
+    if tenant is not None:
+        named = context.compiled_parameters if context.compiled is not None else []
+        refuse_untenanted(statement, named[0] if named else {}, tenant)
 
 
 def _is_table_missing(error: BaseException | None) -> bool:

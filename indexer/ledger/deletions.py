@@ -6,8 +6,8 @@ from itertools import islice
 
 from sqlalchemy import Connection, delete, select
 
-from indexer.ledger.database import Database
 from indexer.ledger.schema import deleted
+from indexer.ledger.tenancy import TenantDatabase
 from indexer.sources.base import Discovered
 
 __all__ = ["note_deleted", "without_deleted"]
@@ -15,7 +15,7 @@ __all__ = ["note_deleted", "without_deleted"]
 _AT_ONCE = 400
 
 
-def note_deleted(database: Database, locators: Iterable[str]) -> None:
+def note_deleted(database: TenantDatabase, locators: Iterable[str]) -> None:
     """Records that these instances were deleted.
 
     Raises:
@@ -26,26 +26,27 @@ def note_deleted(database: Database, locators: Iterable[str]) -> None:
         while some := list(islice(hashes, _AT_ONCE)):
             connection.execute(
                 database.insert(deleted).on_conflict_do_nothing(),
-                [{"locator_sha256": one} for one in some],
+                [{"tenant": database.tenant, "locator_sha256": one} for one in some],
             )
 
 
 def without_deleted(
-    connection: Connection, items: Sequence[Discovered], *, again: bool
+    database: TenantDatabase, connection: Connection, items: Sequence[Discovered], *, again: bool
 ) -> list[Discovered]:
-    """Those of ``items`` that were not deleted, in order.
+    """Those of ``items`` that the tenant has not deleted, in order.
 
+    connection: of a transaction of ``database``.
     again: they are wanted again: all are returned, and their deletions forgotten.
     """
     hashes = {item.locator: _hash(item.locator) for item in items}
     gone: set[str] = set()
     for start in range(0, len(items), _AT_ONCE):
         some = [hashes[item.locator] for item in items[start : start + _AT_ONCE]]
-        column = deleted.c.locator_sha256
+        column, own = deleted.c.locator_sha256, database.own(deleted)
         if again:
-            connection.execute(delete(deleted).where(column.in_(some)))
+            connection.execute(delete(deleted).where(own, column.in_(some)))
         else:
-            gone |= set(connection.execute(select(column).where(column.in_(some))).scalars())
+            gone |= set(connection.execute(select(column).where(own, column.in_(some))).scalars())
     return [item for item in items if hashes[item.locator] not in gone]
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, select, update
 
 from engine.errors import RefusalReason
-from indexer.ledger.database import Database
 from indexer.ledger.instances import Ledger, Pending, State
 from indexer.ledger.schema import instances, points
+from indexer.ledger.tenancy import TenantDatabase
 
 __all__ = ["IndexedInstance", "IndexedInstances"]
 
@@ -31,17 +31,20 @@ class IndexedInstance(Pending):
 
 
 class IndexedInstances:
-    """The instances of a ledger that have points.
+    """The instances of a tenant's ledger that have points.
 
     Raises:
         LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: TenantDatabase) -> None:
         self._database = database
         self._ledger = Ledger(database)
-        self._have_points = (
-            select(points.c.locator).where(points.c.locator == instances.c.locator).exists()
+        self._have_points = and_(
+            database.own(instances),
+            select(points.c.locator)
+            .where(database.own(points), points.c.locator == instances.c.locator)
+            .exists(),
         )
 
     def count(self) -> int:
@@ -110,6 +113,7 @@ class IndexedInstances:
                 mine = sorted(name for name, found in renderings.items() if found == rendering)
                 connection.execute(
                     update(instances)
+                    .where(self._database.own(instances))
                     .where(c.locator.in_(mine), c.rendering.is_distinct_from(rendering))
                     .values(rendering=rendering)
                 )
@@ -123,6 +127,7 @@ class IndexedInstances:
         with self._database.begin() as connection:
             connection.execute(
                 update(instances)
+                .where(self._database.own(instances))
                 .where(c.locator.in_(sorted(locators)), c.state == of)
                 .values(state=to, reason=reason, detail=why)
             )

@@ -7,7 +7,6 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from engine.errors import RefusalReason
 from indexer.imaging.rendering import VERSION
-from indexer.ledger.database import Database
 from indexer.ledger.deletions import without_deleted
 from indexer.ledger.runs import Runs
 from indexer.ledger.schema import (
@@ -22,6 +21,7 @@ from indexer.ledger.schema import (
     finish_statement,
     instances,
     is_unchanged,
+    jobs,
     manifest as manifest_rows,
     manifest_row,
     manifest_statement,
@@ -29,6 +29,7 @@ from indexer.ledger.schema import (
     refused_row,
     stale,
 )
+from indexer.ledger.tenancy import TenantDatabase
 from indexer.sources.base import Discovered
 
 __all__ = ["Done", "Ledger", "Owner", "Pending", "Refused", "State"]
@@ -40,7 +41,7 @@ _T = TypeVar("_T")
 
 
 class Ledger(Runs):
-    """The record of an archive's instances and their points.
+    """The record of a tenant's instances and their points.
 
     Each writing method is one transaction, except :meth:`discover` and :meth:`stale`, which use
     one for each page, and :meth:`note`, which is part of its caller's. Rows are locked in the
@@ -53,7 +54,7 @@ class Ledger(Runs):
         LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, database: Database, rendering: str = str(VERSION)) -> None:
+    def __init__(self, database: TenantDatabase, rendering: str = str(VERSION)) -> None:
         super().__init__(database)
         self.rendering = rendering
 
@@ -71,7 +72,7 @@ class Ledger(Runs):
         count = 0
         for chunk in _chunks(found):
             with self._database.begin() as connection:
-                kept = without_deleted(connection, chunk, again=again)
+                kept = without_deleted(self._database, connection, chunk, again=again)
                 self.note(connection, run, source, kept, retry_refused=retry_refused, again=again)
             count += len(kept)
         return count
@@ -110,7 +111,7 @@ class Ledger(Runs):
         c = instances.c
         rows = connection.execute(
             select(c.locator, c.size, c.modified, c.label, c.state, c.reason, c.rendering)
-            .where(c.locator.in_([item.locator for item in chunk]))
+            .where(self._own(instances), c.locator.in_([item.locator for item in chunk]))
             .order_by(c.locator)
             .with_for_update(key_share=True)
         )
@@ -127,7 +128,7 @@ class Ledger(Runs):
         if kept:
             connection.execute(
                 update(instances)
-                .where(c.locator.in_(sorted(kept)))
+                .where(self._own(instances), c.locator.in_(sorted(kept)))
                 .values(seen_in=run, source=source)
             )
         if fresh:
@@ -136,10 +137,12 @@ class Ledger(Runs):
             replaced = {name: statement.excluded[name] for name in names}
             connection.execute(
                 statement.on_conflict_do_update(
-                    index_elements=[c.locator], set_={**replaced, "reason": None, "detail": None}
+                    index_elements=[c.tenant, c.locator],
+                    set_={**replaced, "reason": None, "detail": None},
                 ),
                 [
                     {
+                        "tenant": self.tenant,
                         "locator": item.locator,
                         "size": item.size,
                         "modified": item.modified,
@@ -157,7 +160,8 @@ class Ledger(Runs):
         """How many instances of a run are pending."""
         c = instances.c
         with self._database.begin(read=True) as connection:
-            query = select(func.count()).where(c.seen_in == run, c.state == State.PENDING)
+            query = select(func.count()).where(self._own(instances))
+            query = query.where(c.seen_in == run, c.state == State.PENDING)
             return int(connection.execute(query).scalar_one())
 
     def pending(self, run: int) -> Iterator[Pending]:
@@ -168,7 +172,8 @@ class Ledger(Runs):
             with self._database.begin(read=True) as connection:
                 rows = connection.execute(
                     select(c.locator, c.label)
-                    .where(c.seen_in == run, c.state == State.PENDING, c.locator > last)
+                    .where(self._own(instances), c.seen_in == run)
+                    .where(c.state == State.PENDING, c.locator > last)
                     .order_by(c.locator)
                     .limit(_AT_ONCE)
                 ).all()
@@ -190,7 +195,7 @@ class Ledger(Runs):
                 c = instances.c
                 of_it = (c.content, c.finished_at, c.pixels, c.partial)
                 query = select(points.c.id, points.c.locator, *of_it)
-                query = query.join(instances).where(points.c.id.in_(chunk))
+                query = query.join(instances).where(self._own(points), points.c.id.in_(chunk))
                 query = query.order_by(c.seen_in.desc(), points.c.locator)
                 if done_only:
                     query = query.where(instances.c.state == State.DONE)
@@ -213,7 +218,7 @@ class Ledger(Runs):
             with self._database.begin(read=True) as connection:
                 rows = connection.execute(
                     select(points.c.locator, points.c.id)
-                    .where(points.c.locator.in_(chunk))
+                    .where(self._own(points), points.c.locator.in_(chunk))
                     .order_by(points.c.locator, points.c.frame)
                 )
                 for row in rows:
@@ -247,21 +252,21 @@ class Ledger(Runs):
         there = set(
             connection.execute(
                 select(c.locator)
-                .where(c.locator.in_(locators))
+                .where(self._own(instances), c.locator.in_(locators))
                 .order_by(c.locator)
                 .with_for_update(key_share=True)
             ).scalars()
         )
-        had = connection.execute(
-            select(points.c.locator, points.c.id).where(points.c.locator.in_(locators))
-        ).all()
+        theirs = self._own(points) & points.c.locator.in_(locators)
+        had = connection.execute(select(points.c.locator, points.c.id).where(theirs)).all()
         if had:
-            connection.execute(delete(points).where(points.c.locator.in_(locators)))
+            connection.execute(delete(points).where(theirs))
         connection.execute(
             finish_statement,
             [
                 {
                     **(done_row(outcome) if isinstance(outcome, Done) else refused_row(outcome)),
+                    "whose": self.tenant,
                     "run": run,
                     "at": at,
                     "rendered_by": self.rendering,
@@ -270,7 +275,7 @@ class Ledger(Runs):
             ],
         )
         has = [
-            {"locator": outcome.locator, "id": point_id, "frame": frame}
+            {"tenant": self.tenant, "locator": outcome.locator, "id": point_id, "frame": frame}
             for outcome in chunk
             if isinstance(outcome, Done)
             for point_id, frame in outcome.points
@@ -284,7 +289,7 @@ class Ledger(Runs):
         if gone:
             connection.execute(
                 self._database.insert(stale).on_conflict_do_nothing(),
-                [{"id": point_id} for point_id in sorted(gone)],
+                [{"tenant": self.tenant, "id": point_id} for point_id in sorted(gone)],
             )
 
     def stale(self, limit: int) -> list[str]:
@@ -298,7 +303,10 @@ class Ledger(Runs):
         while len(found) < limit:
             with self._database.begin() as connection:
                 page = connection.execute(
-                    select(stale.c.id).where(stale.c.id > last).order_by(stale.c.id).limit(_AT_ONCE)
+                    select(stale.c.id)
+                    .where(self._own(stale), stale.c.id > last)
+                    .order_by(stale.c.id)
+                    .limit(_AT_ONCE)
                 ).scalars()
                 ids = list(page)
                 if not ids:
@@ -308,11 +316,13 @@ class Ledger(Runs):
                     connection.execute(
                         select(points.c.id)
                         .join(instances)
-                        .where(points.c.id.in_(ids), instances.c.state == State.DONE)
+                        .where(self._own(points), points.c.id.in_(ids))
+                        .where(instances.c.state == State.DONE)
                     ).scalars()
                 )
                 if owned:
-                    connection.execute(delete(stale).where(stale.c.id.in_(sorted(owned))))
+                    again = self._own(stale) & stale.c.id.in_(sorted(owned))
+                    connection.execute(delete(stale).where(again))
             found += [point_id for point_id in ids if point_id not in owned]
         return found[:limit]
 
@@ -320,7 +330,7 @@ class Ledger(Runs):
         """Removes ids from the record of stale points, after these were deleted from the index."""
         with self._database.begin() as connection:
             for chunk in _chunks(sorted(ids)):
-                connection.execute(delete(stale).where(stale.c.id.in_(chunk)))
+                connection.execute(delete(stale).where(self._own(stale), stale.c.id.in_(chunk)))
 
     def vanished(self, run: int, source: str, prefixes: Sequence[str]) -> Iterator[list[str]]:
         """Locators of a source that no run has seen since run ``run`` began, page by page.
@@ -337,7 +347,8 @@ class Ledger(Runs):
             # Grouped by the run that saw them last, for which the database index is ordered by
             # locator.
             with self._database.begin(read=True) as connection:
-                query = select(func.max(c.seen_in)).where(c.source == source, c.seen_in < before)
+                query = select(func.max(c.seen_in)).where(self._own(instances), c.source == source)
+                query = query.where(c.seen_in < before)
                 before = connection.execute(query).scalar()
             if before is None:
                 return
@@ -347,7 +358,7 @@ class Ledger(Runs):
                 with self._database.begin(read=True) as connection:
                     rows = connection.execute(
                         select(c.locator)
-                        .where(c.source == source, c.seen_in == before)
+                        .where(self._own(instances), c.source == source, c.seen_in == before)
                         .where(c.locator > last, c.locator >= start)
                         .order_by(c.locator)
                         .limit(_AT_ONCE)
@@ -365,8 +376,11 @@ class Ledger(Runs):
         """Instances that the run refused for their SOP Instance UID, which no indexed instance has
         any more; ordered by locator."""
         c, other = instances.c, instances.alias()
-        holder = select(other.c.locator).where(other.c.sop == c.sop, other.c.state == State.DONE)
+        holder = select(other.c.locator).where(
+            self._own(other), other.c.sop == c.sop, other.c.state == State.DONE
+        )
         query = select(c.locator, c.label).where(
+            self._own(instances),
             c.seen_in == run,
             c.state == State.REFUSED,
             c.reason == RefusalReason.CONFLICTING_UID,
@@ -381,7 +395,7 @@ class Ledger(Runs):
         """How many indexed instances another version of the reader rendered, or other settings."""
         c = instances.c
         other = c.rendering.is_(None) | (c.rendering != self.rendering)
-        query = select(func.count()).select_from(instances).where(c.state == State.DONE, other)
+        query = select(func.count()).where(self._own(instances), c.state == State.DONE, other)
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -390,16 +404,15 @@ class Ledger(Runs):
         this one may cure: the next run reads them again."""
         c = instances.c
         other = c.rendering.is_(None) | (c.rendering != self.rendering)
-        mine = (c.source == source) & (c.state == State.REFUSED)
-        query = select(func.count()).select_from(instances)
-        query = query.where(mine, other, c.reason.in_(CURABLE))
+        mine = self._own(instances) & (c.source == source) & (c.state == State.REFUSED)
+        query = select(func.count()).where(mine, other, c.reason.in_(CURABLE))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
     def count_partial(self, run: int | None = None) -> int:
         """How many indexed instances have frames that are missing or broken. run: of those that
         this run saw; None = of all."""
-        query = select(func.count()).select_from(instances).where(*_partial(run))
+        query = select(func.count()).where(self._own(instances), *_partial(run))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -407,7 +420,8 @@ class Ledger(Runs):
         """The first indexed instances with frames that are missing or broken, ordered by locator:
         locator, and which frames."""
         c = instances.c
-        query = select(c.locator, c.partial).where(*_partial(None)).order_by(c.locator)
+        query = select(c.locator, c.partial).where(self._own(instances), *_partial(None))
+        query = query.order_by(c.locator)
         with self._database.begin(read=True) as connection:
             return [(row.locator, row.partial) for row in connection.execute(query.limit(limit))]
 
@@ -415,7 +429,8 @@ class Ledger(Runs):
         """Instances by state."""
         c = instances.c
         with self._database.begin(read=True) as connection:
-            rows = connection.execute(select(c.state, func.count()).group_by(c.state)).all()
+            query = select(c.state, func.count()).where(self._own(instances)).group_by(c.state)
+            rows = connection.execute(query).all()
         return {row[0]: row[1] for row in rows}
 
     def refusals(self, limit: int) -> list[Refused]:
@@ -424,7 +439,7 @@ class Ledger(Runs):
         with self._database.begin(read=True) as connection:
             rows = connection.execute(
                 select(c.locator, c.reason, c.detail, c.sop)
-                .where(c.state == State.REFUSED)
+                .where(self._own(instances), c.state == State.REFUSED)
                 .order_by(c.reason, c.locator)
                 .limit(limit)
             ).all()
@@ -437,47 +452,53 @@ class Ledger(Runs):
 
         limit: the most to return; None = all.
         """
-        query = select(instances.c.locator).where(*_named(wanted)).order_by(instances.c.locator)
+        query = select(instances.c.locator).where(self._own(instances), *_named(wanted))
+        query = query.order_by(instances.c.locator)
         with self._database.begin(read=True) as connection:
             return list(connection.execute(query.limit(limit)).scalars())
 
     def count(self, **wanted: str | None) -> int:
-        """How many instances have these values of study, patient, sop, source, tenant; None =
-        any."""
-        query = select(func.count()).select_from(instances).where(*_named(wanted))
+        """How many instances have these values of study, patient, sop, source; None = any."""
+        query = select(func.count()).where(self._own(instances), *_named(wanted))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
     def count_distinct(self, field: str, **wanted: str | None) -> int:
         """How many studies or series these instances are of. field: "study" or "series"."""
-        query = select(func.count(instances.c[field].distinct())).where(*_named(wanted))
+        query = select(func.count(instances.c[field].distinct()))
+        query = query.where(self._own(instances), *_named(wanted))
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
-    def names(self, field: str) -> list[str]:
-        """The sources or tenants that instances have, ordered. field: "source" or "tenant"."""
-        column = instances.c[field]
-        query = select(column).where(column.is_not(None)).distinct().order_by(column)
+    def sources(self) -> list[str]:
+        """The sources that instances have, ordered."""
+        source = instances.c.source
+        query = select(source).where(self._own(instances), source.is_not(None))
         with self._database.begin(read=True) as connection:
-            return list(connection.execute(query).scalars())
+            return list(connection.execute(query.distinct().order_by(source)).scalars())
 
     def clear(self) -> None:
         """Removes all instances and points, after the index was deleted. Instances that a job has
         still to read stay, as pending."""
         c = manifest_rows.c
-        wanted = select(c.locator).where(c.locator == instances.c.locator, c.fate.is_(None))
+        own_jobs = select(jobs.c.id).where(self._own(jobs))
+        wanted = select(c.locator).where(
+            c.locator == instances.c.locator, c.fate.is_(None), c.job.in_(own_jobs)
+        )
+        own = self._own(instances)
         with self._database.begin() as connection:
             for table in (points, stale):
-                connection.execute(delete(table))
-            connection.execute(delete(instances).where(~wanted.exists()))
-            connection.execute(update(instances).values(state=State.PENDING))
+                connection.execute(delete(table).where(self._own(table)))
+            connection.execute(delete(instances).where(own, ~wanted.exists()))
+            connection.execute(update(instances).where(own).values(state=State.PENDING))
 
     def forget(self, locators: Sequence[str]) -> None:
         """Removes the rows of these instances."""
         with self._database.begin() as connection:
             for chunk in _chunks(sorted(locators)):
-                connection.execute(delete(points).where(points.c.locator.in_(chunk)))
-                connection.execute(delete(instances).where(instances.c.locator.in_(chunk)))
+                for table in (points, instances):
+                    theirs = self._own(table) & table.c.locator.in_(chunk)
+                    connection.execute(delete(table).where(theirs))
 
 
 def _partial(run: int | None) -> list[ColumnElement[bool]]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import func, insert, select, update
 
-from indexer.ledger.database import Database
 from indexer.ledger.schema import State, instances, jobs, tasks
+from indexer.ledger.tenancy import TenantDatabase
 
 __all__ = ["Runs"]
 
@@ -15,21 +15,23 @@ _COUNTS = 1
 
 
 class Runs:
-    """Begins, counts and ends runs. Times are UTC timestamps, ISO 8601.
+    """Begins, counts and ends runs of a tenant. Times are UTC timestamps, ISO 8601.
 
     Raises:
         LedgerError: the database cannot be read or written.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: TenantDatabase) -> None:
         self._database = database
+        self._own = database.own
+        self.tenant = database.tenant
 
     def begin_run(self, source: str, at: str, *, alone: bool = False) -> int:
         """Starts a run over a source; returns its number.
 
-        alone: no other run can be under way, so those that have no end were killed.
+        alone: no other run of the tenant can be under way, so those that have no end were killed.
         """
-        row = {"kind": "run", "source": source, "state": "running"}
+        row = {"kind": "run", "source": source, "state": "running", "tenant": self.tenant}
         killed = {
             "state": "failed",
             "finished_at": at,
@@ -39,7 +41,7 @@ class Runs:
             if alone:
                 connection.execute(
                     update(jobs)
-                    .where(jobs.c.kind == "run", jobs.c.state == "running")
+                    .where(self._own(jobs), jobs.c.kind == "run", jobs.c.state == "running")
                     .values(killed)
                 )
             result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
@@ -82,11 +84,11 @@ class Runs:
         """
         ended = {"state": state, "finished_at": at, "note": note}
         with self._database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == run).values(ended))
+            connection.execute(update(jobs).where(self._own(jobs), jobs.c.id == run).values(ended))
 
     def count_seen(self, run: int) -> int:
         """How many instances a run or job has seen, and no later one since."""
-        query = select(func.count()).where(instances.c.seen_in == run)
+        query = select(func.count()).where(self._own(instances), instances.c.seen_in == run)
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -97,7 +99,7 @@ class Runs:
         with self._database.begin(read=True) as connection:
             rows = connection.execute(
                 select(c.state, c.reason, c.finished_in, func.count())
-                .where(c.seen_in == run)
+                .where(self._own(instances), c.seen_in == run)
                 .group_by(c.state, c.reason, c.finished_in)
             ).all()
         indexed = sum(row[3] for row in rows if row[0] == State.DONE and row[2] == run)

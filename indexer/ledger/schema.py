@@ -16,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -200,6 +201,7 @@ metadata = MetaData()
 instances = Table(
     "instances",
     metadata,
+    Column("tenant", Text, primary_key=True),
     Column("locator", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("modified", BigInteger, nullable=False),
@@ -217,30 +219,44 @@ instances = Table(
     Column("finished_in", Integer),
     Column("finished_at", Text),
     Column("source", Text),
-    Column("tenant", Text, nullable=False, server_default="default"),
     Column("rendering", Text),
     Column("decoder", Text),
     Column("partial", Text),
-    Index("instances_by_run", "seen_in", "state", "locator"),
+    Index("instances_by_run", "tenant", "seen_in", "state", "locator"),
     Index("instances_by_study", "study"),
     Index("instances_by_patient", "patient"),
     Index("instances_by_sop", "sop"),
-    Index("instances_by_source", "source", "seen_in", "locator"),
+    Index("instances_by_source", "tenant", "source", "seen_in", "locator"),
 )
+"""A file that two tenants have is an instance of each."""
 
 points = Table(
     "points",
     metadata,
-    Column("locator", ForeignKey("instances.locator", ondelete="CASCADE"), primary_key=True),
+    Column("tenant", Text, primary_key=True),
+    Column("locator", Text, primary_key=True),
     Column("id", Text, primary_key=True),
     Column("frame", Integer, nullable=False),
+    ForeignKeyConstraint(
+        ["tenant", "locator"], ["instances.tenant", "instances.locator"], ondelete="CASCADE"
+    ),
     Index("points_by_id", "id"),
 )
 
-stale = Table("stale", metadata, Column("id", Text, primary_key=True))
+stale = Table(
+    "stale",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default="default"),
+)
 """Ids of points that a file no longer has; deleted from the index if no other file has them."""
 
-deleted = Table("deleted", metadata, Column("locator_sha256", Text, primary_key=True))
+deleted = Table(
+    "deleted",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("locator_sha256", Text, primary_key=True),
+)
 """Instances that were deleted on purpose. Only hashes, since a path may name a patient."""
 
 # AUTOINCREMENT: the number of a removed job is not used again, because instances still refer to
@@ -259,6 +275,7 @@ jobs = Table(
     Column("started_at", Text),
     Column("finished_at", Text),
     Column("note", Text),
+    Column("tenant", Text, nullable=False, server_default="default"),
     sqlite_autoincrement=True,
 )
 
@@ -398,7 +415,7 @@ def manifest_row(outcome: Done | Refused) -> dict[str, str | None]:
 
 finish_statement = (
     update(instances)
-    .where(instances.c.locator == bindparam("which"))
+    .where(instances.c.tenant == bindparam("whose"), instances.c.locator == bindparam("which"))
     .values(
         state=bindparam("new_state"),
         reason=bindparam("why"),

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
@@ -93,7 +94,8 @@ Reading = tuple[Pending, Prepared | ImageRefused]
 
 
 class Indexer:
-    """Indexes instances into one archive. Close it, or use it as a context manager.
+    """Indexes instances into one archive, for the tenant of its ledger. Close it, or use it as a
+    context manager.
 
     The reading processes are started once and stay, so that one indexer serves many calls of
     :meth:`index`.
@@ -138,6 +140,13 @@ class Indexer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def over(self, ledger: Ledger) -> "Indexer":
+        """The same indexer, with the same reading processes, for the tenant of another ledger.
+        Not to be closed."""
+        other = copy(self)
+        other._ledger = ledger
+        return other
 
     def index(
         self,
@@ -286,7 +295,7 @@ class IndexingPass:
         """Decides the outcome of each instance: to be encoded, duplicate, or refused."""
         batch = Batch()
         readable = [
-            ledger_and_index_entry(pending, result, self._source.name)
+            ledger_and_index_entry(pending, result, self._source.name, self._ledger.tenant)
             for pending, result in readings
             if isinstance(result, Prepared)
         ]
@@ -329,7 +338,8 @@ class IndexingPass:
             points = self._points(batch.prepared, encoded, itertools.repeat(at))
             for instance in batch.prepared:
                 for picture in instance.pictures:
-                    write_thumbnail(self._data_dir.thumbnails, picture.point_id, picture.thumbnail)
+                    image_id = picture.id_in(self._ledger.tenant)
+                    write_thumbnail(self._data_dir.thumbnails, image_id, picture.thumbnail)
             self._store.upsert(points)
             self.tally.points += len(points)
             self._unrecorded.extend(batch.outcomes)
@@ -345,7 +355,7 @@ class IndexingPass:
         rows = zip(encoded.z, encoded.codes, strict=True)
         return [
             Point(
-                picture.point_id,
+                picture.id_in(self._ledger.tenant),
                 picture.record_of(instance.record),
                 code,
                 z,
@@ -389,16 +399,16 @@ class IndexingPass:
 
 
 def ledger_and_index_entry(
-    pending: Pending, prepared: Prepared, source: str
+    pending: Pending, prepared: Prepared, source: str, tenant: str
 ) -> tuple[Done, Prepared]:
     """What the ledger records of an instance that was read, and what the index is to hold of it:
-    the same ``Prepared`` with label and source in its record."""
+    the same ``Prepared`` with label, source and tenant in its record."""
     labels = () if pending.label is None else (pending.label,)
-    record = replace(prepared.record, labels=labels, source=source)
+    record = replace(prepared.record, labels=labels, source=source, tenant=tenant)
     done = Done(
         pending.locator,
         prepared.content_sha256,
-        tuple((picture.point_id, picture.frame) for picture in prepared.pictures),
+        tuple((picture.id_in(tenant), picture.frame) for picture in prepared.pictures),
         record.study,
         record.series,
         record.sop,

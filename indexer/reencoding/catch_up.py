@@ -15,12 +15,14 @@ from engine.errors import ImageRefused, SourceError
 from engine.records import EncodedImages
 from engine.settings import DicomWebSettings, Settings
 from engine.store.base import Filter, Ids, VectorStore
+from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.layout import DataDir
 from indexer.encoders import following, load_encoder
 from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.indexed import IndexedInstance, IndexedInstances
 from indexer.ledger.instances import Done, Ledger
+from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.indexing import (
     Batch,
     Indexer,
@@ -107,8 +109,45 @@ class _Failed:
     reason: str
 
 
+@dataclass(slots=True)
+class _Share:
+    """What one tenant has in the ledger, and how its instances are read again.
+
+    sources: by the names that the ledger has for them. failed: by locator, the instances that could
+    not be encoded.
+    """
+
+    indexed: IndexedInstances
+    ledger: Ledger
+    currency: _Currency
+    indexer: Indexer
+    sources: dict[str | None, ImageSource] = field(default_factory=dict)
+    failed: dict[str, _Failed] = field(default_factory=dict)
+
+    def has_failed(self, instance: IndexedInstance) -> bool:
+        failed = self.failed.get(instance.locator)
+        return failed is not None and failed.at == instance.at
+
+    def parted(
+        self,
+    ) -> Iterator[tuple[_Comparison, list[IndexedInstance], list[IndexedInstance]]]:
+        """Page by page, what the index has, the instances that it lacks, and those that it has
+        although an earlier exchange left them out."""
+        for name in self.indexed.sources():
+            for page in self.indexed.pages(name):
+                found = self.currency.compared(page)
+                out = [one for one in page if not found.lacking.keys().isdisjoint(one.ids)]
+                missing = {instance.locator for instance in out}
+                back = [
+                    instance
+                    for instance in page
+                    if instance.state == "refused" and instance.locator not in missing
+                ]
+                yield found, out, back
+
+
 class CatchUp:
-    """Brings one index up to date with the ledger. Use it as a context manager.
+    """Brings one index up to date with the ledgers of all tenants. Use it as a context manager.
 
     encoded: pictures read and encoded so far. removed: points removed because their instances
     were deleted from the archive after they were encoded. left_out: instances that the index
@@ -139,20 +178,21 @@ class CatchUp:
         self._progress = progress
         self._opened = ExitStack()
         with ExitStack() as opened:
-            database = opened.enter_context(open_database(settings, data_dir.ledger))
-            self._indexed = IndexedInstances(database)
-            self._ledger = Ledger(database, rendering_of(settings))
-            self._sources = {name: self._source(name) for name in self._indexed.sources()}
+            self._database = opened.enter_context(open_database(settings, data_dir.ledger))
+            for tenant in all_tenants(self._database):
+                indexed = IndexedInstances(self._database.of(tenant))
+                for name in indexed.sources():
+                    self._source(name, indexed)
             encoder = following(load_encoder(model, settings), store.collection, settings)
+            ledger = self._ledger_of(DEFAULT_TENANT)
             self._indexer = opened.enter_context(
-                Indexer(encoder, store, self._ledger, data_dir, settings)
+                Indexer(encoder, store, ledger, data_dir, settings)
             )
             self._opened = opened.pop_all()
-        rendering = None if until is not None else self._ledger.rendering
-        self._currency = _Currency(store, self._ledger, until, rendering)
+        self._until = until
+        self._shares: dict[str, _Share] = {}
         self.encoded = self.removed = self.left_out = 0
         self._walked = 0
-        self._failed: dict[str, _Failed] = {}
 
     def __enter__(self) -> "CatchUp":
         return self
@@ -160,12 +200,29 @@ class CatchUp:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def _source(self, name: str | None) -> ImageSource:
+    def _ledger_of(self, tenant: str) -> Ledger:
+        return Ledger(self._database.of(tenant), rendering_of(self._settings))
+
+    def _by_tenant(self) -> Iterator[_Share]:
+        """The shares of all tenants, also of those that were added meanwhile."""
+        for tenant in all_tenants(self._database):
+            if tenant not in self._shares:
+                ledger = self._ledger_of(tenant)
+                rendering = None if self._until is not None else ledger.rendering
+                self._shares[tenant] = _Share(
+                    IndexedInstances(self._database.of(tenant)),
+                    ledger,
+                    _Currency(self._store, ledger, self._until, rendering),
+                    self._indexer.over(ledger),
+                )
+            yield self._shares[tenant]
+
+    def _source(self, name: str | None, indexed: IndexedInstances) -> ImageSource:
         """The source from which instances of this name are read again. Files, whichever source they
         came from, are read by their paths."""
         if name is not None and isinstance(self._settings.sources.get(name), DicomWebSettings):
             return SourceSpec(name=name).open(self._settings)
-        if self._indexed.has_addresses(name):
+        if indexed.has_addresses(name):
             # Raises the error that says that the settings lack it, and how to add it.
             SourceSpec(name=name).settings(self._settings)
         return FolderSource([], name=name or "folder", zip_limits=self._settings.zip)
@@ -173,40 +230,39 @@ class CatchUp:
     def encode(self) -> None:
         """Reads and encodes the instances that the index lacks. Those that failed before, and were
         not indexed again since, are not tried again."""
-        self._walked, total = 0, self._indexed.count()
+        self._walked, total = 0, sum(share.indexed.count() for share in self._by_tenant())
 
         def shown(tally: Tally) -> None:
             points = self.encoded + tally.points
-            self._progress(Progress("index", total, self._walked, points, len(self._failed)))
+            failed = sum(len(share.failed) for share in self._shares.values())
+            self._progress(Progress("index", total, self._walked, points, failed))
 
-        # Of several files with the same content the first one gives label and record; another
-        # one is read only if the first cannot be.
-        for firsts in (True, False):
-            for name in self._indexed.sources():
-                if name not in self._sources:  # it was added meanwhile
-                    self._sources[name] = self._source(name)
-                reencoding = _ReencodingPass(
-                    self._indexer, self._sources[name], self._failed, shown
-                )
-                try:
-                    reencoding.run(self._lacking(name, firsts=firsts), lambda: False)
-                finally:
-                    self.encoded += reencoding.tally.points
+        for share in self._by_tenant():
+            # Of several files with the same content the first one gives label and record; another
+            # one is read only if the first cannot be.
+            for firsts in (True, False):
+                for name in share.indexed.sources():
+                    if name not in share.sources:
+                        share.sources[name] = self._source(name, share.indexed)
+                    source = share.sources[name]
+                    reencoding = _ReencodingPass(share.indexer, source, share.failed, shown)
+                    try:
+                        reencoding.run(self._lacking(share, name, firsts=firsts), lambda: False)
+                    finally:
+                        self.encoded += reencoding.tally.points
 
-    def _lacking(self, source: str | None, *, firsts: bool) -> Iterator[IndexedInstance]:
-        for page in self._indexed.pages(source):
-            lacking = self._currency.compared(page).lacking
+    def _lacking(
+        self, share: _Share, source: str | None, *, firsts: bool
+    ) -> Iterator[IndexedInstance]:
+        for page in share.indexed.pages(source):
+            lacking = share.currency.compared(page).lacking
             for instance in page:
                 heads = {lacking[point_id] for point_id in instance.ids if point_id in lacking}
                 wanted = heads and (instance.locator in heads) == firsts
-                if wanted and not self._has_failed(instance):
+                if wanted and not share.has_failed(instance):
                     yield instance
             if firsts:
                 self._walked += len(page)
-
-    def _has_failed(self, instance: IndexedInstance) -> bool:
-        failed = self._failed.get(instance.locator)
-        return failed is not None and failed.at == instance.at
 
     def check(self, *, leave_out: bool, of_tried: bool = False) -> None:
         """Counts the instances that the index still lacks, in ``left_out``.
@@ -220,8 +276,9 @@ class CatchUp:
             SourceError: it lacks some, and ``leave_out`` is False.
         """
         self.left_out = sum(
-            not of_tried or self._has_failed(instance)
-            for _, out, _ in self._parted()
+            not of_tried or share.has_failed(instance)
+            for share in self._by_tenant()
+            for _, out, _ in share.parted()
             for instance in out
         )
         if self.left_out and not leave_out:
@@ -240,27 +297,11 @@ class CatchUp:
         for gone in self._unowned():
             self.removed += self._store.delete(Filter(must=(Ids(gone),)))
         self._store.flush()
-        for found, out, back in self._parted():
-            self._indexed.leave_out([instance.locator for instance in out])
-            self._indexed.take_back([instance.locator for instance in back])
-            self._indexed.note_renderings(found.renderings)
-
-    def _parted(
-        self,
-    ) -> Iterator[tuple[_Comparison, list[IndexedInstance], list[IndexedInstance]]]:
-        """Page by page, what the index has, the instances that it lacks, and those that it has
-        although an earlier exchange left them out."""
-        for name in self._indexed.sources():
-            for page in self._indexed.pages(name):
-                found = self._currency.compared(page)
-                out = [one for one in page if not found.lacking.keys().isdisjoint(one.ids)]
-                missing = {instance.locator for instance in out}
-                back = [
-                    instance
-                    for instance in page
-                    if instance.state == "refused" and instance.locator not in missing
-                ]
-                yield found, out, back
+        for share in self._by_tenant():
+            for found, out, back in share.parted():
+                share.indexed.leave_out([instance.locator for instance in out])
+                share.indexed.take_back([instance.locator for instance in back])
+                share.indexed.note_renderings(found.renderings)
 
     def _unowned(self) -> Iterator[tuple[str, ...]]:
         """Ids of points that no instance has any more, in groups."""
@@ -276,12 +317,13 @@ class CatchUp:
             yield tuple(found[start : start + _AT_ONCE])
 
     def _without_owner(self, ids: list[str]) -> list[str]:
-        owners = self._ledger.owners(ids)
-        return [point_id for point_id in ids if point_id not in owners]
+        owned = {one for share in self._by_tenant() for one in share.ledger.owners(ids)}
+        return [point_id for point_id in ids if point_id not in owned]
 
     def reasons(self) -> dict[str, int]:
         """How many instances could not be encoded, by reason."""
-        return dict(sorted(Counter(one.reason for one in self._failed.values()).items()))
+        failed = (one for share in self._shares.values() for one in share.failed.values())
+        return dict(sorted(Counter(one.reason for one in failed).items()))
 
 
 @dataclass(slots=True)
@@ -313,11 +355,14 @@ class _ReencodingPass(IndexingPass):
             if isinstance(result, ImageRefused):
                 self._failed[instance.locator] = _Failed(instance.at, result.reason.value)
                 continue
-            done, prepared = ledger_and_index_entry(instance, result, self._source.name)
+            done, prepared = ledger_and_index_entry(
+                instance, result, self._source.name, self._ledger.tenant
+            )
             if not _is_as_indexed(instance, done):
                 self._failed[instance.locator] = _Failed(instance.at, _CHANGED)
                 continue
-            pictures = tuple(one for one in prepared.pictures if one.point_id in instance.ids)
+            tenant = self._ledger.tenant
+            pictures = tuple(one for one in prepared.pictures if one.id_in(tenant) in instance.ids)
             batch.outcomes.append(done)
             batch.prepared.append(replace(prepared, pictures=pictures))
             batch.at.append(instance.at)

@@ -26,6 +26,7 @@ from indexer.datadir.write_lock import exchanging
 from indexer.imaging.rendering import rendering_of
 from indexer.ledger.database import open_database
 from indexer.ledger.instances import Ledger
+from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.run import Progress
 from indexer.reencoding.catch_up import CatchUp
 
@@ -187,7 +188,10 @@ def _alone(data_dir: DataDir) -> Iterator[None]:
 
 def _rendered_otherwise(settings: Settings, data_dir: DataDir) -> int:
     with open_database(settings, data_dir.ledger) as database:
-        return Ledger(database, rendering_of(settings)).count_rendered_otherwise()
+        return sum(
+            Ledger(database.of(tenant), rendering_of(settings)).count_rendered_otherwise()
+            for tenant in all_tenants(database)
+        )
 
 
 def _model_of(

@@ -65,7 +65,7 @@ def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
         assert "clinic" not in archive.store.facets(["source"], Filter(), 100)["source"]
         assert archive.ledger.find(source="clinic") == []
         assert archive.ledger.points_of(locators) == {}
-        assert archive.ledger.names("source") == ["folder"]
+        assert archive.ledger.sources() == ["folder"]
         for one in gone:
             assert client.get(f"/v1/images/{one}").status_code == 404
             assert client.get(f"/v1/images/{one}/thumbnail").status_code == 404
@@ -135,12 +135,12 @@ def test_an_unknown_name_says_which_there_are(settings: Settings, option: str, k
 
 def test_a_source_that_a_job_still_reads_is_not_deleted(settings: Settings) -> None:
     with open_database(settings, DataDir(settings.data_dir).ledger) as database:
-        job = JobLedger(database).submit(
+        job = JobLedger(database.of("default")).submit(
             SourceSpec(name="clinic"), JobOptions(False, False, False), at="2024"
         )
         with pytest.raises(JobError, match=f"jobs cancel {job}`"):
             run(settings, "--source", "clinic", "--yes")
-        JobLedger(database).cancel(job, "2024")
+        JobLedger(database.of("default")).cancel(job, "2024")
     told = run(settings, "--source", "clinic", "--yes", "--json")
     assert json.loads(told.stdout)["instances"] == 4
 

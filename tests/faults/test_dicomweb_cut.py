@@ -205,7 +205,9 @@ class Place:
 
     def submit(self) -> int:
         with self.database() as database:
-            return JobLedger(database).submit(SourceSpec(name="pacs"), JobOptions(), at=AT)
+            return JobLedger(database.of("default")).submit(
+                SourceSpec(name="pacs"), JobOptions(), at=AT
+            )
 
     def database(self) -> Database:
         DataDir(self.settings.data_dir).make()
@@ -213,7 +215,7 @@ class Place:
 
     def told(self, job: int) -> JobSummary:
         with self.database() as database:
-            return JobLedger(database).summary(job, time.time())
+            return JobLedger(database.of("default")).summary(job, time.time())
 
     def work(self) -> None:
         """Until there is nothing left to do."""
@@ -222,7 +224,7 @@ class Place:
     def fates(self, job: int) -> dict[str, str]:
         """By SOP Instance UID."""
         with self.database() as database:
-            found = list(JobLedger(database).fates(job))
+            found = list(JobLedger(database.of("default")).fates(job))
         by_uid = {one.locator.rpartition("/")[2]: one.fate for one in found}
         assert len(by_uid) == len(found)
         return by_uid
@@ -309,7 +311,7 @@ def test_a_job_over_a_line_that_breaks_off_ends_with_the_same_points(
         # What the line kept back each time is refused, and had when it is asked for anew.
         proxy.troubled = False
         with troubled.database() as database:
-            JobLedger(database).retry(job, refused=True)
+            JobLedger(database.of("default")).retry(job, refused=True)
         troubled.work()
         assert troubled.told(job).state == "finished"
     assert troubled.fates(job) == fates

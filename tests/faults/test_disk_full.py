@@ -110,7 +110,7 @@ def test_a_ledger_without_room_says_so_and_goes_on(new_disk: Callable[[int], Dis
     disk = new_disk(MIB)
     found = [Discovered(f"file:///{number:06}/{'x' * 200}", 1, 1) for number in range(20_000)]
     with Database(f"sqlite:///{disk.root}/ledger.sqlite") as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         run = ledger.begin_run("folder", "2026-01-01T00:00:00+00:00")
         with pytest.raises(LedgerError, match=r"is full; make room on its disk"):
             ledger.discover(run, "folder", found)
@@ -380,5 +380,10 @@ def stored(environment: dict[str, str]) -> dict[str, Point]:
 def owned(environment: dict[str, str]) -> set[str]:
     """The points of instances that the ledger has as done."""
     with Database(environment["PRECEDENT_LEDGER__URL"]) as database:
-        done = [one.locator for one in JobLedger(database).fates(1) if one.fate == "indexed"]
-        return {point for found in Ledger(database).points_of(done).values() for point in found}
+        done = [
+            one.locator
+            for one in JobLedger(database.of("default")).fates(1)
+            if one.fate == "indexed"
+        ]
+        found = Ledger(database.of("default")).points_of(done)
+        return {point for points in found.values() for point in points}

@@ -124,12 +124,14 @@ class Scene:
     def jobs(self) -> Iterator[JobLedger]:
         assert self.settings.ledger.url is not None
         with Database(self.settings.ledger.url.get_secret_value()) as database:
-            yield JobLedger(database)
+            yield JobLedger(database.of("default"))
 
     def submit(self, files: Path) -> int:
         assert self.settings.ledger.url is not None
         with Database(self.settings.ledger.url.get_secret_value()) as database:
-            job = JobLedger(database).submit(SourceSpec.asked([files], None), JobOptions(), at=AT)
+            job = JobLedger(database.of("default")).submit(
+                SourceSpec.asked([files], None), JobOptions(), at=AT
+            )
             Dispatcher(self.settings, database, celery_app(self.settings)).dispatch()
         return job
 

@@ -97,7 +97,7 @@ class Site:
     def ids_of(self, *paths: Path) -> list[str]:
         """The point ids of these files, by the ledger."""
         with self.database() as database:
-            found = Ledger(database).points_of([path.as_uri() for path in paths])
+            found = Ledger(database.of("default")).points_of([path.as_uri() for path in paths])
             return [point_id for path in paths for point_id in found.get(path.as_uri(), [])]
 
     def database(self) -> Database:
@@ -105,7 +105,7 @@ class Site:
 
     def refusals(self) -> dict[Path, Refused]:
         with self.database() as database:
-            refused = Ledger(database).refusals(10_000)
+            refused = Ledger(database.of("default")).refusals(10_000)
         return {file_path(one.locator): one for one in refused}
 
     def reasons(self) -> dict[Path, str]:

@@ -177,10 +177,10 @@ def test_the_first_revision_is_what_was_released(tmp_path: Path) -> None:
 def test_an_early_ledger_is_taken_over_with_all_it_knows(ledger_url: str) -> None:
     make_released(ledger_url)
     with Database(ledger_url) as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         assert ledger.counts() == {"done": 1, "refused": 1, "pending": 1}
         assert ledger.points_of(["file:///a"]) == {"file:///a": ["p1"]}
-        assert ledger.find(study="1.2", patient="k", tenant="default") == ["file:///a"]
+        assert ledger.find(study="1.2", patient="k") == ["file:///a"]
         assert ledger.run_counts(7) == (0, 1, {"damaged": 1})
         with database.begin() as connection:
             rows = connection.execute(
@@ -202,12 +202,12 @@ def test_an_early_ledger_that_was_cut_short_is_completed(tmp_path: Path) -> None
     path = tmp_path / "ledger.sqlite"
     run_statements(f"sqlite:///{path}", RELEASED.partition("CREATE TABLE runs")[0])
     with Database(f"sqlite:///{path}") as database:
-        assert Ledger(database).begin_run("folder", AT) == 1
+        assert Ledger(database.of("default")).begin_run("folder", AT) == 1
 
 
 def test_the_number_of_a_removed_job_is_not_given_out_again(ledger_url: str) -> None:
     with Database(ledger_url) as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         last = [ledger.begin_run("folder", AT) for _ in range(3)][-1]
         with database.begin() as connection:
             connection.execute(tasks.insert().values(job=last, number=0, kind="k", state="s"))
@@ -224,7 +224,7 @@ def test_a_step_that_fails_leaves_the_ledger_as_it_was(ledger_url: str) -> None:
     assert tables_of(ledger_url) == before
     run_statements(ledger_url, "DROP INDEX manifest_by_chunk")
     with Database(ledger_url) as database:
-        assert Ledger(database).counts() == {"done": 1, "refused": 1, "pending": 1}
+        assert Ledger(database.of("default")).counts() == {"done": 1, "refused": 1, "pending": 1}
 
 
 def test_a_ledger_of_a_later_version_is_left_alone(ledger_url: str) -> None:
@@ -254,7 +254,8 @@ from indexer.ledger.instances import Ledger
 print("ready", flush=True)
 sys.stdin.readline()
 with Database(sys.argv[1]) as database:
-    print(Ledger(database).begin_run("folder", ""), *sorted(Ledger(database).counts().items()))
+    ledger = Ledger(database.of("default"))
+    print(ledger.begin_run("folder", ""), *sorted(ledger.counts().items()))
 """
 
 
@@ -327,7 +328,7 @@ def test_migrations_come_with_the_package() -> None:
     folder = Path(spec.origin).parent
     assert (folder / "env.py").is_file()
     numbers = sorted(path.name[:4] for path in (folder / "versions").glob("0*.py"))
-    assert numbers == ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
+    assert numbers == ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]
 
 
 def test_settings_name_the_database(tmp_path: Path, ledger_url: str) -> None:
@@ -405,7 +406,7 @@ def test_a_user_who_may_not_make_tables_is_told_so(postgres: Postgres, guarded: 
     assert "owner" in refusal(postgres.url(name, guarded, "right"))
     postgres.execute(f"ALTER DATABASE {name} OWNER TO {guarded}")
     with Database(postgres.url(name, guarded, "right")) as database:
-        assert Ledger(database).counts() == {}
+        assert Ledger(database.of("default")).counts() == {}
 
 
 def test_a_database_that_is_not_there_is_named(postgres: Postgres) -> None:
@@ -465,7 +466,8 @@ def test_an_error_inside_a_transaction_undoes_it(ledger_url: str) -> None:
 
 def test_errors_do_not_quote_rows(ledger_url: str) -> None:
     with Database(ledger_url) as database:
-        row = {"locator": f"file:///{SECRET}", "size": 1, "modified": 1, "state": "pending"}
+        row = {"tenant": "default", "locator": f"file:///{SECRET}", "size": 1, "modified": 1}
+        row["state"] = "pending"
         for fault in ({"seen_in": None}, {"seen_in": 1}):
             with pytest.raises(LedgerError) as caught, database.begin() as connection:
                 connection.execute(instances.insert(), [{**row, **fault}, {**row, **fault}])
@@ -514,7 +516,7 @@ with Database(sys.argv[1]) as database:
 def test_sqlite_transactions_that_read_before_they_write_do_not_collide(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     with Database(url) as database:
-        run = Ledger(database).begin_run("folder", AT)
+        run = Ledger(database.of("default")).begin_run("folder", AT)
         writing = [
             subprocess.Popen([sys.executable, "-c", INCREASING, url], stderr=subprocess.PIPE)
             for _ in range(3)
@@ -527,7 +529,7 @@ def test_sqlite_transactions_that_read_before_they_write_do_not_collide(tmp_path
 
 def test_reading_does_not_wait_for_a_writer(ledger_url: str) -> None:
     with Database(ledger_url) as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         run = ledger.begin_run("folder", AT)
         with database.begin() as connection:
             connection.execute(update(jobs).values(state="changed"))
@@ -543,7 +545,7 @@ def test_a_restart_of_the_server_is_survived_by_the_next_call() -> None:
     with Postgres() as server:
         url = server.create_database()
         with Database(url) as database:
-            ledger = Ledger(database)
+            ledger = Ledger(database.of("default"))
             run = ledger.begin_run("folder", AT)
             ledger.discover(run, "folder", [Discovered("file:///a", 1, 1)])
             server.stop()

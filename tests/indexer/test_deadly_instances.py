@@ -49,7 +49,9 @@ def database(site: Any) -> Iterator[Database]:
 
 
 def submit(database: Database, site: Any) -> int:
-    return JobLedger(database).submit(SourceSpec.asked([site.files], None), JobOptions(), at=AT)
+    return JobLedger(database.of("default")).submit(
+        SourceSpec.asked([site.files], None), JobOptions(), at=AT
+    )
 
 
 class Crew:
@@ -93,13 +95,15 @@ def test_the_deadly_instance_is_found_and_refused(site, database, monkeypatch):
     job = submit(database, site)
     crew = Crew(site, database, monkeypatch)
     crew.work()
-    told = JobLedger(database).summary(job, time.time())
+    told = JobLedger(database.of("default")).summary(job, time.time())
     assert (told.state, told.total, told.done, told.indexed) == ("finished", 4, 4, 3)
     assert told.refused == {"worker-died": 1}
     assert set(told.tasks) == {"done"}
     # Two to suspect the chunk of four, then one a halving: 2, 1.
     assert crew.deaths == 4
-    (refused,) = [one for one in JobLedger(database).fates(job) if one.fate == "refused"]
+    (refused,) = [
+        one for one in JobLedger(database.of("default")).fates(job) if one.fate == "refused"
+    ]
     assert refused.locator.endswith("2.png")
     assert "died, also when it had nothing else in hand" in refused.detail
     assert len(site.points()) == 3
@@ -117,7 +121,7 @@ def test_a_worker_that_is_killed_once_costs_nothing(site, database, monkeypatch)
             runner.run(job, DISCOVERY)
             runner.run(job, 1)
     crew.work()
-    told = JobLedger(database).summary(job, time.time())
+    told = JobLedger(database.of("default")).summary(job, time.time())
     assert (told.state, told.indexed, told.refused) == ("finished", 4, {})
     assert told.tasks == {"done": 3}
 
@@ -130,10 +134,10 @@ def test_the_next_job_lets_it_rest_and_one_that_is_asked_reads_it(site, database
         Crew(site, database, sick).work()
     second = submit(database, site)
     Crew(site, database, monkeypatch).work()
-    assert JobLedger(database).summary(second, time.time()).total == 0
-    assert JobLedger(database).retry(job, refused=True) == 1
+    assert JobLedger(database.of("default")).summary(second, time.time()).total == 0
+    assert JobLedger(database.of("default")).retry(job, refused=True) == 1
     Crew(site, database, monkeypatch).work()
-    assert JobLedger(database).summary(job, time.time()).indexed == 4
+    assert JobLedger(database.of("default")).summary(job, time.time()).indexed == 4
 
 
 @pytest.mark.parametrize("number", [DISCOVERY, 1, FINISHING])
@@ -153,15 +157,15 @@ def test_tries_of_workers_that_die_before_they_begin_are_counted(
     monkeypatch.setattr(JobRunner, "_do", dead)
     crew.work()
     assert crew.deaths == JOBS.attempts
-    told = JobLedger(database).summary(job, time.time())
+    told = JobLedger(database.of("default")).summary(job, time.time())
     assert told.state == "failed"
     assert told.tasks["failed"] == 1
     assert "ended without a word in the last of 8 attempts" in told.errors[number]
     assert RefusalReason.WORKER_DIED not in told.refused
     monkeypatch.setattr(JobRunner, "_do", do)
-    assert JobLedger(database).retry(job) == 1
+    assert JobLedger(database.of("default")).retry(job) == 1
     crew.work()
-    assert JobLedger(database).summary(job, time.time()).state == "finished"
+    assert JobLedger(database.of("default")).summary(job, time.time()).state == "finished"
     assert len(site.points()) == 4
 
 
@@ -208,6 +212,6 @@ def test_workers_that_are_killed(site, database):
         check=False,
     )
     assert done.stdout.strip() == "4", done.stderr[-2000:]
-    told = JobLedger(database).summary(job, time.time())
+    told = JobLedger(database.of("default")).summary(job, time.time())
     assert (told.state, told.done, told.indexed) == ("finished", 4, 3)
     assert told.refused == {"worker-died": 1}

@@ -196,7 +196,7 @@ def _commands(site: Any) -> Iterator[tuple[str, bytes]]:
         assert (done.return_value or 0) == code.get(words[0], 0), (words, done.output)
         yield " ".join(words[:3]) + f" {len(words)}", done.output.encode()
     with site.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
         told = jobs.summary(3, time.time())
         fates = list(jobs.fates(3))
     assert told.state == "finished"

@@ -36,7 +36,7 @@ def test_a_broker_that_was_away_is_told_at_once(
     settings = site.settings.model_copy(update={"jobs": JobSettings(broker=broker.url)})
     site.open(create=True).close()
     with site.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
 
         def submit() -> None:
             jobs.submit(SourceSpec.asked([site.files], None), JobOptions(), at=AT)
@@ -67,7 +67,7 @@ def test_what_is_urgent_overtakes_what_waits_with_the_broker(
     site = new_site()
     settings = site.settings.model_copy(update={"jobs": JobSettings(broker=broker.url)})
     with site.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
         app = celery_app(settings)
         dispatcher = Dispatcher(settings, database, app)
         spec = SourceSpec.asked([site.files], None)

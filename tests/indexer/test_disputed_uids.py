@@ -86,7 +86,7 @@ def test_a_job_that_removes_what_vanished_does_the_same(site: Any) -> None:
     site.index()
     first.unlink()
     with site.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
         spec = SourceSpec.asked([site.files], None, None)
         job = jobs.submit(spec, JobOptions(delete_vanished=True, at_most=1.0), at=AT)
         with JobRunner(site.settings, database, "one") as runner:

@@ -69,7 +69,7 @@ def test_a_reading_task_names_a_view():
     assert np.array_equal(unnamed.pictures[0].canvas, header.pictures[0].canvas)
     assert np.abs(bone.pictures[0].canvas - through(400, 1800)).max() <= 1
     # The same point: it is the same frame.
-    assert header.pictures[0].point_id == bone.pictures[0].point_id
+    assert header.pictures[0].identity == bone.pictures[0].identity
 
 
 def test_files_and_members_of_archives_have_views(tmp_path):

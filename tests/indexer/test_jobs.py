@@ -58,7 +58,7 @@ def database(site: Any) -> Iterator[Database]:
 
 @pytest.fixture
 def jobs(database: Database) -> JobLedger:
-    return JobLedger(database)
+    return JobLedger(database.of("default"))
 
 
 def submit(jobs: JobLedger, site: Any, **options: Any) -> int:
@@ -388,7 +388,7 @@ def test_files_of_one_uid_are_settled_as_one_process_would(new_site):
     alone, shared = sites
     alone.index()
     with shared.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
         job = submit(jobs, shared)
         with JobRunner(shared.settings, database, "one") as runner:
             for number in (DISCOVERY, 2, 1, FINISHING):
@@ -407,7 +407,7 @@ def test_one_picture_under_two_labels_has_the_label_of_the_first(new_site, draw)
     for label in ("first", "second"):
         site.write(f"{label}/x.png", draw(1))
     with site.database() as database:
-        jobs = JobLedger(database)
+        jobs = JobLedger(database.of("default"))
         spec = SourceSpec.asked([site.files], None, "folder")
         job = jobs.submit(spec, JobOptions(), at=AT)
         with JobRunner(site.settings, database, "one") as runner:
@@ -518,7 +518,7 @@ def test_paths_of_any_length_are_indexed_or_accounted_for(site, jobs, draw):
     work(site)
     assert jobs.summary(last, time.time()).discovered == 12
     with site.database() as database:
-        assert Ledger(database).counts() == {"done": 11, "refused": 1}
+        assert Ledger(database.of("default")).counts() == {"done": 11, "refused": 1}
 
 
 def test_what_is_listed_tells_whether_anybody_works_on_it(site, jobs, database):
@@ -572,7 +572,7 @@ def test_a_run_that_does_not_finish_says_why(site, jobs, monkeypatch, error, sta
 
 
 def test_a_run_that_was_killed_is_found_out_by_the_next_one(site, jobs, database):
-    run = Ledger(database).begin_run("folder", AT)
+    run = Ledger(database.of("default")).begin_run("folder", AT)
     site.index()
     told = jobs.summary(run, time.time())
     assert told.status == "failed"

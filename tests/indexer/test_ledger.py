@@ -39,7 +39,7 @@ def database(ledger_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def ledger(database: Database) -> Ledger:
-    return Ledger(database)
+    return Ledger(database.of("default"))
 
 
 def found(name: str, size: int = 10, modified: int = 1, label: str | None = None) -> Discovered:
@@ -290,13 +290,13 @@ def test_a_name_that_is_no_text_goes_through_the_database(ledger: Ledger) -> Non
 def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with Database(f"sqlite:///{path}") as database:
-        a_run(Ledger(database), *(found(f"{number:04}") for number in range(1000)))
+        a_run(Ledger(database.of("default")), *(found(f"{number:04}") for number in range(1000)))
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xa5" * (len(content) - 8192)
     path.write_bytes(content)
     # Opening may succeed, for the first pages are whole; using it must not.
     with pytest.raises(LedgerError) as caught, Database(f"sqlite:///{path}") as database:
-        list(Ledger(database).pending(1))
+        list(Ledger(database.of("default")).pending(1))
     assert "\n" not in str(caught.value)
 
 
@@ -305,7 +305,7 @@ def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) 
     items = [found(f"{number:04}") for number in range(batches * size)]
     errors: list[BaseException] = []
     with Database(ledger_url) as one, Database(ledger_url) as other:
-        writer, reader = Ledger(one), Ledger(other)
+        writer, reader = Ledger(one.of("default")), Ledger(other.of("default"))
         run = a_run(writer, *items)
 
         def write() -> None:
@@ -338,7 +338,7 @@ def test_two_writers_wait_for_each_other(ledger_url: str, ledger: Ledger) -> Non
     def write(name: str) -> None:
         try:
             with Database(ledger_url) as database:
-                mine = Ledger(database)
+                mine = Ledger(database.of("default"))
                 run = mine.begin_run("folder", AT)
                 for number in range(20):
                     mine.discover(run, "folder", [found(f"{name}{number}")])
@@ -364,7 +364,7 @@ from indexer.sources.base import Discovered
 url, seed = sys.argv[1], int(sys.argv[2])
 order = random.Random(seed)
 with Database(url) as database:
-    ledger = Ledger(database)
+    ledger = Ledger(database.of("default"))
     for _ in range(8):
         items = [Discovered(f"file:///{number:03}", 1, seed) for number in range(300)]
         order.shuffle(items)
@@ -397,11 +397,11 @@ def test_processes_that_write_the_same_instances_do_not_collide(
 
 def test_what_was_recorded_is_there_after_reopening(ledger_url: str) -> None:
     with Database(ledger_url) as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         run = a_run(ledger, found("a"), found("b"))
         ledger.finish(run, [done("a", "p1")], AT)
     with Database(ledger_url) as database:
-        ledger = Ledger(database)
+        ledger = Ledger(database.of("default"))
         assert ledger.counts() == {"done": 1, "pending": 1}
         assert ledger.begin_run("folder", AT) > run
 
@@ -455,8 +455,6 @@ def test_instances_know_their_source(ledger: Ledger) -> None:
     a_run(ledger, found("c"), source="pacs")
     assert short(ledger.find(source="folder")) == ["a", "b"]
     assert short(ledger.find(source="pacs")) == ["c"]
-    assert short(ledger.find(tenant="default")) == ["a", "b", "c"]
-    assert ledger.find(tenant="other") == []
     # Of whichever source saw it last, also when it was not read again.
     a_run(ledger, found("b"), source="pacs")
     assert short(ledger.find(source="pacs")) == ["b", "c"]

@@ -46,9 +46,9 @@ def within_a_second(call: Callable[[], _T]) -> _T:
 def test_submit_progress_and_report_take_less_than_a_second(
     database: Database,
 ) -> None:
-    ledger, jobs = Ledger(database), JobLedger(database)
+    ledger, jobs = Ledger(database.of("default")), JobLedger(database.of("default"))
     settings = JobSettings(chunk=CHUNK)
-    leases, chunks = Leases(database, settings), Manifest(database, ledger)
+    leases, chunks = Leases(database, settings), Manifest(database.of("default"), ledger)
     spec = SourceSpec.asked(None, "pacs")
     started = time.perf_counter()
     job = jobs.submit(spec, JobOptions(), at=AT)

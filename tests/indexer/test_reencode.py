@@ -424,7 +424,7 @@ def test_a_worker_goes_on_with_the_new_index(archive: Any, new: Path, draw: Draw
         return ledger.summary(job, 0.0).state
 
     with archive.database() as database, JobRunner(settings, database, "worker") as runner:
-        ledger = JobLedger(database)
+        ledger = JobLedger(database.of("default"))
         archive.write("rings/3.png", draw(3))
         assert work(runner, ledger) == "finished"
         reencode(settings, new)

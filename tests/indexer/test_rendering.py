@@ -128,12 +128,12 @@ def test_only_what_a_version_may_cure_is_tried_again(
     images: Any, reason: str, is_tried: bool
 ) -> None:
     with images.database() as database:
-        ledger = Ledger(database, "1")
+        ledger = Ledger(database.of("default"), "1")
         run = ledger.begin_run("folder", "")
         ledger.discover(run, "folder", [found("a")])
         ledger.finish(run, [Refused("file:///a", RefusalReason(reason), "it is so")], "")
         for rendering, pending in (("1", 0), ("2", int(is_tried))):
-            ledger = Ledger(database, rendering)
+            ledger = Ledger(database.of("default"), rendering)
             assert ledger.count_curable("folder") == pending
             run = ledger.begin_run("folder", "")
             ledger.discover(run, "folder", [found("a")])

@@ -125,13 +125,13 @@ class Index:
     def ids(self, made: list[Made]) -> dict[str, list[str]]:
         """Point ids by SOP Instance UID, as the ledger has them."""
         with self.site.database() as database:
-            found = Ledger(database).points_of([self.where(one) for one in made])
+            found = Ledger(database.of("default")).points_of([self.where(one) for one in made])
         return {one.sop: sorted(found.get(self.where(one), [])) for one in made}
 
     def refused(self, made: list[Made]) -> dict[str, str]:
         """Reasons by SOP Instance UID."""
         with self.site.database() as database:
-            refusals = Ledger(database).refusals(1000)
+            refusals = Ledger(database.of("default")).refusals(1000)
         uids = {self.where(one): one.sop for one in made}
         return {uids[one.locator]: one.reason.value for one in refusals}
 

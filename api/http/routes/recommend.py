@@ -191,7 +191,7 @@ def post_recommend(
         study=study or None,
         seen=None if image is None else archive.engine.observed([image.canvas]),
         record=None if image is None else image.record,
-        seen_id=None if image is None else image.id,
+        seen_id=None if image is None else archive.id_of(image),
     )
     return _answered(request, archive, examples, wanted)
 

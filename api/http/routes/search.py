@@ -31,7 +31,7 @@ _EXAMPLE = {
         "rung": "codes",
         "radius": 7,
         "cells": None,
-        "cells_in_all": 252,
+        "cells_in_all": None,
         "matching": 15871,
         "candidates": 134,
         "estimated": False,
