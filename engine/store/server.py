@@ -328,7 +328,7 @@ class ServerStore:
         return count
 
     def close(self) -> None:
-        self._senders.shutdown()
+        self._senders.shutdown(cancel_futures=True)
         self._client.close()
 
     def __enter__(self) -> "ServerStore":

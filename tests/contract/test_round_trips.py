@@ -12,6 +12,7 @@ import pytest
 from loopback import Loopback
 
 from engine.codes import hamming
+from engine.errors import StoreError
 from engine.records import Observations, Point
 from engine.search import ladder
 from engine.search.engine import SearchEngine
@@ -20,7 +21,7 @@ from engine.search.recommend import Examples, Wanted
 from engine.settings import SearchSettings, StoreSettings
 from engine.store import server_cells
 from engine.store.ahead import asked_ahead
-from engine.store.base import Filter, Match, VectorStore
+from engine.store.base import Filter, Match, Profile, VectorStore
 from engine.store.connection import Connection, connect
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore
@@ -277,6 +278,20 @@ def test_an_error_that_nobody_waits_for_is_nobodys(stores):
     with asked_ahead(store) as ahead:
         ahead.count_ahead(Filter((Match("no such field", ("x",)),)))
         assert ahead.count(Filter()) == COUNT
+
+
+def test_through_the_store_of_a_question_nothing_is_written(stores, points):
+    with asked_ahead(stores[WHOLE]) as store:
+        for write in (
+            lambda: store.upsert(points[:1]),
+            lambda: store.delete(Filter()),
+            lambda: store.arrange(Profile()),
+            store.optimise,
+            store.flush,
+        ):
+            with pytest.raises(StoreError, match="only reads"):
+                write()
+    assert stores[WHOLE].count(Filter()) == COUNT
 
 
 def test_what_is_asked_twice_is_asked_once(held, stores):
