@@ -253,7 +253,9 @@ class AuditLog:
             .limit(1)
         )
         for row in rows:
-            return forgotten_in(_row(row).document)
+            # `verify` tells of a row that somebody changed.
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                return forgotten_in(_row(row).document)
         return {}
 
     def _add_command(self, connection: Connection, entry: Entry) -> Head:
@@ -329,7 +331,11 @@ def system_user() -> Who:
 
 
 def forgotten_in(document: Mapping[str, Any]) -> dict[str, Head]:
-    """What a row says was forgotten: the last row that went, by chain; empty = it says nothing."""
+    """What a row says was forgotten: the last row that went, by chain; empty = it says nothing.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the row was not written by an audit log.
+    """
     found = document.get("about", {}).get("forgotten", {})
     return {chain: Head(chain, int(seq), str(sha256)) for chain, (seq, sha256) in found.items()}
 

@@ -95,7 +95,11 @@ def _document(row: Row) -> dict[str, Any] | None:
         document = row.document
         own = (document["chain"], document["seq"], document["at"])
         whole = own == (row.chain, row.seq, row.at) and isinstance(document["previous"], str)
-    except (ValueError, KeyError, TypeError):
+        # What is read of it further on.
+        _link(document)
+        if forgotten_in(document):
+            _told(document)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     same = digest(row.body) == row.hash and canonical(document) == row.body
     return document if whole and same else None

@@ -1,7 +1,7 @@
 """Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
@@ -111,7 +111,9 @@ def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with (
             closing(access),
-            Writer(lambda: open_log(settings)) as audit,
+            (
+                Writer(lambda: open_log(settings)) if settings.audit.enabled else nullcontext()
+            ) as audit,
             Serving(settings, given) as serving,
         ):
             yield {"serving": serving, "access": access, "audit": audit}

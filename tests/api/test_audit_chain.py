@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from api.audit.log import COMMANDS, AuditLog
-from api.audit.rows import Entry, Head, Who
+from api.audit.rows import Entry, Head, Who, canonical, digest
 from api.audit.schema import AUDIT
 from api.audit.verify import heads_document, read_heads, verify
 from api.audit.writer import Writer
@@ -121,6 +121,32 @@ def test_tampering_shows(book: Book, statement: str, flaws: list[tuple[str, int]
     assert book.flaws() == flaws
     # With the head of before, whatever was done to the end shows as well.
     assert book.flaws({"a": head}) != []
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"about": "x"},
+        {"about": {"forgotten": 5}},
+        {"about": {"forgotten": {"a": [1]}}},
+        {"about": {"forgotten": {"a": [1, "x"]}}},
+        {"began": 5},
+        {"began": {"after": "x"}},
+        {"began": {"after": ["a", "b", "c"]}},
+    ],
+    ids=str,
+)
+def test_a_row_that_makes_no_sense_shows_whatever_its_hash(book: Book, forged) -> None:
+    book.log.add_command(entry())
+    book.log.add_command(entry())
+    (_, second) = book.log.rows()
+    body = canonical({**second.document, **forged})
+    with book.database.begin() as connection:
+        connection.execute(
+            text("UPDATE audit SET body = :body, hash = :hash WHERE seq = 1"),
+            {"body": body, "hash": digest(body)},
+        )
+    assert (COMMANDS, 1) in book.flaws()
 
 
 def test_rows_that_change_places_show(book: Book) -> None:
