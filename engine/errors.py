@@ -15,7 +15,10 @@ PrecedentError
  ├── LedgerError            the record of an archive cannot be read or written
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
+ │    ├── SourceGone        the file of an indexed image is not there any more
+ │    └── SourceChanged     … or is another one by now
  ├── JobError               a job cannot be made, found, or changed as asked
+ │    └── JobNotFound       there is no job of this number
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
  │    └── NotAllowed        whoever asks may not have this
@@ -31,6 +34,7 @@ __all__ = [
     "ImageNotFound",
     "ImageRefused",
     "JobError",
+    "JobNotFound",
     "LedgerError",
     "ModelError",
     "NotAllowed",
@@ -39,7 +43,9 @@ __all__ = [
     "QueryError",
     "RefusalReason",
     "SettingsError",
+    "SourceChanged",
     "SourceError",
+    "SourceGone",
     "StoreError",
     "StoreLocked",
     "StoreNotFound",
@@ -104,8 +110,20 @@ class SourceError(PrecedentError):
     code = "source"
 
 
+class SourceGone(SourceError):
+    code = "source-gone"
+
+
+class SourceChanged(SourceError):
+    code = "source-changed"
+
+
 class JobError(PrecedentError):
     code = "job"
+
+
+class JobNotFound(JobError):
+    code = "job-not-found"
 
 
 class AccessError(PrecedentError):

@@ -10,10 +10,17 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageNotFound, ImageRefused, StoreError, StoreLocked, StoreNotFound
+from engine.errors import (
+    ImageNotFound,
+    ImageRefused,
+    SourceGone,
+    StoreError,
+    StoreLocked,
+    StoreNotFound,
+)
 from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
-from engine.records import ImageRecord
+from engine.records import Hit, ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match
@@ -38,8 +45,9 @@ from indexer.pipeline.indexing import Indexer
 from indexer.pipeline.removal import points_only_of, remove, remove_points
 from indexer.pipeline.run import IndexingReport, Progress, index_archive
 from indexer.sources.base import ImageSource
+from indexer.sources.opening import name_in_source
 
-__all__ = ["Archive", "QueryImage", "QueryReader", "TenantArchive"]
+__all__ = ["Archive", "Original", "QueryImage", "QueryReader", "TenantArchive"]
 
 
 _DELETED_AT_ONCE = 5000
@@ -266,6 +274,16 @@ class Archive:
         return len(gone)
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The file of an indexed image. content: SHA-256 of it when it was indexed, hex."""
+
+    id: str
+    record: ImageRecord
+    locator: str
+    content: str | None
+
+
 class TenantArchive:
     """What one tenant may read of an open archive.
 
@@ -278,6 +296,9 @@ class TenantArchive:
         self.manifest = archive.manifest
         self.store = TenantStore(archive.store, tenant)
         self.engine = archive.engine.over(self.store)
+        self.rendering = archive.ledger.rendering
+        self._tenant = tenant
+        self._ledger = archive.ledger
         self._thumbnails = archive.data_dir.thumbnails
 
     def thumbnail(self, image_id: str) -> bytes:
@@ -295,6 +316,36 @@ class TenantArchive:
             raise ImageNotFound(
                 f"image {found} has no thumbnail; index its file again to make one"
             ) from None
+
+    def original(self, image_id: str) -> Original:
+        """Where an image comes from.
+
+        Raises:
+            ImageNotFound: there is no such image.
+            SourceGone: the ledger does not know its file.
+        """
+        point = self.engine.image(image_id)
+        owners = self._ledger.owners([point.id], done_only=True).get(point.id)
+        if not owners:
+            raise SourceGone(
+                f"the ledger does not know the file of image {point.id}; index its source again"
+            )
+        return Original(point.id, point.record, owners[0].locator, owners[0].content)
+
+    def instances(self) -> dict[str, int]:
+        """How many instances there are, by state: pending, done, refused."""
+        return {one.value: self._ledger.count(tenant=self._tenant, state=one) for one in State}
+
+    def names(self, hits: Sequence[Hit]) -> dict[str, str]:
+        """Where the files of hits without DICOM UIDs lie in their sources' folders, by id; none
+        unless the setting ``server.show_names`` allows it."""
+        ids = [hit.id for hit in hits if hit.record.sop is None]
+        if not ids or not self.settings.server.show_names:
+            return {}
+        owners = self._ledger.owners(ids)
+        return {
+            one: name_in_source(found[0].locator, self.settings) for one, found in owners.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

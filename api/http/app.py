@@ -11,11 +11,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
+from api.http.bodies import body_schemas
+from api.http.compression import Compression
 from api.http.guard import Guard
+from api.http.head import Head
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
+from api.http.request_ids import RequestIds
 from api.http.routes import health, images, recommend, search
 from api.http.serving import Serving
+from api.http.timing import Timed
 from api.security.access import Access
 from api.security.policy import POLICY
 from engine.settings import Settings, load_settings
@@ -60,6 +65,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         summary="Similar-image search for medical image archives",
         description=_DESCRIPTION,
         version=engine.__version__,
+        servers=[{"url": "/", "description": "This service."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # FastAPI's documentation pages load scripts from other hosts, which the content security
         # policy and most hospital networks block.
@@ -76,8 +82,12 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Guard, access=access)
+    app.add_middleware(Compression)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Timed)
+    app.add_middleware(RequestIds)
+    app.add_middleware(Head)
     return app
 
 
@@ -122,11 +132,13 @@ def _complete_openapi(app: FastAPI) -> None:
                 summary=app.summary,
                 description=app.description,
                 license_info=app.license_info,
+                servers=app.servers,
                 routes=app.routes,
             )
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
             document["components"]["schemas"] |= {**parts, "Problem": schema}
+            body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):
                     _set_examples(document["paths"][route.path_format], route)

@@ -165,7 +165,7 @@ def test_two_keys_at_once_are_none(site: Site) -> None:
 
 
 def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
-    mine, theirs = site.sent["right"], site.sent["other"]
+    mine, theirs = ({**site.sent[one], "X-Request-Id": "1"} for one in ("right", "other"))
     hits = site.client.post("/v1/recommend", headers=mine, data={"study": "1.2.4.0"}).json()["hits"]
     image = hits[0]["id"]
     for address in (f"/v1/images/{image}", f"/v1/images/{image}/thumbnail"):

@@ -177,7 +177,9 @@ def test_a_file_at_the_limit_is_looked_at(client) -> None:
 def test_a_body_that_is_no_form_is_a_problem(client) -> None:
     cut = client.post("/v1/search", content=b"--x", headers={"Content-Type": "multipart/form-data"})
     assert (cut.status_code, cut.json()["code"]) == (400, "bad-request")
-    assert client.post("/v1/search", json={"id": "x"}).status_code == 400
+    as_text = client.post("/v1/search", content=b"id", headers={"Content-Type": "text/plain"})
+    assert (as_text.status_code, as_text.json()["code"]) == (415, "unsupported-media-type")
+    assert "multipart/form-data or application/json" in as_text.json()["detail"]
 
 
 def test_the_openapi_document_is_stable_and_complete(client) -> None:
@@ -189,7 +191,8 @@ def test_the_openapi_document_is_stable_and_complete(client) -> None:
     }
     assert sorted(operations) == OPERATIONS
     assert document["openapi"].startswith("3.1")
-    assert list(operations["search"]["requestBody"]["content"]) == ["multipart/form-data"]
+    bodies = operations["search"]["requestBody"]["content"]
+    assert list(bodies) == ["multipart/form-data", "application/json"]
     for operation in operations.values():
         assert operation["summary"]
         problems = {
