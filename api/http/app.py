@@ -15,10 +15,14 @@ from api.http.bodies import body_schemas
 from api.http.compression import Compression
 from api.http.guard import Guard
 from api.http.head import Head
+from api.http.job_events import Events
+from api.http.ledger import LedgerAtHand
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.pictures import Previews
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
+from api.http.readiness import Readiness
 from api.http.request_ids import RequestIds
-from api.http.routes import health, images, recommend, search
+from api.http.routes import about, batch, duplicates, health, images, jobs, recommend, search
 from api.http.serving import Serving
 from api.http.timing import Timed
 from api.security.access import Access
@@ -38,7 +42,9 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ROUTES = (search, recommend, images, health)
+_ROUTES = (search, batch, recommend, images, duplicates, about, jobs, health)
+_ANY_KEY = ("/v1/whoami",)
+"""Paths that any key may ask for, whatever its scopes."""
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -113,9 +119,28 @@ class SecurityHeaders:
 
 def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with closing(access), Serving(settings, given) as serving:
-            yield {"serving": serving, "access": access}
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        with (
+            closing(access),
+            closing(LedgerAtHand(settings)) as ledger,
+            closing(Previews(settings)) as previews,
+            Serving(settings, given) as serving,
+        ):
+            # What answers need. Whoever adds to the service what may be missing adds it here.
+            checks = {
+                "model": serving.check_model,
+                "store": serving.check_store,
+                "ledger": ledger.check,
+            }
+            app.state.readiness = Readiness(checks)
+            yield {
+                "serving": serving,
+                "access": access,
+                "ledger": ledger,
+                "previews": previews,
+                "readiness": app.state.readiness,
+                "events": Events(),
+            }
 
     return lifespan
 
@@ -158,7 +183,9 @@ def _set_security(document: dict[str, Any]) -> None:
         for method, operation in methods.items():
             needed = POLICY.get((method.upper(), path))
             refusals = problem_responses(401, 403)
-            if needed is None:
+            if path in _ANY_KEY:
+                operation["security"] = [{"key": []}]
+            elif needed is None:
                 operation["security"] = [{}, {"key": []}]
             else:
                 operation["security"] = [{"key": [needed.value]}]

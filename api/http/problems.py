@@ -37,6 +37,7 @@ from engine.errors import (
 
 __all__ = [
     "FieldProblem",
+    "NotReady",
     "Problem",
     "UnexpectedErrors",
     "install_problems",
@@ -96,6 +97,19 @@ class Problem(BaseModel):
         default=None, description="Id of the request, as in the header X-Request-Id."
     )
     errors: list[FieldProblem] | None = None
+    missing: list[str] | None = Field(
+        default=None, description="What the service lacks to be ready: model, store, ledger …"
+    )
+
+
+class NotReady(HTTPException):
+    """The service should not be sent requests now. missing: what it lacks. draining: it is being
+    ended."""
+
+    def __init__(self, detail: str, missing: tuple[str, ...] = (), *, draining: bool = False):
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+        self.code = "draining" if draining else "not-ready"
+        self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +199,10 @@ def _problem_of(error: Exception, path: str) -> Problem:
     match error:
         case PrecedentError():
             return _of_precedent_error(error, path)
+        case NotReady():
+            kind = _Kind(error.code, HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready")
+            problem = _problem(kind, error.code, error.detail, path)
+            return problem.model_copy(update={"missing": list(error.missing) or None})
         case RequestValidationError():
             return _of_validation_error(error, path)
         case HTTPException():

@@ -70,6 +70,16 @@ class SearchEngine:
         """The same engine over another store."""
         return SearchEngine(self._encoder, store, self._settings, self._gate, self._rendering)
 
+    @property
+    def judges(self) -> bool:
+        """Whether answers have OOD verdicts."""
+        return self._gate is not None
+
+    @property
+    def precision(self) -> str:
+        """Number format in which queries are encoded, "fp32" or "bf16"."""
+        return self._encoder.precision
+
     def search(
         self,
         canvases: Sequence[NDArray[np.uint8]],

@@ -33,13 +33,29 @@ from engine.errors import (
 from engine.search.engine import SearchEngine
 
 OPERATIONS = [
+    "cancelJob",
+    "getDuplicates",
     "getFacets",
     "getHealth",
     "getImage",
+    "getJob",
+    "getJobEvents",
+    "getJobReport",
+    "getModel",
+    "getPreview",
+    "getReadiness",
     "getRelatedStudies",
+    "getSources",
+    "getStats",
     "getThumbnail",
+    "listJobs",
+    "pauseJob",
     "recommend",
+    "resumeJob",
+    "retryJob",
     "search",
+    "searchBatch",
+    "whoAmI",
 ]
 MAX_UPLOAD = 200_000
 ALLOWANCE = 64 * 1024
