@@ -304,8 +304,12 @@ def retry_job(
             "content": {
                 "text/csv": {
                     "schema": {"type": "string"},
-                    "example": "instance,fate,reason,detail,missing_frames\r\n"
-                    "2023/slice-7.dcm,indexed,,,\r\n",
+                    "examples": {
+                        "report": {
+                            "value": "instance,fate,reason,detail,missing_frames\r\n"
+                            "2023/slice-7.dcm,indexed,,,\r\n"
+                        }
+                    },
                 }
             }
         },
@@ -357,7 +361,12 @@ def _named(fate: Fate, asked: _Asked) -> str:
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},
-                    "example": 'id: 5f0c3a\nevent: progress\ndata: {"id": 7, "done": 7300}\n\n',
+                    "examples": {
+                        "progress": {
+                            "value": "id: 5f0c3a91d27be468\nevent: progress\n"
+                            'data: {"id": 7, "done": 7300}\n\n'
+                        }
+                    },
                 }
             }
         },
