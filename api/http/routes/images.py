@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from api.http.deps import ArchiveDep, PointId, Where, point_id
+from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, PointId, Where, point_id
 from api.http.pictures import PICTURE, Previews, etag_of, picture, unchanged
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
@@ -20,7 +20,31 @@ __all__ = ["FacetsDocument", "router"]
 
 router = APIRouter(tags=["images"])
 
+IfNoneMatch = Annotated[
+    str, Header(description="ETags of pictures that the caller has: 304 if one is still right.")
+]
+
 LEAST_SIDE, MOST_SIDE = 16, 4096
+
+
+_EXAMPLE = {
+    "id": EXAMPLE_ID,
+    "study": EXAMPLE_STUDY,
+    "series": "1.2.826.0.1.3680043.8.498.1.1",
+    "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
+    "frame": 0,
+    "modality": "CT",
+    "body_part": "CHEST",
+    "view": None,
+    "laterality": None,
+    "manufacturer": "ACME",
+    "sex": "F",
+    "age_band": "60-69",
+    "study_year": 2019,
+    "labels": ["nodule"],
+    "source": "folder",
+    "burned_in": None,
+}
 
 
 class FacetsDocument(BaseModel):
@@ -47,7 +71,10 @@ class FacetsDocument(BaseModel):
     "/v1/images/{id}",
     operation_id="getImage",
     summary="What the index knows of an image",
-    responses=problem_responses(404, 422, 503),
+    responses={
+        200: {"content": {"application/json": {"example": _EXAMPLE}}},
+        **problem_responses(404, 422, 503),
+    },
 )
 def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     """The identifiers of the image and what it shows, without the pseudonym of its patient."""
@@ -62,7 +89,7 @@ def get_image(image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     responses={**PICTURE, **problem_responses(404, 422, 503)},
 )
 def get_thumbnail(
-    image_id: PointId, archive: ArchiveDep, if_none_match: Annotated[str, Header()] = ""
+    image_id: PointId, archive: ArchiveDep, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """A JPEG without metadata, made when the image was indexed."""
     jpeg = archive.thumbnail(point_id(image_id))
@@ -103,7 +130,7 @@ def get_preview(
             json_schema_extra={"minimum": LEAST_SIDE, "maximum": MOST_SIDE},
         ),
     ] = 1024,
-    if_none_match: Annotated[str, Header()] = "",
+    if_none_match: IfNoneMatch = "",
 ) -> Response:
     """A JPEG without metadata, rendered at this moment from the file that was indexed, as that file
     has it: not turned.
