@@ -171,7 +171,8 @@ def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
     mine, theirs = ({**site.sent[one], "X-Request-Id": "1"} for one in ("right", "other"))
     hits = site.client.post("/v1/recommend", headers=mine, data={"study": "1.2.4.0"}).json()["hits"]
     image = hits[0]["id"]
-    for address in (f"/v1/images/{image}", f"/v1/images/{image}/thumbnail"):
+    for kind in ("", "/thumbnail", "/preview"):
+        address = f"/v1/images/{image}{kind}"
         assert site.client.get(address, headers=mine).status_code == 200
         hidden = site.client.get(address, headers=theirs)
         never = site.client.get(address.replace(image, NOWHERE), headers=theirs)
@@ -185,6 +186,17 @@ def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
     assert "The index is empty" in page.text
     for data in ({"id": image}, {"id": NOWHERE}):
         assert site.client.post("/v1/search", headers=theirs, data=data).status_code == 404
+    for name, uid in (("sop", "1.2.3.0"), ("series", "1.2.5.0"), ("study", "1.2.4.0")):
+        assert site.client.post("/v1/search", headers=mine, json={name: uid}).status_code == 200
+        hidden = site.client.post("/v1/search", headers=theirs, json={name: uid})
+        never = site.client.post("/v1/search", headers=theirs, json={name: "9.9"})
+        assert hidden.status_code == never.status_code == 404
+        assert hidden.text.replace(uid, "9.9") == never.text
+    etag = site.client.get(f"/v1/images/{image}/preview", headers=mine).headers["etag"]
+    known = {**theirs, "If-None-Match": etag}
+    assert site.client.get(f"/v1/images/{image}/preview", headers=known).status_code == 404
+    assert site.client.get("/v1/stats", headers=theirs).json()["points"] == 0
+    assert site.client.get("/v1/duplicates", headers=theirs).json()["compared"] == 0
 
 
 def test_a_key_is_nowhere_but_with_its_holder(site: Site) -> None:
