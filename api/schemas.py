@@ -6,9 +6,9 @@ Their names are stable. Their docstrings are the descriptions in the OpenAPI doc
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.records import Answer, Hit, ImageRecord, OodVerdict, Point
 from engine.search.recommend import Recommendation
@@ -72,20 +72,29 @@ class HitDocument(ImageDocument):
 
     - `similarity`: Pearson correlation of its features with the query's, in [-1, 1].
     - `hamming`: number of bits in which its code differs from the query's.
+    - `likeness`: how alike it is, in [0, 1], on one scale for all kinds of images; null: the model
+      has no such scale.
+    - `name`: where a file without DICOM UIDs lies in its source; null unless the service's setting
+      `server.show_names` allows it.
     - `missing_frames`: which frames of its instance are missing or broken, and why, as in
       "frames 10 to 19: truncated", counted from 0; null: none, or not recorded.
     """
 
     similarity: float
     hamming: int
+    likeness: float | None = Field(json_schema_extra={"minimum": 0, "maximum": 1})
+    name: str | None
     missing_frames: str | None
 
     @classmethod
-    def from_hit(cls, hit: Hit, **more: Any) -> Self:
+    def from_hit(cls, hit: Hit, names: Mapping[str, str] | None = None, **more: Any) -> Self:
+        """names: of hits that may be named, by id."""
         return cls(
             id=hit.id,
             similarity=round(hit.similarity, 6),
             hamming=hit.hamming,
+            likeness=None,
+            name=(names or {}).get(hit.id),
             missing_frames=hit.missing_frames,
             **_shown(hit.record),
             **more,
@@ -95,6 +104,8 @@ class HitDocument(ImageDocument):
 class OodDocument(_Document):
     """Out-of-distribution verdict: whether the query is unlike the images that the model knows.
 
+    - `verdict`: "known", "unfamiliar" (the kind of image is known, but not this scanner, window or
+      view of it), or "foreign". A model without the middle one says "known" or "foreign".
     - `foreign`: true if `p` ≤ `alpha`; the hits may then look alike and mean nothing.
     - `p`: conformal p-value of all detectors together, in (0, 1].
     - `alpha`: the share of known images that may be called foreign.
@@ -102,6 +113,7 @@ class OodDocument(_Document):
     - `p_values`: conformal p-value of each detector. Detectors that lack an input are absent.
     """
 
+    verdict: Literal["known", "unfamiliar", "foreign"]
     foreign: bool
     p: float
     alpha: float
@@ -110,7 +122,9 @@ class OodDocument(_Document):
 
     @classmethod
     def from_verdict(cls, verdict: OodVerdict | None) -> "OodDocument | None":
-        return None if verdict is None else cls(**asdict(verdict))
+        if verdict is None:
+            return None
+        return cls(verdict="foreign" if verdict.foreign else "known", **asdict(verdict))
 
 
 class EvidenceDocument(_Document):
@@ -134,6 +148,7 @@ class EvidenceDocument(_Document):
     - `rungs_tried`: candidates on each rung, with its radius or cells as in "codes-7", in the order
       in which the rungs were tried.
     - `order`: "content" or "hamming".
+    - `query_id`: the indexed image that was compared; null: an upload was.
     - `model`: fingerprint of the model. `bits`: length of its codes.
     - `precision`, `index_precision`: "fp32" or "bf16", in which this service and the index encode;
       null: not recorded.
@@ -156,6 +171,7 @@ class EvidenceDocument(_Document):
     ranked: int
     rungs_tried: dict[str, int]
     order: str
+    query_id: str | None = None
     model: str
     bits: int
     precision: str
@@ -185,11 +201,15 @@ class SearchDocument(_Document):
     next_page: str | None
 
     @classmethod
-    def from_answer(cls, answer: Answer) -> "SearchDocument":
+    def from_answer(
+        cls, answer: Answer, query_id: str | None = None, names: Mapping[str, str] | None = None
+    ) -> "SearchDocument":
+        """query_id: the indexed image that was the query; None = an upload was. names: of hits that
+        may be named, by id."""
         return cls(
             ood=OodDocument.from_verdict(answer.ood),
-            evidence=EvidenceDocument(**asdict(answer.evidence)),
-            hits=[HitDocument.from_hit(hit) for hit in answer.hits],
+            evidence=EvidenceDocument(query_id=query_id, **asdict(answer.evidence)),
+            hits=[HitDocument.from_hit(hit, names) for hit in answer.hits],
             facets=answer.facets,
             next_page=answer.next_page,
         )
@@ -275,11 +295,16 @@ class RecommendationDocument(_Document):
     votes: list[VoteDocument]
 
     @classmethod
-    def from_answer(cls, answer: Recommendation) -> "RecommendationDocument":
+    def from_answer(
+        cls, answer: Recommendation, names: Mapping[str, str] | None = None
+    ) -> "RecommendationDocument":
         return cls(
             ood=OodDocument.from_verdict(answer.ood),
             evidence=BasisDocument(**asdict(answer.evidence)),
-            hits=[SuggestionDocument.from_hit(one.hit, because=one.because) for one in answer.hits],
+            hits=[
+                SuggestionDocument.from_hit(one.hit, names, because=one.because)
+                for one in answer.hits
+            ],
             votes=[
                 VoteDocument(label=one.label, share=round(one.share, 4), hits=one.hits)
                 for one in answer.votes

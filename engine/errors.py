@@ -17,7 +17,10 @@ PrecedentError
  ├── LedgerError            the record of an archive cannot be read or written
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
+ │    ├── SourceGone        the file of an indexed image is not there any more
+ │    └── SourceChanged     … or is another one by now
  ├── JobError               a job cannot be made, found, or changed as asked
+ │    └── JobNotFound       there is no job of this number
  ├── AuditError             an access cannot be recorded, or the record of accesses not be read
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
@@ -35,6 +38,7 @@ __all__ = [
     "ImageNotFound",
     "ImageRefused",
     "JobError",
+    "JobNotFound",
     "LedgerError",
     "ModelError",
     "NotAllowed",
@@ -43,7 +47,9 @@ __all__ = [
     "QueryError",
     "RefusalReason",
     "SettingsError",
+    "SourceChanged",
     "SourceError",
+    "SourceGone",
     "StoreAway",
     "StoreError",
     "StoreLimited",
@@ -118,8 +124,20 @@ class SourceError(PrecedentError):
     code = "source"
 
 
+class SourceGone(SourceError):
+    code = "source-gone"
+
+
+class SourceChanged(SourceError):
+    code = "source-changed"
+
+
 class JobError(PrecedentError):
     code = "job"
+
+
+class JobNotFound(JobError):
+    code = "job-not-found"
 
 
 class AuditError(PrecedentError):

@@ -357,6 +357,12 @@ class ServerSettings(_Group):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_upload_bytes: Annotated[int, Field(gt=0)] = 64 * 1024**2
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
+    """How long after SIGTERM requests are still taken, while `/readyz` says that none should be
+    sent: as long as whoever distributes them needs to notice."""
+    show_names: bool = False
+    """Name hits without DICOM UIDs by where their file lies in its source's folder. Off, since
+    names of files may name patients."""
 
 
 class Settings(BaseSettings):

@@ -15,13 +15,14 @@ from engine.errors import (
     ImageNotFound,
     ImageRefused,
     QueryError,
+    SourceGone,
     StoreError,
     StoreLocked,
     StoreNotFound,
 )
 from engine.model.manifest import Manifest
 from engine.ood.calibration import OodGate
-from engine.records import ImageRecord, Point, point_id
+from engine.records import Hit, ImageRecord, Point, point_id
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match, VectorStore
@@ -48,8 +49,9 @@ from indexer.pipeline.indexing import Indexer
 from indexer.pipeline.removal import points_only_of, remove, remove_points
 from indexer.pipeline.run import IndexingReport, Progress, index_archive
 from indexer.sources.base import ImageSource
+from indexer.sources.opening import name_in_source
 
-__all__ = ["Archive", "QueryImage", "QueryReader", "TenantArchive"]
+__all__ = ["Archive", "Original", "QueryImage", "QueryReader", "TenantArchive"]
 
 
 _DELETED_AT_ONCE = 5000
@@ -334,6 +336,16 @@ class Archive:
         return len(gone)
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The file of an indexed image. content: SHA-256 of it when it was indexed, hex."""
+
+    id: str
+    record: ImageRecord
+    locator: str
+    content: str | None
+
+
 class TenantArchive:
     """What one tenant may read of an open archive.
 
@@ -344,10 +356,13 @@ class TenantArchive:
     def __init__(self, archive: Archive, tenant: str) -> None:
         self.settings = archive.settings
         self.manifest = archive.manifest
-        self.store = TenantStore(archive.store, tenant)
+        own = archive.of(tenant)
+        self.store = own.store
         # The number of cells would tell how many images all tenants have together.
-        self.engine = archive.engine.over(self.store, tells_cells=False)
+        self.engine = own.engine.over(own.store, tells_cells=False)
+        self.rendering = own.ledger.rendering
         self._tenant = tenant
+        self._ledger = own.ledger
         self._thumbnails = archive.data_dir.thumbnails
 
     def id_of(self, image: "QueryImage") -> str:
@@ -373,6 +388,36 @@ class TenantArchive:
             raise ImageNotFound(
                 f"image {found.id} has no thumbnail; index its file again to make one"
             ) from None
+
+    def original(self, image_id: str) -> Original:
+        """Where an image comes from.
+
+        Raises:
+            ImageNotFound: there is no such image.
+            SourceGone: the ledger does not know its file.
+        """
+        point = self.engine.image(image_id)
+        owners = self._ledger.owners([point.id], done_only=True).get(point.id)
+        if not owners:
+            raise SourceGone(
+                f"the ledger does not know the file of image {point.id}; index its source again"
+            )
+        return Original(point.id, point.record, owners[0].locator, owners[0].content)
+
+    def instances(self) -> dict[str, int]:
+        """How many instances there are, by state: pending, done, refused."""
+        return {one.value: self._ledger.count(state=one) for one in State}
+
+    def names(self, hits: Sequence[Hit]) -> dict[str, str]:
+        """Where the files of hits without DICOM UIDs lie in their sources' folders, by id; none
+        unless the setting ``server.show_names`` allows it."""
+        ids = [hit.id for hit in hits if hit.record.sop is None]
+        if not ids or not self.settings.server.show_names:
+            return {}
+        owners = self._ledger.owners(ids)
+        return {
+            one: name_in_source(found[0].locator, self.settings) for one, found in owners.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,6 +68,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     """
     import uvicorn
 
+    from api.http.draining import DrainingServer
     from api.security.access import Access, is_loopback
     from api.service import create_service
 
@@ -100,4 +101,4 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
     )
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        DrainingServer(config, app, server.drain_seconds).run(sockets=[listener])

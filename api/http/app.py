@@ -14,11 +14,20 @@ import engine
 from api.audit.log import open_log
 from api.audit.writer import Writer
 from api.http.audit import Audited
+from api.http.bodies import body_schemas
+from api.http.compression import Compression
 from api.http.guard import Guard
+from api.http.head import Head
+from api.http.job_events import Events
+from api.http.ledger import LedgerAtHand
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.pictures import Previews
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
-from api.http.routes import health, images, recommend, search
+from api.http.readiness import Readiness
+from api.http.request_ids import RequestIds
+from api.http.routes import about, batch, duplicates, health, images, jobs, recommend, search
 from api.http.serving import Serving
+from api.http.timing import Timed
 from api.security.access import Access
 from api.security.policy import POLICY
 from engine.settings import Settings, load_settings
@@ -36,7 +45,9 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ROUTES = (search, recommend, images, health)
+_ROUTES = (search, batch, recommend, images, duplicates, about, jobs, health)
+_ANY_KEY = ("/v1/whoami",)
+"""Paths that any key may ask for, whatever its scopes."""
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -63,6 +74,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         summary="Similar-image search for medical image archives",
         description=_DESCRIPTION,
         version=engine.__version__,
+        servers=[{"url": "/", "description": "This service."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # FastAPI's documentation pages load scripts from other hosts, which the content security
         # policy and most hospital networks block.
@@ -79,10 +91,14 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     # The middleware added last is the outermost: every response gets the security headers.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Guard, access=access)
+    app.add_middleware(Compression)
     app.add_middleware(UnexpectedErrors)
     if settings.audit.enabled:
         app.add_middleware(Audited)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Timed)
+    app.add_middleware(RequestIds)
+    app.add_middleware(Head)
     return app
 
 
@@ -108,15 +124,32 @@ class SecurityHeaders:
 
 def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with (
             closing(access),
             (
                 Writer(lambda: open_log(settings)) if settings.audit.enabled else nullcontext()
             ) as audit,
+            closing(LedgerAtHand(settings)) as ledger,
+            closing(Previews(settings)) as previews,
             Serving(settings, given) as serving,
         ):
-            yield {"serving": serving, "access": access, "audit": audit}
+            # What answers need. Whoever adds to the service what may be missing adds it here.
+            checks = {
+                "model": serving.check_model,
+                "store": serving.check_store,
+                "ledger": ledger.check,
+            }
+            app.state.readiness = Readiness(checks)
+            yield {
+                "serving": serving,
+                "access": access,
+                "audit": audit,
+                "ledger": ledger,
+                "previews": previews,
+                "readiness": app.state.readiness,
+                "events": Events(),
+            }
 
     return lifespan
 
@@ -133,11 +166,13 @@ def _complete_openapi(app: FastAPI) -> None:
                 summary=app.summary,
                 description=app.description,
                 license_info=app.license_info,
+                servers=app.servers,
                 routes=app.routes,
             )
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
             document["components"]["schemas"] |= {**parts, "Problem": schema}
+            body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):
                     _set_examples(document["paths"][route.path_format], route)
@@ -157,7 +192,9 @@ def _set_security(document: dict[str, Any]) -> None:
         for method, operation in methods.items():
             needed = POLICY.get((method.upper(), path))
             refusals = problem_responses(401, 403)
-            if needed is None:
+            if path in _ANY_KEY:
+                operation["security"] = [{"key": []}]
+            elif needed is None:
                 operation["security"] = [{}, {"key": []}]
             else:
                 operation["security"] = [{"key": [needed.value]}]

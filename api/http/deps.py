@@ -1,8 +1,10 @@
 """Dependencies of the routes: the archive, the readers of uploads, the parsed search request."""
 
 import queue
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
@@ -15,6 +17,11 @@ from engine.search.ranking import ORDERS
 from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
 
 __all__ = [
+    "ABOUT_WHERE",
+    "EXAMPLE_ID",
+    "EXAMPLE_STUDY",
+    "GROUP_VALUES",
+    "K_BOUNDS",
     "ArchiveDep",
     "Asked",
     "AskedByForm",
@@ -54,17 +61,46 @@ class Readers:
             ImageRefused: it is too large, or cannot be read as an image.
             HTTPException: 503, no process became free within 15 seconds.
         """
-        if upload.size is not None and upload.size > self._max_bytes:
-            raise ImageRefused(
-                RefusalReason.TOO_LARGE,
-                f"the file has {upload.size} bytes, the service takes {self._max_bytes}",
-            )
-        with self._borrowed() as reader:
-            # Loaded into memory only now: requests that wait for a process take none.
-            (result,) = reader.read([upload.file.read()])
+        (result,) = self.read_all([upload])
         if isinstance(result, ImageRefused):
             raise result
         return result
+
+    def read_all(self, uploads: Sequence[UploadFile]) -> list[QueryImage | ImageRefused]:
+        """Each upload as a query image, or why it is none, in order.
+
+        They are read by all processes that nobody else uses, at least by one.
+
+        Raises:
+            HTTPException: 503, no process became free within 15 seconds.
+        """
+        found: list[QueryImage | ImageRefused] = [*map(self._too_large, uploads)]  # type: ignore[list-item]
+        places = deque(place for place, refused in enumerate(found) if refused is None)
+
+        def read_on(reader: QueryReader) -> None:
+            with suppress(IndexError):
+                while True:
+                    place = places.popleft()
+                    # Loaded into memory only now: requests that wait for a process take none.
+                    (found[place],) = reader.read([uploads[place].file.read()])
+
+        with ExitStack() as borrowed:
+            if places:
+                readers = [borrowed.enter_context(self._borrowed())]
+                with suppress(queue.Empty):
+                    while len(readers) < len(places):
+                        readers.append(borrowed.enter_context(self._borrowed(wait=False)))
+                with ThreadPoolExecutor(len(readers)) as threads:
+                    list(threads.map(read_on, readers))
+        return found
+
+    def _too_large(self, upload: UploadFile) -> ImageRefused | None:
+        if upload.size is None or upload.size <= self._max_bytes:
+            return None
+        return ImageRefused(
+            RefusalReason.TOO_LARGE,
+            f"the file has {upload.size} bytes, the service takes {self._max_bytes}",
+        )
 
     def close(self) -> None:
         self._opened.close()
@@ -76,10 +112,14 @@ class Readers:
         self.close()
 
     @contextmanager
-    def _borrowed(self) -> Iterator[QueryReader]:
+    def _borrowed(self, *, wait: bool = True) -> Iterator[QueryReader]:
+        """A reader; it is given back at the end. wait: False = raises queue.Empty if none is free
+        now."""
         try:
-            reader = self._idle.get(timeout=_BUSY_SECONDS)
+            reader = self._idle.get(block=wait, timeout=_BUSY_SECONDS)
         except queue.Empty:
+            if not wait:
+                raise
             raise HTTPException(
                 503, "too many images are being read; try again shortly", {"Retry-After": "5"}
             ) from None
@@ -91,14 +131,19 @@ class Readers:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A search request, as yet unchecked: an upload or an image id, and options.
+    """A search request, as yet unchecked: an upload, or what names an indexed image, and options.
 
+    image_id, sop (and frame), series, study: see :func:`engine.search.representative`.
     k: None = the setting ``search.k``. page: cursor from an earlier answer; None = the first page.
     The other options are as in :class:`engine.search.query.Query`.
     """
 
     upload: UploadFile | None = None
     image_id: str | None = None
+    sop: str | None = None
+    frame: int | None = None
+    series: str | None = None
+    study: str | None = None
     k: int | None = None
     where: tuple[str, ...] = field(default=())
     order: str = "content"
@@ -158,19 +203,20 @@ ReadersDep = Annotated[Readers, Depends(_readers)]
 
 # These bounds only document the values in the OpenAPI document. engine.search.query checks them,
 # so that the service and the command line give the same error message.
-_K = {"minimum": 1, "maximum": MAX_K}
+K_BOUNDS = {"minimum": 1, "maximum": MAX_K}
 _ORDER = {"enum": list(ORDERS)}
-_GROUP = {"enum": [*GROUPS, "none"]}
-_WHERE = (
+GROUP_VALUES = {"enum": [*GROUPS, "none"]}
+ABOUT_WHERE = (
     "Filter, repeatable: `modality=CT`, `modality!=CT`, `study_year=2015..2020`. Several of "
     "one field with `=` mean any of its values."
 )
-_EXAMPLE_ID = "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11"
+EXAMPLE_ID = "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11"
+EXAMPLE_STUDY = "1.2.826.0.1.3680043.8.498.1"
 
 PointId = Annotated[
-    str, Path(alias="id", description="Id of an indexed image.", examples=[_EXAMPLE_ID])
+    str, Path(alias="id", description="Id of an indexed image.", examples=[EXAMPLE_ID])
 ]
-Where = Annotated[list[str], Query(description=_WHERE, examples=[["modality=CT"]])]
+Where = Annotated[list[str], Query(description=ABOUT_WHERE, examples=[["modality=CT"]])]
 
 
 async def _asked_by_form(
@@ -183,14 +229,17 @@ async def _asked_by_form(
         Form(
             alias="id",
             description="Id of an indexed image; it is left out of the hits.",
-            examples=[_EXAMPLE_ID],
+            examples=[EXAMPLE_ID],
         ),
     ] = None,
     k: Annotated[
         int | None,
-        Form(description="Hits wanted; the service's setting when absent.", json_schema_extra=_K),
+        Form(
+            description="Hits wanted; the service's setting when absent.",
+            json_schema_extra=K_BOUNDS,
+        ),
     ] = None,
-    where: Annotated[list[str], Form(description=_WHERE, examples=[["modality=CT"]])] = [],  # noqa: B006 - FastAPI copies defaults
+    where: Annotated[list[str], Form(description=ABOUT_WHERE, examples=[["modality=CT"]])] = [],  # noqa: B006 - FastAPI copies defaults
     order: Annotated[
         str,
         Form(
@@ -208,14 +257,17 @@ async def _asked_by_form(
     ] = None,
     group_by: Annotated[
         str | None,
-        Form(description="One hit of each study or patient, the best.", json_schema_extra=_GROUP),
+        Form(
+            description="One hit of each study or patient, the best.",
+            json_schema_extra=GROUP_VALUES,
+        ),
     ] = None,
     exclude: Annotated[
         str | None,
         Form(
             description="Leave out the image's own study, or its own patient, as the index or "
             "the file's header names them.",
-            json_schema_extra=_GROUP,
+            json_schema_extra=GROUP_VALUES,
         ),
     ] = None,
     page: Annotated[

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 
 from api.http.addresses import Addresses, path_of
 from api.http.problems import log_problem, problem_of, problem_response
+from api.http.request_ids import request_id_of
 from api.security.access import COOKIE, Access, Request, check_scope
 from api.security.policy import Scope
 from engine.errors import NotAuthenticated, PrecedentError
@@ -47,10 +48,14 @@ class Guard:
             if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
                 await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
                 return
-            problem = problem_of(error, scope["path"])
+            problem = problem_of(error, scope["path"], request_id_of(scope))
             log_problem(problem, error)
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
             return
+        asked = _request(scope)
+        scope.setdefault("state", {})["caller"] = caller
+        # For answers that last: whether the caller may still have them.
+        scope["state"]["still_allowed"] = lambda: self._access.caller(asked, needed)
         await self._app(scope, receive, send)
 
     def _needed(self, scope: AsgiScope) -> Scope | None:

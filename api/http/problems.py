@@ -14,10 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.request_ids import request_id_of
 from engine.errors import (
     AuditError,
     ImageNotFound,
     ImageRefused,
+    JobError,
+    JobNotFound,
     LedgerError,
     ModelError,
     NotAllowed,
@@ -25,6 +28,9 @@ from engine.errors import (
     PrecedentError,
     QueryError,
     RefusalReason,
+    SourceChanged,
+    SourceError,
+    SourceGone,
     StoreError,
     StoreLocked,
     StoreNotFound,
@@ -32,6 +38,7 @@ from engine.errors import (
 
 __all__ = [
     "FieldProblem",
+    "NotReady",
     "Problem",
     "UnexpectedErrors",
     "install_problems",
@@ -75,6 +82,7 @@ class Problem(BaseModel):
                     "ids are in the answers of a search",
                     "code": "image-not-found",
                     "instance": "/v1/images/00000000-0000-0000-0000-000000000000",
+                    "request_id": "0b9d3c5a1f8e4d6c9a7b2e4f6a8c0d1e",
                 }
             ]
         },
@@ -86,7 +94,23 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong this time, and the way out.")
     code: str
     instance: str = Field(description="Path that was asked for.")
+    request_id: str | None = Field(
+        default=None, description="Id of the request, as in the header X-Request-Id."
+    )
     errors: list[FieldProblem] | None = None
+    missing: list[str] | None = Field(
+        default=None, description="What the service lacks to be ready: model, store, ledger …"
+    )
+
+
+class NotReady(HTTPException):
+    """The service should not be sent requests now. missing: what it lacks. draining: it is being
+    ended."""
+
+    def __init__(self, detail: str, missing: tuple[str, ...] = (), *, draining: bool = False):
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+        self.code = "draining" if draining else "not-ready"
+        self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +173,16 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         "the audit log takes no rows at the moment, and without one nothing is answered; the "
         "service's log says why",
     ),
+    JobError: _Kind("job", HTTPStatus.CONFLICT, "The job does not allow this"),
+    JobNotFound: _Kind("job-not-found", HTTPStatus.NOT_FOUND, "No such job"),
+    SourceError: _Kind(
+        "source",
+        HTTPStatus.BAD_GATEWAY,
+        "The source is not available",
+        "where the image comes from cannot be reached, or refuses; the service's log says why",
+    ),
+    SourceGone: _Kind("source-gone", HTTPStatus.GONE, "The original is not there any more"),
+    SourceChanged: _Kind("source-changed", HTTPStatus.CONFLICT, "The original has changed"),
     ModelError: _Kind(
         "model",
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -160,14 +194,23 @@ _HTTP_DETAILS: Mapping[int, tuple[str, str]] = {
     404: ("not-found", "nothing is served at this address; /openapi.json lists what is"),
     405: ("method-not-allowed", "this address takes another method; the Allow header names it"),
     413: ("too-large", "the request is larger than the service takes"),
+    415: ("unsupported-media-type", "this address takes another Content-Type; see /openapi.json"),
 }
 
 
-def problem_of(error: Exception, path: str) -> Problem:
+def problem_of(error: Exception, path: str, request_id: str | None = None) -> Problem:
     """The problem document for an error that occurred in a request for ``path``."""
+    return _problem_of(error, path).model_copy(update={"request_id": request_id})
+
+
+def _problem_of(error: Exception, path: str) -> Problem:
     match error:
         case PrecedentError():
             return _of_precedent_error(error, path)
+        case NotReady():
+            kind = _Kind(error.code, HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready")
+            problem = _problem(kind, error.code, error.detail, path)
+            return problem.model_copy(update={"missing": list(error.missing) or None})
         case RequestValidationError():
             return _of_validation_error(error, path)
         case HTTPException():
@@ -224,11 +267,12 @@ class UnexpectedErrors:
             _log_unexpected(error)
             if started:
                 raise
-            await problem_response(problem_of(error, scope["path"]))(scope, receive, send)
+            problem = problem_of(error, scope["path"], request_id_of(scope))
+            await problem_response(problem)(scope, receive, send)
 
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
-    problem = problem_of(error, request.url.path)
+    problem = problem_of(error, request.url.path, request_id_of(request.scope))
     log_problem(problem, error)
     headers = error.headers if isinstance(error, HTTPException) else None
     return problem_response(problem, headers)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from api.http.deps import Readers
-from engine.errors import PrecedentError, StoreNotFound
+from engine.errors import ModelError, PrecedentError, StoreNotFound
 from engine.settings import Settings
+from engine.store.base import Filter
 from engine.store.opening import open_store
 from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
@@ -98,6 +99,17 @@ class Serving:
                 over = mine.retired and mine.requests == 0
             if over:
                 mine.opened.close()
+
+    def check_model(self) -> None:
+        """Checks that a model is open. Raises ModelError."""
+        with self._lock:
+            if self._current is None:
+                raise ModelError("no model is open yet: it is opened with the index")
+
+    def check_store(self) -> None:
+        """Checks that the index answers. Raises StoreError."""
+        with self.request() as (archive, _):
+            archive.store.count(Filter(), exact=False)
 
     def _with_readers(self, archive: Archive) -> _OpenArchive:
         server, readers = self._settings.server, self._settings.indexing.readers

@@ -20,6 +20,7 @@ PUBLIC = None
 
 POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/healthz"): PUBLIC,
+    ("GET", "/readyz"): PUBLIC,
     ("GET", "/openapi.json"): PUBLIC,
     ("GET", "/static/{path:path}"): PUBLIC,
     ("GET", "/login"): PUBLIC,
@@ -32,7 +33,23 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/studies/{uid}/related"): Scope.SEARCH,
     ("GET", "/v1/images/{id}"): Scope.SEARCH,
     ("GET", "/v1/images/{id}/thumbnail"): Scope.SEARCH,
+    ("GET", "/v1/images/{id}/preview"): Scope.SEARCH,
     ("GET", "/v1/facets"): Scope.SEARCH,
+    ("POST", "/v1/search/batch"): Scope.SEARCH,
+    ("GET", "/v1/duplicates"): Scope.SEARCH,
+    ("GET", "/v1/model"): Scope.SEARCH,
+    ("GET", "/v1/stats"): Scope.SEARCH,
+    ("GET", "/v1/sources"): Scope.SEARCH,
+    # Of any key, whatever its scopes; the route itself refuses whoever has none.
+    ("GET", "/v1/whoami"): PUBLIC,
+    ("GET", "/v1/jobs"): Scope.INDEX,
+    ("GET", "/v1/jobs/{id}"): Scope.INDEX,
+    ("GET", "/v1/jobs/{id}/report"): Scope.INDEX,
+    ("GET", "/v1/jobs/{id}/events"): Scope.INDEX,
+    ("POST", "/v1/jobs/{id}/pause"): Scope.INDEX,
+    ("POST", "/v1/jobs/{id}/resume"): Scope.INDEX,
+    ("POST", "/v1/jobs/{id}/cancel"): Scope.INDEX,
+    ("POST", "/v1/jobs/{id}/retry"): Scope.INDEX,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -80,6 +80,16 @@ class SearchEngine:
         shared = (self._settings, self._gate, self._rendering)
         return SearchEngine(self._encoder, store, *shared, tells_cells=tells_cells)
 
+    @property
+    def judges(self) -> bool:
+        """Whether answers have OOD verdicts."""
+        return self._gate is not None
+
+    @property
+    def precision(self) -> str:
+        """Number format in which queries are encoded, "fp32" or "bf16"."""
+        return self._encoder.precision
+
     def search(
         self,
         canvases: Sequence[NDArray[np.uint8]],

@@ -27,6 +27,7 @@ from engine.search.placeholders import (
 )
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
+from engine.search.representative import place
 from engine.search.shortlist import first_of_each
 from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled, look_ahead as spelling_ahead
@@ -369,21 +370,12 @@ def _of_study(store: VectorStore, study: str, disliked: Sequence[str]) -> list[s
         raise ImageNotFound(
             f"no indexed image is of study {study[:64]!r}; studies are in the answers of a search"
         )
-    ids = sorted(records.keys() - set(disliked), key=lambda one: _place(one, records[one]))
+    ids = sorted(records.keys() - set(disliked), key=lambda one: place(one, records[one]))
     if not ids:
         raise QueryError(f"all images of study {study!r} are disliked; nothing is left to like")
     count = min(len(ids), MAX_EXAMPLES)
     steps = np.linspace(0, len(ids) - 1, count).round().astype(int)
     return [ids[step] for step in steps]
-
-
-def _place(image_id: str, record: ImageRecord) -> tuple[object, ...]:
-    """Sort key of an image in its study: series, instance, frame; UIDs by their numbers."""
-    return _numbers(record.series), _numbers(record.sop), record.frame, image_id
-
-
-def _numbers(uid: str | None) -> tuple[str, ...]:
-    return tuple(part.rjust(64, "0") for part in (uid or "").split("."))
 
 
 def _strictest(

@@ -20,15 +20,17 @@ class FramePolicy:
 
     kind: "spread" or "all" = all frames; "nth" = the first and every ``every``-th after it;
         "middle" = the middle one; "key" = those that the header names as representative or of
-        interest, or the middle one when it names none.
+        interest, or the middle one when it names none; "given" = the one of this ``number``,
+        counted from 0, or the last one if there are fewer.
     limit: the most frames to choose, whatever the kind; of more, evenly spaced ones are taken.
     derived: whether objects that are no pictures (not_pictures.py) have frames to be indexed.
     """
 
-    kind: Literal["spread", "all", "nth", "middle", "key"] = "spread"
+    kind: Literal["spread", "all", "nth", "middle", "key", "given"] = "spread"
     limit: int = 8
     every: int = 10
     derived: bool = False
+    number: int = 0
 
     def choose(self, declared: int, named: Sequence[int] = ()) -> list[int]:
         """Numbers (from 0, ascending) of the chosen frames.
@@ -38,6 +40,8 @@ class FramePolicy:
             named: numbers of the frames that the instance names; see
                 :func:`frames_of_interest`.
         """
+        if self.kind == "given":
+            return [min(self.number, declared - 1)]
         candidates: Sequence[int] = range(declared)
         if self.kind == "nth":
             candidates = range(0, declared, self.every)

@@ -28,7 +28,7 @@ from indexer.imaging.read import read_image, read_image_bytes, read_tar_member, 
 from indexer.imaging.thumbnails import thumbnail
 from indexer.imaging.voi import View
 
-__all__ = ["Picture", "Prepared", "ReadTask", "prepare"]
+__all__ = ["Picture", "Prepared", "ReadTask", "prepare", "read_instance"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def prepare(task: ReadTask) -> Prepared:
     Raises:
         ImageRefused: with the reason, for whatever is wrong with the file.
     """
-    instance = _read(task)
+    instance = read_instance(task)
     pictures = tuple(
         Picture(
             instance.identity(frame),
@@ -127,7 +127,8 @@ def prepare(task: ReadTask) -> Prepared:
     )
 
 
-def _read(task: ReadTask) -> Instance:
+def read_instance(task: ReadTask) -> Instance:
+    """The instance of a task, as its file is read. Raises ImageRefused."""
     image, limits, zip_limits = task.image, task.limits, task.zip_limits
     how = _How(frames_per_instance=task.frames, pseudonym_key=task.pseudonym_key, view=task.view)
     if isinstance(image, bytes):

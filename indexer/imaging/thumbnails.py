@@ -16,12 +16,13 @@ __all__ = ["delete_thumbnail", "thumbnail", "thumbnail_path", "write_thumbnail"]
 _QUALITY = 85
 
 
-def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
+def thumbnail(pixels: NDArray[np.uint8], side: int, quality: int = _QUALITY) -> bytes:
     """A JPEG file of ``pixels``, without metadata.
 
     Args:
         pixels: uint8 (H, W) grey or (H, W, 3) RGB.
         side: the longer side in pixels; smaller images are not enlarged.
+        quality: of the JPEG, up to 95.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -30,7 +31,7 @@ def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
     # reducing_gap: Pillow first shrinks by a box filter, which is much faster for large images.
     image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=1.0)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=_QUALITY)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 

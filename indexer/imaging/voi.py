@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,13 +13,34 @@ from engine.errors import SettingsError
 from indexer.imaging.header import number, text
 from indexer.imaging.modality import Modality, first_table
 
-__all__ = ["VOI_KEYWORDS", "Curve", "View", "check_view", "linear", "named_window", "voi_of"]
+__all__ = [
+    "VOI_KEYWORDS",
+    "Curve",
+    "View",
+    "Window",
+    "check_view",
+    "linear",
+    "named_window",
+    "voi_of",
+]
 
 VOI_KEYWORDS = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 """Keywords of the elements that :func:`voi_of` reads."""
 
-View = Literal["header", "lung", "soft-tissue", "bone"]
-"""What a frame is shown through: what its header says, or, if it is CT, a window by name."""
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window that a reader chose. center, width: in the values that come out of the modality
+    LUT, of CT in Hounsfield units; width ≥ 1."""
+
+    center: float
+    width: float
+
+
+_Named = Literal["header", "lung", "soft-tissue", "bone"]
+View = _Named | Window
+"""What a frame is shown through: what its header says, or, if it is CT, a window by name; or a
+window of one's own, whatever it is."""
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From values of any shape, float64, to as many of the same shape; of a window, 0 … 1 from black to
@@ -34,13 +56,15 @@ def check_view(view: View) -> None:
     Raises:
         SettingsError: there is no view of that name.
     """
-    if view not in get_args(View):
-        raise SettingsError(f"view is {view!r}; use one of " + ", ".join(get_args(View)))
+    if not isinstance(view, Window) and view not in get_args(_Named):
+        raise SettingsError(f"view is {view!r}; use one of " + ", ".join(get_args(_Named)))
 
 
 def named_window(view: View, modality: Modality) -> Curve | None:
     """The window ``view`` for values that come out of ``modality``; None when it is the header's,
     and where values are not in Hounsfield units, which its centre and width are."""
+    if isinstance(view, Window):
+        return _window(view.center, view.width, "LINEAR")
     if view == "header" or not modality.hounsfield:
         return None
     return _window(*_WINDOWS[view], "LINEAR")

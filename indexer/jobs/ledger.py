@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
-from engine.errors import JobError
+from engine.errors import JobError, JobNotFound
 from engine.settings import JobSettings
 from indexer.jobs.records import (
     DISCOVERY,
@@ -73,11 +73,13 @@ class JobLedger:
             )
             return int(job)
 
-    def summaries(self, now: float, limit: int = 50) -> list[JobSummary]:
-        """The latest jobs and runs, the newest first."""
+    def summaries(self, now: float, limit: int = 50, before: int | None = None) -> list[JobSummary]:
+        """The latest jobs and runs, the newest first. before: only those of smaller numbers."""
+        query = select(jobs).where(self._database.own(jobs)).order_by(jobs.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(jobs.c.id < before)
         with self._database.begin(read=True) as connection:
-            query = select(jobs).where(self._database.own(jobs)).order_by(jobs.c.id.desc())
-            rows = connection.execute(query.limit(limit)).all()
+            rows = connection.execute(query).all()
             return [self._summary(connection, row, now) for row in rows]
 
     def summary(self, job: int, now: float) -> JobSummary:
@@ -247,7 +249,7 @@ class JobLedger:
         query = select(jobs).where(self._database.own(jobs), jobs.c.id == job)
         row = connection.execute(query).one_or_none()
         if row is None:
-            raise JobError(f"there is no job {job}; `precedent jobs list` names those there are")
+            raise JobNotFound(f"there is no job {job}; `precedent jobs list` names those there are")
         return row
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from engine.errors import QueryError, SettingsError
 from engine.settings import DicomWebSettings, FolderSettings, Settings, SourceSettings
-from indexer.files.locators import ARCHIVE_SCHEMES, beginnings
+from indexer.files.locators import ARCHIVE_SCHEMES, beginnings, shown
 from indexer.sources.base import ImageSource
 
-__all__ = ["SourceSpec"]
+__all__ = ["SourceSpec", "name_in_source"]
 
 _FOLDER = "folder"
 
@@ -150,6 +150,23 @@ class SourceSpec:
         if isinstance(named, FolderSettings):
             return [Path(os.path.abspath(path)) for path in named.paths]  # noqa: PTH100 - keeps links
         return [Path(path) for path in self.paths]
+
+
+def name_in_source(locator: str, settings: Settings) -> str:
+    """Where an instance lies in the folder of the named source that has it; of another file its
+    name alone, and of an instance on a server its address there."""
+    name = shown(locator)
+    folders = [
+        Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
+        for source in settings.sources.values()
+        if isinstance(source, FolderSettings)
+        for path in source.paths
+    ]
+    for folder in sorted(folders, key=lambda one: -len(one.parts)):
+        if Path(name).is_relative_to(folder) and Path(name) != folder:
+            return Path(name).relative_to(folder).as_posix()
+    path, mark, member = name.partition("!")
+    return Path(path).name + mark + member
 
 
 def _date(written: str | None, option: str) -> date | None:

@@ -125,6 +125,8 @@ BAD = [
 
 def asked(route: tuple[str, str], image: str = NOWHERE, study: str = "1.2.4.0") -> tuple[str, str]:
     method, path = route
+    if path.startswith("/v1/jobs/"):
+        image = "1"
     for name, value in (("{id}", image), ("{uid}", study), ("{path:path}", "style.css")):
         path = path.replace(name, value)
     return method, path
@@ -145,7 +147,8 @@ def test_every_route_with_every_credential(site: Site, route: tuple[str, str]) -
     if needed is None:
         # Signing in without a key in the form fails, whatever the header says.
         expected = {("POST", "/login"): 401, ("POST", "/logout"): 303}.get(route, 200)
-        assert none.status_code == expected
+        # Any key may ask whose it is; nobody without one.
+        assert none.status_code == (401 if path == "/v1/whoami" else expected)
         assert right.status_code == (303 if route == ("GET", "/login") else expected)
         return
     wrong = site.client.request(method, path, headers=site.sent[f"without {needed}"])
@@ -165,10 +168,11 @@ def test_two_keys_at_once_are_none(site: Site) -> None:
 
 
 def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
-    mine, theirs = site.sent["right"], site.sent["other"]
+    mine, theirs = ({**site.sent[one], "X-Request-Id": "1"} for one in ("right", "other"))
     hits = site.client.post("/v1/recommend", headers=mine, data={"study": "1.2.4.0"}).json()["hits"]
     image = hits[0]["id"]
-    for address in (f"/v1/images/{image}", f"/v1/images/{image}/thumbnail"):
+    for kind in ("", "/thumbnail", "/preview"):
+        address = f"/v1/images/{image}{kind}"
         assert site.client.get(address, headers=mine).status_code == 200
         hidden = site.client.get(address, headers=theirs)
         never = site.client.get(address.replace(image, NOWHERE), headers=theirs)
@@ -182,6 +186,17 @@ def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
     assert "The index is empty" in page.text
     for data in ({"id": image}, {"id": NOWHERE}):
         assert site.client.post("/v1/search", headers=theirs, data=data).status_code == 404
+    for name, uid in (("sop", "1.2.3.0"), ("series", "1.2.5.0"), ("study", "1.2.4.0")):
+        assert site.client.post("/v1/search", headers=mine, json={name: uid}).status_code == 200
+        hidden = site.client.post("/v1/search", headers=theirs, json={name: uid})
+        never = site.client.post("/v1/search", headers=theirs, json={name: "9.9"})
+        assert hidden.status_code == never.status_code == 404
+        assert hidden.text.replace(uid, "9.9") == never.text
+    etag = site.client.get(f"/v1/images/{image}/preview", headers=mine).headers["etag"]
+    known = {**theirs, "If-None-Match": etag}
+    assert site.client.get(f"/v1/images/{image}/preview", headers=known).status_code == 404
+    assert site.client.get("/v1/stats", headers=theirs).json()["points"] == 0
+    assert site.client.get("/v1/duplicates", headers=theirs).json()["compared"] == 0
 
 
 def test_a_key_is_nowhere_but_with_its_holder(site: Site) -> None:

@@ -33,13 +33,29 @@ from engine.errors import (
 from engine.search.engine import SearchEngine
 
 OPERATIONS = [
+    "cancelJob",
+    "getDuplicates",
     "getFacets",
     "getHealth",
     "getImage",
+    "getJob",
+    "getJobEvents",
+    "getJobReport",
+    "getModel",
+    "getPreview",
+    "getReadiness",
     "getRelatedStudies",
+    "getSources",
+    "getStats",
     "getThumbnail",
+    "listJobs",
+    "pauseJob",
     "recommend",
+    "resumeJob",
+    "retryJob",
     "search",
+    "searchBatch",
+    "whoAmI",
 ]
 MAX_UPLOAD = 200_000
 ALLOWANCE = 64 * 1024
@@ -177,7 +193,9 @@ def test_a_file_at_the_limit_is_looked_at(client) -> None:
 def test_a_body_that_is_no_form_is_a_problem(client) -> None:
     cut = client.post("/v1/search", content=b"--x", headers={"Content-Type": "multipart/form-data"})
     assert (cut.status_code, cut.json()["code"]) == (400, "bad-request")
-    assert client.post("/v1/search", json={"id": "x"}).status_code == 400
+    as_text = client.post("/v1/search", content=b"id", headers={"Content-Type": "text/plain"})
+    assert (as_text.status_code, as_text.json()["code"]) == (415, "unsupported-media-type")
+    assert "multipart/form-data or application/json" in as_text.json()["detail"]
 
 
 def test_the_openapi_document_is_stable_and_complete(client) -> None:
@@ -189,7 +207,8 @@ def test_the_openapi_document_is_stable_and_complete(client) -> None:
     }
     assert sorted(operations) == OPERATIONS
     assert document["openapi"].startswith("3.1")
-    assert list(operations["search"]["requestBody"]["content"]) == ["multipart/form-data"]
+    bodies = operations["search"]["requestBody"]["content"]
+    assert list(bodies) == ["multipart/form-data", "application/json"]
     for operation in operations.values():
         assert operation["summary"]
         problems = {

@@ -1,17 +1,20 @@
-"""The health check."""
+"""The health check, and whether the service is ready for requests."""
 
+import logging
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep
-from api.http.problems import problem_responses
+from api.http.problems import NotReady, problem_responses
+from api.http.readiness import Readiness
 from engine.store.base import Filter
 
-__all__ = ["HealthDocument", "router"]
+__all__ = ["HealthDocument", "ReadyDocument", "router"]
 
 router = APIRouter(tags=["service"])
+_LOG = logging.getLogger("precedent.api")
 
 
 class HealthDocument(BaseModel):
@@ -35,6 +38,20 @@ class HealthDocument(BaseModel):
     model: str | None
 
 
+class ReadyDocument(BaseModel):
+    """The service is ready. `checked`: what it needs, and has."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"status": "ready", "checked": ["model", "store", "ledger"]}]
+        },
+    )
+
+    status: Literal["ready"]
+    checked: list[str]
+
+
 @router.get(
     "/healthz",
     operation_id="getHealth",
@@ -47,3 +64,26 @@ def get_health(request: Request, archive: ArchiveDep) -> HealthDocument:
     if request.state.caller is None:
         return HealthDocument(status="ok", points=None, model=None)
     return HealthDocument(status="ok", points=points, model=archive.manifest.fingerprint)
+
+
+@router.get(
+    "/readyz",
+    operation_id="getReadiness",
+    summary="Whether requests should be sent here",
+    responses=problem_responses(503),
+)
+def get_readiness(request: Request) -> ReadyDocument:
+    """Answers 503, and says what, while something that answers need is missing, and once the
+    service is being ended: requests that have come are finished, and others belong elsewhere."""
+    readiness: Readiness = request.state.readiness
+    if readiness.is_draining:
+        raise NotReady("the service is being ended; ask another one", draining=True)
+    missing = readiness.missing()
+    for name, error in missing.items():
+        _LOG.warning("not ready: %s: %s", name, error)
+    if missing:
+        raise NotReady(
+            f"{', '.join(missing)} cannot be used at the moment; the service's log says why",
+            missing=tuple(missing),
+        )
+    return ReadyDocument(status="ready", checked=list(readiness.names))

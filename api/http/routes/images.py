@@ -1,21 +1,51 @@
-"""Indexed images: the record of one, its thumbnail, and facet counts over many."""
+"""Indexed images: the record of one, its pictures, and facet counts over many."""
 
 import hashlib
+import math
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from api.http.deps import ArchiveDep, PointId, Where, point_id
+from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, PointId, Where, point_id
+from api.http.pictures import PICTURE, Previews, etag_of, picture, unchanged
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
 from api.security.seen import Seen, tell
+from engine.errors import QueryError
 from engine.search.query import parse_where
 from engine.search.spelling import as_spelled
+from indexer.imaging.voi import Window
 
 __all__ = ["FacetsDocument", "router"]
 
 router = APIRouter(tags=["images"])
+
+IfNoneMatch = Annotated[
+    str, Header(description="ETags of pictures that the caller has: 304 if one is still right.")
+]
+
+LEAST_SIDE, MOST_SIDE = 16, 4096
+
+
+_EXAMPLE = {
+    "id": EXAMPLE_ID,
+    "study": EXAMPLE_STUDY,
+    "series": "1.2.826.0.1.3680043.8.498.1.1",
+    "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
+    "frame": 0,
+    "modality": "CT",
+    "body_part": "CHEST",
+    "view": None,
+    "laterality": None,
+    "manufacturer": "ACME",
+    "sex": "F",
+    "age_band": "60-69",
+    "study_year": 2019,
+    "labels": ["nodule"],
+    "source": "folder",
+    "burned_in": None,
+}
 
 
 class FacetsDocument(BaseModel):
@@ -42,7 +72,10 @@ class FacetsDocument(BaseModel):
     "/v1/images/{id}",
     operation_id="getImage",
     summary="What the index knows of an image",
-    responses=problem_responses(404, 422, 503),
+    responses={
+        200: {"content": {"application/json": {"example": _EXAMPLE}}},
+        **problem_responses(404, 422, 503),
+    },
 )
 def get_image(request: Request, image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     """The identifiers of the image and what it shows, without the pseudonym of its patient."""
@@ -56,28 +89,90 @@ def get_image(request: Request, image_id: PointId, archive: ArchiveDep) -> Image
     operation_id="getThumbnail",
     summary="A small picture of an image",
     response_class=Response,
-    responses={
-        200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-        304: {"description": "The picture with this ETag is still the right one."},
-        **problem_responses(404, 422, 503),
-    },
+    responses={**PICTURE, **problem_responses(404, 422, 503)},
 )
 def get_thumbnail(
-    request: Request,
-    image_id: PointId,
-    archive: ArchiveDep,
-    if_none_match: Annotated[str, Header()] = "",
+    request: Request, image_id: PointId, archive: ArchiveDep, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """A JPEG without metadata, made when the image was indexed."""
     point, jpeg = archive.pictured(point_id(image_id))
     tell(request, Seen.of([point], listed=False))
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
-    # Only the browser may cache it, and must ask each time whether it is still valid.
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    if etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    return Response(jpeg, media_type="image/jpeg", headers=headers)
+    return picture(etag, None if unchanged(etag, if_none_match) else jpeg)
+
+
+@router.get(
+    "/v1/images/{id}/preview",
+    operation_id="getPreview",
+    summary="A large picture of an image, made of its original",
+    response_class=Response,
+    responses={**PICTURE, **problem_responses(400, 404, 409, 410, 413, 422, 502, 503)},
+)
+def get_preview(
+    image_id: PointId,
+    archive: ArchiveDep,
+    request: Request,
+    window: Annotated[
+        float | None,
+        Query(description="Width of the window, of CT in Hounsfield units.", examples=[1500.0]),
+    ] = None,
+    level: Annotated[
+        float | None,
+        Query(description="Centre of the window; given together with it.", examples=[-600.0]),
+    ] = None,
+    frame: Annotated[
+        int | None,
+        Query(
+            description="Another frame of the same file, counted from 0.",
+            json_schema_extra={"minimum": 0},
+        ),
+    ] = None,
+    size: Annotated[
+        int,
+        Query(
+            description="Longest side in pixels; smaller pictures are not enlarged.",
+            json_schema_extra={"minimum": LEAST_SIDE, "maximum": MOST_SIDE},
+        ),
+    ] = 1024,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """A JPEG without metadata, rendered at this moment from the file that was indexed, as that file
+    has it: not turned.
+
+    410: the file, or the setting that says where it is, is not there any more. 409: another file is
+    in its place.
+    """
+    original = archive.original(point_id(image_id))
+    chosen = _window(window, level)
+    if not LEAST_SIDE <= size <= MOST_SIDE:
+        raise QueryError(f"size is {size}; use {LEAST_SIDE} to {MOST_SIDE} pixels")
+    if frame is not None and not 0 <= frame < 2**31:
+        raise QueryError(f"frame is {frame}; frames are counted from 0")
+    number = original.record.frame if frame is None else frame
+    etag = etag_of(original.id, original.content, archive.rendering, number, chosen, size)
+    if unchanged(etag, if_none_match):
+        return picture(etag, None)
+    previews: Previews = request.state.previews
+    with previews.reader() as reader:
+        jpeg = reader.render(
+            original.record,
+            original.locator,
+            original.content,
+            frame=number,
+            side=size,
+            window=chosen,
+        )
+    return picture(etag, jpeg)
+
+
+def _window(width: float | None, level: float | None) -> Window | None:
+    if width is None and level is None:
+        return None
+    if width is None or level is None:
+        raise QueryError("a window has a width and a level; give window and level together")
+    if not (math.isfinite(level) and 1 <= width < math.inf):
+        raise QueryError(f"window is {width:g} and level {level:g}; use a width of 1 or more")
+    return Window(level, width)
 
 
 @router.get(

@@ -1,16 +1,20 @@
 """Recommendations: the cases most similar to liked images, an upload or a study."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from api.http.deps import ArchiveDep, ReadersDep, Where, point_id
+from api.http.asked import RecommendFields, own_group
+from api.http.bodies import Body, body_content, read_body
+from api.http.deps import EXAMPLE_STUDY, ArchiveDep, ReadersDep, Where, point_id
 from api.http.problems import problem_responses
+from api.http.timing import tell_stages
 from api.schemas import RecommendationDocument
 from api.security.seen import Seen, tell
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
-from engine.search.recommend import MAX_EXAMPLES, Examples, Wanted
+from engine.search.recommend import Examples, Wanted
 from indexer.archive import TenantArchive
 
 __all__ = ["router"]
@@ -19,16 +23,17 @@ router = APIRouter(tags=["recommendation"])
 
 _K = {"minimum": 1, "maximum": MAX_K}
 _GROUP = {"enum": [*GROUPS, "none"]}
-_MOST = {"maxItems": MAX_EXAMPLES}
 _DIVERSITY = {"minimum": 0, "maximum": 1}
 _ABOUT_K = "Hits wanted; the service's setting when absent."
 _ABOUT_GROUPS = "The best image of each `study` or `patient`; `none`: all images."
-_ABOUT_EXCLUDE = "Leave out the examples' own `study`, or their `patient`, or `none`."
+_ABOUT_EXCLUDE = (
+    "Leave out the examples' own `study`, or their `patient`, or `none`; absent: `patient`."
+)
 _ABOUT_DIVERSITY = "0: the most similar ones; up to 1: ones that differ from each other."
 _EXAMPLE_IDS = ["9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11", "3b0d6c52-5c6f-5d83-9a39-4f8f0b6d2a77"]
-_EXAMPLE_STUDY = "1.2.826.0.1.3680043.8.498.1"
 _EXAMPLE = {
     "ood": {
+        "verdict": "known",
         "foreign": False,
         "p": 0.41,
         "alpha": 0.03,
@@ -74,6 +79,8 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9688,
             "hamming": 2,
+            "likeness": None,
+            "name": None,
             "missing_frames": None,
             "because": _EXAMPLE_IDS[0],
         }
@@ -102,43 +109,33 @@ class _Choices:
             where=parse_where(self.where),
             exact=self.exact,
             group_by=parse_group(self.group_by),
-            exclude=parse_group(self.exclude),
+            exclude=self.exclude,
             diversity=self.diversity,
         )
-
-
-async def _by_form(
-    k: Annotated[int | None, Form(description=_ABOUT_K, json_schema_extra=_K)] = None,
-    where: Annotated[
-        list[str],
-        Form(
-            description="Filter, repeatable, as in a search.",
-            examples=[["modality=CT"]],
-        ),
-    ] = [],  # noqa: B006 - FastAPI copies defaults
-    group_by: Annotated[str, Form(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
-    exclude: Annotated[str, Form(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)] = "patient",
-    exact: Annotated[bool, Form(description="Compare with every image.")] = False,
-    diversity: Annotated[
-        float, Form(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
-    ] = 0.0,
-) -> _Choices:
-    return _Choices(k, tuple(where), group_by, exclude, exact, diversity)
 
 
 async def _by_link(
     k: Annotated[int | None, Query(description=_ABOUT_K, json_schema_extra=_K)] = None,
     where: Where = [],  # noqa: B006 - FastAPI copies defaults
     group_by: Annotated[str, Query(description=_ABOUT_GROUPS, json_schema_extra=_GROUP)] = "study",
+    exclude_own: Annotated[
+        str | None, Query(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)
+    ] = None,
     exclude: Annotated[
-        str, Query(description=_ABOUT_EXCLUDE, json_schema_extra=_GROUP)
-    ] = "patient",
+        str | None, Query(description="The earlier name of `exclude_own`.", deprecated=True)
+    ] = None,
     exact: Annotated[bool, Query(description="Compare with every image.")] = False,
     diversity: Annotated[
         float, Query(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,
 ) -> _Choices:
-    return _Choices(k, tuple(where), group_by, exclude, exact, diversity)
+    own = own_group(exclude_own, exclude, "patient")
+    return _Choices(k, tuple(where), group_by, own, exact, diversity)
+
+
+async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
+    async with read_body(request, RecommendFields, files="file") as body:
+        yield body
 
 
 @router.post(
@@ -146,54 +143,49 @@ async def _by_link(
     operation_id="recommend",
     summary="Find the cases most like examples",
     response_description="Hits, most similar first, with votes on labels and how they were found.",
-    responses={**_ANSWERED, **problem_responses(400, 404, 413, 422, 503)},
+    responses={**_ANSWERED, **problem_responses(400, 404, 413, 415, 422, 503)},
+    openapi_extra={
+        "requestBody": body_content(
+            RecommendFields,
+            name="Recommend",
+            files="file",
+            about_files="DICOM, PNG, JPEG … file to like; it is not kept.",
+            example={"like": _EXAMPLE_IDS, "k": 10, "where": ["modality=CT"]},
+        )
+    },
 )
 def post_recommend(
     request: Request,
     archive: ArchiveDep,
     readers: ReadersDep,
-    choices: Annotated[_Choices, Depends(_by_form)],
-    file: Annotated[
-        UploadFile | None, File(description="DICOM, PNG, JPEG … file to like; it is not kept.")
-    ] = None,
-    like: Annotated[
-        list[str],
-        Form(
-            description="Id of an indexed image to like, repeatable.",
-            examples=[_EXAMPLE_IDS],
-            json_schema_extra=_MOST,
-        ),
-    ] = [],  # noqa: B006 - FastAPI copies defaults
-    dislike: Annotated[
-        list[str],
-        Form(
-            description="Id of one to keep away from, repeatable: what is nearer to it than to "
-            "any liked image is left out.",
-            json_schema_extra=_MOST,
-        ),
-    ] = [],  # noqa: B006 - FastAPI copies defaults
-    study: Annotated[
-        str | None,
-        Form(description="Study Instance UID; its images are liked.", examples=[_EXAMPLE_STUDY]),
-    ] = None,
+    body: Annotated[Body[RecommendFields], Depends(_by_body)],
+    response: Response,
 ) -> RecommendationDocument:
-    """Give `file`, `like` or `study`, or several of these.
+    """Send a form with a `file`, or JSON with `like` or `study`, or several of these.
 
     A hit's similarity is relative to the liked image that it is most similar to, which `because`
     names. The examples themselves are never hits. Other images of their patients are left out
-    unless `exclude` says otherwise.
+    unless `exclude_own` says otherwise.
     """
-    wanted = choices.wanted(archive)
-    image = None if file is None else readers.read(file)
+    fields = body.fields
+    wanted = _Choices(
+        fields.k,
+        tuple(fields.where),
+        fields.group_by,
+        own_group(fields.exclude_own, fields.exclude, "patient"),
+        fields.exact,
+        fields.diversity,
+    ).wanted(archive)
+    image = readers.read(body.uploads[0]) if body.uploads else None
     examples = Examples(
-        liked=tuple(point_id(one) for one in like if one),
-        disliked=tuple(point_id(one) for one in dislike if one),
-        study=study or None,
+        liked=tuple(point_id(one) for one in fields.like if one),
+        disliked=tuple(point_id(one) for one in fields.dislike if one),
+        study=fields.study or None,
         seen=None if image is None else archive.engine.observed([image.canvas]),
         record=None if image is None else image.record,
         seen_id=None if image is None else archive.id_of(image),
     )
-    return _answered(request, archive, examples, wanted)
+    return _recommended(request, archive, examples, wanted, response)
 
 
 @router.get(
@@ -205,21 +197,27 @@ def post_recommend(
 )
 def get_related(
     uid: Annotated[
-        str, Path(description="Study Instance UID of an indexed study.", examples=[_EXAMPLE_STUDY])
+        str, Path(description="Study Instance UID of an indexed study.", examples=[EXAMPLE_STUDY])
     ],
     request: Request,
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
+    response: Response,
 ) -> RecommendationDocument:
     """Recommends other studies, each by its image most similar to the images of this study.
 
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
     """
-    return _answered(request, archive, Examples(study=uid), choices.wanted(archive))
+    wanted = choices.wanted(archive)
+    return _recommended(request, archive, Examples(study=uid), wanted, response)
 
 
-def _answered(
-    request: Request, archive: TenantArchive, examples: Examples, wanted: Wanted
+def _recommended(
+    request: Request,
+    archive: TenantArchive,
+    examples: Examples,
+    wanted: Wanted,
+    response: Response,
 ) -> RecommendationDocument:
     answer = archive.engine.recommend(examples, wanted)
     studies = [] if examples.study is None else [examples.study]
@@ -228,4 +226,5 @@ def _answered(
     asked = (*examples.liked, *examples.disliked, *because)
     shown = [one.hit for one in answer.hits]
     tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
-    return RecommendationDocument.from_answer(answer)
+    tell_stages(response, answer.evidence.timings_ms)
+    return RecommendationDocument.from_answer(answer, archive.names(shown))

@@ -3,24 +3,30 @@
 from typing import NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from api.http.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
+from api.http.asked import IN_PLACE_OF_A_FILE, AskedByBody, SearchFields
+from api.http.bodies import body_content
+from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
 from api.http.problems import problem_responses
+from api.http.timing import tell_stages
 from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.records import Answer
 from engine.search.query import Cursor, Query, parse_where
+from engine.search.representative import representative
 from indexer.archive import TenantArchive
 
-__all__ = ["Found", "answered", "router"]
+__all__ = ["EXAMPLE", "Found", "answered", "query_of", "router"]
 
 router = APIRouter(tags=["search"])
 
-_EXAMPLE = {
+_EXAMPLE_SOP = "1.2.826.0.1.3680043.8.498.1.1.7"
+EXAMPLE = {
     "ood": {
+        "verdict": "known",
         "foreign": False,
         "p": 0.41,
         "alpha": 0.03,
@@ -41,6 +47,7 @@ _EXAMPLE = {
         "ranked": 20,
         "rungs_tried": {"codes-3": 31, "codes-7": 134},
         "order": "content",
+        "query_id": None,
         "model": "6f2d9c0b7a31e5d4",
         "bits": 64,
         "precision": "fp32",
@@ -70,6 +77,8 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9731,
             "hamming": 3,
+            "likeness": None,
+            "name": None,
             "missing_frames": None,
         }
     ],
@@ -84,14 +93,32 @@ _EXAMPLE = {
     summary="Find the images most like this one",
     response_description="Hits, most similar first, with how they were found.",
     responses={
-        200: {"content": {"application/json": {"example": _EXAMPLE}}},
-        **problem_responses(400, 404, 413, 422, 503),
+        200: {"content": {"application/json": {"example": EXAMPLE}}},
+        **problem_responses(400, 404, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": body_content(
+            SearchFields,
+            name="Search",
+            files="file",
+            about_files="DICOM, PNG, JPEG, TIFF or NIfTI file, among others; it is not kept.",
+            without=IN_PLACE_OF_A_FILE,
+            example={"sop": _EXAMPLE_SOP, "frame": 0, "k": 10, "where": ["modality=CT"]},
+        )
     },
 )
 def search(
-    request: Request, asked: AskedByForm, archive: ArchiveDep, readers: ReadersDep
+    request: Request,
+    asked: AskedByBody,
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    response: Response,
 ) -> SearchDocument:
-    """Give either `file`, an image that is not stored, or `id`, an image of the index.
+    """Send an image that is not stored as `file` of a form, or name an image of the index in JSON:
+    by `id`, or by its DICOM UIDs, as `sop` (with `frame`, of an instance of several), `series` or
+    `study`. A series or study of many images is represented by the one in the middle, in the order
+    of series, instance and frame; `evidence.query_id` says which that was. To compare with all
+    images of a study, ask for what is related to it.
 
     A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
@@ -99,35 +126,72 @@ def search(
     """
     found = answered(asked, archive, readers)
     tell(request, found.seen)
-    return SearchDocument.from_answer(found.answer)
+    tell_stages(response, found.answer.evidence.timings_ms)
+    names = archive.names(found.answer.hits)
+    return SearchDocument.from_answer(found.answer, found.query_id, names)
 
 
 class Found(NamedTuple):
     """An answer, the canvas of its query, and what it shows.
 
     canvas: the upload as the model saw it, uint8 (S, S) or (S, S, 3); None = the query was an
-    indexed image.
+    indexed image. query_id: id of that image; None = it was an upload.
     """
 
     answer: Answer
     canvas: NDArray[np.uint8] | None
     seen: Seen
+    query_id: str | None = None
 
 
 def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     """The answer to a search request.
 
     Raises:
-        QueryError: not exactly one of upload and id is given, or an option is out of range or
-            unknown.
-        ImageNotFound: no indexed image has this id.
+        QueryError: not exactly one image is given, or an option is out of range or unknown.
+        ImageNotFound: no indexed image has this id, or is of this instance, series or study.
         ImageRefused: the upload cannot be read.
         HTTPException: 503, all readers of uploads are busy.
     """
-    if (asked.upload is None) == (asked.image_id is None):
-        given = "none" if asked.upload is None else "both"
-        raise QueryError(f"give one image, as file or as id; {given} of them came")
-    query = Query(
+    given = [
+        name
+        for name, value in (
+            ("file", asked.upload),
+            ("id", asked.image_id),
+            ("sop", asked.sop),
+            ("series", asked.series),
+            ("study", asked.study),
+        )
+        if value is not None
+    ]
+    if len(given) != 1:
+        came = " and ".join(given) or "none of them"
+        raise QueryError(f"give one image, as file, id, sop, series or study; {came} came")
+    (field,) = given
+    if asked.frame is not None and field != "sop":
+        raise QueryError("a frame is one of an instance; give its sop as well")
+    query = query_of(asked, archive)
+    if asked.upload is not None:
+        image = readers.read(asked.upload)
+        answer = archive.engine.search([image.canvas], query, [image.record])[0]
+        return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))
+    if asked.image_id is not None:
+        image_id = point_id(asked.image_id)
+    else:
+        uid = str(asked.sop or asked.series or asked.study or "")
+        image_id = representative(archive.store, field, uid, asked.frame)
+    answer = archive.engine.search_like(image_id, query)
+    seen = Seen.of(answer.hits, asked=[image_id], ood=answer.ood)
+    return Found(answer, None, seen, image_id)
+
+
+def query_of(asked: Asked, archive: TenantArchive) -> Query:
+    """The options of a request, checked.
+
+    Raises:
+        QueryError: one of them is out of range or unknown.
+    """
+    return Query(
         k=archive.settings.search.k if asked.k is None else asked.k,
         where=parse_where(asked.where),
         order=asked.order,
@@ -138,12 +202,3 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         page=None if asked.page is None else Cursor.parse(asked.page),
         facets=asked.facets,
     )
-    if asked.image_id is not None:
-        like = point_id(asked.image_id)
-        answer = archive.engine.search_like(like, query)
-        return Found(answer, None, Seen.of(answer.hits, asked=[like], ood=answer.ood))
-    if asked.upload is None:
-        raise AssertionError("one of both was given")
-    image = readers.read(asked.upload)
-    answer = archive.engine.search([image.canvas], query, [image.record])[0]
-    return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))

@@ -1,0 +1,201 @@
+"""The bodies of searches and recommendations: the same names in JSON, in forms and, with dashes, as
+options of the command line."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import Depends, Request, UploadFile
+from pydantic import Field
+
+from api.http.bodies import Fields, read_body
+from api.http.deps import (
+    ABOUT_WHERE,
+    EXAMPLE_ID,
+    EXAMPLE_STUDY,
+    GROUP_VALUES,
+    K_BOUNDS,
+    Asked,
+)
+from engine.errors import QueryError
+from engine.search.query import MAX_RADIUS, parse_group
+from engine.search.ranking import ORDERS
+from engine.search.recommend import MAX_EXAMPLES
+
+__all__ = [
+    "IN_PLACE_OF_A_FILE",
+    "MOST_IMAGES",
+    "AskedByBody",
+    "ManyAsked",
+    "RecommendFields",
+    "SearchFields",
+    "SearchOptions",
+    "own_group",
+]
+
+MOST_IMAGES = 64
+"""Most images of one batch."""
+IN_PLACE_OF_A_FILE = ("id", "sop", "frame", "series", "study")
+
+
+class _Options(Fields):
+    """What searches and recommendations have in common. Bounds only document the values:
+    ``engine.search.query`` checks them, so that service and command line say the same."""
+
+    k: int | None = Field(
+        None,
+        description="Hits wanted; the service's setting when absent.",
+        json_schema_extra=K_BOUNDS,  # type: ignore[arg-type]
+    )
+    where: list[str] = Field([], description=ABOUT_WHERE, examples=[["modality=CT"]])
+    exact: bool = Field(False, description="Compare with every image.")
+
+
+class SearchOptions(_Options):
+    order: str = Field(
+        "content",
+        description="`content`: most similar first. `hamming`: fewest differing bits first.",
+        json_schema_extra={"enum": list(ORDERS)},
+    )
+    radius: int | None = Field(
+        None,
+        description="Compare with every image whose code is within so many bits.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_RADIUS},
+    )
+    group_by: str | None = Field(
+        None,
+        description="One hit of each study or patient, the best.",
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    exclude_own: str | None = Field(
+        None,
+        description="Leave out the image's own study, or its own patient, as the index or the "
+        "file's header names them.",
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    exclude: str | None = Field(
+        None,
+        description="The earlier name of `exclude_own`.",
+        json_schema_extra={**GROUP_VALUES, "deprecated": True},  # type: ignore[dict-item]
+    )
+    facets: bool = Field(True, description="Count the values of the images that match.")
+
+
+class SearchFields(SearchOptions):
+    image_id: str | None = Field(
+        None,
+        alias="id",
+        description="Id of an indexed image; it is left out of the hits.",
+        examples=[EXAMPLE_ID],
+    )
+    sop: str | None = Field(None, description="SOP Instance UID of an indexed image.")
+    frame: int | None = Field(
+        None,
+        description="Frame of that instance, counted from 0; the middle one of those indexed when "
+        "absent.",
+        json_schema_extra={"minimum": 0},
+    )
+    series: str | None = Field(
+        None, description="Series Instance UID; the middle one of its indexed images is taken."
+    )
+    study: str | None = Field(
+        None,
+        description="Study Instance UID; the middle one of its indexed images is taken.",
+        examples=[EXAMPLE_STUDY],
+    )
+    page: str | None = Field(
+        None,
+        description="`next_page` of the same question's answer, for the hits that follow.",
+        examples=["cells-16:10"],
+    )
+
+
+class RecommendFields(_Options):
+    like: list[str] = Field(
+        [],
+        description="Ids of indexed images to like.",
+        examples=[[EXAMPLE_ID]],
+        json_schema_extra={"maxItems": MAX_EXAMPLES},
+    )
+    dislike: list[str] = Field(
+        [],
+        description="Ids of images to keep away from: what is nearer to one of them than to any "
+        "liked image is left out.",
+        json_schema_extra={"maxItems": MAX_EXAMPLES},
+    )
+    study: str | None = Field(
+        None, description="Study Instance UID; its images are liked.", examples=[EXAMPLE_STUDY]
+    )
+    group_by: str = Field(
+        "study",
+        description="The best image of each `study` or `patient`; `none`: all images.",
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    exclude_own: str | None = Field(
+        None,
+        description="Leave out the examples' own `study`, or their `patient`, or `none`; "
+        "`patient` when absent.",
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    exclude: str | None = Field(
+        None,
+        description="The earlier name of `exclude_own`.",
+        json_schema_extra={**GROUP_VALUES, "deprecated": True},  # type: ignore[dict-item]
+    )
+    diversity: float = Field(
+        0.0,
+        description="0: the most similar ones; up to 1: ones that differ from each other.",
+        json_schema_extra={"minimum": 0, "maximum": 1},
+    )
+
+
+def own_group(
+    exclude_own: str | None, exclude: str | None, absent: str | None = None
+) -> str | None:
+    """What is left out of the query's own, by either of the two names.
+
+    Raises:
+        QueryError: the two say different things.
+    """
+    if None not in (exclude_own, exclude) and exclude_own != exclude:
+        raise QueryError("exclude is another name of exclude_own; give one of the two")
+    given = exclude if exclude_own is None else exclude_own
+    return parse_group(absent if given is None else given)
+
+
+def _asked(fields: SearchOptions, upload: UploadFile | None) -> Asked:
+    return Asked(
+        upload=upload,
+        k=fields.k,
+        where=tuple(fields.where),
+        order=fields.order,
+        exact=fields.exact,
+        radius=fields.radius,
+        group_by=parse_group(fields.group_by),
+        exclude=own_group(fields.exclude_own, fields.exclude),
+        facets=fields.facets,
+    )
+
+
+async def _by_body(request: Request) -> AsyncIterator[Asked]:
+    async with read_body(request, SearchFields, files="file") as body:
+        fields = body.fields
+        yield replace(
+            _asked(fields, body.uploads[0] if body.uploads else None),
+            image_id=fields.image_id,
+            sop=fields.sop,
+            frame=fields.frame,
+            series=fields.series,
+            study=fields.study,
+            page=fields.page or None,
+        )
+
+
+async def _many_by_body(request: Request) -> AsyncIterator[tuple[Asked, ...]]:
+    async with read_body(request, SearchOptions, files="files", most=MOST_IMAGES) as body:
+        yield tuple(_asked(body.fields, upload) for upload in body.uploads)
+
+
+AskedByBody = Annotated[Asked, Depends(_by_body)]
+ManyAsked = Annotated[tuple[Asked, ...], Depends(_many_by_body)]
+"""One request for each image, with the same options."""
