@@ -1,5 +1,6 @@
 """A client of a cluster: it speaks to one of the cluster's nodes, and turns to another one."""
 
+import time
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
@@ -10,13 +11,21 @@ from qdrant_client import QdrantClient
 __all__ = ["Nodes", "NoneReady", "is_ready"]
 
 _PROBE_SECONDS = 2.0
+_QUIET_SECONDS = 1.0
+"""A node that was not asked for so long may have been restarted meanwhile, and not be ready again;
+a restart takes longer. Whoever asks more often meets an error."""
 
 
 def is_ready(url: str) -> bool:
     """Whether the node at ``url`` says that it can be asked. One that comes back after it was away
     does not for some seconds, and would answer from its state of before."""
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=_PROBE_SECONDS)
+        # Reading the certificates takes longer than the answer.
+        answer = httpx.get(
+            f"{url.rstrip('/')}/readyz",
+            timeout=_PROBE_SECONDS,
+            verify=url.startswith("https:"),
+        )
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.OK
@@ -29,8 +38,8 @@ class NoneReady(Exception):
 class Nodes:
     """Clients of the nodes of one cluster, used as one client: each call goes to one node.
 
-    Only nodes that are ready are spoken to: before the first call, and whenever one has failed, it
-    is looked for one that is.
+    Only nodes that are ready are spoken to: one is looked for before the first call, when none
+    was called for a while, and whenever one has failed.
 
     Args:
         urls: of the nodes. clients: of each; closed with this one.
@@ -48,6 +57,7 @@ class Nodes:
         self._ready = ready
         self._at = 0
         self._found = False
+        self._spoken = time.monotonic()
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -97,9 +107,13 @@ class Nodes:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
-                if not self._found and not self._look(0):
+                quiet = time.monotonic() - self._spoken > _QUIET_SECONDS
+                if (quiet or not self._found) and not self._look(0):
                     raise NoneReady("no node of the cluster is ready")
+                self._spoken = time.monotonic()
                 client = self._clients[self._at]
-            return getattr(client, name)(*args, **kwargs)
+            answer = getattr(client, name)(*args, **kwargs)
+            self._spoken = time.monotonic()
+            return answer
 
         return call

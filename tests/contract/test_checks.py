@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import grpc
 import pytest
 from behaviours import GreyAfterRestart, StrictMode
 from loopback import Loopback
 from qdrant_client import models
 from reached import Reached, reached
+from troubles import Trouble
 
 from engine.settings import StoreSettings
 from engine.store.checks import Check, check_layout, check_plan, check_server, check_versions
@@ -62,6 +64,21 @@ def test_a_server_that_is_away_is_bad_and_no_error(collection):
     (found,) = check_server(settings)
     assert (found.name, found.state) == ("server", "bad")
     assert settings.url in found.sentence
+
+
+def test_what_a_key_may_not_see_is_left_out(server, collection):
+    server.engine.nodes = 3
+    server.create(collection).close()
+    assert "layout" in by_name(server.settings)
+
+    def refuse(*_: object) -> None:
+        raise Trouble(403, "Forbidden", grpc.StatusCode.PERMISSION_DENIED)
+
+    server.engine.cluster = server.engine.shards = refuse
+    found = by_name(server.settings)
+    assert {name: one.state for name, one in found.items()} == dict.fromkeys(
+        ("version", "status", "writes"), "good"
+    )
 
 
 @pytest.mark.parametrize(

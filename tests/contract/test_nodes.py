@@ -93,3 +93,20 @@ def test_a_node_that_is_not_ready_at_the_start_is_passed_over(searched, collecti
     again = searched.keep(ServerStore.open(searched.connection(), collection))
     assert again.count(ALL) == 5
     assert first.asked_before_it_was_ready == []
+
+
+def test_a_node_that_was_restarted_while_nobody_asked_is_passed_over(
+    searched, collection, make_points, monkeypatch
+):
+    monkeypatch.setattr("engine.store.nodes._QUIET_SECONDS", 0.0)
+    first, _ = searched.cluster.nodes
+    store = searched.keep(ServerStore.create(searched.connection(), collection))
+    points = make_points(9)
+    store.upsert(points[:5])
+    first.die()
+    # Through the other node, in a process that knows of no death.
+    other = searched.keep(ServerStore.open(searched.connection(), collection))
+    other.upsert(points[5:])
+    first.come_back()
+    assert store.count(ALL) == 9
+    assert first.asked_before_it_was_ready == []
