@@ -5,6 +5,7 @@ A query is encoded, checked by the out-of-distribution (OOD) gate, passed throug
 """
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -75,8 +76,6 @@ class SearchEngine:
 
     def over(self, store: VectorStore, *, tells_cells: bool = True) -> "SearchEngine":
         """The same engine over another store."""
-        if store is self._store and tells_cells == self._tells_cells:
-            return self
         shared = (self._settings, self._gate, self._rendering)
         return SearchEngine(self._encoder, store, *shared, tells_cells=tells_cells)
 
@@ -124,7 +123,7 @@ class SearchEngine:
             StoreError: the image is stored without its vector.
         """
         with asked_ahead(self._store) as store:
-            return self.over(store)._like(image_id, query)
+            return self._asking(store)._like(image_id, query)
 
     def _like(self, image_id: str, query: Query) -> Answer:
         watch = Stopwatch()
@@ -208,7 +207,7 @@ class SearchEngine:
             timings_ms: wall-clock milliseconds of earlier stages, to be reported with the others.
         """
         with asked_ahead(self._store) as store:
-            return self.over(store)._answer(seen, query, own, timings_ms)
+            return self._asking(store)._answer(seen, query, own, timings_ms)
 
     def _answer(
         self,
@@ -327,6 +326,14 @@ class SearchEngine:
             sized=sized,
             **_how_to_climb(query),
         )
+
+    def _asking(self, store: VectorStore) -> "SearchEngine":
+        """This engine, with the store for one question in place of its own."""
+        if store is self._store:
+            return self
+        made = copy(self)
+        made._store = store
+        return made
 
     def _look_ahead(
         self,

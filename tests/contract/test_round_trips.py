@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 COUNT = 300
 QUIET = 0.1
-"""Seconds without a further request, after which all that wait are answered."""
+"""Seconds without a further request, after which all that wait are answered; doubled each try."""
 TRIES = 4
 """Where the machine is busy, a request of a round trip may come too late for it, and is counted as
 one more; none is ever missed. So the least of some tries counts."""
@@ -51,7 +51,7 @@ class Held(Loopback):
         self._waiting: list[str] = []
         self._came = 0.0
         self._turn = threading.Condition()
-        self._holds = False
+        self._holds, self._quiet = False, QUIET
 
     @contextmanager
     def working(self, operation: str) -> Iterator[None]:
@@ -65,7 +65,7 @@ class Held(Loopback):
             self._waiting.append(operation)
             self._came, mine = time.monotonic(), len(self.trips)
             while mine == len(self.trips):
-                left = self._came + QUIET - time.monotonic()
+                left = self._came + self._quiet - time.monotonic()
                 if left <= 0:
                     self.trips.append(self._waiting)
                     self._waiting = []
@@ -75,8 +75,8 @@ class Held(Loopback):
 
     def trips_of(self, question: Callable[[], T], wanted: int) -> tuple[T, list[list[str]]]:
         """The answer to a question, and its round trips; asked again while these are too many."""
-        for _ in range(TRIES):
-            self.trips, self._holds = [], True
+        for number in range(TRIES):
+            self.trips, self._holds, self._quiet = [], True, QUIET * 2**number
             try:
                 answer = question()
             finally:
