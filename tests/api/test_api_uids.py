@@ -167,13 +167,12 @@ def test_each_image_of_a_batch_has_its_answer_or_its_problem(client, indexed, id
         assert one["answer"]["facets"] == single["facets"]
 
 
-def test_a_batch_has_up_to_64_images(client, indexed) -> None:
-    content = indexed.files["ct"][0].read_bytes()
+def test_a_batch_has_up_to_64_images(client) -> None:
     few = [("files", (f"{n}", b"none")) for n in range(64)]
     answer = client.post("/v1/search/batch", files=few)
     assert len(answer.json()["results"]) == 64
     for count in (65, 1001):
-        many = [("files", (f"{n}", b"x" if count > 65 else content)) for n in range(count)]
+        many = [("files", (f"{n}", b"x")) for n in range(count)]
         refused = client.post("/v1/search/batch", files=many)
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid-request")
         assert "takes up to 64 files" in refused.json()["detail"]
