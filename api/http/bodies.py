@@ -10,6 +10,7 @@ from fastapi import HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile as AnyUpload
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 __all__ = ["Body", "Fields", "body_content", "body_schemas", "read_body"]
 
@@ -61,7 +62,7 @@ async def read_body(
     elif files is not None and kind in (FORM, LINKED):
         try:
             form = await request.form(max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS)
-        except HTTPException as error:
+        except AnyHTTPException as error:
             if error.status_code == 400 and _TOO_MANY.match(str(error.detail)):
                 _too_many(files, f"more than {_MOST_FIELDS}", most)
             raise
