@@ -10,6 +10,7 @@ from fastapi import HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile as AnyUpload
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 __all__ = ["Body", "Fields", "body_content", "body_schemas", "read_body"]
 
@@ -50,9 +51,10 @@ async def read_body(
         most: how many files may come.
 
     Raises:
-        HTTPException: 400, the body cannot be parsed. 413: it has too many files, or its JSON is
-            too long. 415: it is of another type.
-        RequestValidationError: a field is unknown, or of the wrong type.
+        HTTPException: 400, the body cannot be parsed. 413: its JSON is too long. 415: it is of
+            another type.
+        RequestValidationError: a field is unknown, or of the wrong type, or there are too many
+            files.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if _JSON_TYPE.fullmatch(kind):
@@ -60,9 +62,9 @@ async def read_body(
     elif files is not None and kind in (FORM, LINKED):
         try:
             form = await request.form(max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS)
-        except HTTPException as error:
+        except AnyHTTPException as error:
             if error.status_code == 400 and _TOO_MANY.match(str(error.detail)):
-                _too_many(f"more than {_MOST_FIELDS}", most)
+                _too_many(files, f"more than {_MOST_FIELDS}", most)
             raise
         try:
             yield _of_form(form, model, files, most)
@@ -126,7 +128,7 @@ def _of_form(form: FormData, model: type[_M], files: str, most: int) -> Body[_M]
     if wrong:
         raise RequestValidationError(wrong)
     if len(uploads) > most:
-        _too_many(str(len(uploads)), most)
+        _too_many(files, str(len(uploads)), most)
     return Body(_checked(model, values, strict=False), tuple(uploads))
 
 
@@ -134,9 +136,9 @@ def _upload(upload: AnyUpload) -> UploadFile:
     return UploadFile(upload.file, size=upload.size, filename=upload.filename)
 
 
-def _too_many(count: str, most: int) -> NoReturn:
-    files = "1 file" if most == 1 else f"up to {most} files"
-    raise HTTPException(413, f"{count} files came; a request takes {files}")
+def _too_many(name: str, count: str, most: int) -> NoReturn:
+    takes = "1 file" if most == 1 else f"up to {most} files"
+    raise RequestValidationError([_error(name, f"{count} files came; a request takes {takes}")])
 
 
 def _checked(model: type[_M], values: Mapping[str, Any], *, strict: bool) -> _M:

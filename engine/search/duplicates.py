@@ -25,7 +25,7 @@ from engine.search.components import Components
 from engine.search.similarity import cosines, unit
 from engine.store.base import Filter, VectorStore
 
-__all__ = ["DuplicateGroup", "Member", "Progress", "duplicates"]
+__all__ = ["MAX_BITS", "SIMILARITY", "DuplicateGroup", "Member", "Progress", "duplicates"]
 
 SIMILARITY, MAX_BITS = 0.9999, 2
 """Default thresholds.

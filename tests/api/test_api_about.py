@@ -235,4 +235,4 @@ def test_a_service_that_is_ended_says_so_while_it_still_answers(indexed, tmp_pat
         assert process.wait(30) in (0, -signal.SIGTERM)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()

@@ -2,10 +2,12 @@
 
 import io
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -132,3 +134,53 @@ def test_an_original_that_is_gone_or_another_is_told_without_its_path(moved, ind
         assert "Doe" not in answer.text
         assert "secret-ward" not in answer.text
     assert client.get(address.replace("preview", "thumbnail")).status_code == 200
+
+
+def cine(one: Path, shades: list[int]) -> bytes:
+    """A DICOM instance like ``one``, with a frame of each of these shades, crossed by a line."""
+    made = pydicom.dcmread(one)
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = "1.2.3.900"
+    frames = np.repeat(np.array(shades, np.uint8), 96 * 96).reshape(len(shades), 96, 96)
+    frames[:, 40:44] = 255
+    frames[:, 90:] = 0
+    made.NumberOfFrames = len(shades)
+    made.PixelData = frames.tobytes()
+    made.WindowCenter, made.WindowWidth = 127.5, 256
+    out = io.BytesIO()
+    made.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def test_frames_and_members_of_archives_have_previews(indexed, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shades = [10 * n for n in range(12)]
+    with zipfile.ZipFile(folder / "cine.zip", "w") as archived:
+        archived.writestr("cine.dcm", cine(indexed.files["ct"][0], shades))
+    settings = indexed.settings.model_copy(update={"data_dir": tmp_path / "data"})
+    with Archive(settings, create=True) as archive:
+        archive.index(FolderSource([folder]))
+        points = {point.record.frame: point.id for point in archive.store.scroll(Filter())}
+        indexed_frames = sorted(points)
+    assert len(points) == 8
+    with LoopbackClient(create_service(settings)) as client:
+        body = {"sop": "1.2.3.900", "k": 1}
+        middle = client.post("/v1/search", json=body).json()["evidence"]["query_id"]
+        assert middle == points[indexed_frames[3]]
+        for frame in indexed_frames[:2]:
+            found = client.post("/v1/search", json={**body, "frame": frame})
+            assert found.json()["evidence"]["query_id"] == points[frame]
+        other = next(n for n in range(12) if n not in points)
+        missing = client.post("/v1/search", json={**body, "frame": other})
+        assert missing.status_code == 404
+        assert ", ".join(map(str, indexed_frames)) in missing.json()["detail"]
+        address = f"/v1/images/{middle}/preview"
+        assert abs(shown(client.get(address))[:32].mean() - shades[indexed_frames[3]]) < 3
+        for frame in (0, other, 11):
+            picture = shown(client.get(address, params={"frame": frame}))
+            assert abs(picture[:32].mean() - shades[frame]) < 3
+        beyond = client.get(address, params={"frame": 12})
+        assert (beyond.status_code, beyond.json()["code"]) == (400, "query")
+        assert "the file has 12" in beyond.json()["detail"]
+        (folder / "cine.zip").unlink()
+        assert client.get(address).status_code == 410
