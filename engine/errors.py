@@ -13,10 +13,10 @@ PrecedentError
  │    ├── StoreLocked       another process holds the index
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
+ │    └── AuditError        an access cannot be recorded, or the record of accesses not be read
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  ├── JobError               a job cannot be made, found, or changed as asked
- ├── AuditError             an access cannot be recorded, or the record of accesses not be read
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
  │    └── NotAllowed        whoever asks may not have this
@@ -110,7 +110,7 @@ class JobError(PrecedentError):
     code = "job"
 
 
-class AuditError(PrecedentError):
+class AuditError(LedgerError):
     code = "audit"
 
 
