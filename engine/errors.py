@@ -15,13 +15,13 @@ PrecedentError
  │    ├── StoreLimited      a limit that the server sets stands in the way
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
+ │    └── AuditError        an access cannot be recorded, or the record of accesses not be read
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  │    ├── SourceGone        the file of an indexed image is not there any more
  │    └── SourceChanged     … or is another one by now
  ├── JobError               a job cannot be made, found, or changed as asked
  │    └── JobNotFound       there is no job of this number
- ├── AuditError             an access cannot be recorded, or the record of accesses not be read
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
  │    └── NotAllowed        whoever asks may not have this
@@ -140,7 +140,7 @@ class JobNotFound(JobError):
     code = "job-not-found"
 
 
-class AuditError(PrecedentError):
+class AuditError(LedgerError):
     code = "audit"
 
 
