@@ -137,7 +137,7 @@ class Ledger(Runs):
             replaced = {name: statement.excluded[name] for name in names}
             connection.execute(
                 statement.on_conflict_do_update(
-                    index_elements=[c.tenant, c.locator],
+                    index_elements=[c.locator, c.tenant],
                     set_={**replaced, "reason": None, "detail": None},
                 ),
                 [

@@ -198,11 +198,13 @@ class Text(TypeDecorator[str]):
 
 metadata = MetaData()
 
+# No index and no key begins with the tenant: SQLite would read all rows of a tenant by it, even
+# where another index leads to a few.
 instances = Table(
     "instances",
     metadata,
-    Column("tenant", Text, primary_key=True),
     Column("locator", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("modified", BigInteger, nullable=False),
     Column("label", Text),
@@ -222,23 +224,23 @@ instances = Table(
     Column("rendering", Text),
     Column("decoder", Text),
     Column("partial", Text),
-    Index("instances_by_run", "tenant", "seen_in", "state", "locator"),
+    Index("instances_by_run", "seen_in", "state", "locator", "tenant"),
     Index("instances_by_study", "study"),
     Index("instances_by_patient", "patient"),
     Index("instances_by_sop", "sop"),
-    Index("instances_by_source", "tenant", "source", "seen_in", "locator"),
+    Index("instances_by_source", "source", "tenant", "seen_in", "locator"),
 )
 """A file that two tenants have is an instance of each."""
 
 points = Table(
     "points",
     metadata,
-    Column("tenant", Text, primary_key=True),
     Column("locator", Text, primary_key=True),
     Column("id", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),
     Column("frame", Integer, nullable=False),
     ForeignKeyConstraint(
-        ["tenant", "locator"], ["instances.tenant", "instances.locator"], ondelete="CASCADE"
+        ["locator", "tenant"], ["instances.locator", "instances.tenant"], ondelete="CASCADE"
     ),
     Index("points_by_id", "id"),
 )

@@ -73,7 +73,7 @@ def test_what_another_version_rendered_is_counted_and_told(images: Any) -> None:
     with images.open() as archive, archive.query_reader() as reader:
         (image,) = reader.read([images.files / "0.png"])
         (answer,) = archive.engine.search([image.canvas], Query(k=3))
-        cases = archive.engine.recommend(Examples(liked=(image.id,)), Wanted(k=2))
+        cases = archive.engine.recommend(Examples(liked=(image.id_in("default"),)), Wanted(k=2))
     assert (answer.evidence.rendering, answer.evidence.rendered_otherwise) == (NOW, 3)
     assert (cases.evidence.rendering, cases.evidence.rendered_otherwise) == (NOW, 2)
 

@@ -27,16 +27,16 @@ def upgrade() -> None:
         _make_anew()
     else:
         _change_keys()
-    op.create_index("instances_by_run", "instances", ["tenant", "seen_in", "state", "locator"])
-    op.create_index("instances_by_source", "instances", ["tenant", "source", "seen_in", "locator"])
+    op.create_index("instances_by_run", "instances", ["seen_in", "state", "locator", "tenant"])
+    op.create_index("instances_by_source", "instances", ["source", "tenant", "seen_in", "locator"])
 
 
 def _make_anew() -> None:
     """SQLite cannot change a primary key: the rows move into new tables."""
     op.create_table(
         "instances_anew",
-        Column("tenant", _text, nullable=False),
         Column("locator", _text, nullable=False),
+        Column("tenant", _text, nullable=False),
         Column("size", BigInteger, nullable=False),
         Column("modified", BigInteger, nullable=False),
         Column("label", _text),
@@ -47,10 +47,10 @@ def _make_anew() -> None:
         Column("finished_in", Integer),
         *(Column(name, _text) for name in ("finished_at", "source")),
         *(Column(name, _text) for name in ("rendering", "decoder", "partial")),
-        PrimaryKeyConstraint("tenant", "locator"),
+        PrimaryKeyConstraint("locator", "tenant"),
     )
     op.execute(
-        "INSERT INTO instances_anew SELECT tenant, locator, size, modified, label, state, reason, "
+        "INSERT INTO instances_anew SELECT locator, tenant, size, modified, label, state, reason, "
         "detail, content, pixels, study, series, sop, patient, seen_in, finished_in, finished_at, "
         "source, rendering, decoder, partial FROM instances"
     )
@@ -60,10 +60,10 @@ def _make_anew() -> None:
         Column("locator", _text, nullable=False),
         Column("id", _text, nullable=False),
         Column("frame", Integer, nullable=False),
-        PrimaryKeyConstraint("tenant", "locator", "id"),
+        PrimaryKeyConstraint("locator", "id", "tenant"),
         ForeignKeyConstraint(
-            ["tenant", "locator"],
-            ["instances_anew.tenant", "instances_anew.locator"],
+            ["locator", "tenant"],
+            ["instances_anew.locator", "instances_anew.tenant"],
             ondelete="CASCADE",
         ),
     )
@@ -104,8 +104,8 @@ def _change_keys() -> None:
     for key in inspector.get_foreign_keys("points"):
         op.drop_constraint(str(key["name"]), "points", type_="foreignkey")
     keys = {
-        "instances": ["tenant", "locator"],
-        "points": ["tenant", "locator", "id"],
+        "instances": ["locator", "tenant"],
+        "points": ["locator", "id", "tenant"],
         "deleted": ["tenant", "locator_sha256"],
     }
     for table, columns in keys.items():
@@ -114,10 +114,10 @@ def _change_keys() -> None:
         op.create_primary_key(name, table, columns)
         op.alter_column(table, "tenant", server_default=None)
     op.create_foreign_key(
-        "points_tenant_locator_fkey",
+        "points_locator_tenant_fkey",
         "points",
         "instances",
-        ["tenant", "locator"],
-        ["tenant", "locator"],
+        ["locator", "tenant"],
+        ["locator", "tenant"],
         ondelete="CASCADE",
     )
