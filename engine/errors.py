@@ -18,7 +18,8 @@ PrecedentError
  ├── JobError               a job cannot be made, found, or changed as asked
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
- │    └── NotAllowed        whoever asks may not have this
+ │    ├── NotAllowed        whoever asks may not have this
+ │    └── ProviderUnavailable   the identity provider cannot be asked
  └── ImageRefused           one image cannot be used; carries a RefusalReason
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "NotAllowed",
     "NotAuthenticated",
     "PrecedentError",
+    "ProviderUnavailable",
     "QueryError",
     "RefusalReason",
     "SettingsError",
@@ -118,6 +120,10 @@ class NotAuthenticated(AccessError):
 
 class NotAllowed(AccessError):
     code = "not-allowed"
+
+
+class ProviderUnavailable(AccessError):
+    code = "identity-provider"
 
 
 class RefusalReason(StrEnum):

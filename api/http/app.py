@@ -14,7 +14,7 @@ import engine
 from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
-from api.http.routes import health, images, recommend, search
+from api.http.routes import embed_tokens, health, images, recommend, search
 from api.http.serving import Serving
 from api.security.access import Access
 from api.security.policy import POLICY
@@ -33,7 +33,8 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ROUTES = (search, recommend, images, health)
+_ROUTES = (search, recommend, images, embed_tokens, health)
+_CREDENTIALS = "An API key of this service, or an access token of its identity provider."
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -140,7 +141,7 @@ def _complete_openapi(app: FastAPI) -> None:
 def _set_security(document: dict[str, Any]) -> None:
     """Adds to the document which operations ask for a key, and the scopes that they need."""
     document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
+        "key": {"type": "http", "scheme": "bearer", "description": _CREDENTIALS}
     }
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

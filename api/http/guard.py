@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 from api.http.problems import log_problem, problem_of, problem_response
 from api.security.access import COOKIE, Access, Request
 from api.security.policy import POLICY, Scope
-from engine.errors import NotAuthenticated, PrecedentError
+from engine.errors import NotAuthenticated, PrecedentError, ProviderUnavailable
 
 __all__ = ["Guard"]
 
@@ -96,6 +96,8 @@ def _may_sign_in(scope: AsgiScope) -> bool:
 def _headers(scope: AsgiScope, error: Exception) -> Mapping[str, str] | None:
     if isinstance(error, HTTPException):
         return error.headers
+    if isinstance(error, ProviderUnavailable):
+        return {"Retry-After": "10"}
     if not isinstance(error, NotAuthenticated):
         return None
     sent: Any = any(name == b"authorization" for name, _ in scope["headers"])

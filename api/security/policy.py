@@ -16,7 +16,8 @@ class Scope(StrEnum):
 
 
 PUBLIC = None
-"""Of routes that tell nothing of any image: they ask for no key."""
+"""Of routes that tell nothing of any image without what their own forms carry: they ask for no
+key."""
 
 POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/healthz"): PUBLIC,
@@ -24,7 +25,10 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/static/{path:path}"): PUBLIC,
     ("GET", "/login"): PUBLIC,
     ("POST", "/login"): PUBLIC,
+    ("GET", "/login/oidc"): PUBLIC,
+    ("GET", "/login/oidc/callback"): PUBLIC,
     ("POST", "/logout"): PUBLIC,
+    ("POST", "/embed"): PUBLIC,
     ("GET", "/"): Scope.SEARCH,
     ("POST", "/"): Scope.SEARCH,
     ("POST", "/v1/search"): Scope.SEARCH,
@@ -33,6 +37,7 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/images/{id}"): Scope.SEARCH,
     ("GET", "/v1/images/{id}/thumbnail"): Scope.SEARCH,
     ("GET", "/v1/facets"): Scope.SEARCH,
+    ("POST", "/v1/embed-tokens"): Scope.SEARCH,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -26,6 +26,7 @@ TREE = {
     "AccessError": "PrecedentError",
     "NotAuthenticated": "AccessError",
     "NotAllowed": "AccessError",
+    "ProviderUnavailable": "AccessError",
     "ImageRefused": "PrecedentError",
 }
 
@@ -47,6 +48,7 @@ CODES = {
     "AccessError": "access",
     "NotAuthenticated": "not-authenticated",
     "NotAllowed": "not-allowed",
+    "ProviderUnavailable": "identity-provider",
 }
 
 REASONS = {

@@ -13,7 +13,7 @@ from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "migrate", "revision_of"]
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision."""
 
 _FIRST = {
