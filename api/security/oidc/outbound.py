@@ -65,7 +65,7 @@ class Outbound:
             raise ProviderUnavailable(
                 f"the provider's configuration names {url[:200]!r}, which is no https address"
             )
-        if named not in self._hosts and host.lower() not in self._hosts:
+        if named not in self._hosts:
             raise ProviderUnavailable(
                 f"the provider's configuration names the host {named[:200]!r}, which is not asked; "
                 "add it to oidc.allowed_hosts if it is the provider's"
