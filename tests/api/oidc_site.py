@@ -1,12 +1,16 @@
 """What the tests with an identity provider share: who is known there, and what that gives here."""
 
+import base64
+import hmac
+import json
 from typing import Any
 
-from services.identity_provider import AUDIENCE, IdentityProvider
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from services.identity_provider import AUDIENCE, IdentityProvider, SigningKey
 
 from engine.oidc_settings import OidcSettings
 
-__all__ = ["PAGE", "PEOPLE", "PROGRAMS", "SHORT", "bearer", "settings_of"]
+__all__ = ["PAGE", "PEOPLE", "PROGRAMS", "SHORT", "bearer", "by_public_key", "part", "settings_of"]
 
 PAGE = "http://localhost"
 SHORT = AUDIENCE + "/short"
@@ -46,3 +50,17 @@ def settings_of(provider: IdentityProvider, **changed: Any) -> OidcSettings:
 
 def bearer(written: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {written}"}
+
+
+def part(value: bytes | dict[str, Any]) -> str:
+    """A part of a token, as it is written."""
+    written = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(written).rstrip(b"=").decode()
+
+
+def by_public_key(key: SigningKey, claims: dict[str, Any]) -> str:
+    """A token whose HMAC has the provider's public key, which all know, as its secret."""
+    public = key.private.public_key()
+    secret = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    signed = f"{part({'alg': 'HS256', 'kid': key.id})}.{part(claims)}"
+    return f"{signed}.{part(hmac.digest(secret, signed.encode(), 'sha256'))}"

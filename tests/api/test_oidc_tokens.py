@@ -1,9 +1,5 @@
 """Access tokens of a real identity provider: those that are taken, and every kind that is not."""
 
-import base64
-import hashlib
-import hmac
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +8,8 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.testclient import TestClient
-from oidc_site import PEOPLE, PROGRAMS, SHORT, bearer, settings_of
+from oidc_site import PEOPLE, PROGRAMS, SHORT, bearer, by_public_key, part, settings_of
 from services.identity_provider import AUDIENCE, OTHER_AUDIENCE, IdentityProvider, SigningKey
 from services.loopback import LoopbackClient
 
@@ -95,21 +90,8 @@ def claims(provider: IdentityProvider, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in {**usual, **changed}.items() if value is not None}
 
 
-def part(value: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
-
-
 def unsigned(provider: IdentityProvider, algorithm: str = "none") -> str:
     return f"{part({'alg': algorithm, 'typ': 'JWT'})}.{part(claims(provider))}."
-
-
-def by_public_key(provider: IdentityProvider) -> str:
-    """A token whose HMAC has the provider's public key as its secret."""
-    public = provider.key.private.public_key()
-    secret = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    signed = f"{part({'alg': 'HS256', 'kid': provider.key.id})}.{part(claims(provider))}"
-    mac = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
-    return f"{signed}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
 
 
 def with_changed_claims(provider: IdentityProvider) -> str:
@@ -139,7 +121,7 @@ DEFECTS: dict[str, tuple[str, Callable[[IdentityProvider], str]]] = {
     "none": ("algorithm", unsigned),
     "None": ("algorithm", lambda p: unsigned(p, "None")),
     "no signature": ("malformed|signature", lambda p: unsigned(p, "RS256")),
-    "public key as secret": ("algorithm", by_public_key),
+    "public key as secret": ("algorithm", lambda p: by_public_key(p.key, claims(p))),
     "RS512, not listed": (
         "algorithm",
         lambda p: jwt.encode(claims(p), p.key.private, "RS512", headers={"kid": "first"}),
