@@ -106,6 +106,9 @@ class Outbound:
             raise ProviderUnavailable(f"{url} does not answer: {error}") from None
         except (ValueError, RecursionError):
             raise ProviderUnavailable(f"{url} answered {answer.status_code} and no JSON") from None
+        except RuntimeError:
+            # Closed meanwhile by another thread, in which the service ends.
+            raise ProviderUnavailable(f"{url} is not asked any more") from None
         if not isinstance(found, dict):
             raise ProviderUnavailable(f"{url} answered JSON that is no object")
         return answer.status_code, found

@@ -17,6 +17,7 @@ __all__ = ["Configuration", "Provider", "SigningKey"]
 
 _MOST_KEYS = 100
 _LEAST_RSA_BITS = 2048
+_PATIENCE_SECONDS = 1.0
 _USUAL = ("client_secret_basic",)
 _PUBLIC = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 """Kinds of keys, with what of each is public."""
@@ -104,7 +105,7 @@ class Provider:
         known = self._current()
         found = _chosen(known.keys, header)
         if found is None:
-            found = _chosen(self._renewed(known).keys, header)
+            found = _chosen((self._renewed(known) or known).keys, header)
         if found is None:
             raise NotAuthenticated(
                 "this token is not valid: it is signed by no key of the identity provider"
@@ -117,29 +118,43 @@ class Provider:
         if known is not None and now < known.at + self._settings.keys_seconds:
             return known
         if known is not None and now < self._usable_until(known):
-            return self._renewed(known)
-        with self._asking:
-            if self._known is known and not self._too_soon():
-                self._ask()
-            if self._known is not None and self._known is not known:
-                return self._known
-        raise ProviderUnavailable(self._failure or "the identity provider does not answer")
+            self._renew_beside()
+            return known
+        renewed = self._renewed(known)
+        if renewed is None or self._clock() >= self._usable_until(renewed):
+            raise ProviderUnavailable(self._failure or "the identity provider does not answer")
+        return renewed
 
     def _usable_until(self, known: _Known) -> float:
         return known.at + self._settings.keys_seconds + self._settings.outage_seconds
 
-    def _renewed(self, known: _Known) -> _Known:
+    def _renewed(self, known: _Known | None) -> _Known | None:
         """What the provider says now; what is known if it is too soon to ask, or in vain."""
-        if self._too_soon():
-            return self._known or known
-        # Whoever comes meanwhile waits for the answer: it may have the key that they look for.
-        if self._asking.acquire(timeout=self._settings.timeout_seconds):
+        if self._too_soon() and not self._asking.locked():
+            return self._known
+        # Who comes while it is asked waits for the answer, which may have the key that they look
+        # for; but not for long: a provider that is slow must not occupy all threads.
+        if self._asking.acquire(timeout=_PATIENCE_SECONDS):
             try:
                 if self._known is known and not self._too_soon():
                     self._ask()
             finally:
                 self._asking.release()
-        return self._known or known
+        return self._known
+
+    def _renew_beside(self) -> None:
+        """Asks the provider in another thread, unless that is going on or too soon: requests go on
+        with what is known, and wait for nothing."""
+        if self._too_soon() or not self._asking.acquire(blocking=False):
+            return
+
+        def ask() -> None:
+            try:
+                self._ask()
+            finally:
+                self._asking.release()
+
+        threading.Thread(target=ask, name="identity provider", daemon=True).start()
 
     def _too_soon(self) -> bool:
         asked = self._asked_at
