@@ -42,8 +42,8 @@ class Caller:
     tenant: str
     scopes: frozenset[Scope]
     session: str | None = field(default=None, repr=False)
-    subject: str | None = None
     name: str | None = None
+    subject: str | None = None
     acting: str | None = None
 
 

@@ -1,6 +1,7 @@
 """Pages of other sites show the cases related to one study, with a token and nothing else."""
 
 import base64
+import json
 import re
 import stat
 import time
@@ -89,6 +90,21 @@ def test_a_site_shows_the_related_cases_of_a_study(service: TestClient, keys: Ke
     assert re.findall(r'(?:href|src|action)="(?!data:)([^"]+)"', page.text) == ["static/style.css"]
     assert made not in page.text
     keys.revoke(key.id)
+
+
+def test_the_page_on_security_shows_how(service: TestClient, keys: Keys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    body = re.search(r"-d '(\{.*?\})'", page)
+    form = re.search(r'<form method="post" action="https://precedent.example(/\w+)"', page)
+    name = re.search(r'<input type="hidden" name="(\w+)"', page)
+    assert body is not None
+    assert form is not None
+    assert name is not None
+    asks = json.loads(body[1]) | {"study": STUDY}
+    _, written = keys.create("portal", [Scope.SEARCH])
+    made = service.post("/v1/embed-tokens", headers=bearer(written), json=asks).json()["token"]
+    sent = {name[1]: made}
+    assert service.post(form[1], data=sent, headers={"Origin": asks["origin"]}).status_code == 200
 
 
 def test_a_token_opens_nothing_else(service: TestClient, keys: Keys) -> None:

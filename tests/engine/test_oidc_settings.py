@@ -1,5 +1,7 @@
 """Settings of OpenID Connect: what is refused, and what the refusal says."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,14 @@ def test_the_secret_belongs_into_no_settings_file(
     with pytest.raises(SettingsError, match="client_secret_file") as refused:
         load_settings()
     assert "gH7" not in str(refused.value)
+
+
+def test_the_page_on_security_shows_settings_that_are_taken() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    found = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    settings = OidcSettings(**tomllib.loads(found[1])["oidc"])
+    assert settings.scopes["admin"] == ("imaging-it",)
 
 
 def test_variables_alone_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ __all__ = ["Outbound"]
 
 _MOST_BYTES = 512 * 1024
 """Of one answer. Sets of keys and configurations have some thousand bytes."""
+# A compressed answer could be small and still fill the memory.
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class Outbound:
@@ -94,9 +96,9 @@ class Outbound:
         content = bytearray()
         try:
             with self._client.stream(
-                method, self.checked(url), headers={"Accept": "application/json"}, **options
+                method, self.checked(url), headers=_HEADERS, **options
             ) as answer:
-                for part in answer.iter_bytes():
+                for part in answer.iter_raw():
                     content += part
                     # The client's timeout begins anew with each byte.
                     if len(content) > _MOST_BYTES or time.monotonic() > until:
