@@ -24,7 +24,8 @@ PrecedentError
  │    └── JobNotFound       there is no job of this number
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
- │    └── NotAllowed        whoever asks may not have this
+ │    ├── NotAllowed        whoever asks may not have this
+ │    └── ProviderUnavailable   the identity provider cannot be asked
  └── ImageRefused           one image cannot be used; carries a RefusalReason
 """
 
@@ -44,6 +45,7 @@ __all__ = [
     "NotAllowed",
     "NotAuthenticated",
     "PrecedentError",
+    "ProviderUnavailable",
     "QueryError",
     "RefusalReason",
     "SettingsError",
@@ -154,6 +156,10 @@ class NotAuthenticated(AccessError):
 
 class NotAllowed(AccessError):
     code = "not-allowed"
+
+
+class ProviderUnavailable(AccessError):
+    code = "identity-provider"
 
 
 class RefusalReason(StrEnum):

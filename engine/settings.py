@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
+from engine.oidc_settings import OidcSettings
 from engine.tenants import is_tenant
 
 __all__ = [
@@ -401,6 +402,7 @@ class Settings(BaseSettings):
     receive: ReceiveSettings = ReceiveSettings()
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
+    oidc: OidcSettings = OidcSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -412,6 +414,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+        if "client_secret" in toml.toml_data.get("oidc", {}):
+            # Such files are copied, mailed and put under version control.
+            raise SettingsError(
+                f"oidc.client_secret does not belong into {_config_file()}; put it into a file of "
+                "its own, named by oidc.client_secret_file, or into PRECEDENT_OIDC__CLIENT_SECRET"
+            )
         return init_settings, env_settings, toml
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from api.cli.options import DataDirOption, ModelOption
 from engine.errors import SettingsError
+from engine.loopback import is_loopback
 from engine.settings import Settings, load_settings
 
 __all__ = ["announce", "listening", "serve", "serve_until_stopped"]
@@ -69,7 +70,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     import uvicorn
 
     from api.http.draining import DrainingServer
-    from api.security.access import Access, is_loopback
+    from api.security.access import Access
     from api.service import create_service
 
     server = settings.server

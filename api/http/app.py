@@ -25,7 +25,17 @@ from api.http.pictures import Previews
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
 from api.http.readiness import Readiness
 from api.http.request_ids import RequestIds
-from api.http.routes import about, batch, duplicates, health, images, jobs, recommend, search
+from api.http.routes import (
+    about,
+    batch,
+    duplicates,
+    embed_tokens,
+    health,
+    images,
+    jobs,
+    recommend,
+    search,
+)
 from api.http.serving import Serving
 from api.http.timing import Timed
 from api.security.access import Access
@@ -45,9 +55,10 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ROUTES = (search, batch, recommend, images, duplicates, about, jobs, health)
+_ROUTES = (search, batch, recommend, images, duplicates, about, jobs, embed_tokens, health)
 _ANY_KEY = ("/v1/whoami",)
 """Paths that any key may ask for, whatever its scopes."""
+_CREDENTIALS = "An API key of this service, or an access token of its identity provider."
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -186,7 +197,7 @@ def _complete_openapi(app: FastAPI) -> None:
 def _set_security(document: dict[str, Any]) -> None:
     """Adds to the document which operations ask for a key, and the scopes that they need."""
     document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
+        "key": {"type": "http", "scheme": "bearer", "description": _CREDENTIALS}
     }
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

@@ -20,8 +20,17 @@ from engine.errors import AuditError
 
 __all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "who_is"]
 
-ALWAYS = frozenset({("POST", "/login"), ("POST", "/logout")})
-"""Public routes whose accesses are recorded all the same: they begin and end a session."""
+ALWAYS = frozenset(
+    {
+        ("POST", "/login"),
+        ("POST", "/logout"),
+        ("GET", "/login/oidc/callback"),
+        ("POST", "/embed"),
+        ("GET", "/v1/whoami"),
+    }
+)
+"""Public routes whose accesses are recorded all the same: they begin and end a session, or ask for
+a credential of their own."""
 _REFUSED = (401, 403, 429)
 _PATIENCE_S = 15.0
 """How long an answer is held back at most, as while a database server does not react."""
@@ -107,6 +116,9 @@ def who_is(caller: Caller | None, claimed: str | None) -> Who:
     """
     if caller is None:
         return Who("unknown", claimed)
+    if caller.subject is not None:
+        kind = "token" if caller.session is None else "session"
+        return Who(kind, caller.subject, caller.name, caller.tenant)
     if caller.key is None:
         return Who("open", tenant=caller.tenant)
     kind = "key" if caller.session is None else "session"
@@ -116,14 +128,17 @@ def who_is(caller: Caller | None, claimed: str | None) -> Who:
 def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status: int) -> Entry:
     seen: Seen = state.get("seen") or Seen()
     client = scope.get("client")
+    caller = state.get("caller")
+    acting = None if caller is None else caller.acting
     return Entry(
-        who_is(state.get("caller"), state.get("claimed") or _claimed(scope)),
+        who_is(caller, state.get("claimed") or _claimed(scope)),
         f"{scope['method']} {address.template}",
         status,
         outcome_of(status),
         Seen.joined((named_by(address), seen)),
         None if client is None else str(client[0]),
         state.get("request_id"),
+        {} if acting is None else {"acting": acting},
     )
 
 

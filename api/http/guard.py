@@ -15,7 +15,7 @@ from api.http.problems import log_problem, problem_of, problem_response
 from api.http.request_ids import request_id_of
 from api.security.access import COOKIE, Access, Request, check_scope
 from api.security.policy import Scope
-from engine.errors import NotAuthenticated, PrecedentError
+from engine.errors import NotAuthenticated, PrecedentError, ProviderUnavailable
 
 __all__ = ["Guard"]
 
@@ -94,6 +94,8 @@ def _may_sign_in(scope: AsgiScope) -> bool:
 def _headers(scope: AsgiScope, error: Exception) -> Mapping[str, str] | None:
     if isinstance(error, HTTPException):
         return error.headers
+    if isinstance(error, ProviderUnavailable):
+        return {"Retry-After": "10"}
     if not isinstance(error, NotAuthenticated):
         return None
     sent: Any = any(name == b"authorization" for name, _ in scope["headers"])

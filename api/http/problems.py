@@ -26,6 +26,7 @@ from engine.errors import (
     NotAllowed,
     NotAuthenticated,
     PrecedentError,
+    ProviderUnavailable,
     QueryError,
     RefusalReason,
     SourceChanged,
@@ -147,6 +148,13 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         "not-authenticated", HTTPStatus.UNAUTHORIZED, "The service does not know who asks"
     ),
     NotAllowed: _Kind("not-allowed", HTTPStatus.FORBIDDEN, "This is not allowed"),
+    ProviderUnavailable: _Kind(
+        "identity-provider",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The identity provider cannot be asked",
+        "this token cannot be checked, because the identity provider does not answer; try again "
+        "later, or send an API key; the service's log says why",
+    ),
     StoreError: _NO_INDEX,
     StoreNotFound: _Kind(
         "store",

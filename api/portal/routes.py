@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id, served
 from api.http.problems import Problem, log_problem, problem_of
 from api.http.routes.search import Found, answered
-from api.portal import sessions, view
+from api.portal import embed, oidc, sessions, view
 from api.portal.pages import pages
 from api.portal.sessions import OwnForm, form_token
 from api.schemas import ImageDocument, SearchDocument
@@ -62,6 +62,8 @@ def add_portal(app: FastAPI) -> None:
     pages()
     app.include_router(_router)
     app.include_router(sessions.router)
+    app.include_router(oidc.router)
+    app.include_router(embed.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
 
 

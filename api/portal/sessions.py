@@ -1,4 +1,4 @@
-"""Signing in to the page with an API key, and out again; forms that no other site can send."""
+"""Signing in to the page, with an API key, and out again; forms that no other site can send."""
 
 import hmac
 from http import HTTPStatus
@@ -14,7 +14,7 @@ from api.security.keys import public_id
 from api.security.sessions import ABSOLUTE, csrf_token
 from engine.errors import NotAllowed, NotAuthenticated
 
-__all__ = ["OwnForm", "form_token", "router"]
+__all__ = ["OwnForm", "form_token", "login_page", "router", "with_session"]
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -52,29 +52,31 @@ def _check_origin(request: Request) -> None:
             raise NotAllowed("this form was sent from another site, or the proxy changes Host")
 
 
-@router.get("/login")
-def show_login(request: Request) -> Response:
-    """The form that asks for a key; the page itself if there is nothing to ask for."""
-    if request.state.caller is not None:
-        return RedirectResponse("./", HTTPStatus.SEE_OTHER)
-    return HTMLResponse(pages().render("login.html", {"problem": None}))
+def login_page(
+    request: Request, problem: str | None, status: int, *, sign_out_url: str | None = None
+) -> HTMLResponse:
+    """The page that asks who it is: for a key, or by the identity provider, or both.
 
-
-@router.post("/login", response_model=None)
-def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> Response:
-    """Begins a session, and leads to the page."""
-    _check_origin(request)
+    Args:
+        problem: what went wrong; None = nothing.
+        sign_out_url: where the provider's own session ends; None = it is not told.
+    """
     access: Access = request.state.access
-    # For the audit log, should the key not be valid.
-    request.state.claimed = public_id(key.strip())
-    try:
-        secret = access.sign_in(key.strip())
-    except (NotAuthenticated, NotAllowed) as error:
-        text = str(error)
-        html = pages().render("login.html", {"problem": f"{text[:1].upper()}{text[1:]}."})
-        return HTMLResponse(html, HTTPStatus.UNAUTHORIZED)
-    request.state.caller = access.of_session(secret)
-    answer = RedirectResponse("./", HTTPStatus.SEE_OTHER)
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    button = None if access.provider is None else access.provider.button
+    values = {
+        # From below /login to the folder of the page.
+        "root": "../" * (path.count("/") - 1),
+        "problem": problem,
+        "button": button,
+        "asks_for_key": button is None or access.has_keys,
+        "sign_out_url": sign_out_url,
+    }
+    return HTMLResponse(pages().render("login.html", values), status)
+
+
+def with_session(answer: Response, secret: str) -> Response:
+    """The answer, with the cookie of a session."""
     answer.set_cookie(
         COOKIE,
         secret,
@@ -87,12 +89,39 @@ def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> R
     return answer
 
 
+@router.get("/login")
+def show_login(request: Request, left: str = "") -> Response:
+    """The form that asks for a key; the page itself if there is nothing to ask for."""
+    if request.state.caller is not None:
+        return RedirectResponse("./", HTTPStatus.SEE_OTHER)
+    provider = request.state.access.provider
+    there = provider.sign_out_url if left and provider is not None else None
+    return login_page(request, None, HTTPStatus.OK, sign_out_url=there)
+
+
+@router.post("/login", response_model=None)
+def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> Response:
+    """Begins a session, and leads to the page."""
+    _check_origin(request)
+    access: Access = request.state.access
+    # For the audit log, should the key not be valid.
+    request.state.claimed = public_id(key.strip())
+    try:
+        secret = access.sign_in(key.strip())
+    except (NotAuthenticated, NotAllowed) as error:
+        return login_page(request, str(error), HTTPStatus.UNAUTHORIZED)
+    request.state.caller = access.of_session(secret)
+    return with_session(RedirectResponse("./", HTTPStatus.SEE_OTHER), secret)
+
+
 @router.post("/logout", response_model=None, dependencies=[OwnForm])
 def logout(request: Request) -> Response:
     """Ends the session."""
     caller = request.state.caller
     if caller is not None and caller.session is not None:
         request.state.access.sign_out(caller.session)
-    answer = RedirectResponse("login", HTTPStatus.SEE_OTHER)
+    # Somebody whom the provider knows is told how to leave it too: this browser may not be theirs.
+    known = caller is not None and caller.subject is not None
+    answer = RedirectResponse("login?left=1" if known else "login", HTTPStatus.SEE_OTHER)
     answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
     return answer

@@ -1,20 +1,26 @@
 """Decides who a request comes from, and whether the service may answer it."""
 
-import ipaddress
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, overload
 from urllib.parse import urlsplit
 
+from api.security.embedding import Embed, EmbedTokens
 from api.security.keys import Keys
+from api.security.oidc.identity import Identity
+from api.security.oidc.relying_party import RelyingParty
+from api.security.oidc.sessions import OidcSessions
+from api.security.oidc.tokens import looks_like_token
 from api.security.policy import PAGES, Scope
 from api.security.sessions import Sessions
 from engine.errors import NotAllowed, NotAuthenticated
+from engine.loopback import is_loopback
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "check_scope", "is_loopback"]
+__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "check_scope"]
 
 COOKIE = "__Host-precedent"
 """Cookie of a session: of this host alone, and sent over TLS alone. Browsers count plain HTTP to
@@ -24,14 +30,21 @@ _WAY_OUT = "make keys with `precedent keys create`, and send one"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from. key: public id of the API key; None = an open service's user.
-    session: the secret of the session; None = the request came without one. name: of the key."""
+    """Who a request comes from.
+
+    key: public id of the API key; None = an open service's user, or one of the identity provider.
+    session: the secret of the session; None = the request came without one. subject: the identity
+    provider's id of the person or program, which never changes; None = it was not asked. name:
+    of key, person or program, for people. acting: for whom the holder of a key says to ask.
+    """
 
     key: str | None
     tenant: str
     scopes: frozenset[Scope]
     session: str | None = field(default=None, repr=False)
     name: str | None = None
+    subject: str | None = None
+    acting: str | None = None
 
 
 OPEN = Caller(None, "default", frozenset({Scope.SEARCH, Scope.INDEX}))
@@ -56,27 +69,35 @@ class Request:
 
 
 class Access:
-    """Tells callers by their keys. As long as no key was ever made, the service is open: to
-    requests of this machine's own browsers and programs, and to nobody else.
+    """Tells callers by their keys, or by an identity provider. As long as there is none and no key
+    was ever made, the service is open: to requests of this machine's own browsers and programs,
+    and to nobody else.
 
     Args:
         settings: of the archive, whose ledger's database has the keys.
+
+    Raises:
+        SettingsError: what is needed to ask the identity provider cannot be read.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._database: Database | None = None
-        self._closed = False
+        self._closed = settings.oidc.issuer is not None
+        self._party = None if settings.oidc.issuer is None else RelyingParty(settings.oidc)
 
     def close(self) -> None:
         with self._lock:
             if self._database is not None:
                 self._database.close()
             self._database = None
+        if self._party is not None:
+            self._party.close()
 
     def needs_key(self) -> bool:
-        """Whether a key was ever made. Once it was, it stays so until the process ends.
+        """Whether a key was ever made, or there is an identity provider. Once it was, it stays so
+        until the process ends.
 
         Raises:
             LedgerError: the database cannot be asked.
@@ -93,8 +114,9 @@ class Access:
             needed: the scope of the route; None = it needs none.
 
         Raises:
-            NotAuthenticated: there is no key, more than one, or one that is not valid.
-            NotAllowed: the key lacks the scope, or an open service must not answer this request.
+            NotAuthenticated: there is no key or token, more than one, or one that is not valid.
+            NotAllowed: it lacks the scope, or an open service must not answer this request.
+            ProviderUnavailable: it is a token that nobody can check now.
             LedgerError: the database cannot be asked.
         """
         found = self.identified(request)
@@ -121,10 +143,13 @@ class Access:
         scheme, _, written = sent[0].partition(" ")
         if len(sent) > 1 or scheme.lower() != "bearer":
             raise NotAuthenticated("send one key, as `Authorization: Bearer …`")
+        written = written.strip(" ")
+        if self._party is not None and looks_like_token(written):
+            return _known(self._party.by_token(written))
         keys = self._keys()
         if keys is None:
-            raise NotAuthenticated("the keys of this service are not there any more")
-        key = keys.authenticated(written.strip(" "))
+            raise NotAuthenticated("this key is not valid: this service has no keys")
+        key = keys.authenticated(written)
         return Caller(key.id, key.tenant, key.scopes, name=key.name)
 
     def sign_in(self, written: str) -> str:
@@ -146,7 +171,9 @@ class Access:
     def sign_out(self, session: str) -> None:
         """Ends the session with this secret."""
         database = self._opened()
-        if database is not None:
+        if database is not None and self._party is not None and OidcSessions.has(session):
+            OidcSessions(database, self._party.issuer).end(session)
+        elif database is not None:
             Sessions(database).end(session)
 
     def of_session(self, session: str) -> Caller | None:
@@ -154,8 +181,65 @@ class Access:
         database = self._opened()
         if database is None:
             return None
+        if OidcSessions.has(session):
+            if self._party is None:
+                return None
+            identity = OidcSessions(database, self._party.issuer).identity_of(session)
+            return None if identity is None else _known(identity, session)
         key = Sessions(database).key_of(session)
         return None if key is None else Caller(key.id, key.tenant, key.scopes, session, key.name)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether a key was ever made."""
+        keys = self._keys()
+        return keys is not None and keys.exist()
+
+    @property
+    def provider(self) -> RelyingParty | None:
+        """The identity provider's side of the service; None = there is no such provider."""
+        return self._party
+
+    def sign_in_by_provider(self, cookie: str | None, answer: dict[str, str]) -> str:
+        """The secret of a new session of whom the identity provider has signed in.
+
+        Args:
+            cookie: that of the sign-in. answer: what the browser brings from the provider.
+
+        Raises:
+            NotAuthenticated: it is no answer to this browser's question, or an old one.
+            NotAllowed: whoever it is may not use the page.
+            ProviderUnavailable: the provider does not tell who it is.
+        """
+        if self._party is None or cookie is None:
+            raise NotAuthenticated("this sign-in was not begun in this browser; begin it again")
+        identity = self._party.finish(cookie, answer)
+        if Scope.SEARCH not in identity.scopes:
+            raise NotAllowed("this account lacks the scope 'search', which the page needs")
+        database = self._opened(create=True)
+        return OidcSessions(database, self._party.issuer).begin(identity, cookie)
+
+    def embed_tokens(self) -> EmbedTokens:
+        """Tokens for the pages of other sites.
+
+        Raises:
+            SettingsError: the key by which they are signed cannot be read or made.
+        """
+        return EmbedTokens(DataDir(self._settings.data_dir).embedding_key())
+
+    def embedded(self, embed: Embed) -> Caller:
+        """Who asks for the page of a token: its key's holder, for the person whom they named. No
+        scope comes with it.
+
+        Raises:
+            NotAuthenticated: the key does not hold any more, or is another than it was.
+            LedgerError: the database cannot be asked.
+        """
+        keys = self._keys()
+        key = None if keys is None else keys.holding(embed.key)
+        if key is None or Scope.SEARCH not in key.scopes or key.tenant != embed.tenant:
+            raise NotAuthenticated("this view is not allowed any more; load the page around it")
+        return Caller(key.id, key.tenant, frozenset(), name=key.name, acting=embed.acting)
 
     def _by_session(self, request: Request) -> Caller | None:
         # What a session may change has to come with its token, which the pages check.
@@ -167,13 +251,22 @@ class Access:
         database = self._opened()
         return None if database is None else Keys(database)
 
-    def _opened(self) -> Database | None:
+    @overload
+    def _opened(self, *, create: Literal[True]) -> Database: ...
+
+    @overload
+    def _opened(self) -> Database | None: ...
+
+    def _opened(self, *, create: bool = False) -> Database | None:
         """The database; None = there is none yet."""
         with self._lock:
             if self._database is None:
-                ledger = DataDir(self._settings.data_dir).ledger
+                data = DataDir(self._settings.data_dir)
+                ledger = data.ledger
                 if self._settings.ledger.url is None and not ledger.is_file():
-                    return None
+                    if not create:
+                        return None
+                    data.make()
                 self._database = open_database(self._settings, ledger)
             return self._database
 
@@ -191,18 +284,20 @@ def check_scope(caller: Caller | None, needed: Scope | None) -> None:
     if needed not in caller.scopes:
         raise NotAllowed(
             f"this asks for the scope {needed.value!r}, which "
-            + ("only a key gives; " + _WAY_OUT if caller.key is None else "the key lacks")
+            + ("only a key gives; " + _WAY_OUT if caller is OPEN else "this credential lacks")
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether this name or address, without port, is one of the machine itself."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _known(identity: Identity, session: str | None = None) -> Caller:
+    """The caller that an identity provider knows."""
+    return Caller(
+        None,
+        identity.tenant,
+        identity.scopes,
+        session,
+        subject=identity.id,
+        name=identity.name,
+    )
 
 
 def _check_open(request: Request) -> None:

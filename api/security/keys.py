@@ -134,6 +134,11 @@ class Keys:
             row = connection.execute(select(keys).where(keys.c.id == key_id)).first()
         return None if row is None else _key(row)
 
+    def holding(self, key_id: str) -> ApiKey | None:
+        """The key with this id, if it is neither revoked nor expired."""
+        key = self.find(key_id)
+        return key if key is not None and key.holds(self._clock()) else None
+
     def authenticated(self, written: str) -> ApiKey:
         """The key that this text is.
 

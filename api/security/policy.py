@@ -16,7 +16,8 @@ class Scope(StrEnum):
 
 
 PUBLIC = None
-"""Of routes that tell nothing of any image: they ask for no key."""
+"""Of routes that tell nothing of any image without what their own forms carry: they ask for no
+key."""
 
 POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/healthz"): PUBLIC,
@@ -25,7 +26,10 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/static/{path:path}"): PUBLIC,
     ("GET", "/login"): PUBLIC,
     ("POST", "/login"): PUBLIC,
+    ("GET", "/login/oidc"): PUBLIC,
+    ("GET", "/login/oidc/callback"): PUBLIC,
     ("POST", "/logout"): PUBLIC,
+    ("POST", "/embed"): PUBLIC,
     ("GET", "/"): Scope.SEARCH,
     ("POST", "/"): Scope.SEARCH,
     ("POST", "/v1/search"): Scope.SEARCH,
@@ -50,6 +54,7 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/jobs/{id}/resume"): Scope.INDEX,
     ("POST", "/v1/jobs/{id}/cancel"): Scope.INDEX,
     ("POST", "/v1/jobs/{id}/retry"): Scope.INDEX,
+    ("POST", "/v1/embed-tokens"): Scope.SEARCH,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -16,13 +16,14 @@ from api.security.keys import ApiKey, Keys
 from indexer.ledger.database import Database
 from indexer.ledger.schema import sessions
 
-__all__ = ["ABSOLUTE", "IDLE", "Sessions", "csrf_token"]
+__all__ = ["ABSOLUTE", "IDLE", "NOTED_EVERY", "Sessions", "csrf_token"]
 
 IDLE = timedelta(minutes=30)
 """A session that was not used for so long is over …"""
 ABSOLUTE = timedelta(hours=12)
 """… and so is one that is so old."""
-_NOTED_EVERY = timedelta(minutes=1)
+NOTED_EVERY = timedelta(minutes=1)
+"""How exactly it is noted when a session was last used."""
 
 
 def csrf_token(secret: str) -> str:
@@ -83,7 +84,7 @@ class Sessions:
         key = self._keys.find(row.key)
         if key is None or not key.holds(now):
             return None
-        if now >= seen + _NOTED_EVERY:
+        if now >= seen + NOTED_EVERY:
             with self._database.begin() as connection:
                 noted = update(sessions).where(sessions.c.digest == digest)
                 connection.execute(noted.values(seen_at=now.isoformat()))

@@ -63,6 +63,7 @@ class DataDir:
         self.models = root / "models"
         self.received = root / "received"
         self._key = root / "pseudonym.key"
+        self._embedding_key = root / "embedding.key"
         self._about = root / "folder.json"
 
     def received_for(self, tenant: str) -> Path:
@@ -174,31 +175,45 @@ class DataDir:
                     "for example from `openssl rand -hex 32`"
                 )
             return key
-        if self._key.exists():
-            return self._read_key()
+        return self._kept(
+            self._key, "with another key, patients indexed before are no longer the same"
+        )
+
+    def embedding_key(self) -> bytes:
+        """The key by which tokens for pages of other sites are signed, generated once and kept
+        here.
+
+        Raises:
+            SettingsError: the file is damaged.
+        """
+        return self._kept(self._embedding_key, "or remove it: a new one is made")
+
+    def _kept(self, path: Path, why: str) -> bytes:
+        """The key in a file that nobody else may read; generated if there is no such file."""
+        if path.exists():
+            return _read_key(path, why)
         self.make()
-        scratch = self._key.with_name(f".{self._key.name}-{os.getpid()}")
+        # Threads may come here at once.
+        scratch = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             out.write(secrets.token_bytes(_KEY_BYTES))
             out.flush()
             os.fsync(out.fileno())
         try:
             # A link fails when the name exists: of two first runs at once, one key wins.
-            os.link(scratch, self._key)
+            os.link(scratch, path)
         except FileExistsError:
             pass
         finally:
             scratch.unlink()
-        return self._read_key()
+        return _read_key(path, why)
 
-    def _read_key(self) -> bytes:
-        key = self._key.read_bytes()
-        if len(key) < _KEY_BYTES:
-            raise SettingsError(
-                f"{self._key} has {len(key)} bytes, not {_KEY_BYTES}; restore it: with another "
-                "key, patients indexed before are no longer the same"
-            )
-        return key
+
+def _read_key(path: Path, why: str) -> bytes:
+    key = path.read_bytes()
+    if len(key) < _KEY_BYTES:
+        raise SettingsError(f"{path} has {len(key)} bytes, not {_KEY_BYTES}; restore it: {why}")
+    return key
 
 
 def _parsed(noted: dict[str, Any]) -> InForce:

@@ -53,6 +53,7 @@ __all__ = [
     "manifest_row",
     "manifest_statement",
     "metadata",
+    "oidc_sessions",
     "points",
     "refused_row",
     "sessions",
@@ -350,6 +351,24 @@ sessions = Table(
     Column("seen_at", Text, nullable=False),
 )
 """Sessions of the page. digest: SHA-256 hex of the cookie's secret. Times: UTC, ISO 8601."""
+
+oidc_sessions = Table(
+    "oidc_sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("sign_in", Text, nullable=False, unique=True),
+    Column("issuer", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("seen_at", Text, nullable=False),
+    Column("ended_at", Text),
+)
+"""Sessions of the page, of people whom an identity provider knows. digest: as in ``sessions``.
+sign_in: SHA-256 hex of the secret of the sign-in, which began one session and begins no other.
+issuer, subject, name: who it is, as the provider says. Times: UTC, ISO 8601."""
 
 
 def is_unchanged(

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jwt
 import pytest
 from commands import run
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from oidc_site import PROGRAMS, bearer, by_public_key, settings_of
+from services.identity_provider import AUDIENCE, OTHER_AUDIENCE, IdentityProvider, SigningKey
 from services.loopback import LoopbackClient
 from sqlalchemy import text
 from starlette.routing import Mount, Route
@@ -76,10 +79,6 @@ class Site:
     client: TestClient
     sent: dict[str, dict[str, str]]
     settings: Settings
-
-
-def bearer(written: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {written}"}
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +144,15 @@ def test_every_route_with_every_credential(site: Site, route: tuple[str, str]) -
     none = site.client.request(method, path)
     right = site.client.request(method, path, headers=site.sent["right"])
     if needed is None:
-        # Signing in without a key in the form fails, whatever the header says.
-        expected = {("POST", "/login"): 401, ("POST", "/logout"): 303}.get(route, 200)
+        # Signing in without a key in the form fails, whatever the header says; and so it does by
+        # an identity provider, of which this service has none.
+        expected = {
+            ("POST", "/login"): 401,
+            ("POST", "/logout"): 303,
+            ("GET", "/login/oidc"): 403,
+            ("GET", "/login/oidc/callback"): 401,
+            ("POST", "/embed"): 401,
+        }.get(route, 200)
         # Any key may ask whose it is; nobody without one.
         assert none.status_code == (401 if path == "/v1/whoami" else expected)
         assert right.status_code == (303 if route == ("GET", "/login") else expected)
@@ -160,6 +166,77 @@ def test_every_route_with_every_credential(site: Site, route: tuple[str, str]) -
     assert (none.status_code, none.json()["code"]) == (401, "not-authenticated")
     assert none.headers["www-authenticate"] == 'Bearer realm="precedent"'
     assert none.headers["content-type"] == "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def provided(indexed, store_root: Path) -> Iterator[Site]:
+    """A service that takes tokens of an identity provider. sent: as of :func:`site`."""
+    with IdentityProvider(PROGRAMS) as provider:
+        now = int(datetime.now(UTC).timestamp())
+        claims = {"iss": provider.issuer, "aud": AUDIENCE, "sub": "right", "iat": now - 60}
+        claims |= {"exp": now + 600, **PROGRAMS["right"]}
+        sent = {
+            "right": provider.token("right"),
+            "other": provider.token("other"),
+            **{f"without {one}": provider.token(f"without-{one}") for one in Scope},
+            "no scope": provider.token("nothing"),
+            "no tenant": provider.token("nowhere"),
+            "expired": provider.key.signed({**claims, "exp": now - 1}),
+            "forged none": jwt.encode(claims, None, "none"),
+            "forged HS256": by_public_key(provider.key, claims),
+            "forged key": SigningKey(provider.key.id).signed(claims),
+            "wrong audience": provider.token("right", OTHER_AUDIENCE),
+            "wrong issuer": provider.key.signed({**claims, "iss": "https://login.example"}),
+        }
+        settings = indexed.copy(store_root / "provided")
+        settings = settings.model_copy(update={"oidc": settings_of(provider)})
+        with LoopbackClient(create_service(settings), follow_redirects=False) as client:
+            yield Site(client, {kind: bearer(one) for kind, one in sent.items()}, settings)
+
+
+BAD_TOKENS = (
+    *("expired", "forged none", "forged HS256", "forged key", "wrong audience", "wrong issuer"),
+)
+
+
+@pytest.mark.parametrize("route", POLICY, ids=" ".join)
+def test_every_route_with_every_token(provided: Site, route: tuple[str, str]) -> None:
+    method, path = asked(route)
+    needed = POLICY[route]
+    for kind in BAD_TOKENS:
+        refused = provided.client.request(method, path, headers=provided.sent[kind])
+        assert (refused.status_code, refused.json()["code"]) == (401, "not-authenticated"), kind
+        assert refused.headers["www-authenticate"].endswith('error="invalid_token"')
+    for kind in ("no scope", "no tenant"):
+        refused = provided.client.request(method, path, headers=provided.sent[kind])
+        assert (refused.status_code, refused.json()["code"]) == (403, "not-allowed"), kind
+    none = provided.client.request(method, path)
+    right = provided.client.request(method, path, headers=provided.sent["right"])
+    if needed is None:
+        public = {200, 303}
+        # What asks for more than a token: the form of a key, a sign-in, a token for a frame.
+        public |= {401, 403} if path.startswith("/login") or path == "/embed" else set()
+        assert {none.status_code, right.status_code} <= public
+        return
+    wrong = provided.client.request(method, path, headers=provided.sent[f"without {needed}"])
+    assert (wrong.status_code, wrong.json()["code"]) == (403, "not-allowed")
+    # Tokens for embedded pages end with the API key that asked for them, so only a key may.
+    allowed = {403} if path == "/v1/embed-tokens" else set()
+    assert right.status_code not in {401, 403, 500} - allowed
+    assert none.status_code == (303 if path == "/" else 401)
+
+
+def test_a_token_of_another_tenant_sees_none_of_the_images(provided: Site) -> None:
+    mine, theirs = provided.sent["right"], provided.sent["other"]
+    data = {"study": "1.2.4.0"}
+    hits = provided.client.post("/v1/recommend", headers=mine, data=data).json()["hits"]
+    for path in (f"/v1/images/{hits[0]['id']}", f"/v1/images/{hits[0]['id']}/thumbnail"):
+        assert provided.client.get(path, headers=mine).status_code == 200
+        hidden = provided.client.get(path, headers=theirs)
+        never = provided.client.get(path.replace(hits[0]["id"], NOWHERE), headers=theirs)
+        assert hidden.status_code == never.status_code == 404
+        assert hidden.text.replace(hits[0]["id"], NOWHERE) == never.text
+    assert provided.client.get("/v1/facets", headers=theirs).json()["count"] == 0
 
 
 def test_two_keys_at_once_are_none(site: Site) -> None:

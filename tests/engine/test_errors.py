@@ -31,6 +31,7 @@ TREE = {
     "AccessError": "PrecedentError",
     "NotAuthenticated": "AccessError",
     "NotAllowed": "AccessError",
+    "ProviderUnavailable": "AccessError",
     "ImageRefused": "PrecedentError",
 }
 
@@ -57,6 +58,7 @@ CODES = {
     "AccessError": "access",
     "NotAuthenticated": "not-authenticated",
     "NotAllowed": "not-allowed",
+    "ProviderUnavailable": "identity-provider",
 }
 
 REASONS = {

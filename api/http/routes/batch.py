@@ -13,6 +13,7 @@ from api.http.request_ids import request_id_of
 from api.http.routes.search import EXAMPLE, query_of
 from api.http.timing import tell_stages
 from api.schemas import SearchDocument
+from api.security.seen import Seen, tell
 from engine.errors import ImageRefused, QueryError
 from engine.search.stopwatch import Stopwatch
 
@@ -125,6 +126,7 @@ def search_batch(
             results.append(BatchResult(number=number, query=name, answer=None, problem=problem))
             continue
         answer = next(answers)
+        tell(request, Seen.of(answer.hits, ood=answer.ood))
         found = SearchDocument.from_answer(answer, names=archive.names(answer.hits))
         results.append(BatchResult(number=number, query=name, answer=found, problem=None))
     return BatchDocument(results=results)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep, Where
 from api.http.problems import problem_responses
+from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.search import duplicates as search
 from engine.search.duplicates import MAX_BITS, SIMILARITY, DuplicateGroup
@@ -126,6 +127,7 @@ class DuplicatesDocument(BaseModel):
     responses=problem_responses(400, 422, 503),
 )
 def get_duplicates(
+    request: Request,
     archive: ArchiveDep,
     where: Where = [],  # noqa: B006 - FastAPI copies defaults
     similarity: Annotated[
@@ -179,4 +181,8 @@ def get_duplicates(
         more = next(wanted, None) is not None
     finally:
         _ONE_AT_A_TIME.release()
+    shown = [image for group in groups for image in group.images]
+    studies = dict.fromkeys(image.study for image in shown if image.study is not None)
+    images = tuple(image.id for image in shown)
+    tell(request, Seen(tuple(studies), images, results=len(groups)))
     return DuplicatesDocument(groups=groups, compared=count, more=more)

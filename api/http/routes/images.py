@@ -143,6 +143,8 @@ def get_preview(
     in its place.
     """
     original = archive.original(point_id(image_id))
+    study = original.record.study
+    tell(request, Seen(() if study is None else (study,), (original.id,)))
     chosen = _window(window, level)
     if not LEAST_SIDE <= size <= MOST_SIDE:
         raise QueryError(f"size is {size}; use {LEAST_SIDE} to {MOST_SIDE} pixels")

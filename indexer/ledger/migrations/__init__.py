@@ -15,7 +15,7 @@ from indexer.ledger.schema import metadata
 
 __all__ = ["HEAD", "LEDGER", "Tables", "migrate", "revision_of"]
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest revision."""
 
 _FIRST = {

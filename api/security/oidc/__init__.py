@@ -1,0 +1,1 @@
+"""OpenID Connect: tokens of an identity provider, and signing in to the page by it."""
