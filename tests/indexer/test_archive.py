@@ -168,7 +168,7 @@ def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) 
         assert reader.read([]) == []
         (answer,) = archive.engine.search([again.canvas], Query(k=1, exact=True))
         (hit,) = answer.hits
-        assert again.id == hit.id
+        assert again.id_in("default") == hit.id
         assert archive.paths([hit.id]) == {hit.id: small.files / "2.png"}
 
 
