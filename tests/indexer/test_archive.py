@@ -168,7 +168,7 @@ def test_queries_are_read_in_order_and_bad_ones_refused(small: Any, draw: Draw) 
         assert reader.read([]) == []
         (answer,) = archive.engine.search([again.canvas], Query(k=1, exact=True))
         (hit,) = answer.hits
-        assert again.id == hit.id
+        assert again.id_in("default") == hit.id
         assert archive.paths([hit.id]) == {hit.id: small.files / "2.png"}
 
 
@@ -179,7 +179,7 @@ def test_a_query_says_of_study_and_patient_what_the_index_says(site: Any) -> Non
     with site.open() as archive, archive.query_reader() as reader:
         (image,) = reader.read([site.files / "2" / "1" / "1.dcm"])
         (answer,) = archive.engine.search([image.canvas], Query(k=12), [image.record])
-        point = archive.engine.image(image.id)
+        point = archive.engine.image(image.id_in("default"))
         assert image.record.patient == point.record.patient
         assert (image.record.study, image.record.sop) == ("1.2.2", "1.2.2.1.1")
         assert len(answer.hits) == 12

@@ -71,7 +71,7 @@ def test_the_setting_lets_them_into_the_index(site, model):
     assert site.index(retry_refused=True).indexed == 1
     with site.open() as archive, archive.query_reader() as reader:
         (image,) = reader.read([path])
-        assert image.id in site_ids(archive)
+        assert image.id_in("default") in site_ids(archive)
 
 
 def site_ids(archive) -> set[str]:

@@ -71,8 +71,10 @@ def test_another_precision_is_said(images: Any, caplog: pytest.LogCaptureFixture
         image, answer = found(archive, "1.png")
         seen = archive.engine.observed([image.canvas])
         basis = archive.engine.recommend(Examples(seen=seen), Wanted(k=1)).evidence
-        nearest = archive.engine.search_like(image.id, Query()).evidence
-        liked = archive.engine.recommend(Examples(liked=(image.id,)), Wanted(k=1)).evidence
+        nearest = archive.engine.search_like(image.id_in("default"), Query()).evidence
+        liked = archive.engine.recommend(
+            Examples(liked=(image.id_in("default"),)), Wanted(k=1)
+        ).evidence
     assert "the index was made in fp32 and the setting precision is bf16" in caplog.text
     for evidence in (answer.evidence, basis):
         assert (evidence.precision, evidence.index_precision) == ("bf16", "fp32")
