@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
+from engine.operation import OperationSettings
 
 __all__ = [
     "DicomWebSettings",
@@ -328,8 +329,8 @@ class SearchSettings(_Group):
     """What to do with a query foreign to the model: answer with a warning, or with no hits."""
 
 
-class ServerSettings(_Group):
-    """Where the HTTP server listens, and the largest upload it accepts."""
+class ServerSettings(OperationSettings):
+    """Where the HTTP server listens, the largest upload it accepts, and how it is operated."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

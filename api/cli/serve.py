@@ -68,6 +68,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     """
     import uvicorn
 
+    from api.http.running import server_config
     from api.security.access import Access, is_loopback
     from api.service import create_service
 
@@ -90,8 +91,6 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             soft_wrap=True,
             highlight=False,
         )
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
-    )
+    config = server_config(app, server)
     with listener:
         uvicorn.Server(config).run(sockets=[listener])

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -11,28 +12,25 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
+from api.http.bodies import Bodies
 from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.origins import Origins, security_headers
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
+from api.http.proxies import Proxies
 from api.http.routes import health, images, recommend, search
 from api.http.serving import Serving
+from api.http.slots import Slots
+from api.http.throttle import Throttle
 from api.security.access import Access
 from api.security.policy import POLICY
-from engine.settings import Settings, load_settings
+from api.security.rates import Rates
+from engine.settings import ServerSettings, Settings, load_settings
 from indexer.archive import Archive
 
 __all__ = ["create_app"]
 
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    # With "no-referrer" browsers would name "null" as origin of the page's own form.
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_THREADS_BESIDE = 16
 _ROUTES = (search, recommend, images, health)
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
@@ -55,6 +53,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     if settings is None:
         settings = load_settings() if archive is None else archive.settings
     access = Access(settings)
+    rates = Rates(settings, access.database)
     app = FastAPI(
         title="Precedent",
         summary="Similar-image search for medical image archives",
@@ -67,17 +66,23 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         redoc_url=None,
         # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        lifespan=_lifespan(settings, archive, access),
+        lifespan=_lifespan(settings, archive, access, rates),
     )
     install_problems(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
     _complete_openapi(app)
+    server = settings.server
     # The middleware added last is the outermost: every response gets the security headers.
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(Slots, server=server)
+    app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(Throttle, rates=rates)
     app.add_middleware(Guard, access=access)
+    app.add_middleware(Bodies, server=server)
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeaders, server=server)
+    app.add_middleware(Origins, server=server)
+    app.add_middleware(Proxies, trusted=server.trusted_proxies)
     return app
 
 
@@ -85,15 +90,20 @@ class SecurityHeaders:
     """ASGI middleware that adds security headers to every response, and keeps HTML and JSON out of
     caches."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, server: ServerSettings) -> None:
         self._app = app
+        self._headers = security_headers(server)
+        self._hsts = f"max-age={server.hsts_seconds}" if server.hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
+                # On plain HTTP it would not be believed (RFC 6797, 7.2).
+                if self._hsts is not None and scope.get("scheme") == "https":
+                    headers.setdefault("Strict-Transport-Security", self._hsts)
                 if headers.get("content-type", "").startswith(_NOT_STORED):
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -101,10 +111,14 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
+def _lifespan(settings: Settings, given: Archive | None, access: Access, rates: Rates) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with closing(access), Serving(settings, given) as serving:
+        # A thread for each request at work, and some for those that are only let in, and for health
+        # checks.
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = settings.server.max_at_once + _THREADS_BESIDE
+        with closing(access), closing(rates), Serving(settings, given) as serving:
             yield {"serving": serving, "access": access}
 
     return lifespan

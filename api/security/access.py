@@ -158,6 +158,14 @@ class Access:
         key = Sessions(database).key_of(request.session)
         return None if key is None else Caller(key.id, key.tenant, key.scopes, request.session)
 
+    def database(self) -> Database | None:
+        """The ledger's database, open as long as this is; None = there is none yet.
+
+        Raises:
+            LedgerError: it cannot be opened.
+        """
+        return self._opened()
+
     def _keys(self) -> Keys | None:
         """The keys; None = there is no database yet, and so no key."""
         database = self._opened()
