@@ -68,6 +68,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     """
     import uvicorn
 
+    from api.http.logs import configure_logs
     from api.http.running import server_config
     from api.security.access import Access, is_loopback
     from api.service import create_service
@@ -80,6 +81,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             f"{server.host} can be reached from other machines, and no key was made yet; make one "
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
         )
+    configure_logs(server)
     app = create_service(settings)
     listener = listening(server.host, server.port)
     port = listener.getsockname()[1]

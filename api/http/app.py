@@ -1,7 +1,7 @@
 """Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any
 
 import anyio.to_thread
@@ -15,13 +15,16 @@ import engine
 from api.http.bodies import Bodies
 from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.metrics import Metrics
+from api.http.observing import Observed
 from api.http.origins import Origins, security_headers
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
 from api.http.proxies import Proxies
-from api.http.routes import health, images, recommend, search
+from api.http.routes import health, images, metrics as metrics_route, recommend, search
 from api.http.serving import Serving
-from api.http.slots import Slots
+from api.http.slots import Load, Slots
 from api.http.throttle import Throttle
+from api.http.tracing import Traces, tracing
 from api.security.access import Access
 from api.security.policy import POLICY
 from api.security.rates import Rates
@@ -31,7 +34,7 @@ from indexer.archive import Archive
 __all__ = ["create_app"]
 
 _THREADS_BESIDE = 16
-_ROUTES = (search, recommend, images, health)
+_ROUTES = (search, recommend, images, health, metrics_route)
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -54,6 +57,9 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         settings = load_settings() if archive is None else archive.settings
     access = Access(settings)
     rates = Rates(settings, access.database)
+    load = Load()
+    metrics = Metrics(load, access.database)
+    traces = tracing(settings.server)
     app = FastAPI(
         title="Precedent",
         summary="Similar-image search for medical image archives",
@@ -66,15 +72,16 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         redoc_url=None,
         # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        lifespan=_lifespan(settings, archive, access, rates),
+        lifespan=_lifespan(settings, archive, access, rates, metrics, traces),
     )
+    app.state.metrics = metrics
     install_problems(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
     _complete_openapi(app)
     server = settings.server
     # The middleware added last is the outermost: every response gets the security headers.
-    app.add_middleware(Slots, server=server)
+    app.add_middleware(Slots, server=server, load=load)
     app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Throttle, rates=rates)
     app.add_middleware(Guard, access=access)
@@ -82,6 +89,8 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(SecurityHeaders, server=server)
     app.add_middleware(Origins, server=server)
+    observers = (metrics,) if traces is None else (metrics, traces)
+    app.add_middleware(Observed, observers=observers, lines=server.log_requests)
     app.add_middleware(Proxies, trusted=server.trusted_proxies)
     return app
 
@@ -111,15 +120,28 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _lifespan(settings: Settings, given: Archive | None, access: Access, rates: Rates) -> Any:
+def _lifespan(
+    settings: Settings,
+    given: Archive | None,
+    access: Access,
+    rates: Rates,
+    metrics: Metrics,
+    traces: Traces | None,
+) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         # A thread for each request at work, and some for those that are only let in, and for health
         # checks.
         threads = anyio.to_thread.current_default_thread_limiter()
         threads.total_tokens = settings.server.max_at_once + _THREADS_BESIDE
-        with closing(access), closing(rates), Serving(settings, given) as serving:
-            yield {"serving": serving, "access": access}
+        with ExitStack() as opened:
+            for one in (access, rates, traces):
+                if one is not None:
+                    opened.enter_context(closing(one))
+            serving = opened.enter_context(Serving(settings, given))
+            metrics.archive.serving = serving
+            opened.callback(metrics.listen(settings.server))
+            yield {"serving": serving, "access": access, "metrics": metrics}
 
     return lifespan
 

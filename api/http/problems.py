@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.observing import note_problem
 from engine.errors import (
     ImageNotFound,
     ImageRefused,
@@ -228,6 +229,7 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer that carries a problem document."""
+    note_problem(problem.code)
     return JSONResponse(
         problem.model_dump(mode="json", exclude_none=True),
         problem.status,

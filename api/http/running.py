@@ -1,7 +1,5 @@
 """How uvicorn runs the application."""
 
-from collections.abc import Callable
-
 import uvicorn
 from fastapi import FastAPI
 
@@ -13,18 +11,14 @@ __all__ = ["server_config"]
 _MIB = 1024**2
 
 
-def server_config(
-    app: FastAPI, server: ServerSettings, refused: Callable[[int], None] = lambda _: None
-) -> uvicorn.Config:
-    """The configuration of a server for the application, with the limits of the settings.
-
-    Args:
-        refused: called with the status of each answer that the application never sees.
-    """
+def server_config(app: FastAPI, server: ServerSettings) -> uvicorn.Config:
+    """The configuration of a server for the application, with the limits of the settings."""
     return uvicorn.Config(
         app,
-        http=limited_protocol(server, refused),
+        http=limited_protocol(server, app.state.metrics.refused),
         ws="none",
+        # Its log goes where everything else does, and requests are logged by the application.
+        log_config=None,
         log_level="warning",
         access_log=False,
         # The application itself believes proxies, those that the settings name.

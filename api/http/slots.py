@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,7 +11,7 @@ from api.http.bodies import has_body
 from api.http.problems import problem_of, problem_response
 from engine.settings import ServerSettings
 
-__all__ = ["ALWAYS_ANSWERED", "Slots", "is_always_answered"]
+__all__ = ["ALWAYS_ANSWERED", "Load", "Slots", "is_always_answered"]
 
 ALWAYS_ANSWERED = ("/healthz", "/livez", "/readyz", "/metrics")
 """Paths that are never refused for want of room: they tell how the service is."""
@@ -23,6 +24,15 @@ def is_always_answered(scope: Scope) -> bool:
     return scope["path"].removeprefix(scope.get("root_path", "")) in ALWAYS_ANSWERED
 
 
+@dataclass(slots=True)
+class Load:
+    """How many requests are being worked on, wait, and are being received."""
+
+    at_work: int = 0
+    waiting: int = 0
+    uploading: int = 0
+
+
 class Slots:
     """ASGI middleware that gives each request a slot before anything is computed for it.
 
@@ -31,13 +41,11 @@ class Slots:
     client that takes its answer slowly, or a stream of events, holds none.
     """
 
-    def __init__(self, app: ASGIApp, server: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, server: ServerSettings, load: Load) -> None:
         self._app = app
         self._server = server
         self._free = asyncio.Semaphore(server.max_at_once)
-        self.at_work = 0
-        self.waiting = 0
-        self.uploading = 0
+        self._load = load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_always_answered(scope):
@@ -51,7 +59,7 @@ class Slots:
             message = await receive()
             if uploads and not message.get("more_body", False):
                 uploads = False
-                self.uploading -= 1
+                self._load.uploading -= 1
                 if message["type"] == "http.request":
                     await held.take()
             return message
@@ -64,11 +72,11 @@ class Slots:
         try:
             if not uploads:
                 await held.take()
-            elif self.uploading >= self._server.max_uploads:
+            elif self._load.uploading >= self._server.max_uploads:
                 uploads = False
                 raise _full(f"{self._server.max_uploads} uploads are being received")
             else:
-                self.uploading += 1
+                self._load.uploading += 1
         except HTTPException as error:
             await problem_response(problem_of(error, scope["path"]), _RETRY)(scope, receive, send)
             return
@@ -77,13 +85,15 @@ class Slots:
         finally:
             held.give_back()
             if uploads:
-                self.uploading -= 1
+                self._load.uploading -= 1
 
     async def take(self) -> None:
         """Waits for a slot. Raises HTTPException: 503, there is none, or not in time."""
-        if self._free.locked() and self.waiting >= self._server.max_waiting:
-            raise _full(f"{self.at_work} requests are being answered and {self.waiting} wait")
-        self.waiting += 1
+        if self._free.locked() and self._load.waiting >= self._server.max_waiting:
+            raise _full(
+                f"{self._load.at_work} requests are being answered and {self._load.waiting} wait"
+            )
+        self._load.waiting += 1
         try:
             async with asyncio.timeout(self._server.max_waiting_seconds):
                 await self._free.acquire()
@@ -91,11 +101,11 @@ class Slots:
             seconds = f"{self._server.max_waiting_seconds:g}"
             raise _full(f"the request has waited {seconds} seconds for its turn") from None
         finally:
-            self.waiting -= 1
-        self.at_work += 1
+            self._load.waiting -= 1
+        self._load.at_work += 1
 
     def give_back(self) -> None:
-        self.at_work -= 1
+        self._load.at_work -= 1
         self._free.release()
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Form, Path, Query, UploadFile
 
 from api.http.deps import ArchiveDep, ReadersDep, Where, point_id
+from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.schemas import RecommendationDocument
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
@@ -182,7 +183,10 @@ def post_recommend(
     unless `exclude` says otherwise.
     """
     wanted = choices.wanted(archive)
-    image = None if file is None else readers.read(file)
+    image = None
+    if file is not None:
+        with stage("read"):
+            image = readers.read(file)
     examples = Examples(
         liked=tuple(point_id(one) for one in like if one),
         disliked=tuple(point_id(one) for one in dislike if one),
@@ -191,7 +195,7 @@ def post_recommend(
         record=None if image is None else image.record,
         seen_id=None if image is None else image.id,
     )
-    return RecommendationDocument.from_answer(archive.engine.recommend(examples, wanted))
+    return _answered(archive, examples, wanted)
 
 
 @router.get(
@@ -213,5 +217,10 @@ def get_related(
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
     """
     wanted = choices.wanted(archive)
-    answer = archive.engine.recommend(Examples(study=uid), wanted)
+    return _answered(archive, Examples(study=uid), wanted)
+
+
+def _answered(archive: TenantArchive, examples: Examples, wanted: Wanted) -> RecommendationDocument:
+    answer = archive.engine.recommend(examples, wanted)
+    note_search(tuple(answer.evidence.rungs), answer.ood, answer.evidence.timings_ms)
     return RecommendationDocument.from_answer(answer)

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 
 from api.http.deps import ArchiveDep, Asked, AskedByForm, Readers, ReadersDep, point_id
+from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.schemas import SearchDocument
 from engine.errors import QueryError
@@ -133,8 +134,14 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         facets=asked.facets,
     )
     if asked.image_id is not None:
-        return Found(archive.engine.search_like(point_id(asked.image_id), query), None)
+        return _noted(archive.engine.search_like(point_id(asked.image_id), query), None)
     if asked.upload is None:
         raise AssertionError("one of both was given")
-    image = readers.read(asked.upload)
-    return Found(archive.engine.search([image.canvas], query, [image.record])[0], image.canvas)
+    with stage("read"):
+        image = readers.read(asked.upload)
+    return _noted(archive.engine.search([image.canvas], query, [image.record])[0], image.canvas)
+
+
+def _noted(answer: Answer, canvas: NDArray[np.uint8] | None) -> Found:
+    note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
+    return Found(answer, canvas)
