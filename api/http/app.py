@@ -22,7 +22,7 @@ from api.http.problems import Problem, UnexpectedErrors, install_problems, probl
 from api.http.proxies import Proxies
 from api.http.routes import health, images, metrics as metrics_route, recommend, search
 from api.http.serving import Serving
-from api.http.slots import Load, Slots
+from api.http.slots import ALWAYS_ANSWERED, Load, Slots
 from api.http.throttle import Throttle
 from api.http.tracing import Traces, tracing
 from api.security.access import Access
@@ -186,7 +186,9 @@ def _set_security(document: dict[str, Any]) -> None:
                 operation["security"] = [{}, {"key": []}]
             else:
                 operation["security"] = [{"key": [needed.value]}]
-            for status, answer in refusals.items():
+            # What any request may be answered before its route sees it.
+            limits = problem_responses(408, 429, 431, 503) if path not in ALWAYS_ANSWERED else {}
+            for status, answer in {**refusals, **limits}.items():
                 operation["responses"].setdefault(str(status), answer)
 
 
