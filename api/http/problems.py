@@ -31,6 +31,7 @@ from engine.errors import (
 )
 
 __all__ = [
+    "MEDIA_TYPE",
     "FieldProblem",
     "Problem",
     "UnexpectedErrors",

@@ -36,6 +36,7 @@ OPERATIONS = [
     "getFacets",
     "getHealth",
     "getImage",
+    "getMetrics",
     "getRelatedStudies",
     "getThumbnail",
     "recommend",

@@ -249,7 +249,7 @@ def _check(address: str, indexed, count: int, seed: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_two_thousand_bad_uploads(address: str, indexed, capfd) -> None:
     count = int(os.environ.get("PRECEDENT_BAD_UPLOADS", COUNT))
     statuses = _check(address, indexed, count, 7)

@@ -3,6 +3,8 @@
 import concurrent.futures
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -403,6 +405,40 @@ def test_processes_on_one_database_share_a_limit(ledger_url: str, indexed, tmp_p
             rates.close()
     leases = 2 * 10
     assert 80 + 20 * 2 - leases <= sum(passed) <= 80 + 20 * seconds + leases
+
+
+_ASKS = """
+import sys, time
+from api.security.rates import Rates
+from engine.settings import LedgerSettings, ServerSettings, Settings
+from indexer.ledger.database import Database
+url, until = sys.argv[1], float(sys.argv[2])
+server = ServerSettings(requests_per_second=20, burst=80)
+settings = Settings(server=server, ledger=LedgerSettings(url=url))
+passed = 0
+with Database(url) as database:
+    rates = Rates(settings, lambda: database)
+    while time.time() < until:
+        passed += (rates.at_hand("k") or rates.ask("k")).allowed
+        time.sleep(0.001)
+print(passed)
+"""
+
+
+@pytest.mark.slow
+def test_two_real_processes_share_a_limit(ledger_url: str) -> None:
+    began = time.time()
+    until = began + 25
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ASKS, ledger_url, str(until)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    passed = [int(one.communicate(timeout=120)[0]) for one in started]
+    assert 80 <= sum(passed) <= 80 + 20 * 25 + 2 * 10
 
 
 def test_without_its_database_each_process_counts_for_itself(

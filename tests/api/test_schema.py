@@ -45,8 +45,8 @@ def site(indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_every_answer_is_as_the_document_says(site: tuple[str, str]) -> None:
+@pytest.mark.timeout(3600)
+def test_every_answer_is_as_the_document_says(site: tuple[str, str], capfd) -> None:
     address, key = site
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
@@ -63,6 +63,8 @@ def test_every_answer_is_as_the_document_says(site: tuple[str, str]) -> None:
                 break
             _check(operation, left // len(forms) + 1, key, statuses, start)
     assert statuses.total() >= asked
+    with capfd.disabled():
+        print(f"\n{dict(sorted(statuses.items()))}")
     assert statuses[200] > asked / 50
     assert max(statuses) < 500, statuses
 
