@@ -7,7 +7,7 @@ take few values: templates of routes, statuses, stages, states, never an id, a p
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -40,12 +40,15 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _ASKED_EVERY_SECONDS = 10.0
 
 
-class Head(NamedTuple):
-    """The end of a chain of the audit log. digest: hex."""
+class Head(Protocol):
+    """The last row of a chain of the audit log. seq: its number. hash: hex."""
 
-    chain: str
-    sequence: int
-    digest: str
+    @property
+    def chain(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def hash(self) -> str: ...
 
 
 class Metrics:
@@ -274,8 +277,8 @@ class _OfTheArchive:
         )
         try:
             for head in self.heads():
-                sequence.add_metric([head.chain], head.sequence)
-                digest.add_metric([head.chain], int(head.digest[:12], 16))
+                sequence.add_metric([head.chain], head.seq)
+                digest.add_metric([head.chain], int(head.hash[:12], 16))
         except PrecedentError:
             return
         yield sequence

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -11,7 +12,6 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from services.loopback import LoopbackClient
 
-from api.http.metrics import Head
 from api.security.keys import Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
@@ -81,7 +81,7 @@ def test_what_was_asked_is_counted_by_route_stage_filter_and_verdict(site, index
 
 def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
     client, _, sent = site
-    head = Head("0123", 17, "ff" * 32)
+    head = SimpleNamespace(chain="0123", seq=17, hash="ff" * 32)
     client.app.state.metrics.archive.heads = lambda: [head]
     found = figures(client.get("/metrics", headers=sent["metrics"]).text)
     assert of(found, "precedent_jobs", kind="run", state="finished") == 1
