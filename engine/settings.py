@@ -32,6 +32,7 @@ from pydantic_settings import (
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
 from engine.oidc_settings import OidcSettings
+from engine.operation import OperationSettings
 from engine.tenants import is_tenant
 
 __all__ = [
@@ -352,8 +353,8 @@ class SearchSettings(_Group):
     """What to do with a query foreign to the model: answer with a warning, or with no hits."""
 
 
-class ServerSettings(_Group):
-    """Where the HTTP server listens, and the largest upload it accepts."""
+class ServerSettings(OperationSettings):
+    """Where the HTTP server listens, the largest upload it accepts, and how it is operated."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -67,9 +67,10 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
     Raises:
         SettingsError: the address cannot be listened on, or others could reach it without a key.
     """
-    import uvicorn
 
     from api.http.draining import DrainingServer
+    from api.http.logs import configure_logs
+    from api.http.running import server_config
     from api.security.access import Access
     from api.service import create_service
 
@@ -81,6 +82,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             f"{server.host} can be reached from other machines, and no key was made yet; make one "
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
         )
+    configure_logs(server)
     app = create_service(settings)
     listener = listening(server.host, server.port)
     port = listener.getsockname()[1]
@@ -98,8 +100,6 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             soft_wrap=True,
             highlight=False,
         )
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, proxy_headers=False, server_header=False
-    )
+    config = server_config(app, server)
     with listener:
         DrainingServer(config, app, server.drain_seconds).run(sockets=[listener])

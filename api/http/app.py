@@ -1,9 +1,11 @@
 """Creates the HTTP application: JSON routes, error documents, body limit, security headers."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, nullcontext
+from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -11,8 +13,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
-from api.audit.log import open_log
+from api.audit.log import Head as AuditHead, open_log
 from api.audit.writer import Writer
+from api.http.arrival import Bodies
 from api.http.audit import Audited
 from api.http.bodies import body_schemas
 from api.http.compression import Compression
@@ -21,8 +24,12 @@ from api.http.head import Head
 from api.http.job_events import Events
 from api.http.ledger import LedgerAtHand
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
+from api.http.metrics import Metrics
+from api.http.observing import Observed
+from api.http.origins import Origins, security_headers
 from api.http.pictures import Previews
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
+from api.http.proxies import Proxies
 from api.http.readiness import Readiness
 from api.http.request_ids import RequestIds
 from api.http.routes import (
@@ -33,29 +40,36 @@ from api.http.routes import (
     health,
     images,
     jobs,
+    metrics as metrics_route,
     recommend,
     search,
 )
 from api.http.serving import Serving
+from api.http.slots import ALWAYS_ANSWERED, Load, Slots
+from api.http.throttle import Throttle
 from api.http.timing import Timed
+from api.http.tracing import Traces, tracing
 from api.security.access import Access
 from api.security.policy import POLICY
-from engine.settings import Settings, load_settings
+from api.security.rates import Rates
+from engine.settings import ServerSettings, Settings, load_settings
 from indexer.archive import Archive
 
 __all__ = ["create_app"]
 
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    # With "no-referrer" browsers would name "null" as origin of the page's own form.
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-_ROUTES = (search, batch, recommend, images, duplicates, about, jobs, embed_tokens, health)
+_THREADS_BESIDE = 16
+_ROUTES = (
+    search,
+    batch,
+    recommend,
+    images,
+    duplicates,
+    about,
+    jobs,
+    embed_tokens,
+    health,
+    metrics_route,
+)
 _ANY_KEY = ("/v1/whoami",)
 """Paths that any key may ask for, whatever its scopes."""
 _CREDENTIALS = "An API key of this service, or an access token of its identity provider."
@@ -80,6 +94,10 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     if settings is None:
         settings = load_settings() if archive is None else archive.settings
     access = Access(settings)
+    rates = Rates(settings, access.database)
+    load = Load()
+    metrics = Metrics(load, access.database)
+    traces = tracing(settings.server)
     app = FastAPI(
         title="Precedent",
         summary="Similar-image search for medical image archives",
@@ -93,21 +111,30 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         redoc_url=None,
         # Telemetry would quote requests, and send them wherever environment variables say.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        lifespan=_lifespan(settings, archive, access),
+        lifespan=_lifespan(settings, archive, access, rates, metrics, traces),
     )
+    app.state.metrics = metrics
     install_problems(app)
     for routes in _ROUTES:
         app.include_router(routes.router)
     _complete_openapi(app)
+    server = settings.server
     # The middleware added last is the outermost: every response gets the security headers.
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(Slots, server=server, load=load)
+    app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(Throttle, rates=rates)
     app.add_middleware(Guard, access=access)
+    app.add_middleware(Bodies, server=server)
     app.add_middleware(Compression)
     app.add_middleware(UnexpectedErrors)
     if settings.audit.enabled:
         app.add_middleware(Audited)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeaders, server=server)
     app.add_middleware(Timed)
+    app.add_middleware(Origins, server=server)
+    observers = (metrics,) if traces is None else (metrics, traces)
+    app.add_middleware(Observed, observers=observers, lines=server.log_requests)
+    app.add_middleware(Proxies, trusted=server.trusted_proxies)
     app.add_middleware(RequestIds)
     app.add_middleware(Head)
     return app
@@ -117,15 +144,20 @@ class SecurityHeaders:
     """ASGI middleware that adds security headers to every response, and keeps HTML and JSON out of
     caches."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, server: ServerSettings) -> None:
         self._app = app
+        self._headers = security_headers(server)
+        self._hsts = f"max-age={server.hsts_seconds}" if server.hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
+                # On plain HTTP it would not be believed (RFC 6797, 7.2).
+                if self._hsts is not None and scope.get("scheme") == "https":
+                    headers.setdefault("Strict-Transport-Security", self._hsts)
                 if headers.get("content-type", "").startswith(_NOT_STORED):
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -133,24 +165,42 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
+def _lifespan(
+    settings: Settings,
+    given: Archive | None,
+    access: Access,
+    rates: Rates,
+    metrics: Metrics,
+    traces: Traces | None,
+) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with (
-            closing(access),
-            (
-                Writer(lambda: open_log(settings)) if settings.audit.enabled else nullcontext()
-            ) as audit,
-            closing(LedgerAtHand(settings)) as ledger,
-            closing(Previews(settings)) as previews,
-            Serving(settings, given) as serving,
-        ):
+        # A thread for each request at work, and some for those that are only let in, and for health
+        # checks.
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = settings.server.max_at_once + _THREADS_BESIDE
+        with ExitStack() as opened:
+            for one in (access, rates, traces):
+                if one is not None:
+                    opened.enter_context(closing(one))
+            audit = None
+            if settings.audit.enabled:
+                audit = opened.enter_context(Writer(lambda: open_log(settings)))
+            ledger = opened.enter_context(closing(LedgerAtHand(settings)))
+            previews = opened.enter_context(closing(Previews(settings)))
+            serving = opened.enter_context(Serving(settings, given))
+            metrics.archive.serving = serving
+            if audit is not None:
+                metrics.archive.heads = partial(_audit_heads, settings)
+            opened.callback(metrics.listen(settings.server))
             # What answers need. Whoever adds to the service what may be missing adds it here.
             checks = {
                 "model": serving.check_model,
                 "store": serving.check_store,
                 "ledger": ledger.check,
             }
+            if audit is not None:
+                checks["audit"] = partial(_check_audit, settings)
             app.state.readiness = Readiness(checks)
             yield {
                 "serving": serving,
@@ -160,9 +210,22 @@ def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
                 "previews": previews,
                 "readiness": app.state.readiness,
                 "events": Events(),
+                "metrics": metrics,
             }
 
     return lifespan
+
+
+def _check_audit(settings: Settings) -> None:
+    """Raises AuditError if no access can be recorded."""
+    with open_log(settings) as log:
+        log.check()
+
+
+def _audit_heads(settings: Settings) -> list[AuditHead]:
+    """The last row of each chain of the audit log."""
+    with open_log(settings) as log:
+        return list(log.heads().values())
 
 
 def _complete_openapi(app: FastAPI) -> None:
@@ -209,7 +272,9 @@ def _set_security(document: dict[str, Any]) -> None:
                 operation["security"] = [{}, {"key": []}]
             else:
                 operation["security"] = [{"key": [needed.value]}]
-            for status, answer in refusals.items():
+            # What any request may be answered before its route sees it.
+            limits = problem_responses(408, 429, 431, 503) if path not in ALWAYS_ANSWERED else {}
+            for status, answer in {**refusals, **limits}.items():
                 operation["responses"].setdefault(str(status), answer)
 
 

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.observing import note_problem
 from api.http.request_ids import request_id_of
 from engine.errors import (
     AuditError,
@@ -38,6 +39,7 @@ from engine.errors import (
 )
 
 __all__ = [
+    "MEDIA_TYPE",
     "FieldProblem",
     "NotReady",
     "Problem",
@@ -288,6 +290,7 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer that carries a problem document."""
+    note_problem(problem.code)
     return JSONResponse(
         problem.model_dump(mode="json", exclude_none=True),
         problem.status,

@@ -246,6 +246,14 @@ class Access:
         unchecked = request.method not in ("GET", "HEAD") and request.path not in PAGES
         return None if request.session is None or unchecked else self.of_session(request.session)
 
+    def database(self) -> Database | None:
+        """The ledger's database, open as long as this is; None = there is none yet.
+
+        Raises:
+            LedgerError: it cannot be opened.
+        """
+        return self._opened()
+
     def _keys(self) -> Keys | None:
         """The keys; None = there is no database yet, and so no key."""
         database = self._opened()

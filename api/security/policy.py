@@ -7,12 +7,14 @@ __all__ = ["PAGES", "POLICY", "PUBLIC", "Scope"]
 
 
 class Scope(StrEnum):
-    """What a key allows: to search, to index and delete, to administer, to read the audit log."""
+    """What a key allows: to search, to index and delete, to administer, to read the audit log, to
+    read figures of the service as a whole."""
 
     SEARCH = "search"
     INDEX = "index"
     ADMIN = "admin"
     AUDIT = "audit"
+    METRICS = "metrics"
 
 
 PUBLIC = None
@@ -55,6 +57,7 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/jobs/{id}/cancel"): Scope.INDEX,
     ("POST", "/v1/jobs/{id}/retry"): Scope.INDEX,
     ("POST", "/v1/embed-tokens"): Scope.SEARCH,
+    ("GET", "/metrics"): Scope.METRICS,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -42,6 +42,7 @@ OPERATIONS = [
     "getJob",
     "getJobEvents",
     "getJobReport",
+    "getMetrics",
     "getModel",
     "getPreview",
     "getReadiness",

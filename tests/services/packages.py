@@ -87,6 +87,7 @@ PACKAGES = {
         Package("redis-server", "Redis, a message broker", lambda: find_program("redis-server")),
         Package("rabbitmq-server", "RabbitMQ, a message broker", _find_rabbitmq),
         Package("postgresql", "PostgreSQL, which keeps ledgers", _find_postgresql),
+        Package("chromium", "Chromium, a browser", lambda: find_program("chromium")),
         Package("orthanc", "Orthanc, a PACS", lambda: find_program("Orthanc")),
         Package("orthanc-dicomweb", "the DICOMweb plugin of Orthanc", _find_orthanc_plugin),
         Package("dcmtk", "DCMTK, which pushes images by C-STORE", find_dcmtk),

@@ -9,15 +9,17 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.cli.serve import listening
+from api.http.running import server_config
+from engine.settings import ServerSettings
 
 __all__ = ["served"]
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI, server_settings: ServerSettings | None = None) -> Iterator[str]:
     """The address of a server that runs ``app`` in a thread."""
     listener = listening("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
+    server = uvicorn.Server(server_config(app, server_settings or ServerSettings()))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

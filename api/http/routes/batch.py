@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from api.http.asked import MOST_IMAGES, ManyAsked, SearchOptions
 from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, ReadersDep
+from api.http.observing import note_search
 from api.http.problems import Problem, problem_of, problem_responses
 from api.http.request_ids import request_id_of
 from api.http.routes.search import EXAMPLE, query_of
@@ -126,6 +127,7 @@ def search_batch(
             results.append(BatchResult(number=number, query=name, answer=None, problem=problem))
             continue
         answer = next(answers)
+        note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         tell(request, Seen.of(answer.hits, ood=answer.ood))
         found = SearchDocument.from_answer(answer, names=archive.names(answer.hits))
         results.append(BatchResult(number=number, query=name, answer=found, problem=None))

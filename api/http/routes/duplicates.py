@@ -4,7 +4,7 @@ import threading
 from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep, Where

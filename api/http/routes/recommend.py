@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from api.http.asked import RecommendFields, own_group
 from api.http.bodies import Body, body_content, read_body
 from api.http.deps import EXAMPLE_STUDY, ArchiveDep, ReadersDep, Where, point_id
+from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages
 from api.schemas import RecommendationDocument
@@ -176,7 +177,10 @@ def post_recommend(
         fields.exact,
         fields.diversity,
     ).wanted(archive)
-    image = readers.read(body.uploads[0]) if body.uploads else None
+    image = None
+    if body.uploads:
+        with stage("read"):
+            image = readers.read(body.uploads[0])
     examples = Examples(
         liked=tuple(point_id(one) for one in fields.like if one),
         disliked=tuple(point_id(one) for one in fields.dislike if one),
@@ -226,5 +230,6 @@ def _recommended(
     asked = (*examples.liked, *examples.disliked, *because)
     shown = [one.hit for one in answer.hits]
     tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
+    note_search(tuple(answer.evidence.rungs), answer.ood, answer.evidence.timings_ms)
     tell_stages(response, answer.evidence.timings_ms)
     return RecommendationDocument.from_answer(answer, archive.names(shown))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from api.http.asked import IN_PLACE_OF_A_FILE, AskedByBody, SearchFields
 from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
+from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages
 from api.schemas import SearchDocument
@@ -172,8 +173,10 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         raise QueryError("a frame is one of an instance; give its sop as well")
     query = query_of(asked, archive)
     if asked.upload is not None:
-        image = readers.read(asked.upload)
+        with stage("read"):
+            image = readers.read(asked.upload)
         answer = archive.engine.search([image.canvas], query, [image.record])[0]
+        note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))
     if asked.image_id is not None:
         image_id = point_id(asked.image_id)
@@ -181,6 +184,7 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         uid = str(asked.sop or asked.series or asked.study or "")
         image_id = representative(archive.store, field, uid, asked.frame)
     answer = archive.engine.search_like(image_id, query)
+    note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
     seen = Seen.of(answer.hits, asked=[image_id], ood=answer.ood)
     return Found(answer, None, seen, image_id)
 
