@@ -40,10 +40,14 @@ def open_store(
     # Imported here, as each loads a large library.
     if wanted.url is None:
         from engine.store.edge import EdgeStore
+        from engine.store.sharing.store import SharedStore
 
-        if new is not None:
-            return EdgeStore.create(directory, new, profile)
-        return EdgeStore.open(directory, collection)
+        def opened() -> EdgeStore:
+            if new is not None:
+                return EdgeStore.create(directory, new, profile)
+            return EdgeStore.open(directory, collection)
+
+        return SharedStore(directory, opened, collection)
     from engine.store.server import ServerStore
 
     if new is not None:

@@ -4,6 +4,7 @@ import os
 import re
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from engine.store.base import Collection, Profile, VectorStore
 from engine.store.connection import Connection, connect
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore
+from engine.store.sharing.store import SharedStore
 
 URL_VARIABLE, KEY_VARIABLE = "PRECEDENT_TEST_QDRANT_URL", "PRECEDENT_TEST_QDRANT_API_KEY"
 GRPC_VARIABLE = "PRECEDENT_TEST_QDRANT_GRPC_PORT"
@@ -50,6 +52,40 @@ class Edge:
 
     def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
         return EdgeStore.open(place, collection)
+
+    def clear(self) -> None:
+        pass
+
+
+class _Beside(SharedStore):
+    """The store of another process, which ends with it. Here the other one is this process."""
+
+    def __init__(self, place: Path, opened: Callable[[], EdgeStore], wanted: Collection | None):
+        self._owner = SharedStore(place, opened, wanted)
+        try:
+            super().__init__(place, opened, wanted)
+        except BaseException:
+            self._owner.close()
+            raise
+        assert self.holder is not None
+
+    def close(self) -> None:
+        super().close()
+        self._owner.close()
+
+
+class Beside:
+    """An embedded store that another process has open, asked over its socket."""
+
+    name = "beside"
+
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
+        return _Beside(place, lambda: EdgeStore.create(place, collection, profile), collection)
+
+    def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
+        return _Beside(place, lambda: EdgeStore.open(place, collection), collection)
 
     def clear(self) -> None:
         pass
@@ -137,7 +173,7 @@ def _collection_name(place: Path) -> str:
     return re.sub(r"\W+", "-", str(place)).strip("-")
 
 
-BACKENDS: list[Backend] = [Edge(), Memory()]
+BACKENDS: list[Backend] = [Edge(), Beside(), Memory()]
 if URL_VARIABLE in os.environ:
     _port = int(os.environ.get(GRPC_VARIABLE, StoreSettings().grpc_port))
     BACKENDS.append(Server(os.environ[URL_VARIABLE], os.environ.get(KEY_VARIABLE), _port))
