@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageNotFound, ImageRefused, StoreError, StoreLocked, StoreNotFound
-from engine.model.manifest import Manifest
+from engine.model.manifest import Manifest, read_manifest
 from engine.ood.calibration import OodGate
 from engine.records import ImageRecord
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
-from engine.store.base import Collection, Filter, Ids, Match
-from engine.store.opening import open_store
+from engine.store.base import Collection, Filter, Ids, Match, VectorStore
+from engine.store.opening import check_access, holder_of, open_store
 from engine.store.tenant import TenantStore
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
@@ -77,23 +77,30 @@ class Archive:
             if database is None and settings.ledger.url is not None:
                 # Before the model is loaded: the server may be away, or the password wrong.
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
+            manifest = read_manifest(directory)
+            collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+            # So are they of the store, and of an index that is there already.
+            check_access(settings.store)
+            store = self._existing(collection, needed=not create)
+            if store is not None:
+                opened.enter_context(store)
             self.encoder = load_encoder(directory, settings)
-            manifest = self.encoder.manifest
-            collection = Collection(
-                manifest.fingerprint, manifest.dim, manifest.bits, self.encoder.precision
-            )
-            self.store = opened.enter_context(
-                open_store(settings, self.data_dir.index, collection, create=create)
-            )
+            if store is None:
+                collection = replace(collection, precision=self.encoder.precision)
+                store = opened.enter_context(
+                    open_store(settings, self.data_dir.index, collection, create=create)
+                )
+            self.store = store
             self.encoder = following(self.encoder, self.store.collection, settings)
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
             self.ledger = Ledger(database, rendering_of(settings))
             # Ledger first, then store: another worker writes points before it records them as done.
-            if create and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
+            alone = create and holder_of(self.store) is None
+            if alone and self.ledger.counts().get(State.DONE) and self.store.count(Filter()) == 0:
                 # The index was deleted: the ledger's records are wrong, and the thumbnails belong
-                # to no point.
+                # to no point. Another process that has the index open would know better.
                 self.ledger.clear()
                 shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             gate = OodGate.load(directory, manifest.fingerprint, self.encoder.decoder_fingerprint)
@@ -101,6 +108,20 @@ class Archive:
                 self.encoder, self.store, settings.search, gate, self.ledger.rendering
             )
             self._opened = opened.pop_all()
+
+    def _existing(self, collection: Collection, *, needed: bool) -> VectorStore | None:
+        """The embedded index that is there; None = there is none, or it is on a server.
+
+        needed: raise StoreNotFound if there is none.
+        """
+        if self.settings.store.url is not None:
+            return None
+        try:
+            return open_store(self.settings, self.data_dir.index, collection, create=False)
+        except StoreNotFound:
+            if needed:
+                raise
+            return None
 
     def _noted(self) -> InForce | None:
         return self.data_dir.in_force(served=self.settings.store.url is not None)

@@ -3,14 +3,19 @@
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from api.cli.options import DataDirOption, ModelOption
-from engine.errors import SettingsError
+from engine.errors import SettingsError, StoreNotFound
 from engine.settings import Settings, load_settings
+from engine.store.opening import check_access, holder_of, open_store
+from indexer.datadir.layout import DataDir
+
+if TYPE_CHECKING:
+    from engine.store.holder import Holder
 
 __all__ = ["announce", "listening", "serve", "serve_until_stopped"]
 
@@ -56,6 +61,21 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _holder(settings: Settings) -> "Holder | None":
+    """The other process that has the index open; None = none has, or there is no index yet.
+
+    Raises:
+        StoreLocked: one has, and does not answer.
+    """
+    place = DataDir(settings.data_dir).index
+    try:
+        check_access(settings.store)
+        with open_store(settings, place, None, create=False) as store:
+            return holder_of(store)
+    except StoreNotFound:
+        return None
+
+
 def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = announce) -> None:
     """Runs the HTTP server in this thread until Ctrl-C or SIGTERM.
 
@@ -65,6 +85,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
 
     Raises:
         SettingsError: the address cannot be listened on, or others could reach it without a key.
+        StoreLocked: another process has the index open, and does not answer.
     """
     import uvicorn
 
@@ -78,6 +99,13 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         raise SettingsError(
             f"{server.host} can be reached from other machines, and no key was made yet; make one "
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
+        )
+    if (holder := _holder(settings)) is not None:
+        Console(stderr=True).print(
+            f"The index is open in another process ({holder}), which this one asks until it ends",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
     app = create_service(settings)
     listener = listening(server.host, server.port)

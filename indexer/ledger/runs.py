@@ -1,7 +1,7 @@
 """The ledger's runs: each ``precedent index``, with its counts and how it ended."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import func, insert, select, update
 
@@ -24,10 +24,12 @@ class Runs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin_run(self, source: str, at: str, *, alone: bool = False) -> int:
+    def begin_run(
+        self, source: str, at: str, *, is_alive: Callable[[int], bool] = lambda _: True
+    ) -> int:
         """Starts a run over a source; returns its number.
 
-        alone: no other run can be under way, so those that have no end were killed.
+        is_alive: whether a process is at a run. Those that have no end, and are not, were killed.
         """
         row = {"kind": "run", "source": source, "state": "running"}
         killed = {
@@ -36,12 +38,10 @@ class Runs:
             "note": "it ended without a word, as one that is killed; the same command goes on",
         }
         with self._database.begin() as connection:
-            if alone:
-                connection.execute(
-                    update(jobs)
-                    .where(jobs.c.kind == "run", jobs.c.state == "running")
-                    .values(killed)
-                )
+            endless = select(jobs.c.id).where(jobs.c.kind == "run", jobs.c.state == "running")
+            for number in connection.execute(endless).scalars().all():
+                if not is_alive(number):
+                    connection.execute(update(jobs).where(jobs.c.id == number).values(killed))
             result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
             (run,) = result.inserted_primary_key or (0,)
             return int(run)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from engine.model.encoder import Encoder
 from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
+from indexer.datadir.run_locks import RunLocks
 from indexer.ledger.instances import Ledger, Pending
 from indexer.pipeline.indexing import Indexer, Tally
 from indexer.pipeline.removal import Vanished, delete_stale_points, remove, remove_vanished
@@ -96,7 +97,7 @@ def index_archive(
     started = time.monotonic()
     stages: dict[str, float] = {}
     retried = 0 if retry_refused or again else ledger.count_curable(source.name)
-    run = ledger.begin_run(source.name, _stamp(now), alone=settings.store.url is None)
+    run, alive = _begun(ledger, source.name, _stamp(now), settings, data_dir)
     record = _Record(ledger, run, now)
 
     def shown(so_far: Tally) -> None:
@@ -114,7 +115,7 @@ def index_archive(
         return made
 
     tally, vanished = Tally(), Vanished()
-    with record:
+    with alive, record:
         found = _Counted(source, progress)
         seen = ledger.discover(
             run,
@@ -155,6 +156,21 @@ def index_archive(
         vanished.count,
         vanished.first,
     )
+
+
+def _begun(
+    ledger: Ledger, source: str, at: str, settings: Settings, data_dir: DataDir
+) -> tuple[int, ExitStack]:
+    """The number of a new run, and what says that it is alive until it is closed."""
+    alive = ExitStack()
+    if settings.store.url is not None:
+        # Its workers may be on other machines, whose locks are not always seen here.
+        return ledger.begin_run(source, at), alive
+    locks = RunLocks(data_dir.root)
+    with locks.beginning():
+        run = ledger.begin_run(source, at, is_alive=locks.is_alive)
+        alive.enter_context(locks.alive(run))
+    return run, alive
 
 
 class _Record:
