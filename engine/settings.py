@@ -334,6 +334,9 @@ class ServerSettings(_Group):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_upload_bytes: Annotated[int, Field(gt=0)] = 64 * 1024**2
+    receive: bool = False
+    """Whether the server also takes what a PACS pushes (C-STORE), as the settings ``receive`` say,
+    and indexes it."""
 
 
 class Settings(BaseSettings):

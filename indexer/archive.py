@@ -1,5 +1,6 @@
 """An open archive: model, index and ledger of one data folder, and the search engine over them."""
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,7 @@ from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match, VectorStore
 from engine.store.opening import check_access, holder_of, open_store
 from engine.store.tenant import TenantStore
+from indexer.datadir.deletions import Deletions
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
 from indexer.datadir.models import model_directory
@@ -33,6 +35,7 @@ from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
 from indexer.ledger.instances import Ledger, State
+from indexer.ledger.outcomes import Outcome, outcome_of
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
 from indexer.pipeline.removal import points_only_of, remove, remove_points
@@ -41,6 +44,8 @@ from indexer.sources.base import ImageSource
 
 __all__ = ["Archive", "QueryImage", "QueryReader", "TenantArchive"]
 
+
+_log = logging.getLogger(__name__)
 
 _DELETED_AT_ONCE = 5000
 
@@ -107,6 +112,7 @@ class Archive:
             self.engine = SearchEngine(
                 self.encoder, self.store, settings.search, gate, self.ledger.rendering
             )
+            self._finish_deletions()
             self._opened = opened.pop_all()
 
     def _existing(self, collection: Collection, *, needed: bool) -> VectorStore | None:
@@ -183,6 +189,7 @@ class Archive:
         vanished_from: Sequence[str] | None = None,
         at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
         with self.writing():
@@ -198,7 +205,12 @@ class Archive:
                 vanished_from=vanished_from,
                 at_most=at_most,
                 progress=progress,
+                stop=stop,
             )
+
+    def outcome(self, locator: str) -> Outcome | None:
+        """What became of an instance; see ``outcome_of``."""
+        return outcome_of(self._database, locator)
 
     def indexer(self) -> Indexer:
         """A new indexer that writes into this archive; whoever asks for it closes it."""
@@ -254,7 +266,7 @@ class Archive:
         """Removes all instances and points with these identifiers; returns how many of each.
 
         Args:
-            wanted: values by field: study, patient, sop, source, tenant.
+            wanted: values by field: study, series, patient, sop, source, tenant.
 
         Raises:
             JobError: a job is still indexing what is to be removed.
@@ -263,6 +275,18 @@ class Archive:
         """
         if "source" in wanted:
             JobLedger(self._database).forget_source(wanted["source"])
+        with Deletions(self.data_dir.root).under_way(wanted):
+            return self._delete_all(wanted)
+
+    def _finish_deletions(self) -> None:
+        """Brings deletions to their end whose processes were killed."""
+        for wanted in Deletions(self.data_dir.root).left():
+            instances, points = self._delete_all(wanted)
+            _log.warning(
+                "a deletion that was cut short is done: %d instances, %d points", instances, points
+            )
+
+    def _delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
         instances = points = 0
         while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
             received = self._received()

@@ -35,7 +35,7 @@ from engine.errors import JobError, QueryError
 from engine.settings import Settings, load_settings
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
-from indexer.jobs.records import JobOptions
+from indexer.jobs.records import BULK, INTERACTIVE, JobOptions
 from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
 
@@ -43,7 +43,7 @@ __all__ = ["jobs"]
 
 jobs = typer.Typer(help="Index in bulk: jobs that workers share.", no_args_is_help=True)
 
-_PRIORITIES = {"interactive": 8, "bulk": 2}
+_PRIORITIES = {"interactive": INTERACTIVE, "bulk": BULK}
 
 JobArgument = Annotated[int, typer.Argument(help="Number of the job.", metavar="JOB")]
 

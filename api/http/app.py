@@ -14,8 +14,9 @@ import engine
 from api.http.guard import Guard
 from api.http.limits import FRAME_ALLOWANCE, BodyLimit
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
-from api.http.routes import health, images, recommend, search
+from api.http.routes import health, images, ingest, jobs_create, recommend, search
 from api.http.serving import Serving
+from api.http.work import Work
 from api.security.access import Access
 from api.security.policy import POLICY
 from engine.settings import Settings, load_settings
@@ -33,7 +34,7 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ROUTES = (search, recommend, images, health)
+_ROUTES = (search, recommend, images, ingest, jobs_create, health)
 _NOT_STORED = ("text/html", "application/json", "application/problem+json")
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -104,8 +105,12 @@ class SecurityHeaders:
 def _lifespan(settings: Settings, given: Archive | None, access: Access) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with closing(access), Serving(settings, given) as serving:
-            yield {"serving": serving, "access": access}
+        with (
+            closing(access),
+            Serving(settings, given) as serving,
+            Work(settings, serving) as work,
+        ):
+            yield {"serving": serving, "access": access, "work": work}
 
     return lifespan
 

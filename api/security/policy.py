@@ -33,6 +33,9 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/images/{id}"): Scope.SEARCH,
     ("GET", "/v1/images/{id}/thumbnail"): Scope.SEARCH,
     ("GET", "/v1/facets"): Scope.SEARCH,
+    ("POST", "/v1/instances"): Scope.INDEX,
+    ("DELETE", "/v1/instances"): Scope.INDEX,
+    ("POST", "/v1/jobs"): Scope.INDEX,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -76,6 +76,7 @@ def index_archive(
     vanished_from: Sequence[str] | None = None,
     at_most: float = 1.0,
     progress: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> IndexingReport:
     """Indexes all instances of ``source`` that are new or changed; records each in ``ledger``.
@@ -87,6 +88,8 @@ def index_archive(
             locators begin with one of these prefixes. Empty = any locator; None = remove none.
         at_most: the share of the source's instances that may have vanished, in [0, 1].
         progress: called often, from the calling thread.
+        stop: called before each instance; once it returns True, those that are not begun stay
+            pending, and nothing is removed.
 
     Raises:
         TooManyVanished: more than that share vanished: none was removed, all else is done.
@@ -107,7 +110,7 @@ def index_archive(
 
     def indexed_now(pending: Iterable[Pending]) -> Tally:
         with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
-            made = indexer.index(run, source, pending, progress=shown)
+            made = indexer.index(run, source, pending, stop=stop, progress=shown)
         optimising = time.monotonic()
         delete_stale_points(ledger, store, data_dir)
         store.optimise()
@@ -128,7 +131,7 @@ def index_archive(
         record.discovered(seen)
         if record.total:
             tally = indexed_now(ledger.pending(run))
-        if vanished_from is not None:
+        if vanished_from is not None and not stop():
             vanished = remove_vanished(
                 run,
                 source.name,
