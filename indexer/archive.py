@@ -190,6 +190,7 @@ class Archive:
         at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
         stop: Callable[[], bool] = lambda: False,
+        indexer: Indexer | None = None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the index; see ``index_archive``."""
         with self.writing():
@@ -206,6 +207,7 @@ class Archive:
                 at_most=at_most,
                 progress=progress,
                 stop=stop,
+                indexer=indexer,
             )
 
     def outcome(self, locator: str) -> Outcome | None:

@@ -13,9 +13,11 @@ from fastapi import HTTPException
 from api.http.serving import Serving
 from engine.errors import ImageRefused, PrecedentError, RefusalReason, StoreError
 from engine.settings import Settings
+from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
 from indexer.files.locators import file_locator
 from indexer.ledger.outcomes import Outcome
+from indexer.pipeline.indexing import Indexer
 from indexer.sources.base import ImageSource
 from indexer.sources.pushed.arrival import Answer
 from indexer.sources.pushed.inbox import Inbox, index_in_rounds
@@ -50,6 +52,8 @@ class Intake:
         self._stopped = threading.Event()
         self._room = threading.BoundedSemaphore(_AT_ONCE)
         self._round_ended = threading.Condition()
+        self._indexers = ExitStack()
+        self._indexes: tuple[Archive, Indexer] | None = None
         options = settings.receive
         folder = DataDir(settings.data_dir).received
         with ExitStack() as opened:
@@ -161,17 +165,29 @@ class Intake:
             )
         except PrecedentError as error:
             _log.error("%s", error)
+        finally:
+            self._indexers.close()
 
     def _index(self, source: ImageSource) -> None:
         try:
             with self._serving.writing() as archive:
-                report = archive.index(source, stop=self._stopped.is_set)
+                report = archive.index(
+                    source, stop=self._stopped.is_set, indexer=self._indexer(archive)
+                )
             if self._stopped.is_set():
                 raise StoreError("the service ends")
             _log.info("%d received instances indexed", report.indexed)
         finally:
             with self._round_ended:
                 self._round_ended.notify_all()
+
+    def _indexer(self, archive: Archive) -> Indexer:
+        """An indexer of this archive, kept from one round to the next: its reading processes take
+        seconds to start."""
+        if self._indexes is None or self._indexes[0] is not archive:
+            self._indexers.close()
+            self._indexes = archive, self._indexers.enter_context(archive.indexer())
+        return self._indexes[1]
 
 
 def _later(why: str) -> HTTPException:

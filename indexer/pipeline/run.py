@@ -77,6 +77,7 @@ def index_archive(
     at_most: float = 1.0,
     progress: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    indexer: Indexer | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> IndexingReport:
     """Indexes all instances of ``source`` that are new or changed; records each in ``ledger``.
@@ -90,6 +91,7 @@ def index_archive(
         progress: called often, from the calling thread.
         stop: called before each instance; once it returns True, those that are not begun stay
             pending, and nothing is removed.
+        indexer: of this archive, which is left open; None = one is made for this run.
 
     Raises:
         TooManyVanished: more than that share vanished: none was removed, all else is done.
@@ -109,8 +111,11 @@ def index_archive(
         progress(Progress("index", record.total, so_far.seen, so_far.points, refused))
 
     def indexed_now(pending: Iterable[Pending]) -> Tally:
-        with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
-            made = indexer.index(run, source, pending, stop=stop, progress=shown)
+        with ExitStack() as opened:
+            mine = indexer or opened.enter_context(
+                Indexer(encoder, store, ledger, data_dir, settings, now)
+            )
+            made = mine.index(run, source, pending, stop=stop, progress=shown)
         optimising = time.monotonic()
         delete_stale_points(ledger, store, data_dir)
         store.optimise()

@@ -170,7 +170,7 @@ def delete_instances(
     with serving.writing() as archive:
         if "patient" in wanted:
             key = archive.data_dir.pseudonym_key(archive.settings)
-            wanted["patient"] = pseudonym(issuer, wanted["patient"], key)
+            wanted["patient"] = pseudonym(issuer, wanted["patient"], key) or ""
         wanted["tenant"] = _DEFAULT
         ledger = archive.ledger
         studies = ledger.count_distinct("study", **wanted)
