@@ -76,6 +76,10 @@ def submit(
     share = parse_vanished(at_most, spec, wanted=delete_vanished)
     # Opened only so that an invalid source fails now, not when a worker takes the job.
     spec.open(settings)
+    if settings.jobs.broker is not None:
+        from indexer.jobs.dispatch import check_broker
+
+        check_broker(settings)
     options = JobOptions(retry_refused, again, delete_vanished, share)
     with _database(settings) as database:
         job = JobLedger(database).submit(spec, options, at=_now(), priority=_PRIORITIES[priority])

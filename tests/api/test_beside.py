@@ -24,7 +24,7 @@ from engine.store.base import Filter
 from indexer.archive import Archive
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 90.0
+PATIENCE = 180.0
 QUICK = {"OMP_NUM_THREADS": "1", "PRECEDENT_INDEXING__READERS": "1", "COLUMNS": "200"}
 
 
@@ -42,6 +42,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.opened: list[httpx.Client] = []
         self.said: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._reading = [
             threading.Thread(target=self._read, args=(name,), daemon=True) for name in self.said
@@ -72,6 +73,8 @@ class Process:
         self.end()
 
     def close(self) -> None:
+        for client in self.opened:
+            client.close()
         self.process.kill()
         self.end()
         for name in self.said:
@@ -109,7 +112,8 @@ class Site:
     def __init__(self, process: Process) -> None:
         self.process = process
         found = until(lambda: re.search(r"http://\S+/", process.out), process)
-        self.client = httpx.Client(base_url=found[0], timeout=PATIENCE)
+        process.opened.append(client := httpx.Client(base_url=found[0], timeout=PATIENCE))
+        self.client = client
         until(self._answers, process)
 
     def _answers(self) -> bool:
@@ -175,7 +179,8 @@ def test_every_command_goes_on_beside_the_service(start, settings, indexed, many
         ran(start(settings, "search", new, "--json", "-k", "1"))["hits"][0]["id"]
     ]
     assert ran(start(settings, "profile", "--json"))["images"] == 195
-    assert ran(start(settings, "duplicates", "--json"))["images"] == 195
+    groups = start(settings, "duplicates", "--json")
+    assert groups.end() == 0, groups.errors
     assert ran(start(settings, "recommend", "--like", *own, "--json"))["hits"]
     saved = tmp_path / "saved"
     assert ran(start(settings, "snapshot", saved, "--json"))["written"] == 195
@@ -379,8 +384,10 @@ def test_a_kill_in_the_middle_of_a_deletion_finishes_it(start, settings, many):
         site = Site(start(settings, "serve", "--port", "0"))
         deleting = start(settings, "delete", "--source", "folder", "--yes", "--json")
         until(
-            lambda: list((settings.data_dir / "deletions").glob("*.json"))
-            or deleting.process.poll() is not None,
+            lambda: (
+                list((settings.data_dir / "deletions").glob("*.json"))
+                or deleting.process.poll() is not None
+            ),
             deleting,
         )
         time.sleep(after)

@@ -45,7 +45,7 @@ class SharedStore:
     Args:
         directory: of the store. opened: opens it in this process.
         wanted: the kind of points that it must hold; None = any.
-        patience: seconds to wait for a process that has the lock and does not answer.
+        patience: seconds to wait for a process that has the lock and does not answer; None = some.
 
     Raises:
         StoreLocked: another process has it open, and does not answer.
@@ -57,7 +57,7 @@ class SharedStore:
         directory: Path,
         opened: Callable[[], EdgeStore],
         wanted: Collection | None,
-        patience: float = _PATIENCE_SECONDS,
+        patience: float | None = None,
     ) -> None:
         self._directory = directory
         self._opened = opened
@@ -69,7 +69,7 @@ class SharedStore:
         self._kept = 0
         self._reception: Reception | None = None
         self._closed = False
-        self._store = self._reached(patience)
+        self._store = self._reached(_PATIENCE_SECONDS if patience is None else patience)
         self._written_to = self._store
         self._collection = self._store.collection
 
