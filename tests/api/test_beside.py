@@ -383,13 +383,9 @@ def test_a_kill_in_the_middle_of_a_deletion_finishes_it(start, settings, many):
         shutil.copytree(settings.data_dir, kept)
         site = Site(start(settings, "serve", "--port", "0"))
         deleting = start(settings, "delete", "--source", "folder", "--yes", "--json")
-        until(
-            lambda: (
-                list((settings.data_dir / "deletions").glob("*.json"))
-                or deleting.process.poll() is not None
-            ),
-            deleting,
-        )
+        noted = settings.data_dir / "deletions"
+        while deleting.process.poll() is None and not list(noted.glob("*.json")):
+            time.sleep(0.005)
         time.sleep(after)
         killed += deleting.process.poll() is None
         deleting.kill()
