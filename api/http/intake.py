@@ -133,7 +133,8 @@ class Intake:
         def done() -> bool:
             nonlocal found
             found = self._outcome(locator)
-            return found is not None or self._stopped.is_set()
+            # Another request may have handed in the same, which was refused.
+            return found is not None or self._stopped.is_set() or not place.exists()
 
         try:
             with self._round_ended:

@@ -6,9 +6,11 @@ import socket
 import threading
 from typing import Self
 
+from fastapi import HTTPException
+
 from api.http.intake import Intake
 from api.http.serving import Serving
-from engine.errors import JobError, PrecedentError
+from engine.errors import JobError, PrecedentError, QueryError, SettingsError
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
@@ -85,10 +87,22 @@ class Work:
             at: the time, UTC, ISO 8601.
 
         Raises:
-            SettingsError: the settings name no such source. QueryError: it cannot be narrowed so.
+            QueryError: the settings name no such source, or it cannot be narrowed so.
+            HTTPException: 503, it cannot be opened as the settings say.
             LedgerError: the job cannot be noted.
         """
-        spec.open(self._settings)
+        if spec.name not in self._settings.sources:
+            # Which there are is for administrators.
+            raise QueryError(
+                f"there is no source {str(spec.name)[:80]!r} in the settings of this service"
+            )
+        try:
+            spec.open(self._settings)
+        except SettingsError as error:
+            _log.error("a job was asked for: %s", error)
+            raise HTTPException(
+                503, "the source cannot be opened; the service's log says why"
+            ) from None
         ledger = DataDir(self._settings.data_dir).ledger
         with open_database(self._settings, ledger) as database:
             priority = INTERACTIVE if urgent else BULK

@@ -19,9 +19,11 @@ import pytest
 from conftest import dicom, png, rings, stripes
 from services.needed import dcmtk
 
+from engine.errors import StoreLocked
 from engine.settings import Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
+from indexer.sources.pushed.inbox import Inbox
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0
@@ -320,8 +322,8 @@ def test_the_service_takes_what_a_pacs_pushes_while_it_answers(start, settings, 
     )
     query = indexed.files["rings"][0].read_bytes()
     own = site.search(query)
-    with pytest.raises(AssertionError, match="another process that receives"):
-        ran(start(settings, "receive", "--port", "0", PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='["X"]'))
+    with pytest.raises(StoreLocked, match="another process that receives"):
+        Inbox(settings.data_dir / "received", settings.receive, 1000)
     done: list[subprocess.CompletedProcess[str]] = []
     sending = threading.Thread(target=lambda: done.append(storescu(port, *files)))
     sending.start()

@@ -1,6 +1,6 @@
 """Instances: takes one in, and deletes those of an instance, series, study or patient."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict
@@ -135,7 +135,10 @@ def add_instance(
     )
 
 
-_UID = {"examples": ["1.2.826.0.1.3680043.8.498.1"]}
+_UID: dict[str, Any] = {
+    "pattern": r"^[0-9.]{1,64}$",
+    "examples": ["1.2.826.0.1.3680043.8.498.1"],
+}
 
 
 @router.delete(
@@ -147,14 +150,20 @@ _UID = {"examples": ["1.2.826.0.1.3680043.8.498.1"]}
 )
 def delete_instances(
     serving: Annotated[Serving, Depends(_serving)],
-    sop: Annotated[str | None, Query(description="SOP Instance UID.")] = None,
-    series: Annotated[str | None, Query(description="Series Instance UID.")] = None,
+    sop: Annotated[str | None, Query(description="SOP Instance UID.", **_UID)] = None,
+    series: Annotated[str | None, Query(description="Series Instance UID.", **_UID)] = None,
     study: Annotated[str | None, Query(description="Study Instance UID.", **_UID)] = None,
     patient: Annotated[
         str | None,
-        Query(description="Patient ID as in the files. Proxies write addresses into their logs."),
+        Query(
+            description="Patient ID as in the files. Proxies write addresses into their logs.",
+            min_length=1,
+            max_length=256,
+        ),
     ] = None,
-    issuer: Annotated[str, Query(description="Issuer of the Patient ID, if any.")] = "",
+    issuer: Annotated[
+        str, Query(description="Issuer of the Patient ID, if any.", max_length=256)
+    ] = "",
     dry_run: Annotated[bool, Query(description="Only say what would be removed.")] = False,
 ) -> DeletedDocument:
     """Give one of `sop`, `series`, `study` and `patient`, or several: then what matches all of them

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.problems import problem_responses
 from api.http.routes.ingest import WriterDep
-from engine.errors import QueryError, SettingsError
+from engine.errors import QueryError
 
 __all__ = ["JobDocument", "JobRequest", "router"]
 
@@ -36,7 +36,7 @@ class JobRequest(BaseModel):
     since: date | None = None
     until: date | None = None
     modality: Annotated[str | None, Field(max_length=16)] = None
-    study: Annotated[str | None, Field(max_length=64)] = None
+    study: Annotated[str | None, Field(pattern=r"^[0-9.]{1,64}$")] = None
     again: bool = False
     retry_refused: bool = False
     delete_vanished: bool = False
@@ -78,12 +78,6 @@ def create_job(asked: JobRequest, work: WriterDep, response: Response) -> JobDoc
         raise QueryError("delete_vanished would remove all that since, until … leave out")
     options = JobOptions(asked.retry_refused, asked.again, asked.delete_vanished, asked.at_most)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        job = work.submit(spec, options, at, urgent=asked.priority == "interactive")
-    except SettingsError:
-        # The error for administrators names all sources.
-        raise QueryError(
-            f"there is no source {asked.source!r} in the settings of this service"
-        ) from None
+    job = work.submit(spec, options, at, urgent=asked.priority == "interactive")
     response.headers["Location"] = f"/v1/jobs/{job}"
     return JobDocument(job=job)
