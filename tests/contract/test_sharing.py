@@ -330,6 +330,19 @@ def test_another_version_is_named(place, monkeypatch):
             shared(place)
 
 
+def test_a_thread_that_comes_late_asks_whoever_has_it_now(place):
+    """Another thread has found out that the process had ended, between two steps of this one."""
+    first = shared(place)
+    with shared(place) as second:
+        before = second._store
+        first.close()
+        assert second.count(ALL) == 0
+        with pytest.raises(client.OwnerGone):
+            before.count(ALL)
+        second._reach_again(before)
+        assert second.holder is None
+
+
 def test_errors_come_as_they_are(place, make_points):
     (point,) = make_points(1)
     with shared(place), shared(place) as other:

@@ -81,10 +81,7 @@ class RemoteStore:
             answer = receive(connection)
         except (EOFError, OSError):
             connection.close()
-            raise OwnerGone(
-                f"the process that had the index open ({self.holder}) has ended; run the same "
-                "command again"
-            ) from None
+            raise self._gone() from None
         except BaseException:
             # Its answer would be taken for that to another request.
             connection.close()
@@ -102,17 +99,21 @@ class RemoteStore:
     def _borrowed(self) -> socket.socket:
         with self._lock:
             if self._closed:
-                raise StoreError(f"the index at {self._path} is closed")
+                # By another thread of this process, which found out first.
+                raise self._gone()
             if self._idle:
                 return self._idle.pop()
         connection = connected(self._path)
         if connection is None:
-            raise OwnerGone(
-                f"the process that had the index open ({self.holder}) has ended; run the same "
-                "command again"
-            )
+            raise self._gone()
         self._greeted(connection)
         return connection
+
+    def _gone(self) -> OwnerGone:
+        return OwnerGone(
+            f"the process that had the index open ({self.holder}) has ended; run the same command "
+            "again"
+        )
 
     @property
     def collection(self) -> Collection:

@@ -29,7 +29,7 @@ __all__ = ["SharedStore"]
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 10.0
 """For how long a process that has the index locked may take until it answers …"""
 _LEAVING_SECONDS = 60.0
 """… and one that lets go of it, until the lock is free or another one answers."""
