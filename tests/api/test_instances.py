@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import dicom, png, rings, stripes
 from fastapi.testclient import TestClient
+from handed_in import picture_file, slice_file
 from services.loopback import LoopbackClient
 
 from api.security.keys import Keys
@@ -49,11 +48,11 @@ def kept(settings: Settings) -> list[Path]:
 
 
 def test_an_instance_makes_the_index_and_is_found_at_once(fresh, settings):
-    content = dicom(stripes(200), 200, modality="CT", part="CHEST")
+    content = slice_file(200)
     answer = add(fresh, content)
     assert answer.status_code == 201, answer.text
     told = answer.json()
-    assert (told["sop"], told["study"], told["duplicate"]) == ("1.2.3.200", "1.2.4.100", False)
+    assert (told["sop"], told["study"], told["duplicate"]) == ("1.2.7.200", "1.2.8.100", False)
     (point,) = told["ids"]
     found = fresh.post("/v1/search", files={"file": content}, data={"k": "1"}).json()["hits"]
     assert [hit["id"] for hit in found] == [point]
@@ -65,19 +64,19 @@ def test_an_instance_makes_the_index_and_is_found_at_once(fresh, settings):
 
 @pytest.mark.parametrize("kind", ["png", "other picture of the same UID", "same picture"])
 def test_what_becomes_of_others(fresh, settings, kind):
-    first = dicom(stripes(210), 210, modality="CT", part="CHEST")
+    first = slice_file(210)
     assert add(fresh, first).status_code in (200, 201)
     before = kept(settings)
     if kind == "png":
-        answer = add(fresh, png(rings(210)))
+        answer = add(fresh, picture_file(215))
         assert answer.status_code == 201
         assert (answer.json()["sop"], len(answer.json()["ids"])) == (None, 1)
     elif kind == "same picture":
-        same = dicom(stripes(210), 210, modality="CT", part="HAND")
+        same = slice_file(210, part="HAND")
         answer = add(fresh, same)
         assert (answer.status_code, answer.json()["duplicate"]) == (201, True)
     else:
-        answer = add(fresh, dicom(rings(211), 210, modality="CT", part="CHEST"))
+        answer = add(fresh, slice_file(210, shows=211))
         assert (answer.status_code, answer.json()["code"]) == (422, "conflicting-uid")
         assert str(settings.data_dir) not in answer.text
         assert kept(settings) == before
@@ -105,21 +104,21 @@ def test_no_file_and_too_large_ones(fresh):
 
 
 def test_a_series_goes_and_comes_back_when_it_is_sent_again(fresh, settings):
-    one, other = (dicom(rings(n), n, modality="MR", part="BRAIN") for n in (220, 221))
+    one, other = map(slice_file, (220, 221))
     assert {add(fresh, content).status_code for content in (one, other)} == {201}
-    dry = fresh.delete("/v1/instances", params={"series": "1.2.5.110", "dry_run": True})
+    dry = fresh.delete("/v1/instances", params={"series": "1.2.9.110", "dry_run": True})
     told = {"dry_run": True, "studies": 1, "series": 1, "instances": 2, "points": 2}
     assert (dry.status_code, dry.json()) == (200, told)
-    gone = fresh.delete("/v1/instances", params={"series": "1.2.5.110"})
+    gone = fresh.delete("/v1/instances", params={"series": "1.2.9.110"})
     assert (gone.status_code, gone.json()) == (200, {**told, "dry_run": False})
-    assert fresh.delete("/v1/instances", params={"series": "1.2.5.110"}).status_code == 404
-    related = fresh.get("/v1/studies/1.2.4.110/related")
+    assert fresh.delete("/v1/instances", params={"series": "1.2.9.110"}).status_code == 404
+    related = fresh.get("/v1/studies/1.2.8.110/related")
     assert related.status_code == 404
     assert add(fresh, one).status_code == 201
-    patient = fresh.delete("/v1/instances", params={"patient": "HIDDEN-220"})
+    patient = fresh.delete("/v1/instances", params={"patient": "HANDED-IN-220"})
     assert patient.json()["instances"] == 1
     # What was received is on the disk no more: nothing names it in the files that are left.
-    assert all(b"HIDDEN-22" not in path.read_bytes() for path in kept(settings))
+    assert all(b"HANDED-IN-22" not in path.read_bytes() for path in kept(settings))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_another_tenant_writes_nothing(indexed, tmp_path):
     sent = {"Authorization": f"Bearer {key}"}
     with LoopbackClient(create_service(settings), headers=sent) as client:
         for answer in (
-            add(client, png(stripes(1))),
+            add(client, picture_file(1)),
             client.delete("/v1/instances", params={"study": "1.2.4.0"}),
             client.post("/v1/jobs", json={"source": "shelf"}),
         ):
@@ -184,7 +183,7 @@ def test_what_was_kept_before_a_kill_is_indexed_after_the_next_start(indexed, tm
     import hashlib
 
     settings = indexed.copy(tmp_path / "data")
-    content = png(np.roll(stripes(300), 5))
+    content = picture_file(300)
     digest = hashlib.sha256(content).hexdigest()
     place = settings.data_dir / "received" / digest[:2] / digest[2:4] / f"{digest}.img"
     place.parent.mkdir(parents=True)
