@@ -45,7 +45,7 @@ def main() -> None:
         root = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         clients = {}
         for name in ("unchecked", "key"):
-            shutil.copytree(asked.data_dir, root / name)
+            shutil.copytree(asked.data_dir, root / name, ignore=shutil.ignore_patterns("*.sock"))
             headers = {"Authorization": f"Bearer {_key(root / name)}"} if name == "key" else {}
             address = _served(opened, root / name, asked.model, checked=name == "key")
             session = opened.enter_context(requests.Session())
