@@ -33,10 +33,11 @@ class Process:
     """A command in a process of its own, in a data folder."""
 
     def __init__(self, settings: Settings, *arguments: object, **variables: object) -> None:
-        place = ["--data-dir", settings.data_dir, "--model", settings.model]
+        place = {"PRECEDENT_DATA_DIR": settings.data_dir, "PRECEDENT_MODEL": settings.model}
+        chosen = {name: str(value) for name, value in (place | variables).items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "api", *map(str, arguments), *map(str, place)],
-            env={**os.environ, **QUICK, **{name: str(value) for name, value in variables.items()}},
+            [sys.executable, "-m", "api", *map(str, arguments)],
+            env={**os.environ, **QUICK, **chosen},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -141,10 +142,10 @@ def settings(indexed, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """A folder with 160 images that are not indexed yet."""
+    """A folder with 60 images that are not indexed yet."""
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(160):
+    for number in range(60):
         (folder / f"{number:03}.png").write_bytes(picture_file(500 + number))
     return folder
 
@@ -172,23 +173,23 @@ def test_every_command_goes_on_beside_the_service(start, settings, indexed, many
     together = [start(settings, "search", query, "--json", "-k", "1") for _ in range(2)]
     assert [ran(one)["hits"][0]["id"] for one in together] == own * 2
     assert ran(start(settings, "info", "--json"))["points"] == 35
-    assert ran(start(settings, "index", many, "--json"))["indexed"] == 160
-    assert site.points == 195
+    assert ran(start(settings, "index", many, "--json"))["indexed"] == 60
+    assert site.points == 95
     new = many / "007.png"
     assert site.search(new.read_bytes()) == [
         ran(start(settings, "search", new, "--json", "-k", "1"))["hits"][0]["id"]
     ]
-    assert ran(start(settings, "profile", "--json"))["images"] == 195
+    assert ran(start(settings, "profile", "--json"))["images"] == 95
     groups = start(settings, "duplicates", "--json")
     assert groups.end() == 0, groups.errors
     assert ran(start(settings, "recommend", "--like", *own, "--json"))["hits"]
     saved = tmp_path / "saved"
-    assert ran(start(settings, "snapshot", saved, "--json"))["written"] == 195
+    assert ran(start(settings, "snapshot", saved, "--json"))["written"] == 95
     gone = ran(start(settings, "delete", "--study", "1.2.4.0", "--yes", "--json"))
     assert gone == {"instances": 2, "points": 2}
-    assert site.points == 193
-    assert ran(start(settings, "restore", saved, "--json"))["restored"] == 195
-    assert site.points == 195
+    assert site.points == 93
+    assert ran(start(settings, "restore", saved, "--json"))["restored"] == 95
+    assert site.points == 95
     assert ran(start(settings, "profile", "precise", "--json"))["graph"] == "precise"
     assert site.search(query.read_bytes()) == own
     # And a second service: it says who has the index before it prints an address.
@@ -200,7 +201,7 @@ def test_every_command_goes_on_beside_the_service(start, settings, indexed, many
     # Without the first one, it has the index itself.
     site.process.kill(signal.SIGTERM)
     assert other.search(query.read_bytes()) == own
-    assert ran(start(settings, "info", "--json"))["points"] == 195
+    assert ran(start(settings, "info", "--json"))["points"] == 95
 
 
 @pytest.mark.slow
@@ -214,34 +215,34 @@ def test_searches_are_answered_while_another_process_indexes(start, settings, in
         began = time.monotonic()
         assert site.search(content) == own
         took.append(time.monotonic() - began)
-    assert ran(indexing)["indexed"] == 160
+    assert ran(indexing)["indexed"] == 60
     assert len(took) > 10
     p99 = sorted(took)[int(0.99 * (len(took) - 1))]
     print(f"{len(took)} searches beside indexing, p99 {1000 * p99:.0f} ms")
     # On a machine that has nothing else to do it is a fraction of a second.
     assert p99 < 30.0
-    assert site.points == 195
+    assert site.points == 95
 
 
 @pytest.mark.slow
 def test_a_killed_index_run_leaves_the_service_whole_and_goes_on(start, settings, many):
     site = Site(start(settings, "serve", "--port", "0"))
-    for least in (1, 60):
+    for least in (1, 25):
         indexing = start(settings, "index", many, PRECEDENT_INDEXING__COMMIT_EVERY=4)
         until(lambda least=least: site.points >= 35 + least, indexing)
         indexing.kill()
     listed = ran(start(settings, "jobs", "list", "--json"))["jobs"]
     assert listed[0]["state"] == "running"
     last = ran(start(settings, "index", many, "--json"))
-    assert last["indexed"] + last["unchanged"] == 160
+    assert last["indexed"] + last["unchanged"] == 60
     assert last["unchanged"] > 0
     states = [one["state"] for one in ran(start(settings, "jobs", "list", "--json"))["jobs"]]
     # A run that was killed is told from one that is under way.
     assert states[:3] == ["finished", "failed", "failed"]
-    assert site.points == 195
+    assert site.points == 95
     site.process.kill(signal.SIGTERM)
     found, thumbnails = points_and_thumbnails(settings)
-    assert len(found) == 195
+    assert len(found) == 95
     assert thumbnails == found
 
 
@@ -256,11 +257,11 @@ def test_a_killed_service_does_not_stop_an_index_run(start, settings, many, inde
     own = again.search(content)
     while indexing.process.poll() is None:
         assert again.search(content) == own
-    assert ran(indexing)["indexed"] == 160
-    assert again.points == 195
+    assert ran(indexing)["indexed"] == 60
+    assert again.points == 95
     again.process.kill(signal.SIGTERM)
     found, thumbnails = points_and_thumbnails(settings)
-    assert len(found) == 195
+    assert len(found) == 95
     assert thumbnails == found
 
 
@@ -268,12 +269,12 @@ def test_a_killed_service_does_not_stop_an_index_run(start, settings, many, inde
 def test_two_index_runs_and_a_service_that_starts_between_them(start, settings, many, tmp_path):
     half = tmp_path / "half"
     half.mkdir()
-    for path in sorted(many.iterdir())[:80]:
+    for path in sorted(many.iterdir())[:30]:
         path.rename(half / path.name)
     runs = [start(settings, "index", folder, "--json") for folder in (many, half)]
     site = Site(start(settings, "serve", "--port", "0"))
-    assert [ran(one)["indexed"] for one in runs] == [80, 80]
-    assert site.points == 195
+    assert [ran(one)["indexed"] for one in runs] == [30, 30]
+    assert site.points == 95
     jobs = ran(start(settings, "jobs", "list", "--json"))["jobs"]
     assert [one["state"] for one in jobs[:2]] == ["finished"] * 2
 
@@ -287,7 +288,7 @@ def test_ctrl_c_stops_an_index_run_as_it_does_alone(start, settings, many):
     assert indexing.end() == 130
     assert indexing.errors.strip().splitlines()[-1].startswith("precedent: interrupted")
     assert "Traceback" not in indexing.errors
-    assert 36 < site.points < 195
+    assert 36 < site.points < 95
     assert ran(start(settings, "index", many, "--json"))["unchanged"] > 0
 
 
@@ -422,7 +423,7 @@ def test_a_job_made_over_http_goes_on_after_a_kill(start, settings, many, tmp_pa
         return str(ran(start(settings, "jobs", "show", number, "--json"))["state"])
 
     until(lambda: state() == "finished", again.process)
-    assert again.points == 195
+    assert again.points == 95
     began = time.monotonic()
     again.process.kill(signal.SIGTERM)
     assert time.monotonic() - began < 30
