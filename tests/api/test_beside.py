@@ -26,6 +26,7 @@ from indexer.sources.pushed.inbox import Inbox
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0
+pytestmark = pytest.mark.timeout(1800)  # many processes that each load the model
 QUICK = {"OMP_NUM_THREADS": "1", "PRECEDENT_INDEXING__READERS": "1", "COLUMNS": "200"}
 
 
@@ -343,7 +344,7 @@ def test_a_kill_in_the_middle_of_taking_in_loses_nothing_and_leaves_nothing_half
     start, settings, tmp_path
 ):
     contents = [slice_file(800 + number) for number in range(12)]
-    for after in (0.05, 0.4, 1.5):
+    for after in (0.1, 1.5):
         site = Site(start(settings, "serve", "--port", "0"))
         sent: list[int] = []
 
