@@ -50,13 +50,13 @@ def main() -> None:
         root = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         clients = {}
         for name in ("unchecked", "key", "audit"):
-            shutil.copytree(asked.data_dir, root / name)
+            shutil.copytree(asked.data_dir, root / name, ignore=shutil.ignore_patterns("*.sock"))
             keys = {} if name == "unchecked" else _bearer(root / name)
             address = _served(opened, root / name, asked.model, name)
             session = opened.enter_context(requests.Session())
             session.headers.update(keys)
             clients[name] = (session, address)
-        shutil.copytree(asked.data_dir, root / "engine")
+        shutil.copytree(asked.data_dir, root / "engine", ignore=shutil.ignore_patterns("*.sock"))
         settings = load_settings(data_dir=root / "engine", model=asked.model)
         archive = opened.enter_context(Archive(settings))
         image = next(iter(archive.store.scroll(Filter(), page=1))).id

@@ -365,6 +365,9 @@ class ServerSettings(OperationSettings):
     show_names: bool = False
     """Name hits without DICOM UIDs by where their file lies in its source's folder. Off, since
     names of files may name patients."""
+    receive: bool = False
+    """Whether the server also takes what a PACS pushes (C-STORE), as the settings ``receive`` say,
+    and indexes it."""
 
 
 class Settings(BaseSettings):

@@ -1,10 +1,11 @@
 """An open archive: model, index and ledger of one data folder, and the search engine over them."""
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -20,15 +21,16 @@ from engine.errors import (
     StoreLocked,
     StoreNotFound,
 )
-from engine.model.manifest import Manifest
+from engine.model.manifest import Manifest, read_manifest
 from engine.ood.calibration import OodGate
 from engine.records import Hit, ImageRecord, Point, point_id
 from engine.search.engine import SearchEngine
 from engine.settings import Settings
 from engine.store.base import Collection, Filter, Ids, Match, VectorStore
-from engine.store.opening import open_store
+from engine.store.opening import check_access, holder_of, open_store
 from engine.store.tenant import TenantStore
 from engine.tenants import DEFAULT_TENANT
+from indexer.datadir.deletions import Deletions
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
 from indexer.datadir.models import model_directory
@@ -43,6 +45,7 @@ from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
 from indexer.ledger.instances import Ledger, State
+from indexer.ledger.outcomes import Outcome, outcome_of
 from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
@@ -53,6 +56,8 @@ from indexer.sources.opening import name_in_source
 
 __all__ = ["Archive", "Original", "QueryImage", "QueryReader", "TenantArchive"]
 
+
+_log = logging.getLogger(__name__)
 
 _DELETED_AT_ONCE = 5000
 _MOST_TENANTS = 1000
@@ -121,25 +126,47 @@ class Archive:
             if database is None and settings.ledger.url is not None:
                 # Before the model is loaded: the server may be away, or the password wrong.
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
+            manifest = read_manifest(directory)
+            collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+            # So are they of the store, and of an index that is there already.
+            check_access(settings.store)
+            store = self._existing(collection, needed=not create)
+            if store is not None:
+                opened.enter_context(store)
             self.encoder = load_encoder(directory, settings)
-            manifest = self.encoder.manifest
-            collection = Collection(
-                manifest.fingerprint, manifest.dim, manifest.bits, self.encoder.precision
-            )
-            self._whole = opened.enter_context(
-                open_store(settings, self.data_dir.index, collection, create=create)
-            )
+            if store is None:
+                collection = replace(collection, precision=self.encoder.precision)
+                store = opened.enter_context(
+                    open_store(settings, self.data_dir.index, collection, create=create)
+                )
+            self._whole = store
             self.encoder = following(self.encoder, self._whole.collection, settings)
             if database is None:
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             self._database = database
-            if create:
+            # Another process that has the index open would know better what was deleted.
+            if create and holder_of(self._whole) is None:
                 self._clear_without_index()
             self._gate = OodGate.load(
                 directory, manifest.fingerprint, self.encoder.decoder_fingerprint
             )
             self._serve(tenant)
+            self._finish_deletions()
             self._opened = opened.pop_all()
+
+    def _existing(self, collection: Collection, *, needed: bool) -> VectorStore | None:
+        """The embedded index that is there; None = there is none, or it is on a server.
+
+        needed: raise StoreNotFound if there is none.
+        """
+        if self.settings.store.url is not None:
+            return None
+        try:
+            return open_store(self.settings, self.data_dir.index, collection, create=False)
+        except StoreNotFound:
+            if needed:
+                raise
+            return None
 
     def _clear_without_index(self) -> None:
         """Clears the ledger if the index was deleted: its records are wrong then, and thumbnails
@@ -225,6 +252,8 @@ class Archive:
         vanished_from: Sequence[str] | None = None,
         at_most: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
+        indexer: Indexer | None = None,
     ) -> IndexingReport:
         """Brings everything that ``source`` has into the tenant's index; see ``index_archive``."""
         with self.writing():
@@ -240,7 +269,13 @@ class Archive:
                 vanished_from=vanished_from,
                 at_most=at_most,
                 progress=progress,
+                stop=stop,
+                indexer=indexer,
             )
+
+    def outcome(self, locator: str) -> Outcome | None:
+        """What became of an instance; see ``outcome_of``."""
+        return outcome_of(self._database.of(self.tenant), locator)
 
     def indexer(self) -> Indexer:
         """A new indexer that writes into this archive; whoever asks for it closes it."""
@@ -296,8 +331,8 @@ class Archive:
         """Removes all instances and points with these identifiers; returns how many of each.
 
         Args:
-            wanted: values by field: study, patient, sop, source; or the tenant's own name as
-                "tenant": all that it has.
+            wanted: values by field: study, series, patient, sop, source; or the tenant's own name
+                as "tenant": all that it has.
 
         Raises:
             JobError: a job is still indexing what is to be removed.
@@ -308,10 +343,22 @@ class Archive:
         if wanted.get("tenant", self.tenant) != self.tenant or not wanted:
             raise QueryError(f"name what of the tenant {self.tenant!r} is to be removed")
         wanted = {name: value for name, value in wanted.items() if name != "tenant"}
-        own = self._database.of(self.tenant)
         sources = [wanted["source"]] if "source" in wanted else []
         for source in sources if wanted else self.ledger.sources():
-            JobLedger(own).forget_source(source)
+            JobLedger(self._database.of(self.tenant)).forget_source(source)
+        with Deletions(self.data_dir.root).under_way({**wanted, "tenant": self.tenant}):
+            return self._delete_all(wanted)
+
+    def _finish_deletions(self) -> None:
+        """Brings deletions to their end whose processes were killed."""
+        for wanted in Deletions(self.data_dir.root).left():
+            instances, points = self.of(wanted.pop("tenant", self.tenant))._delete_all(wanted)
+            _log.warning(
+                "a deletion that was cut short is done: %d instances, %d points", instances, points
+            )
+
+    def _delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
+        own = self._database.of(self.tenant)
         instances = points = 0
         while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
             received = self._received()

@@ -1,9 +1,10 @@
 """What an archive holds, told without loading its model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import StoreLocked
 from engine.model.manifest import Manifest, read_manifest
 from engine.search.facets import Facets, facet_counts
 from engine.search.sizes import Size
@@ -13,6 +14,7 @@ from engine.store.cells import Cells
 from engine.store.opening import open_store
 from engine.store.tenant import TenantStore
 from engine.tenants import DEFAULT_TENANT
+from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import DataDir
 from indexer.datadir.models import model_directory
 from indexer.imaging.rendering import rendering_of
@@ -36,6 +38,8 @@ class Overview:
     cells: of the coarse filter; None = there are none yet.
     facets: counts by field and value over the index. refusals: refused instances, if asked for;
     missing_frames: of partial ones as well, their locators and which frames.
+    not_asked: why the index could not be asked: another process has it open, and does not answer.
+    Then points is None, there are no facets, and cells are not known; None = it was.
     """
 
     data_dir: Path
@@ -44,7 +48,7 @@ class Overview:
     model: Manifest
     precision: Literal["fp32", "bf16"]
     index_precision: Literal["fp32", "bf16"] | None
-    points: int
+    points: int | None
     instances: dict[str, int]
     facets: Facets
     refusals: list[Refused]
@@ -53,6 +57,7 @@ class Overview:
     partial: int
     cells: Cells | None
     missing_frames: list[tuple[str, str]]
+    not_asked: str | None = None
 
 
 def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT) -> Overview:
@@ -62,18 +67,54 @@ def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT
         refusals: refused instances to name, at most; and of partial ones as many.
 
     Raises:
-        ModelError: there is no model. StoreNotFound, StoreLocked, FingerprintMismatch: as
-            ``open_store``. LedgerError: the ledger cannot be opened.
+        ModelError: there is no model. StoreNotFound, FingerprintMismatch: as ``open_store``.
+        LedgerError: the ledger cannot be opened.
     """
     data_dir = DataDir(settings.data_dir)
     manifest = read_manifest(model_directory(settings))
     wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
-    with (
-        open_store(settings, data_dir.index, wanted, create=False) as whole,
-        open_database(settings, data_dir.ledger) as database,
-    ):
-        store = TenantStore(whole, tenant)
+    index = _index(settings, data_dir, wanted, tenant)
+    with open_database(settings, data_dir.ledger) as database:
         ledger = Ledger(database.of(tenant), rendering_of(settings))
+        return Overview(
+            data_dir=data_dir.root,
+            tenant=tenant,
+            tenants=all_tenants(database),
+            model=manifest,
+            precision=_precision(settings, index.precision),
+            index_precision=index.precision,
+            points=index.points,
+            instances=ledger.counts(),
+            facets=index.facets,
+            refusals=ledger.refusals(refusals) if refusals else [],
+            rendering=ledger.rendering,
+            rendered_otherwise=ledger.count_rendered_otherwise(),
+            partial=ledger.count_partial(),
+            cells=index.cells,
+            missing_frames=ledger.partial(refusals) if refusals else [],
+            not_asked=index.not_asked,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """What the index itself says; see :class:`Overview`."""
+
+    precision: Literal["fp32", "bf16"] | None
+    points: int | None = None
+    facets: Facets = field(default_factory=dict)
+    cells: Cells | None = None
+    not_asked: str | None = None
+
+
+def _index(settings: Settings, data_dir: DataDir, wanted: Collection, tenant: str) -> _Index:
+    try:
+        whole = open_store(settings, data_dir.index, wanted, create=False)
+    except StoreLocked as error:
+        found, _ = indexes_of(settings, data_dir).described(data_dir.index.name)
+        return _Index(found.precision, not_asked=str(error))
+    with whole:
+        store = TenantStore(whole, tenant)
         everything = Filter()
         facets, _ = facet_counts(
             store,
@@ -82,23 +123,8 @@ def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT
             values=settings.search.facet_values,
             max_counted=settings.search.max_faceted,
         )
-        return Overview(
-            data_dir=data_dir.root,
-            tenant=tenant,
-            tenants=all_tenants(database),
-            model=manifest,
-            precision=_precision(settings, store.collection.precision),
-            index_precision=store.collection.precision,
-            points=store.count(everything),
-            instances=ledger.counts(),
-            facets=facets,
-            refusals=ledger.refusals(refusals) if refusals else [],
-            rendering=ledger.rendering,
-            rendered_otherwise=ledger.count_rendered_otherwise(),
-            partial=ledger.count_partial(),
-            cells=store.cells,
-            missing_frames=ledger.partial(refusals) if refusals else [],
-        )
+        count = store.count(everything)
+        return _Index(store.collection.precision, count, facets, store.cells)
 
 
 def _precision(

@@ -57,6 +57,7 @@ def info(
         "partial": found.partial,
         "cells": _cells(found.cells),
         "facets": found.facets,
+        "not_asked": found.not_asked,
     }
     if checks:
         document["server"] = [asdict(one) for one in checks]
@@ -76,8 +77,11 @@ def info(
     incomplete = document.pop("missing_frames", [])
     facets = document.pop("facets")
     document["tenants"] = ", ".join(found.tenants)
+    not_asked = document.pop("not_asked")
     if document["cells"] is None:
         del document["cells"]
+    if not_asked is not None:
+        del document["points"]
     for name, value in document.items():
         _write(f"{name:>10}  {_plain(value)}")
     for field, counts in facets.items():
@@ -91,6 +95,8 @@ def info(
             f"{found.rendered_otherwise:,} instances were rendered by another version or with "
             "other settings; `precedent index PATH… --again` renews their pictures"
         )
+    if not_asked is not None:
+        _write(f"points, cells and values are not told: {not_asked}")
     for line in lines:
         _write(f"{line['reason']}  {line['path']}: {line['detail']}")
     for line in incomplete:

@@ -37,7 +37,7 @@ from engine.errors import JobError, QueryError
 from engine.settings import Settings, load_settings
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
-from indexer.jobs.records import JobOptions
+from indexer.jobs.records import BULK, INTERACTIVE, JobOptions
 from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
 
@@ -45,7 +45,7 @@ __all__ = ["jobs"]
 
 jobs = typer.Typer(help="Index in bulk: jobs that workers share.", no_args_is_help=True)
 
-_PRIORITIES = {"interactive": 8, "bulk": 2}
+_PRIORITIES = {"interactive": INTERACTIVE, "bulk": BULK}
 
 JobArgument = Annotated[int, typer.Argument(help="Number of the job.", metavar="JOB")]
 
@@ -79,6 +79,10 @@ def submit(
     share = parse_vanished(at_most, spec, wanted=delete_vanished)
     # Opened only so that an invalid source fails now, not when a worker takes the job.
     spec.open(settings)
+    if settings.jobs.broker is not None:
+        from indexer.jobs.dispatch import check_broker
+
+        check_broker(settings)
     whose = tenant_of(tenant, settings, source)
     options = JobOptions(retry_refused, again, delete_vanished, share)
     with _database(settings) as database:

@@ -1,17 +1,23 @@
 """``precedent serve``: runs the HTTP service until stopped."""
 
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from api.cli.options import DataDirOption, ModelOption
-from engine.errors import SettingsError
+from engine.errors import QueryError, SettingsError, StoreNotFound
 from engine.loopback import is_loopback
 from engine.settings import Settings, load_settings
+from engine.store.opening import check_access, holder_of, open_store
+from indexer.datadir.layout import DataDir
+
+if TYPE_CHECKING:
+    from engine.store.holder import Holder
 
 __all__ = ["announce", "listening", "serve", "serve_until_stopped"]
 
@@ -19,15 +25,37 @@ __all__ = ["announce", "listening", "serve", "serve_until_stopped"]
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    receive: Annotated[
+        str | None,
+        typer.Option(
+            "--receive",
+            help="Also take what a PACS pushes (C-STORE), under this AE title on this port.",
+            metavar="AET:PORT",
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
 ) -> None:
-    """Answer searches over HTTP, with a page to try them on."""
+    """Answer searches over HTTP, with a page to try them on.
+
+    Other commands go on beside it: it has the index open, and they ask it. It also works on the
+    jobs of the data folder. PRECEDENT_RECEIVE__ALLOWED_AE_TITLES says who may push.
+    """
     settings = load_settings(data_dir=data_dir, model=model)
-    chosen = {"host": host, "port": port}
+    chosen = {"host": host, "port": port, "receive": None if receive is None else True}
     given = {name: value for name, value in chosen.items() if value is not None}
-    server = settings.server.model_copy(update=given)
-    serve_until_stopped(settings.model_copy(update={"server": server}))
+    changed: dict[str, Any] = {"server": settings.server.model_copy(update=given)}
+    if receive is not None:
+        changed["receive"] = settings.receive.model_copy(update=_title_and_port(receive))
+    serve_until_stopped(settings.model_copy(update=changed))
+
+
+def _title_and_port(written: str) -> dict[str, Any]:
+    """The settings in AET:PORT. Raises QueryError: it is not of that form."""
+    title, colon, port = written.rpartition(":")
+    if not colon or not title or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise QueryError(f"--receive is {written!r}; write it as in PRECEDENT:11112")
+    return {"ae_title": title, "port": int(port)}
 
 
 def announce(url: str) -> None:
@@ -35,8 +63,10 @@ def announce(url: str) -> None:
     Console().print(f"Precedent is at {url} (Ctrl-C stops it)")
 
 
-def listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int, option: str = "--port") -> socket.socket:
     """A socket on which connections are accepted, or wait until the server has started.
+
+    option: names the port.
 
     Raises:
         SettingsError: the address cannot be listened on.
@@ -52,9 +82,24 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SettingsError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port"
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another with {option}"
         ) from None
     return listener
+
+
+def _holder(settings: Settings) -> "Holder | None":
+    """The other process that has the index open; None = none has, or there is no index yet.
+
+    Raises:
+        StoreLocked: one has, and does not answer.
+    """
+    place = DataDir(settings.data_dir).index
+    try:
+        check_access(settings.store)
+        with open_store(settings, place, None, create=False) as store:
+            return holder_of(store)
+    except StoreNotFound:
+        return None
 
 
 def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = announce) -> None:
@@ -66,6 +111,7 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
 
     Raises:
         SettingsError: the address cannot be listened on, or others could reach it without a key.
+        StoreLocked: another process has the index open, and does not answer.
     """
 
     from api.http.draining import DrainingServer
@@ -81,6 +127,21 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         raise SettingsError(
             f"{server.host} can be reached from other machines, and no key was made yet; make one "
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
+        )
+    if server.receive:
+        from indexer.sources.pushed.storescp import StoreScp
+
+        logging.getLogger("indexer.sources.pushed").setLevel(logging.INFO)
+        # Both before an address is printed: whether somebody may send, and whether that port is
+        # free.
+        StoreScp(settings.receive)
+        listening(settings.receive.host, settings.receive.port, "--receive").close()
+    if (holder := _holder(settings)) is not None:
+        Console(stderr=True).print(
+            f"The index is open in another process ({holder}), which this one asks until it ends",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
     configure_logs(server)
     app = create_service(settings)

@@ -13,7 +13,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import engine
-from api.audit.log import Head as AuditHead, open_log
+from api.audit.log import open_log
+from api.audit.rows import Head as AuditHead
 from api.audit.writer import Writer
 from api.http.arrival import Bodies
 from api.http.audit import Audited
@@ -39,7 +40,9 @@ from api.http.routes import (
     embed_tokens,
     health,
     images,
+    ingest,
     jobs,
+    jobs_create,
     metrics as metrics_route,
     recommend,
     search,
@@ -49,6 +52,7 @@ from api.http.slots import ALWAYS_ANSWERED, Load, Slots
 from api.http.throttle import Throttle
 from api.http.timing import Timed
 from api.http.tracing import Traces, tracing
+from api.http.work import Work
 from api.security.access import Access
 from api.security.policy import POLICY
 from api.security.rates import Rates
@@ -66,6 +70,8 @@ _ROUTES = (
     duplicates,
     about,
     jobs,
+    jobs_create,
+    ingest,
     embed_tokens,
     health,
     metrics_route,
@@ -189,6 +195,7 @@ def _lifespan(
             ledger = opened.enter_context(closing(LedgerAtHand(settings)))
             previews = opened.enter_context(closing(Previews(settings)))
             serving = opened.enter_context(Serving(settings, given))
+            work = opened.enter_context(Work(settings, serving))
             metrics.archive.serving = serving
             if audit is not None:
                 metrics.archive.heads = partial(_audit_heads, settings)
@@ -211,6 +218,7 @@ def _lifespan(
                 "readiness": app.state.readiness,
                 "events": Events(),
                 "metrics": metrics,
+                "work": work,
             }
 
     return lifespan

@@ -13,6 +13,7 @@ from engine.settings import Settings
 from engine.store.base import Filter
 from engine.store.opening import open_store
 from indexer.archive import Archive
+from indexer.datadir.disk_space import check_room
 from indexer.datadir.layout import DataDir
 
 __all__ = ["Serving"]
@@ -56,6 +57,7 @@ class Serving:
     def __init__(self, settings: Settings, given: Archive | None = None) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._stopped = threading.Event()
         self._current: _OpenArchive | None = None
         if given is not None:
@@ -111,6 +113,22 @@ class Serving:
         with self.request() as (archive, _):
             archive.store.count(Filter(), exact=False)
 
+    @contextmanager
+    def writing(self) -> Iterator[Archive]:
+        """The archive to write into for the block; its index is made if there is none.
+
+        Raises:
+            DiskFull: the data folder has no room for more.
+            ModelError, StoreError, LedgerError: the archive cannot be opened.
+        """
+        check_room(self._settings.data_dir, self._settings.indexing.min_free_bytes)
+        with self._opening:
+            if self._current is None:
+                Archive(self._settings, create=True).close()
+                self._replace(self._settings)
+        with self.request() as (archive, _):
+            yield archive
+
     def _with_readers(self, archive: Archive) -> _OpenArchive:
         server, readers = self._settings.server, self._settings.indexing.readers
         found = _OpenArchive(archive, Readers(archive, readers, server.max_upload_bytes))
@@ -136,7 +154,8 @@ class Serving:
         while not self._stopped.wait(_CHECK_SECONDS):
             try:
                 if self._current is None:
-                    self._open_first()
+                    with self._opening:
+                        self._open_first()
                 elif self._current.archive.is_replaced:
                     # The data folder names the model of the index in force, not the settings.
                     self._replace(self._settings.model_copy(update={"model": None}))
@@ -150,6 +169,8 @@ class Serving:
 
     def _open_first(self) -> None:
         """Opens the first index, once it exists. Raises StoreNotFound if it does not yet."""
+        if self._current is not None:
+            return
         # Checked on the store alone, because opening an archive loads the model first.
         open_store(
             self._settings, DataDir(self._settings.data_dir).index, None, create=False

@@ -58,6 +58,9 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/jobs/{id}/retry"): Scope.INDEX,
     ("POST", "/v1/embed-tokens"): Scope.SEARCH,
     ("GET", "/metrics"): Scope.METRICS,
+    ("POST", "/v1/instances"): Scope.INDEX,
+    ("DELETE", "/v1/instances"): Scope.INDEX,
+    ("POST", "/v1/jobs"): Scope.INDEX,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

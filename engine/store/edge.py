@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from engine.codes import from_hex, to_hex
-from engine.errors import FingerprintMismatch, StoreError
+from engine.errors import StoreError
 from engine.files import write_atomically
 from engine.records import Point
 from engine.store.arrangement import (
@@ -40,17 +41,19 @@ from engine.store.edge_layout import (
     COLLECTION,
     FORMAT,
     build,
+    check_collection,
     described,
     edge_config,
     format_of,
     locked,
     note,
     scrolled,
+    scrolled_by_id,
     wrapped,
 )
-from engine.store.points import checked_vector, not_storable
+from engine.store.points import storable
 from engine.store.rows import View
-from engine.store.text_record import from_text, to_text
+from engine.store.text_record import from_text
 
 __all__ = ["EdgeStore"]
 
@@ -166,13 +169,7 @@ class EdgeStore:
     @classmethod
     def _load(cls, directory: Path, wanted: Collection | None, lock: FileLock) -> "EdgeStore":
         found, profile = described(directory)
-        if wanted is not None and found != wanted:
-            raise FingerprintMismatch(
-                f"the index in {directory} was made by model {found.model} ({found.bits} bits, "
-                f"{found.dim} values), not by {wanted.model} ({wanted.bits} bits, {wanted.dim} "
-                "values); use that model with --model, bring the index to this one with "
-                "`precedent reencode --model`, or index into another --data-dir"
-            )
+        check_collection(directory, found, wanted)
         if format_of(directory) < FORMAT:
             convert(directory, partial(_fill, found, profile))
         return cls(directory, found, profile, lock)
@@ -243,7 +240,8 @@ class EdgeStore:
             start = end
 
     def _upsert(self, points: Sequence[Point]) -> None:
-        ids, texts = zip(*map(self._checked, points), strict=True)
+        checked = [storable(point, self._collection) for point in points]
+        ids, texts = zip(*checked, strict=True)
         made = [_to_edge(*one) for one in zip(points, ids, texts, strict=True)]
         encoded = [text.encode() for text in texts]
         with self._writing:
@@ -388,13 +386,11 @@ class EdgeStore:
         )
 
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
-        if page < 1:
-            raise StoreError(f"a page of {page} points never ends; ask for at least one")
-        # Ids, as rows may be others by the time that they are read.
-        ids = self._asked(lambda view: view.ids[view.sorted_by_id(view.selected(where))])
-        for start in range(0, len(ids), page):
-            some = [str(uuid.UUID(bytes=one.tobytes())) for one in ids[start : start + page]]
-            yield from self.get(some, with_z=with_z)
+        return scrolled_by_id(self, where, page, with_z=with_z)
+
+    def selected_ids(self, where: Filter) -> NDArray[np.uint8]:
+        """The ids of the points that take part, in order: uint8 (N, 16)."""
+        return self._asked(lambda view: view.ids[view.sorted_by_id(view.selected(where))])
 
     def delete(self, where: Filter) -> int:
         with self._writing:
@@ -431,16 +427,6 @@ class EdgeStore:
 
     def _update(self, operation: qdrant.UpdateOperation) -> None:
         wrapped(self._open_shard.update, operation)
-
-    def _checked(self, point: Point) -> tuple[uuid.UUID, str]:
-        """The id and the record of a point that can be stored. Raises StoreError: it cannot."""
-        checked_vector(point, self._collection)
-        try:
-            text = to_text(point)
-            text.encode()
-            return uuid.UUID(point.id), text
-        except (ValueError, TypeError) as error:
-            raise not_storable(point, error) from None
 
     # Columns
 

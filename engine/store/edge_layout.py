@@ -1,31 +1,37 @@
 """The folder of an embedded store: its shard's configuration, its description and its lock."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 import qdrant_edge as qdrant
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from engine.errors import StoreError, StoreLocked, StoreNotFound
+from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
 from engine.files import write_atomically
+from engine.records import Point
 from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR
-from engine.store.base import Collection, Profile
+from engine.store.base import Collection, Filter, Profile
+from engine.store.holder import Holder
 
 __all__ = [
     "COLLECTION",
     "FORMAT",
     "build",
+    "check_collection",
     "described",
     "edge_config",
     "format_of",
     "locked",
     "note",
     "scrolled",
+    "scrolled_by_id",
     "wrapped",
 ]
 
@@ -62,18 +68,32 @@ def described(directory: Path) -> tuple[Collection, Profile]:
         ) from None
 
 
+def check_collection(directory: Path, found: Collection, wanted: Collection | None) -> None:
+    """Checks that the store in ``directory`` holds what is wanted; None = anything.
+
+    Raises:
+        FingerprintMismatch: it does not.
+    """
+    if wanted is not None and found != wanted:
+        raise FingerprintMismatch(
+            f"the index in {directory} was made by model {found.model} ({found.bits} bits, "
+            f"{found.dim} values), not by {wanted.model} ({wanted.bits} bits, {wanted.dim} "
+            "values); use that model with --model, bring the index to this one with "
+            "`precedent reencode --model`, or index into another --data-dir"
+        )
+
+
 def locked(directory: Path) -> FileLock:
     path = directory.with_name(f"{directory.name}.lock")
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
         # The pid goes in a file of its own: whoever tries the lock truncates the lock file.
-        write_atomically(path.with_suffix(".pid"), f"{os.getpid()}\n".encode())
+        Holder.here().note(path.with_suffix(".pid"))
     except Timeout:
-        holder = path.with_suffix(".pid")
-        pid = holder.read_text().strip() if holder.is_file() else "unknown"
+        holder = Holder.noted(path.with_suffix(".pid"))
         raise StoreLocked(
-            f"the index in {directory} is open in another process (pid {pid}); wait for it, "
+            f"the index in {directory} is open in another process ({holder}); wait for it, "
             "stop it, or ask it over HTTP if it is `precedent serve`"
         ) from None
     except OSError as error:
@@ -146,6 +166,23 @@ def scrolled(shard: qdrant.EdgeShard) -> Iterator[list[Any]]:
         yield records
         if offset is None:
             return
+
+
+class _Selecting(Protocol):
+    def selected_ids(self, where: Filter) -> NDArray[np.uint8]: ...
+
+    def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]: ...
+
+
+def scrolled_by_id(store: _Selecting, where: Filter, page: int, *, with_z: bool) -> Iterator[Point]:
+    """What ``VectorStore.scroll`` returns, from the ids of the points and then page by page, as
+    rows may be others by the time that they are read."""
+    if page < 1:
+        raise StoreError(f"a page of {page} points never ends; ask for at least one")
+    ids = store.selected_ids(where)
+    for start in range(0, len(ids), page):
+        some = [str(uuid.UUID(bytes=one.tobytes())) for one in ids[start : start + page]]
+        yield from store.get(some, with_z=with_z)
 
 
 def wrapped(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

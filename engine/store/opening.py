@@ -11,9 +11,10 @@ from engine.store.base import Collection, Profile, VectorStore
 
 if TYPE_CHECKING:
     from engine.store.connection import Connection
+    from engine.store.holder import Holder
     from engine.store.server import ServerStore
 
-__all__ = ["connected", "open_served", "open_store"]
+__all__ = ["check_access", "connected", "holder_of", "open_served", "open_store"]
 
 
 def open_store(
@@ -40,10 +41,14 @@ def open_store(
     # Imported here, as each loads a large library.
     if wanted.url is None:
         from engine.store.edge import EdgeStore
+        from engine.store.sharing.store import SharedStore
 
-        if new is not None:
-            return EdgeStore.create(directory, new, profile)
-        return EdgeStore.open(directory, collection)
+        def opened() -> EdgeStore:
+            if new is not None:
+                return EdgeStore.create(directory, new, profile)
+            return EdgeStore.open(directory, collection)
+
+        return SharedStore(directory, opened, collection)
     from engine.store.server import ServerStore
 
     if new is not None:
@@ -51,6 +56,27 @@ def open_store(
             wanted, lambda connection: ServerStore.create(connection, new, profile), patient=True
         )
     return open_served(wanted, lambda connection: ServerStore.open(connection, collection))
+
+
+def check_access(settings: StoreSettings) -> None:
+    """Asks the server that the settings name, if they name one, for the collection in force.
+
+    Raises:
+        SettingsError: the settings name no usable server.
+        StoreError: it does not answer, or refuses the key.
+    """
+    if settings.url is None:
+        return
+    from engine.store.server_collection import in_force
+
+    with connected(settings) as connection:
+        in_force(connection)
+
+
+def holder_of(store: VectorStore) -> "Holder | None":
+    """The other process that has this store open; None = none has, or it is on a server."""
+    found: Holder | None = getattr(store, "holder", None)
+    return found
 
 
 def open_served(

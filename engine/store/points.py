@@ -1,5 +1,6 @@
 """Checks of points before they are stored, and conversion of what Qdrant returns into points."""
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from engine.records import Point
 from engine.store.arrangement import VECTOR
 from engine.store.base import Collection
 from engine.store.payload import from_payload
+from engine.store.text_record import to_text
 
-__all__ = ["checked_vector", "not_storable", "to_hit", "to_point"]
+__all__ = ["checked_vector", "not_storable", "storable", "to_hit", "to_point"]
 
 
 def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
@@ -44,6 +46,21 @@ def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
                 "index holds; correct the frame number or the study's year"
             )
     return point.z
+
+
+def storable(point: Point, collection: Collection) -> tuple[uuid.UUID, str]:
+    """The id and the record, as text, of a point that can be stored in an embedded index.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    checked_vector(point, collection)
+    try:
+        text = to_text(point)
+        text.encode()
+        return uuid.UUID(point.id), text
+    except (ValueError, TypeError) as error:
+        raise not_storable(point, error) from None
 
 
 def not_storable(point: Point, error: Exception) -> StoreError:

@@ -118,7 +118,7 @@ class _Embedded:
         except StoreError:
             pass  # incomplete: its creation or removal was cut short
         remove_folder(self._data_dir.root / name)
-        for suffix in (".lock", ".pid"):
+        for suffix in (".lock", ".pid", ".sock"):
             (self._data_dir.root / name).with_name(name + suffix).unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ to time, so a message that was lost with a broker or a worker is sent again.
 import logging
 import multiprocessing
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from indexer.jobs.records import MOST_URGENT, Due
 from indexer.jobs.runner import JobRunner
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["Dispatcher", "celery_app", "serve"]
+__all__ = ["Dispatcher", "celery_app", "check_broker", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _TASK = "precedent.run"
 # Redis redelivers a message that is not acknowledged within this time. Chunks take minutes; the
 # task of a dead worker is found much sooner, by its lapsed lease.
 _VISIBILITY_SECONDS = 6 * 3600
+_REFUSALS = ("AccessRefused", "AuthenticationError", "NoPermissionError", "NotAllowed")
+_DENIED = re.compile("WRONGPASS|NOAUTH|invalid username-password")
 # A broker that was restarted is noticed only when sending over the old connection fails.
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0.0}
 
@@ -86,6 +89,29 @@ def celery_app(settings: Settings) -> Celery:
         ),
     )
     return app
+
+
+def check_broker(settings: Settings) -> None:
+    """Checks that the broker of the settings, if they name one, takes their user and password.
+
+    One that does not answer is not waited for here: workers wait for it.
+
+    Raises:
+        JobError: it refuses them.
+    """
+    if settings.jobs.broker is None:
+        return
+    with celery_app(settings).connection_for_write() as connection:
+        try:
+            connection.connect()
+            connection.channel().close()
+        except Exception as error:  # of amqp, redis and kombu, which have no base in common
+            if type(error).__name__ not in _REFUSALS and not _DENIED.search(str(error)):
+                return
+            raise JobError(
+                f"the message broker refuses user or password ({type(error).__name__}); correct "
+                "them in PRECEDENT_JOBS__BROKER"
+            ) from None
 
 
 class Dispatcher:
@@ -153,8 +179,9 @@ def serve(settings: Settings, *, concurrency: int, level: int = logging.INFO) ->
         concurrency: how many tasks run at once, each in its own process with its own model.
 
     Raises:
-        JobError: the settings name no broker.
+        JobError: the settings name no broker, or it refuses their user or password.
     """
+    check_broker(settings)
     app = celery_app(settings)
     stop = _Stop()
     _register(app, settings, stop)

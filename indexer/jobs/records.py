@@ -6,8 +6,10 @@ from enum import StrEnum
 from indexer.sources.opening import SourceSpec
 
 __all__ = [
+    "BULK",
     "DISCOVERY",
     "FINISHING",
+    "INTERACTIVE",
     "MOST_URGENT",
     "Due",
     "Fate",
@@ -26,6 +28,8 @@ and the last, which finishes the job. Chunks count from 1."""
 
 MOST_URGENT = 9
 """The highest priority; the lowest is 0."""
+INTERACTIVE, BULK = 8, 2
+"""Priorities of jobs that somebody waits for, and of all others."""
 
 
 class JobState(StrEnum):

@@ -44,6 +44,7 @@ class JobRunner:
         stopping: called often; once it returns True, the running task is put back after the
             instances that are being indexed.
         clock: returns seconds since the epoch.
+        archive: an open archive to write into, which is left open; None = opened here.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class JobRunner:
         *,
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
+        archive: Archive | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -61,13 +63,14 @@ class JobRunner:
         self._stopping = stopping
         self._clock = clock
         self.leases = Leases(database, settings.jobs)
+        self._given = archive
         self._archive: Archive | None = None
         self._indexer: Indexer | None = None
 
     def close(self) -> None:
         if self._indexer is not None:
             self._indexer.close()
-        if self._archive is not None:
+        if self._archive is not None and self._given is None:
             self._archive.close()
         self._indexer = self._archive = None
 
@@ -214,17 +217,18 @@ class JobRunner:
 
     def _opened(self, tenant: str) -> tuple[Archive, Indexer]:
         """The archive and its indexer, for a tenant."""
-        if self._archive is not None and self._archive.is_replaced:
+        if self._given is None and self._archive is not None and self._archive.is_replaced:
             self.close()
             # The index in force brings its own model.
             self._settings = self._settings.model_copy(update={"model": None})
         if self._archive is None or self._indexer is None:
             check_room(self._settings.data_dir, self._settings.indexing.min_free_bytes)
-            archive = Archive(self._settings, create=True, database=self._database)
+            archive = self._given or Archive(self._settings, create=True, database=self._database)
             try:
                 self._indexer = archive.indexer()
             except BaseException:
-                archive.close()
+                if self._given is None:
+                    archive.close()
                 raise
             self._archive = archive
         mine = self._archive.of(tenant)

@@ -1,7 +1,7 @@
 """The ledger's runs: each ``precedent index``, with its counts and how it ended."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import func, insert, select, update
 
@@ -26,10 +26,12 @@ class Runs:
         self._own = database.own
         self.tenant = database.tenant
 
-    def begin_run(self, source: str, at: str, *, alone: bool = False) -> int:
+    def begin_run(
+        self, source: str, at: str, *, is_alive: Callable[[int], bool] = lambda _: True
+    ) -> int:
         """Starts a run over a source; returns its number.
 
-        alone: no other run of the tenant can be under way, so those that have no end were killed.
+        is_alive: whether a process is at a run. Those that have no end, and are not, were killed.
         """
         row = {"kind": "run", "source": source, "state": "running", "tenant": self.tenant}
         killed = {
@@ -38,12 +40,13 @@ class Runs:
             "note": "it ended without a word, as one that is killed; the same command goes on",
         }
         with self._database.begin() as connection:
-            if alone:
-                connection.execute(
-                    update(jobs)
-                    .where(self._own(jobs), jobs.c.kind == "run", jobs.c.state == "running")
-                    .values(killed)
-                )
+            endless = select(jobs.c.id).where(
+                self._own(jobs), jobs.c.kind == "run", jobs.c.state == "running"
+            )
+            for number in connection.execute(endless).scalars().all():
+                if not is_alive(number):
+                    ended = update(jobs).where(self._own(jobs), jobs.c.id == number)
+                    connection.execute(ended.values(killed))
             result = connection.execute(jobs.insert().values(created_at=at, started_at=at, **row))
             (run,) = result.inserted_primary_key or (0,)
             return int(run)

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.disk_space import check_room, naming_a_full_disk
 from indexer.datadir.layout import DataDir
+from indexer.datadir.write_lock import recording
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.partial import described
 from indexer.imaging.prepare import Prepared
@@ -206,6 +207,7 @@ class IndexingPass:
         self._progress = progress
         self._claims = Claims(self._ledger)
         self._unrecorded: list[Done | Refused] = []
+        self._recording = ExitStack()
         self._broken = False
         self._timing = Lock()
         self.tally = Tally()
@@ -245,9 +247,10 @@ class IndexingPass:
             encoders.shutdown(cancel_futures=True)
             writer.shutdown()
             torch.set_num_threads(threads)
-            for write in writing:
-                write.result()
-            self._record()
+            with self._recording:
+                for write in writing:
+                    write.result()
+                self._record()
         self._progress(self.tally)
 
     def _reading(
@@ -340,6 +343,8 @@ class IndexingPass:
                 for picture in instance.pictures:
                     image_id = picture.id_in(self._ledger.tenant)
                     write_thumbnail(self._data_dir.thumbnails, image_id, picture.thumbnail)
+            if not self._unrecorded:
+                self._recording.enter_context(recording(self._data_dir.root))
             self._store.upsert(points)
             self.tally.points += len(points)
             self._unrecorded.extend(batch.outcomes)
@@ -377,6 +382,7 @@ class IndexingPass:
             self._store.flush()
             at = self._now().isoformat(timespec="seconds")
             self._ledger.finish(self._run, self._unrecorded, at, manifest=self._manifest)
+        self._recording.close()
         self._claims.release(self._unrecorded)
         for outcome in self._unrecorded:
             self.tally.done += 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine.errors import SourceError
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
+from indexer.datadir.write_lock import sweeping
 from indexer.files.locators import shown
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger.instances import Ledger
@@ -22,6 +23,7 @@ __all__ = [
 
 _DELETED_AT_ONCE = 1000
 _NAMED = 10
+_SWEEP_PATIENCE_S = 30.0
 
 
 class TooManyVanished(SourceError):
@@ -117,10 +119,14 @@ def remove_points(ids: Sequence[str], store: VectorStore, data_dir: DataDir) -> 
 
 def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
     """Deletes stale points, those of earlier file contents that no instance has any more, from
-    index and thumbnails; returns how many. Nothing else may write to the archive meanwhile."""
+    index and thumbnails; returns how many.
+
+    While others write without a pause, none is: the next run does it.
+    """
     deleted = 0
-    while gone := ledger.stale(_DELETED_AT_ONCE):
-        remove_points(gone, store, data_dir)
-        ledger.forget_stale(gone)
-        deleted += len(gone)
+    with sweeping(data_dir.root, _SWEEP_PATIENCE_S) as may:
+        while may and (gone := ledger.stale(_DELETED_AT_ONCE)):
+            remove_points(gone, store, data_dir)
+            ledger.forget_stale(gone)
+            deleted += len(gone)
     return deleted

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from engine.model.encoder import Encoder
 from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
+from indexer.datadir.run_locks import RunLocks
 from indexer.ledger.instances import Ledger, Pending
 from indexer.pipeline.indexing import Indexer, Tally
 from indexer.pipeline.removal import Vanished, delete_stale_points, remove, remove_vanished
@@ -75,6 +76,8 @@ def index_archive(
     vanished_from: Sequence[str] | None = None,
     at_most: float = 1.0,
     progress: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+    indexer: Indexer | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> IndexingReport:
     """Indexes all instances of ``source`` that are new or changed; records each in ``ledger``.
@@ -86,6 +89,9 @@ def index_archive(
             locators begin with one of these prefixes. Empty = any locator; None = remove none.
         at_most: the share of the source's instances that may have vanished, in [0, 1].
         progress: called often, from the calling thread.
+        stop: called before each instance; once it returns True, those that are not begun stay
+            pending, and nothing is removed.
+        indexer: of this archive, which is left open; None = one is made for this run.
 
     Raises:
         TooManyVanished: more than that share vanished: none was removed, all else is done.
@@ -96,7 +102,7 @@ def index_archive(
     started = time.monotonic()
     stages: dict[str, float] = {}
     retried = 0 if retry_refused or again else ledger.count_curable(source.name)
-    run = ledger.begin_run(source.name, _stamp(now), alone=settings.store.url is None)
+    run, alive = _begun(ledger, source.name, _stamp(now), settings, data_dir)
     record = _Record(ledger, run, now)
 
     def shown(so_far: Tally) -> None:
@@ -105,8 +111,11 @@ def index_archive(
         progress(Progress("index", record.total, so_far.seen, so_far.points, refused))
 
     def indexed_now(pending: Iterable[Pending]) -> Tally:
-        with Indexer(encoder, store, ledger, data_dir, settings, now) as indexer:
-            made = indexer.index(run, source, pending, progress=shown)
+        with ExitStack() as opened:
+            mine = indexer or opened.enter_context(
+                Indexer(encoder, store, ledger, data_dir, settings, now)
+            )
+            made = mine.index(run, source, pending, stop=stop, progress=shown)
         optimising = time.monotonic()
         delete_stale_points(ledger, store, data_dir)
         store.optimise()
@@ -114,7 +123,7 @@ def index_archive(
         return made
 
     tally, vanished = Tally(), Vanished()
-    with record:
+    with alive, record:
         found = _Counted(source, progress)
         seen = ledger.discover(
             run,
@@ -127,7 +136,7 @@ def index_archive(
         record.discovered(seen)
         if record.total:
             tally = indexed_now(ledger.pending(run))
-        if vanished_from is not None:
+        if vanished_from is not None and not stop():
             vanished = remove_vanished(
                 run,
                 source.name,
@@ -155,6 +164,21 @@ def index_archive(
         vanished.count,
         vanished.first,
     )
+
+
+def _begun(
+    ledger: Ledger, source: str, at: str, settings: Settings, data_dir: DataDir
+) -> tuple[int, ExitStack]:
+    """The number of a new run, and what says that it is alive until it is closed."""
+    alive = ExitStack()
+    if settings.store.url is not None:
+        # Its workers may be on other machines, whose locks are not always seen here.
+        return ledger.begin_run(source, at), alive
+    locks = RunLocks(data_dir.root)
+    with locks.beginning():
+        run = ledger.begin_run(source, at, is_alive=locks.is_alive)
+        alive.enter_context(locks.alive(run))
+    return run, alive
 
 
 class _Record:

@@ -45,7 +45,8 @@ class Indexed:
 
     def copy(self, to: Path) -> Settings:
         """The settings of a copy of it."""
-        shutil.copytree(self.settings.data_dir, to)
+        # Somebody may have it open: no file is made of their socket.
+        shutil.copytree(self.settings.data_dir, to, ignore=shutil.ignore_patterns("*.sock"))
         return self.settings.model_copy(update={"data_dir": to})
 
 

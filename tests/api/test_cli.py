@@ -94,7 +94,11 @@ class Case:
     def copy(self) -> Iterator[Path]:
         """A data folder of one's own."""
         with tempfile.TemporaryDirectory(dir=self.data_dir.parent) as folder:
-            yield Path(shutil.copytree(self.data_dir, Path(folder) / "data"))
+            yield Path(
+                shutil.copytree(
+                    self.data_dir, Path(folder) / "data", ignore=shutil.ignore_patterns("*.sock")
+                )
+            )
 
 
 @pytest.fixture(scope="module")

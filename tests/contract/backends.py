@@ -4,7 +4,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from engine.store.base import Collection, Profile, VectorStore
 from engine.store.connection import Connection, connect
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore
+from engine.store.sharing.store import SharedStore
 
 _PREFIX = "PRECEDENT_TEST_QDRANT_"
 """Of the variables that name a real server; CONTRIBUTING.md describes them."""
@@ -53,6 +54,40 @@ class Edge:
 
     def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
         return EdgeStore.open(place, collection)
+
+    def clear(self) -> None:
+        pass
+
+
+class _Beside(SharedStore):
+    """The store of another process, which ends with it. Here the other one is this process."""
+
+    def __init__(self, place: Path, opened: Callable[[], EdgeStore], wanted: Collection | None):
+        self._owner = SharedStore(place, opened, wanted)
+        try:
+            super().__init__(place, opened, wanted)
+        except BaseException:
+            self._owner.close()
+            raise
+        assert self.holder is not None
+
+    def close(self) -> None:
+        super().close()
+        self._owner.close()
+
+
+class Beside:
+    """An embedded store that another process has open, asked over its socket."""
+
+    name = "beside"
+
+    def create(
+        self, place: Path, collection: Collection, profile: Profile | None = None
+    ) -> VectorStore:
+        return _Beside(place, lambda: EdgeStore.create(place, collection, profile), collection)
+
+    def open(self, place: Path, collection: Collection | None = None) -> VectorStore:
+        return _Beside(place, lambda: EdgeStore.open(place, collection), collection)
 
     def clear(self) -> None:
         pass
@@ -185,7 +220,7 @@ def _collection_name(place: Path) -> str:
     return re.sub(r"\W+", "-", str(place)).strip("-")
 
 
-BACKENDS: list[Backend] = [Edge(), Memory()]
+BACKENDS: list[Backend] = [Edge(), Beside(), Memory()]
 if (_server := named_server(os.environ)) is not None:
     BACKENDS.append(_server)
 STAND_IN = StandIn()

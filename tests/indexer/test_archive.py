@@ -235,7 +235,11 @@ def test_another_model_is_refused_and_harms_nothing(
     assert set(small.points()) == before
 
 
-def test_a_second_process_is_told_who_has_the_index(small: Any) -> None:
+def test_a_second_process_is_told_who_has_the_index(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that opens the store alone never answers others.
+    monkeypatch.setattr("engine.store.sharing.store._PATIENCE_SECONDS", 0.0)
     index = small.settings.data_dir / "index"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(index)],

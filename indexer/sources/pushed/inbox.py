@@ -2,6 +2,7 @@
 
     received/incoming/       incomplete instances; emptied at every start
     received/3f/a0/UID.dcm   complete ones; the folders are a hash of the SOP Instance UID
+    received/3f/a0/3fa0….img those of which only the content is known: its SHA-256
 
 An instance gets its final name only when it is completely on disk, so the process may be killed at
 any moment. No data set is parsed here.
@@ -32,6 +33,7 @@ from indexer.sources.pushed.arrival import Answer, Arrival, file_head, sync_fold
 __all__ = ["Inbox", "ReceivedSource", "index_in_rounds"]
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
+_KEPT = (".dcm", ".img")
 _FAN = re.compile(r"[0-9a-f]{2}")
 _ROUND = 10_000
 """Most instances indexed in one round. A stop waits for the round; its end frees their room."""
@@ -72,6 +74,7 @@ class Inbox:
         self._behind_bytes = 0
         self._bytes = 0
         self._last = time.monotonic()
+        self._hurried = False
         self._closed = False
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ class Inbox:
         """The files of all received instances that are still there, ordered by folder."""
         for outer in _folders(self._folder):
             for inner in _folders(outer):
-                yield from sorted(path for path in inner.iterdir() if path.suffix == ".dcm")
+                yield from sorted(path for path in inner.iterdir() if path.suffix in _KEPT)
 
     @property
     def waiting_bytes(self) -> int:
@@ -131,6 +134,18 @@ class Inbox:
         digest = sha256(sop_instance.encode()).hexdigest()
         place = self._folder / digest[:2] / digest[2:4] / f"{sop_instance}.dcm"
         return Arrival(self, place, file_head(sop_class, sop_instance, syntax), None)
+
+    def arrive_whole(self, digest: str) -> Arrival:
+        """A new arrival, for the bytes of a file of any format.
+
+        Args:
+            digest: SHA-256 of the file in hex, by which it is named.
+        """
+        return Arrival(self, self.place_of(digest), b"", None)
+
+    def place_of(self, digest: str) -> Path:
+        """Where the file with this SHA-256 is kept, if it came as a whole file."""
+        return self._folder / digest[:2] / digest[2:4] / f"{digest}.img"
 
     def turn_away(self, answer: Answer) -> Arrival:
         """An arrival that is refused from the start, with this answer."""
@@ -205,7 +220,8 @@ class Inbox:
         more."""
         with self._changed:
             while not self._closed:
-                if self._behind is not None or len(self._waiting) >= self._receive.batch:
+                due = self._hurried or len(self._waiting) >= self._receive.batch
+                if self._behind is not None or (due and self._waiting):
                     return True
                 rest = None
                 if self._waiting:
@@ -215,6 +231,16 @@ class Inbox:
                 self._changed.wait(rest)
             return bool(self._waiting) or self._behind is not None
 
+    def hurry(self, place: Path) -> None:
+        """Makes a round due at once, with the instance in this file."""
+        size = place.stat().st_size
+        with self._changed:
+            if place not in self._waiting and place not in self._round:
+                self._bytes += size
+                self._waiting[place] = size
+            self._hurried = True
+            self._changed.notify_all()
+
     def pause(self, seconds: float) -> None:
         """Blocks for so many seconds, or until the inbox is closed."""
         with self._changed:
@@ -223,6 +249,7 @@ class Inbox:
     def take(self) -> list[Path]:
         """Takes the instances of the next round: new ones first, then earlier ones."""
         with self._changed:
+            self._hurried = False
             self._round = dict(islice(self._waiting.items(), _ROUND))
             for path in self._round:
                 del self._waiting[path]
@@ -293,6 +320,7 @@ def index_in_rounds(
     *,
     keep: bool,
     pause_seconds: float = 5.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Indexes waiting instances in rounds, until the inbox is closed and none waits.
 
@@ -302,12 +330,13 @@ def index_in_rounds(
         keep: keep the files of indexed instances. Files of refused instances are always kept, for
             inspection.
         pause_seconds: pause after a round that failed; it doubles with each, up to 5 minutes.
+        stop: once it returns True, no further round begins; what waits is found at the next start.
 
     Raises:
         StoreError: a round failed after the inbox was closed.
     """
     pause = pause_seconds
-    while inbox.wait():
+    while inbox.wait() and not stop():
         try:
             if paths := inbox.take():
                 index(ReceivedSource(paths))

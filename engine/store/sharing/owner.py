@@ -1,0 +1,160 @@
+"""Answers other processes from the store that this one has open."""
+
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.errors import PrecedentError, StoreError
+from engine.store.edge import EdgeStore
+from engine.store.holder import Holder
+from engine.store.sharing.messages import receive, send
+from engine.store.sharing.place import listening, may_ask
+
+__all__ = ["PROTOCOL", "Reception"]
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1
+"""Changes with what is sent: two processes of different versions then say so."""
+_MOST_CONNECTIONS = 256
+_SEND_SECONDS = 60
+"""A process that takes no answer for so long is cut off, as it may have been stopped."""
+
+
+class Reception:
+    """Listens for other processes, each connection in a thread of its own, until it is closed.
+
+    Args:
+        store: answers. path: of the socket.
+
+    Raises:
+        OSError: nothing can listen there.
+    """
+
+    def __init__(self, store: EdgeStore, path: Path) -> None:
+        self._store = store
+        self._path = path
+        self._calls = _calls_of(store)
+        self._lock = threading.Lock()
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._closed = False
+        self._listener = listening(path)
+        self._thread = threading.Thread(target=self._accept, name="index socket", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Lets calls that have begun come to their end, and cuts all connections."""
+        with self._lock:
+            self._closed = True
+            waiting = dict(self._connections)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for connection in waiting:
+            with suppress(OSError):
+                # Its thread reads no further request, and still sends the answer it is at.
+                connection.shutdown(socket.SHUT_RD)
+        for thread in waiting.values():
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                logger.exception("the socket of the index failed")
+                return
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        thread = threading.Thread(
+            target=self._serve, args=(connection,), name="index client", daemon=True
+        )
+        with self._lock:
+            if self._closed or len(self._connections) >= _MOST_CONNECTIONS:
+                connection.close()
+                return
+            self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        patience = struct.pack("ll", _SEND_SECONDS, 0)
+        try:
+            if not may_ask(connection):
+                logger.warning("a process of another user tried to reach the index; it was refused")
+                return
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+            send(connection, self._greeting())
+            while not self._closed:
+                asked = receive(connection)
+                send(connection, self._answer(asked))
+        except (EOFError, OSError):
+            pass  # it has ended, or this process ends
+        except StoreError as error:
+            logger.warning("%s", error)
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+            connection.close()
+
+    def _greeting(self) -> dict[str, Any]:
+        me = Holder.here()
+        return {
+            "protocol": PROTOCOL,
+            "collection": self._store.collection,
+            "pid": me.pid,
+            "command": me.command,
+            "since": me.since,
+        }
+
+    def _answer(self, asked: Any) -> dict[str, Any]:
+        try:
+            return {"answer": self._calls[asked["call"]](**asked["with"])}
+        except PrecedentError as error:
+            return {"error": type(error).__name__, "text": str(error)}
+        except Exception as error:
+            logger.exception("a call over the socket of the index failed")
+            return {"error": "StoreError", "text": _fault(error)}
+
+
+def _fault(error: Exception) -> str:
+    return (
+        f"the process that has the index open failed ({type(error).__name__}); see its messages, "
+        "and run the same command again"
+    )
+
+
+def _calls_of(store: EdgeStore) -> dict[str, Callable[..., Any]]:
+    """What can be asked, by name."""
+
+    def state(known: str | None) -> dict[str, Any]:
+        """Profile and cells; the cells only if their key is not ``known``."""
+        cells = store.cells
+        key = None if cells is None else cells.key
+        sent = None if key == known else cells
+        return {"profile": store.profile, "key": key, "cells": sent}
+
+    return {
+        "state": state,
+        "approximates": store.approximates,
+        "arrange": store.arrange,
+        "upsert": store.upsert,
+        "flush": store.flush,
+        "optimise": store.optimise,
+        "query": store.query,
+        "count": store.count,
+        "facets": store.facets,
+        "get": lambda ids, with_z: store.get(ids, with_z=with_z),
+        "ids": store.selected_ids,
+        "delete": store.delete,
+    }

@@ -1,0 +1,214 @@
+"""Instances and jobs over HTTP: taken in, refused, deleted, made."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from handed_in import picture_file, slice_file
+from services.loopback import LoopbackClient
+
+from api.security.keys import Keys
+from api.security.policy import Scope
+from api.service import create_service
+from engine.settings import FolderSettings, Settings
+from indexer.archive import Archive
+from indexer.datadir.layout import DataDir
+from indexer.ledger.database import open_database
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def settings(indexed, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Those of an archive with nothing in it yet, which names one source."""
+    source = FolderSettings(kind="folder", paths=(indexed.files["stripes"][0].parent,))
+    return indexed.settings.model_copy(
+        update={
+            "data_dir": tmp_path_factory.mktemp("fresh") / "data",
+            "sources": {"shelf": source},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fresh(settings: Settings) -> Iterator[TestClient]:
+    with LoopbackClient(create_service(settings)) as client:
+        yield client
+
+
+def add(client: TestClient, content: bytes, name: str = "image") -> Any:
+    return client.post("/v1/instances", files={"file": (name, content)})
+
+
+def kept(settings: Settings) -> list[Path]:
+    return [*(settings.data_dir / "received").rglob("*.img")]
+
+
+def test_an_instance_makes_the_index_and_is_found_at_once(fresh, settings):
+    content = slice_file(200)
+    answer = add(fresh, content)
+    assert answer.status_code == 201, answer.text
+    told = answer.json()
+    assert (told["sop"], told["study"], told["duplicate"]) == ("1.2.7.200", "1.2.8.100", False)
+    (point,) = told["ids"]
+    found = fresh.post("/v1/search", files={"file": content}, data={"k": "1"}).json()["hits"]
+    assert [hit["id"] for hit in found] == [point]
+    assert fresh.get(f"/v1/images/{point}/thumbnail").status_code == 200
+    again = add(fresh, content, "under another name")
+    assert (again.status_code, again.json()) == (200, told)
+    assert len(kept(settings)) == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "other picture of the same UID", "same picture"])
+def test_what_becomes_of_others(fresh, settings, kind):
+    first = slice_file(210)
+    assert add(fresh, first).status_code in (200, 201)
+    before = kept(settings)
+    if kind == "png":
+        answer = add(fresh, picture_file(215))
+        assert answer.status_code == 201
+        assert (answer.json()["sop"], len(answer.json()["ids"])) == (None, 1)
+    elif kind == "same picture":
+        same = slice_file(210, part="HAND")
+        answer = add(fresh, same)
+        assert (answer.status_code, answer.json()["duplicate"]) == (201, True)
+    else:
+        answer = add(fresh, slice_file(210, shows=211))
+        assert (answer.status_code, answer.json()["code"]) == (422, "conflicting-uid")
+        assert str(settings.data_dir) not in answer.text
+        assert kept(settings) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "empty-file"), (b"no picture", "not-an-image"), (b"\x89PNG\r\n\x1a\nxx", "damaged")],
+)
+def test_what_cannot_be_indexed_is_refused_and_not_kept(fresh, settings, content, code):
+    before = kept(settings)
+    answer = add(fresh, content)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] in (code, "unreadable", "truncated", "not-an-image")
+    assert kept(settings) == before
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        from indexer.ledger.instances import Ledger
+
+        assert not Ledger(database).refusals(10)
+
+
+def test_no_file_and_too_large_ones(fresh):
+    assert fresh.post("/v1/instances").status_code == 422
+    assert add(fresh, bytes(300_000)).status_code == 413
+
+
+def test_a_series_goes_and_comes_back_when_it_is_sent_again(fresh, settings):
+    one, other = map(slice_file, (220, 221))
+    assert {add(fresh, content).status_code for content in (one, other)} == {201}
+    dry = fresh.delete("/v1/instances", params={"series": "1.2.9.110", "dry_run": True})
+    told = {"dry_run": True, "studies": 1, "series": 1, "instances": 2, "points": 2}
+    assert (dry.status_code, dry.json()) == (200, told)
+    gone = fresh.delete("/v1/instances", params={"series": "1.2.9.110"})
+    assert (gone.status_code, gone.json()) == (200, {**told, "dry_run": False})
+    assert fresh.delete("/v1/instances", params={"series": "1.2.9.110"}).status_code == 404
+    related = fresh.get("/v1/studies/1.2.8.110/related")
+    assert related.status_code == 404
+    assert add(fresh, one).status_code == 201
+    patient = fresh.delete("/v1/instances", params={"patient": "HANDED-IN-220"})
+    assert patient.json()["instances"] == 1
+    # What was received is on the disk no more: nothing names it in the files that are left.
+    assert all(b"HANDED-IN-22" not in path.read_bytes() for path in kept(settings))
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [({}, 400), ({"dry_run": True}, 400), ({"study": ""}, 422), ({"sop": "1.2*"}, 422)],
+)
+def test_nothing_is_removed_without_saying_what(fresh, asked, status):
+    assert fresh.delete("/v1/instances", params=asked).status_code == status
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_job_of_a_named_source_is_worked_on(fresh, settings):
+    made = fresh.post("/v1/jobs", json={"source": "shelf"})
+    assert made.status_code == 201, made.text
+    assert made.headers["location"] == f"/v1/jobs/{made.json()['job']}"
+    until(lambda: fresh.get("/v1/facets?where=source=shelf").json()["count"] == 14)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"source": "/etc"}, 400),
+        ({"source": "other"}, 400),
+        ({"source": "shelf", "paths": ["/etc"]}, 422),
+        ({"source": "shelf", "since": "2020-01-01"}, 400),
+        ({"source": "shelf", "study": "1.2", "delete_vanished": True}, 400),
+        ({"source": "shelf", "at_most": 7}, 422),
+        ({}, 422),
+    ],
+)
+def test_no_job_of_anything_else(fresh, asked, status):
+    answer = fresh.post("/v1/jobs", json=asked)
+    assert answer.status_code == status, answer.text
+    assert "shelf" not in answer.text.replace(str(asked), "") or "source" in asked
+
+
+def test_another_tenant_writes_nothing(indexed, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        _, key = Keys(database).create("theirs", [Scope.INDEX], tenant="elsewhere")
+    sent = {"Authorization": f"Bearer {key}"}
+    with LoopbackClient(create_service(settings), headers=sent) as client:
+        for answer in (
+            add(client, picture_file(1)),
+            client.delete("/v1/instances", params={"study": "1.2.4.0"}),
+            client.post("/v1/jobs", json={"source": "shelf"}),
+        ):
+            assert answer.status_code == 409
+            assert "tenant" in answer.json()["detail"]
+    with Archive(settings) as archive:
+        assert archive.ledger.counts() == {"done": 35}
+
+
+def test_what_was_kept_before_a_kill_is_indexed_after_the_next_start(indexed, tmp_path):
+    """As a kill between the disk and the index leaves it."""
+    import hashlib
+
+    settings = indexed.copy(tmp_path / "data")
+    content = picture_file(300)
+    digest = hashlib.sha256(content).hexdigest()
+    place = settings.data_dir / "received" / digest[:2] / digest[2:4] / f"{digest}.img"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    with LoopbackClient(create_service(settings)) as client:
+        answer = add(client, content)
+        assert answer.status_code in (200, 201), answer.text
+        hits = client.post("/v1/search", files={"file": content}, data={"k": "1"}).json()["hits"]
+        assert [hit["id"] for hit in hits] == answer.json()["ids"]
+
+
+def test_a_deletion_that_was_killed_is_finished_by_the_next_one_to_open(indexed, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
+    with Archive(settings) as archive:
+        study = "1.2.4.0"
+        whole = archive.ledger.find(study=study)
+        assert len(whole) == 2
+
+        def killed(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        archive._delete_all = killed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            archive.delete_all({"study": study})
+        assert archive.ledger.find(study=study) == whole
+    with Archive(settings) as archive:
+        assert archive.ledger.find(study=study) == []
+        assert not list((settings.data_dir / "deletions").iterdir())
