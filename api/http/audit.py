@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
 from api.audit.rows import Entry, Who, outcome_of
 from api.audit.writer import Writer
 from api.http.addresses import Address, Addresses, path_of
+from api.http.head import is_head
 from api.http.problems import log_problem, problem_of, problem_response
 from api.security.access import Caller
 from api.security.keys import public_id
@@ -132,7 +133,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
     acting = None if caller is None else caller.acting
     return Entry(
         who_is(caller, state.get("claimed") or _claimed(scope)),
-        f"{scope['method']} {address.template}",
+        f"{'HEAD' if is_head(scope) else scope['method']} {address.template}",
         status,
         outcome_of(status),
         Seen.joined((named_by(address), seen)),

@@ -21,6 +21,7 @@ __all__ = [
     "LEAST_POINTS",
     "NEIGHBOURS",
     "Cells",
+    "Neighbours",
     "measured_again",
     "measured_on_sample",
     "sample_size",

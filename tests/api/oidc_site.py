@@ -14,8 +14,14 @@ __all__ = ["PAGE", "PEOPLE", "PROGRAMS", "SHORT", "bearer", "by_public_key", "pa
 
 PAGE = "http://localhost"
 SHORT = AUDIENCE + "/short"
-"""An audience whose tokens last a second."""
-GIVES = {"search": "radiology", "index": "pacs", "admin": "it", "audit": "privacy"}
+"""An audience whose tokens last three seconds."""
+GIVES = {
+    "search": "radiology",
+    "index": "pacs",
+    "admin": "it",
+    "audit": "privacy",
+    "metrics": "monitoring",
+}
 _EVERY = list(GIVES.values())
 PROGRAMS: dict[str, dict[str, Any]] = {
     "right": {"groups": _EVERY, "site": "north"},

@@ -172,7 +172,7 @@ def test_hits_without_uids_are_named_where_a_setting_allows_it(indexed, tmp_path
 
 def test_a_service_that_has_all_it_needs_is_ready(client) -> None:
     told = client.get("/readyz")
-    assert told.json() == {"status": "ready", "checked": ["model", "store", "ledger"]}
+    assert told.json() == {"status": "ready", "checked": ["model", "store", "ledger", "audit"]}
 
 
 def test_what_is_missing_is_named_and_nothing_else(indexed, tmp_path: Path) -> None:

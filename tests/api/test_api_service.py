@@ -33,8 +33,11 @@ from engine.errors import (
 from engine.search.engine import SearchEngine
 
 OPERATIONS = [
+    "addInstance",
     "cancelJob",
     "createEmbedToken",
+    "createJob",
+    "deleteInstances",
     "getDuplicates",
     "getFacets",
     "getHealth",

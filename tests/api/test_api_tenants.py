@@ -61,7 +61,10 @@ def two(indexed, store_root: Path) -> Iterator[Two]:
             settings: Settings = indexed.copy(store_root / name)
             with Archive(settings) as archive:
                 archive.store.delete(Filter())
-                archive.store.upsert([p for p in points if name in ("both", p.record.tenant)])
+                for tenant in TENANTS:
+                    if name in ("both", tenant):
+                        own = [one for one in points if one.record.tenant == tenant]
+                        archive.of(tenant).store.upsert(own)
                 archive.store.flush()
             with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
                 keys = Keys(database)

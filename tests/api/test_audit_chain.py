@@ -79,7 +79,7 @@ def test_the_log_shares_a_database_with_the_ledger_and_knows_its_own_version(
     ledger_url: str,
 ) -> None:
     with Database(ledger_url) as database, Database(ledger_url, AUDIT) as beside:
-        Ledger(database).begin_run("folder", "2031-01-01T00:00:00+00:00")
+        Ledger(database.of("default")).begin_run("folder", "2031-01-01T00:00:00+00:00")
         AuditLog(beside).add_command(entry())
     with Database(ledger_url, AUDIT) as again:
         assert AuditLog(again).newest() is not None

@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "info": [],
     "serve": ["--help"],
     "keys": ["list"],
+    "audit": ["search"],
     "receive": ["--help"],
     "jobs": ["list"],
     "worker": ["--help"],

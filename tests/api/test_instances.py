@@ -95,7 +95,7 @@ def test_what_cannot_be_indexed_is_refused_and_not_kept(fresh, settings, content
     with open_database(settings, DataDir(settings.data_dir).ledger) as database:
         from indexer.ledger.instances import Ledger
 
-        assert not Ledger(database).refusals(10)
+        assert not Ledger(database.of("default")).refusals(10)
 
 
 def test_no_file_and_too_large_ones(fresh):
@@ -167,13 +167,15 @@ def test_another_tenant_writes_nothing(indexed, tmp_path):
         _, key = Keys(database).create("theirs", [Scope.INDEX], tenant="elsewhere")
     sent = {"Authorization": f"Bearer {key}"}
     with LoopbackClient(create_service(settings), headers=sent) as client:
-        for answer in (
-            add(client, picture_file(1)),
-            client.delete("/v1/instances", params={"study": "1.2.4.0"}),
-            client.post("/v1/jobs", json={"source": "shelf"}),
-        ):
-            assert answer.status_code == 409
-            assert "tenant" in answer.json()["detail"]
+        refused = add(client, picture_file(1))
+        assert refused.status_code == 409
+        assert "tenant" in refused.json()["detail"]
+        # What is of another tenant does not exist, in the same words.
+        answer = client.delete("/v1/instances", params={"study": "1.2.4.0"})
+        assert answer.status_code == 404
+        nowhere = client.delete("/v1/instances", params={"study": "1.2.4.99"})
+        assert nowhere.json()["detail"] == answer.json()["detail"]
+        assert client.post("/v1/jobs", json={"source": "shelf"}).status_code == 400
     with Archive(settings) as archive:
         assert archive.ledger.counts() == {"done": 35}
 

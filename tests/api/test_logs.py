@@ -116,7 +116,7 @@ def test_of_an_unforeseen_error_type_and_place_are_logged(
         raise RuntimeError(f"of patient {secret}")
 
     added = {**policy.POLICY, ("GET", "/login/broken"): None}
-    for module in ("api.http.guard", "api.http.observing"):
+    for module in ("api.http.addresses", "api.http.observing"):
         monkeypatch.setattr(f"{module}.POLICY", added)
     app = create_service(settings)
     app.include_router(router)

@@ -28,7 +28,7 @@ from indexer.ledger.database import Database
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[IdentityProvider]:
-    with IdentityProvider(PROGRAMS, PEOPLE, lifetimes={SHORT: 1}) as running:
+    with IdentityProvider(PROGRAMS, PEOPLE, lifetimes={SHORT: 3}) as running:
         yield running
 
 
@@ -172,7 +172,7 @@ def test_a_real_token_ends(provider: IdentityProvider) -> None:
     token = provider.token("right", SHORT)
     with_party = RelyingParty(settings)
     assert with_party.by_token(token).id == "right"
-    time.sleep(1.1)
+    time.sleep(3.1)
     with pytest.raises(NotAuthenticated, match="expired"):
         with_party.by_token(token)
     with_party.close()

@@ -328,7 +328,7 @@ def test_migrations_come_with_the_package() -> None:
     folder = Path(spec.origin).parent
     assert (folder / "env.py").is_file()
     numbers = sorted(path.name[:4] for path in (folder / "versions").glob("0*.py"))
-    assert numbers == ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]
+    assert numbers == ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"]
 
 
 def test_settings_name_the_database(tmp_path: Path, ledger_url: str) -> None:

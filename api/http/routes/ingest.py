@@ -39,7 +39,7 @@ class InstanceDocument(BaseModel):
                     "series": "1.2.826.0.1.3680043.8.498.1.1",
                     "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
                     "duplicate": False,
-                    "missing_frames": None,
+                    "missing_frames": "frame 3 of 12 is cut off",
                 }
             ]
         },
