@@ -112,22 +112,24 @@ def test_a_broker_that_refuses_the_password(indexed, command, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("command", [("search", "{image}"), ("index", "{image}"), ("serve",)])
-def test_an_index_that_is_in_use_and_does_not_answer(indexed, command, monkeypatch):
+def test_an_index_that_is_in_use_and_does_not_answer(indexed, command, monkeypatch, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
     monkeypatch.setattr("engine.store.sharing.store._PATIENCE_SECONDS", 0.0)
-    monkeypatch.setenv("PRECEDENT_DATA_DIR", str(indexed.settings.data_dir))
-    monkeypatch.setenv("PRECEDENT_MODEL", str(indexed.settings.model))
+    monkeypatch.setenv("PRECEDENT_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("PRECEDENT_MODEL", str(settings.model))
     image = str(indexed.files["stripes"][0])
     with (
-        EdgeStore.open(indexed.settings.data_dir / "index"),
+        EdgeStore.open(settings.data_dir / "index"),
         pytest.raises(StoreLocked, match=f"pid {os.getpid()}"),
     ):
         run(*(part.format(image=image) for part in command))
 
 
-def test_info_says_what_it_could_not_ask(indexed, monkeypatch):
+def test_info_says_what_it_could_not_ask(indexed, monkeypatch, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
     monkeypatch.setattr("engine.store.sharing.store._PATIENCE_SECONDS", 0.0)
-    place = ["--data-dir", indexed.settings.data_dir, "--model", indexed.settings.model]
-    with EdgeStore.open(indexed.settings.data_dir / "index"):
+    place = ["--data-dir", settings.data_dir, "--model", settings.model]
+    with EdgeStore.open(settings.data_dir / "index"):
         told = json.loads(run("info", "--json", *place))
         assert (told["points"], told["instances"]) == (None, {"done": 35})
         assert f"pid {os.getpid()}" in told["not_asked"]

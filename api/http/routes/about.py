@@ -319,8 +319,8 @@ def get_whoami(request: Request) -> WhoamiDocument:
     database = request.state.ledger.database()
     key = None if None in (caller.key, database) else Keys(database).find(caller.key)
     return WhoamiDocument(
-        id=caller.key,
-        name=None if key is None else key.name,
+        id=caller.key or caller.subject,
+        name=caller.name,
         scopes=sorted(caller.scopes),
         tenant=caller.tenant,
         expires_at=None if key is None else key.expires_at,
