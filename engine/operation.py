@@ -11,19 +11,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["OperationSettings", "is_loopback_name"]
+from engine.loopback import is_loopback
+
+__all__ = ["OperationSettings"]
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]", re.ASCII)
-
-
-def is_loopback_name(host: str) -> bool:
-    """Whether this name or address, without port, is one of the machine itself."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _network(written: str) -> str:
@@ -70,7 +62,7 @@ def _origin(written: str) -> str:
             f"{written[:80]!r} is no origin; write scheme, host and, where it is not the usual "
             "one, port, as in https://portal.example"
         )
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback_name(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ValueError(
             f"{written[:80]!r} is not https: whoever is on the way could put questions of their "
             "own into its pages; only pages of this machine may be http, as http://localhost:3000"
@@ -82,18 +74,6 @@ def _origin(written: str) -> str:
 def _ancestor(written: str) -> str:
     """As :func:`_origin`, and "self" too."""
     return "self" if written.strip("'").lower() == "self" else _origin(written)
-
-
-def _host(written: str) -> str:
-    """Checks the name or address of a host, without port.
-
-    Raises:
-        ValueError: it is none.
-    """
-    lower = written.lower().rstrip(".")
-    if _HOST.fullmatch(lower) is None:
-        raise ValueError(f"{written[:80]!r} is no host; write it as in login.hospital.example")
-    return lower
 
 
 def _at_once() -> int:
@@ -142,8 +122,6 @@ class OperationSettings(BaseModel):
     """Origins whose pages may show this service's page in a frame; "self" is its own."""
     hsts_seconds: Annotated[int, Field(ge=0)] = 0
     """For how long browsers remember to come over TLS alone; sent over TLS only. 0 = not sent."""
-    outbound_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
-    """Hosts that the service may call besides those of the addresses in its settings."""
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """A port of its own on which anybody who reaches it may read /metrics; None = there is none."""
