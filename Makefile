@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
-	bench-served bench-start conformance conformance-statement weights clean
+	bench-api bench-served bench-start conformance conformance-statement weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -59,6 +59,9 @@ bench-search: $(VENV)/.installed-bench
 # Beside a bare client, on the Qdrant server that PRECEDENT_TEST_QDRANT_URL names.
 bench-served: $(VENV)/.installed-bench
 	$(BIN)/python -m bench.served $(DATA)
+
+bench-api: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.api $(DATA)
 
 # One thread each: they run side by side. Runs that are in bench/results/runs are not made again.
 bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev

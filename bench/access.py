@@ -33,7 +33,7 @@ __all__ = ["main"]
 
 _UNCHECKED = """
 import api.security.access as access
-access.Access.caller = lambda *_: access.OPEN
+access.Access.identified = lambda *_: access.OPEN
 from api.cli.main import main
 main()
 """
@@ -100,7 +100,12 @@ def _served(opened: ExitStack, data_dir: Path, model: Path | None, kind: str) ->
     start = ["-c", _UNCHECKED] if kind == "unchecked" else ["-m", "api"]
     command = [sys.executable, *start, "serve", "--port", "0", "--data-dir", str(data_dir)]
     command += [] if model is None else ["--model", str(model)]
-    environment = {**os.environ, "PRECEDENT_AUDIT__ENABLED": str(kind == "audit")}
+    environment = {
+        **os.environ,
+        "PRECEDENT_AUDIT__ENABLED": str(kind == "audit"),
+        "PRECEDENT_SERVER__REQUESTS_PER_SECOND": "1000000",
+        "PRECEDENT_SERVER__LOG_REQUESTS": "false",
+    }
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     opened.callback(process.wait)
     opened.callback(process.terminate)
