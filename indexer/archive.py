@@ -193,6 +193,10 @@ class Archive:
         of_points = self._whole.facets(["tenant"], Filter(), _MOST_TENANTS)["tenant"]
         return sorted({*all_tenants(self._database), *of_points})
 
+    def count_all(self) -> int:
+        """How many points the index has, of all tenants together."""
+        return self._whole.count(Filter())
+
     def of(self, tenant: str) -> "Archive":
         """The same data folder for another tenant. Closing it leaves this one open, without which
         it cannot be used."""

@@ -29,7 +29,6 @@ from api.http.serving import Serving
 from api.http.slots import Load
 from engine.errors import PrecedentError, SettingsError
 from engine.settings import ServerSettings
-from engine.store.base import Filter
 from indexer.ledger.database import Database
 from indexer.ledger.schema import jobs, tasks
 
@@ -206,7 +205,7 @@ class _OfTheArchive:
         up = GaugeMetricFamily("precedent_index_up", "Whether the index can be searched.")
         try:
             with self.serving.request() as (archive, _):
-                points = archive.store.count(Filter())
+                points = archive.count_all()
                 told = {
                     "fingerprint": archive.manifest.fingerprint,
                     "bits": str(archive.manifest.bits),

@@ -2,7 +2,9 @@
 
 import re
 import socket
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,8 @@ from api.security.keys import Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
 from engine.settings import Settings
+from engine.store.base import Filter
+from indexer.archive import Archive
 from indexer.ledger.database import Database
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -77,6 +81,19 @@ def test_what_was_asked_is_counted_by_route_stage_filter_and_verdict(site, index
     assert of(found, "precedent_requests_in_flight") == 1
     assert of(found, "precedent_requests_at_work") == 0
     assert "HIDDEN" not in told.text
+
+
+def test_images_of_all_tenants_are_counted(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with Archive(settings) as archive:
+        one = next(archive.store.scroll(Filter(), with_z=True))
+        theirs = replace(one, id=str(uuid.uuid4()), record=replace(one.record, tenant="north"))
+        archive.of("north").store.upsert([theirs])
+        archive.store.flush()
+    with LoopbackClient(create_service(settings)) as client:
+        found = figures(client.app.state.metrics.text().decode())
+        assert client.get("/v1/stats").json()["points"] == 35
+    assert of(found, "precedent_points") == 36
 
 
 def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
