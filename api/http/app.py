@@ -125,7 +125,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         app.include_router(routes.router)
     _complete_openapi(app)
     server = settings.server
-    # The middleware added last is the outermost: every response gets the security headers.
+    # The middleware added last is the outermost.
     app.add_middleware(Slots, server=server, load=load)
     app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Throttle, rates=rates)
@@ -135,9 +135,10 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     app.add_middleware(UnexpectedErrors)
     if settings.audit.enabled:
         app.add_middleware(Audited)
-    app.add_middleware(SecurityHeaders, server=server)
     app.add_middleware(Timed)
+    # It answers preflights itself, and says of some answers that other origins may have them.
     app.add_middleware(Origins, server=server)
+    app.add_middleware(SecurityHeaders, server=server)
     observers = (metrics,) if traces is None else (metrics, traces)
     app.add_middleware(Observed, observers=observers, lines=server.log_requests)
     app.add_middleware(Proxies, trusted=server.trusted_proxies)

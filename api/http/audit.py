@@ -13,6 +13,7 @@ from api.audit.writer import Writer
 from api.http.addresses import Address, Addresses, path_of
 from api.http.head import is_head
 from api.http.problems import log_problem, problem_of, problem_response
+from api.http.request_ids import request_id_of
 from api.security.access import Caller
 from api.security.keys import public_id
 from api.security.policy import PUBLIC
@@ -67,7 +68,7 @@ class Audited:
                     await self._record(scope, state, message["status"])
                 except AuditError as error:
                     withheld = True
-                    problem = problem_of(error, scope["path"])
+                    problem = problem_of(error, scope["path"], request_id_of(scope))
                     log_problem(problem, error)
                     answer = problem_response(problem, {"Retry-After": "5"})
                     await answer(scope, receive, send)

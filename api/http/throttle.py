@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_of, problem_response
+from api.http.request_ids import request_id_of
 from api.http.slots import is_always_answered
 from api.security.access import Caller
 from api.security.rates import Allowance, Rates
@@ -42,7 +43,8 @@ class Throttle:
                 "Retry-After says, and send fewer requests at a time",
             )
             headers = {"Retry-After": str(seconds), **told}
-            await problem_response(problem_of(error, scope["path"]), headers)(scope, receive, send)
+            problem = problem_of(error, scope["path"], request_id_of(scope))
+            await problem_response(problem, headers)(scope, receive, send)
             return
 
         async def sent(message: Message) -> None:

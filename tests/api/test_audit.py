@@ -331,6 +331,7 @@ def test_without_a_row_nothing_is_shown(indexed, tmp_path: Path, impatient, how:
             assert "content-security-policy" in refused.headers
             told = refused.json()
             assert (told["code"], told["instance"]) == ("audit", address)
+            assert told["request_id"] == refused.headers["x-request-id"]
             assert str(settings.data_dir) not in refused.text
             assert "1.2." not in refused.text
         assert client.get("/healthz").status_code == 200

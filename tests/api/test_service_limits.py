@@ -1,6 +1,7 @@
 """Limits of the service over real connections: too much, too slow, too often, and lies about it."""
 
 import concurrent.futures
+import email
 import json
 import socket
 import subprocess
@@ -26,6 +27,13 @@ from indexer.ledger.database import Database, open_database
 
 MAX_UPLOAD = 200_000
 Start = Callable[..., str]
+EVERY_ANSWER = (
+    "content-security-policy",
+    "x-content-type-options",
+    "referrer-policy",
+    "cross-origin-resource-policy",
+    "cache-control",
+)
 
 
 @pytest.fixture
@@ -74,8 +82,13 @@ class Wire:
         """Status and problem of the answer, after which the server hangs up."""
         text = self.rest()
         head, _, body = text.partition(b"\r\n\r\n")
-        assert b"application/problem+json" in head, text
-        return int(head.split()[1]), json.loads(body)
+        headers = email.message_from_bytes(head.partition(b"\r\n")[2])
+        assert headers["content-type"] == "application/problem+json", text
+        for name in EVERY_ANSWER:
+            assert headers.get_all(name), name
+        problem = json.loads(body)
+        assert problem["request_id"] == headers["x-request-id"]
+        return int(head.split()[1]), problem
 
     def rest(self) -> bytes:
         found = b""
@@ -286,6 +299,7 @@ def test_overload_gives_503_and_no_collapse(start: Start, indexed, slow: threadi
         if one.status_code == 503:
             assert one.headers["retry-after"] == "1"
             assert one.json()["code"] == "service-unavailable"
+            assert one.json()["request_id"] == one.headers["x-request-id"]
     assert searches(address, indexed.files["ct"][0].read_bytes())
 
 
@@ -353,6 +367,7 @@ def test_a_key_that_asks_too_often_is_told_to_wait(start: Start, indexed, tmp_pa
         assert left[:10] == list(range(9, -1, -1))
         refused = next(one for one in answers if one.status_code == 429)
         assert refused.json()["code"] == "too-many-requests"
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
         assert refused.headers["retry-after"] == "1"
         # Others are not kept from asking, nor is this one for long.
         assert client.get("/v1/facets", headers=bearers[1]).status_code == 200
