@@ -36,6 +36,8 @@ a credential of their own."""
 _REFUSED = (401, 403, 429)
 _PATIENCE_S = 15.0
 """How long an answer is held back at most, as while a database server does not react."""
+_JOBS = "/v1/jobs/"
+_MOST_DIGITS = 10
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
 
@@ -131,7 +133,9 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
     seen: Seen = state.get("seen") or Seen()
     client = scope.get("client")
     caller = state.get("caller")
-    acting = None if caller is None else caller.acting
+    about = {**_job_named_by(address), **state.get("about", {})}
+    if caller is not None and caller.acting is not None:
+        about["acting"] = caller.acting
     return Entry(
         who_is(caller, state.get("claimed") or _claimed(scope)),
         f"{'HEAD' if is_head(scope) else scope['method']} {address.template}",
@@ -140,7 +144,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
         Seen.joined((named_by(address), seen)),
         None if client is None else str(client[0]),
         state.get("request_id"),
-        {} if acting is None else {"acting": acting},
+        about,
     )
 
 
@@ -155,6 +159,12 @@ def named_by(address: Address) -> Seen:
             images = ()
     named = len(study) <= 64 and _UID.fullmatch(study) is not None
     return Seen((study,) if named else (), images)
+
+
+def _job_named_by(address: Address) -> dict[str, Any]:
+    number = address.named.get("id", "") if address.template.startswith(_JOBS) else ""
+    known = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
+    return {"job": int(number)} if known else {}
 
 
 def _claimed(scope: AsgiScope) -> str | None:

@@ -38,6 +38,8 @@ def show_embedded(request: Request, token: Annotated[str, Form(max_length=4000)]
     """
     access: Access = request.state.access
     embed, holds = access.embed_tokens().read(token)
+    # For the audit log, should it be refused: the token is ours.
+    request.state.claimed = embed.key
     sent = request.headers.getlist("origin")
     if len(sent) != 1 or not hmac.compare_digest(sent[0].encode(), embed.origin.encode()):
         raise NotAllowed(

@@ -20,6 +20,7 @@ from services.loopback import LoopbackClient
 from services.postgres import Postgres
 from starlette.requests import Request
 
+from api.audit.export import audit_event
 from api.audit.log import AuditLog, open_log
 from api.audit.verify import verify
 from api.http.addresses import Addresses
@@ -236,6 +237,40 @@ def test_signing_in_and_out_leave_rows(site: Site) -> None:
     assert (row["action"], row["who"]["id"]) == ("POST /logout", site.key)
     assert entered.cookies[COOKIE] not in json.dumps(site.rows())
     site.client.cookies.clear()
+
+
+@pytest.mark.parametrize("field", ["sop", "series", "study"])
+def test_what_was_removed_is_named(indexed, tmp_path: Path, field: str) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with Archive(settings) as archive:
+        records = [point.record for point in archive.store.scroll(Filter())]
+    one = next(record for record in records if record.study is not None)
+    with LoopbackClient(create_service(settings)) as client, open_log(settings) as log:
+        asked = {field: getattr(one, field)}
+        assert client.delete("/v1/instances", params=asked).json()["points"] > 0
+        row = next(iter(log.between(latest_first=True)))
+    assert row.document["studies"] == [one.study]
+    assert row.document["results"] > 0
+    event = audit_event(row)
+    assert (event["type"]["code"], event["action"]) == ("110105", "D")
+
+
+def test_the_job_is_named(site: Site) -> None:
+    for method, path, action in (
+        ("GET", "/v1/jobs/1", "R"),
+        ("GET", "/v1/jobs/1/report", "R"),
+        ("POST", "/v1/jobs/1/cancel", "U"),
+    ):
+        site.client.request(method, path, headers=site.right)
+        row = next(iter(site.log.between(latest_first=True)))
+        assert row.document["about"] == {"job": 1}
+        event = audit_event(row)
+        assert event["action"] == action
+        told = [one["what"]["identifier"] for one in event["entity"] if "what" in one]
+        assert {"system": "urn:precedent:job", "value": "1"} in told
+    for strange in ("x", "١", "9" * 40, site.image):
+        site.client.get(f"/v1/jobs/{strange}", headers=site.right)
+        assert site.last()["about"] == {}
 
 
 HIDDEN = ["Hidden", "Somebody", "HIDDEN-"]

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from handed_in import picture_file, slice_file
 from services.loopback import LoopbackClient
 
+from api.audit.log import open_log
 from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
@@ -140,6 +141,9 @@ def test_a_job_of_a_named_source_is_worked_on(fresh, settings):
     made = fresh.post("/v1/jobs", json={"source": "shelf"})
     assert made.status_code == 201, made.text
     assert made.headers["location"] == f"/v1/jobs/{made.json()['job']}"
+    with open_log(settings) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert row["about"] == {"job": made.json()["job"], "source": "shelf"}
     until(lambda: fresh.get("/v1/facets?where=source=shelf").json()["count"] == 14)
 
 

@@ -192,6 +192,8 @@ def delete_instances(
         if not instances and not points:
             raise HTTPException(404, "nothing in the index is of that; nothing was removed")
         if not dry_run:
+            # Before anything goes: should it be cut short, the row says of what.
+            tell(request, Seen(tuple(ledger.studies(**wanted))))
             instances, points = archive.delete_all(wanted)
     return DeletedDocument(
         dry_run=dry_run, studies=studies, series=of_series, instances=instances, points=points
