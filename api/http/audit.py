@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
 
 from api.audit.rows import Entry, Who, outcome_of
@@ -20,7 +21,7 @@ from api.security.policy import PUBLIC
 from api.security.seen import Seen
 from engine.errors import AuditError
 
-__all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "who_is"]
+__all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "record_before", "who_is"]
 
 ALWAYS = frozenset(
     {
@@ -34,6 +35,8 @@ ALWAYS = frozenset(
 """Public routes whose accesses are recorded all the same: they begin and end a session, or ask for
 a credential of their own."""
 _REFUSED = (401, 403, 429)
+_BEGUN = 102
+"""Status of the row of what is about to be done (HTTP: Processing)."""
 _PATIENCE_S = 15.0
 """How long an answer is held back at most, as while a database server does not react."""
 _JOBS = "/v1/jobs/"
@@ -61,6 +64,7 @@ class Audited:
         begun = withheld = False
         # Set before anything inside adds to it, so that all of it is seen here.
         state = scope.setdefault("state", {})
+        state["record_before"] = lambda: self._record_before(scope, state)
 
         async def recorded(message: Message) -> None:
             nonlocal begun, withheld
@@ -97,9 +101,33 @@ class Audited:
         except TimeoutError:
             # What becomes of it is of no interest any more.
             written.add_done_callback(lambda future: future.cancelled() or future.exception())
-            raise AuditError(
-                f"the audit log took more than {_PATIENCE_S:g} s; see to its database"
-            ) from None
+            raise _too_slow() from None
+
+    def _record_before(self, scope: AsgiScope, state: Mapping[str, Any]) -> None:
+        """See :func:`record_before`."""
+        found, writer = self._addresses.find(path_of(scope)), state.get("audit")
+        if found is None or writer is None:
+            raise AuditError("the service has no audit log yet; start it before it is asked")
+        try:
+            writer.write(_entry(scope, state, found, _BEGUN)).result(_PATIENCE_S)
+        except TimeoutError:
+            raise _too_slow() from None
+
+
+def record_before(request: Request) -> None:
+    """Records what the request is about to do and cannot undo: for the case that the service is
+    killed, or the log fails, before the answer. A route calls it in its own thread.
+
+    Raises:
+        AuditError: the row cannot be committed; nothing must be done then.
+    """
+    record: Callable[[], None] | None = getattr(request.state, "record_before", None)
+    if record is not None:
+        record()
+
+
+def _too_slow() -> AuditError:
+    return AuditError(f"the audit log took more than {_PATIENCE_S:g} s; see to its database")
 
 
 def is_recorded(method: str, address: Address, status: int) -> bool:

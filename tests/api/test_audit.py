@@ -248,8 +248,9 @@ def test_what_was_removed_is_named(indexed, tmp_path: Path, field: str) -> None:
     with LoopbackClient(create_service(settings)) as client, open_log(settings) as log:
         asked = {field: getattr(one, field)}
         assert client.delete("/v1/instances", params=asked).json()["points"] > 0
-        row = next(iter(log.between(latest_first=True)))
-    assert row.document["studies"] == [one.study]
+        begun, row = log.between()
+    assert [begun.document["status"], row.document["status"]] == [102, 200]
+    assert begun.document["studies"] == row.document["studies"] == [one.study]
     assert row.document["results"] > 0
     event = audit_event(row)
     assert (event["type"]["code"], event["action"]) == ("110105", "D")
@@ -374,6 +375,28 @@ def test_without_a_row_nothing_is_shown(indexed, tmp_path: Path, impatient, how:
         assert client.get(f"/v1/images/{image}").status_code == 200
     with open_log(settings) as log:
         assert verify(log).flaws == []
+
+
+@pytest.mark.parametrize("how", ["locked", "gone", "refusing"])
+def test_without_a_row_nothing_is_removed(indexed, tmp_path: Path, impatient, how: str) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with LoopbackClient(create_service(settings)) as client:
+        assert client.get("/v1/facets").json()["count"] == 35
+        mend = broken(settings.data_dir / "audit.sqlite", how)
+        asked = {"study": "1.2.4.0"}
+        assert client.delete("/v1/instances", params=asked).status_code == 503
+        mend()
+        assert client.get("/v1/facets").json()["count"] == 35
+        assert client.delete("/v1/instances", params=asked).json()["points"] == 2
+
+
+def test_without_an_audit_log_images_are_removed(indexed, tmp_path: Path) -> None:
+    update = {"audit": AuditSettings(enabled=False)}
+    settings = indexed.copy(tmp_path / "data").model_copy(update=update)
+    with LoopbackClient(create_service(settings)) as client:
+        removed = client.delete("/v1/instances", params={"study": "1.2.4.0"})
+        assert removed.json()["points"] == 2
+    assert not (settings.data_dir / "audit.sqlite").exists()
 
 
 @pytest.mark.slow
