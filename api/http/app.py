@@ -213,6 +213,7 @@ def _lifespan(
             yield {
                 "serving": serving,
                 "access": access,
+                "rates": rates,
                 "audit": audit,
                 "ledger": ledger,
                 "previews": previews,

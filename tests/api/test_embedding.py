@@ -243,6 +243,25 @@ def test_an_expired_view_says_so_in_its_frame(
     assert (row["who"]["kind"], row["who"]["id"]) == ("unknown", key.id)
 
 
+def test_a_view_counts_as_a_request_of_its_key(settings: Settings, keys: Keys) -> None:
+    _, written = keys.create("portal", [Scope.SEARCH])
+    few = settings.server.model_copy(update={"requests_per_second": 0.01, "burst": 3})
+    limited = settings.model_copy(update={"server": few})
+    with LoopbackClient(create_service(limited)) as service:
+        made = token(service, written)
+        answers = [shown(service, made) for _ in range(3)]
+        assert [one.status_code for one in answers] == [200, 200, 429]
+        assert int(answers[-1].headers["retry-after"]) > 1
+        assert "Retry-After" in answers[-1].text
+        assert f"frame-ancestors {ORIGIN}" in answers[-1].headers["content-security-policy"]
+        # What is no token of a key is counted for nobody.
+        assert shown(service, "x").status_code == 401
+    with open_log(settings) as log:
+        rows = [row.document for row in islice(log.between(latest_first=True), 2)]
+    assert [row["status"] for row in rows] == [401, 429]
+    assert rows[1]["who"]["name"] == "portal"
+
+
 def test_the_audit_log_says_for_whom_it_was(
     service: TestClient, settings: Settings, keys: Keys
 ) -> None:
