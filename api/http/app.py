@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,7 @@ from indexer.archive import Archive
 __all__ = ["create_app"]
 
 _THREADS_BESIDE = 16
+_LATELY = timedelta(days=7)
 _ROUTES = (
     search,
     batch,
@@ -233,9 +235,9 @@ def _check_audit(settings: Settings) -> None:
 
 
 def _audit_heads(settings: Settings) -> list[AuditHead]:
-    """The last row of each chain of the audit log."""
+    """The last row of each chain of the audit log that was written to lately."""
     with open_log(settings) as log:
-        return list(log.heads().values())
+        return list(log.heads(datetime.now(UTC) - _LATELY).values())
 
 
 def _complete_openapi(app: FastAPI) -> None:

@@ -174,7 +174,8 @@ class Metrics:
 class _OfTheArchive:
     """What the ledger and the index are asked for, at most every ten seconds.
 
-    serving: the archive that is served. heads: gives the ends of the audit log's chains.
+    serving: the archive that is served. heads: gives the ends of the audit log's chains, of those
+    alone that were written to lately: each process that ever was has one.
     """
 
     def __init__(self, database: Callable[[], Database | None]) -> None:
@@ -193,11 +194,10 @@ class _OfTheArchive:
         with self._lock:
             now = time.monotonic()
             if now - self._asked >= _ASKED_EVERY_SECONDS:
-                self._found = [*self._of_index(), *self._of_ledger()]
+                self._found = [*self._of_index(), *self._of_ledger(), *self._of_audit()]
                 self._asked = now
             found = self._found
         yield from found
-        yield from self._of_audit()
 
     def _of_index(self) -> Iterator[Metric]:
         if self.serving is None:

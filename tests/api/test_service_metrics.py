@@ -5,6 +5,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from services.loopback import LoopbackClient
 
+from api.audit.log import AuditLog, open_log
+from api.audit.rows import Entry, Who
 from api.security.keys import Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
@@ -104,6 +107,21 @@ def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
     assert of(found, "precedent_jobs", kind="run", state="finished") == 1
     assert of(found, "precedent_audit_sequence", chain="0123") == 17
     assert of(found, "precedent_audit_digest", chain="0123") == 0xFFFFFFFFFFFF
+
+
+def test_audit_chains_of_processes_long_gone_are_no_series(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    entry = Entry(Who("user", "1"), "precedent search", 0, "ok")
+    with open_log(settings) as log:
+        before = AuditLog(log._database, lambda: datetime.now(UTC) - timedelta(days=8))
+        before.add(before.following("old", None, [entry, entry]))
+        log.add(log.following("new", None, [entry, entry, entry]))
+        assert set(log.heads()) == {"old", "new"}
+    with LoopbackClient(create_service(settings)) as client:
+        found = figures(client.app.state.metrics.text().decode())
+    chains = {name: value for name, value in found.items() if name[0] == "precedent_audit_sequence"}
+    assert list(chains.values()) == [2]
+    assert of(found, "precedent_audit_sequence", chain="new") == 2
 
 
 def test_a_verdict_is_counted(foreign_client, indexed) -> None:
