@@ -356,7 +356,9 @@ class Archive:
     def _finish_deletions(self) -> None:
         """Brings deletions to their end whose processes were killed."""
         for wanted in Deletions(self.data_dir.root).left():
-            instances, points = self.of(wanted.pop("tenant", self.tenant))._delete_all(wanted)
+            # Whoever opens the archive now may be another tenant.
+            whose = wanted.pop("tenant", DEFAULT_TENANT)
+            instances, points = self.of(whose)._delete_all(wanted)
             _log.warning(
                 "a deletion that was cut short is done: %d instances, %d points", instances, points
             )

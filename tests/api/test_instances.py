@@ -1,5 +1,6 @@
 """Instances and jobs over HTTP: taken in, refused, deleted, made."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
 from engine.settings import FolderSettings, Settings
+from engine.store.base import Filter, Match
 from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import open_database
+from indexer.sources.folder import FolderSource
 
 PATIENCE = 60.0
 
@@ -218,3 +221,37 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next_one_to_open(indexed,
     with Archive(settings) as archive:
         assert archive.ledger.find(study=study) == []
         assert not list((settings.data_dir / "deletions").iterdir())
+
+
+@pytest.mark.parametrize("opened_by", ["default", "north", "south"])
+@pytest.mark.parametrize("deleted_by", ["default", "north"])
+def test_a_deletion_that_was_killed_is_finished_for_its_tenant_alone(
+    indexed, tmp_path, opened_by, deleted_by
+):
+    settings = indexed.copy(tmp_path / "data")
+    study = {"study": "1.2.4.0"}
+    tenants = {"default", "north"}
+
+    def left() -> set[str]:
+        with Archive(settings, tenant=opened_by) as archive:
+            return {
+                one
+                for one in tenants
+                if archive.of(one).ledger.count(**study)
+                and archive.of(one).store.count(Filter((Match("study", ("1.2.4.0",)),)))
+            }
+
+    with Archive(settings) as archive:
+        archive.of("north").index(FolderSource([indexed.files["ct"][0].parent]))
+        deleting = archive.of(deleted_by)
+
+        def killed(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        deleting._delete_all = killed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            deleting.delete_all(study)
+    assert left() == tenants - {deleted_by}
+    # An older note names no tenant, from when there was one.
+    (settings.data_dir / "deletions" / "0.json").write_text(json.dumps(study))
+    assert left() == tenants - {deleted_by, "default"}
