@@ -148,6 +148,14 @@ def test_a_search_leaves_its_hits_and_their_number(site: Site) -> None:
     assert row["studies_in_all"] == len({hit["study"] for hit in hits if hit["study"]})
 
 
+def test_the_study_that_was_asked_for_is_named(site: Site) -> None:
+    # Nothing of it is shown.
+    asked = {"study": site.study, "exclude_own": "study", "k": 1, "where": ["modality=PT"]}
+    answer = site.client.post("/v1/search", headers=site.right, json=asked)
+    assert (answer.status_code, answer.json()["hits"]) == (200, [])
+    assert site.last()["studies"] == [site.study]
+
+
 def test_the_verdict_is_in_the_row(foreign_client, foreign_settings: Settings) -> None:
     upload = {"file": ("a.dcm", dicom(stripes(1), 1, modality="CT", part="CHEST"))}
     assert foreign_client.post("/v1/search", files=upload).json()["ood"]["foreign"]

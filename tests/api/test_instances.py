@@ -187,6 +187,57 @@ def test_another_tenant_writes_nothing(indexed, tmp_path):
         assert archive.ledger.counts() == {"done": 35}
 
 
+def test_jobs_are_of_the_tenant_of_their_source(indexed, tmp_path):
+    folder = indexed.files["ct"][0].parent
+    sources = {
+        "ours": FolderSettings(kind="folder", paths=(folder,)),
+        "theirs": FolderSettings(kind="folder", paths=(folder,), tenant="north"),
+    }
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"sources": sources})
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        keys = Keys(database)
+        own, theirs = (
+            {"Authorization": "Bearer " + keys.create(one, list(Scope), tenant=one)[1]}
+            for one in ("default", "north")
+        )
+    with LoopbackClient(create_service(settings)) as client:
+
+        def said(sent: dict[str, str], method: str, path: str, **more: Any) -> Any:
+            answer = client.request(method, path, headers={**sent, "X-Request-Id": "0"}, **more)
+            return answer.status_code, answer.text
+
+        for sent, source in ((own, "theirs"), (theirs, "ours")):
+            refused = said(sent, "POST", "/v1/jobs", json={"source": source})
+            unknown = said(sent, "POST", "/v1/jobs", json={"source": "neither"})
+            assert refused[0] == 400
+            assert refused == (400, unknown[1].replace("neither", source))
+            told = client.get("/v1/sources", headers=sent).text
+            assert source not in told
+        made = client.post("/v1/jobs", headers=theirs, json={"source": "theirs"}).json()["job"]
+        until(lambda: client.get(f"/v1/jobs/{made}", headers=theirs).json()["state"] == "finished")
+        assert client.get("/v1/facets", headers=theirs).json()["count"] > 0
+        assert client.get("/v1/facets", headers=own).json()["count"] == 35
+        assert made not in {one["id"] for one in jobs_of(client, own)}
+        assert {one["id"] for one in jobs_of(client, theirs)} == {made}
+        for method, more in (
+            ("GET", ""),
+            ("GET", "/report"),
+            ("GET", "/events"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
+            ("POST", "/cancel"),
+            ("POST", "/retry"),
+        ):
+            status, text = said(own, method, f"/v1/jobs/{made}{more}")
+            none = said(own, method, f"/v1/jobs/999{more}")[1]
+            assert (status, text) == (404, none.replace("999", str(made)))
+
+
+def jobs_of(client: TestClient, sent: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/v1/jobs", headers=sent).json()["jobs"]
+    return found
+
+
 def test_what_was_kept_before_a_kill_is_indexed_after_the_next_start(indexed, tmp_path):
     """As a kill between the disk and the index leaves it."""
     import hashlib
