@@ -233,6 +233,18 @@ def test_jobs_are_of_the_tenant_of_their_source(indexed, tmp_path):
             assert (status, text) == (404, none.replace("999", str(made)))
 
 
+def test_the_path_of_a_source_is_not_told(indexed, tmp_path, caplog):
+    away = FolderSettings(kind="folder", paths=(tmp_path / "HIDDEN",))
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"sources": {"away": away}})
+    with LoopbackClient(create_service(settings)) as client:
+        answer = client.post("/v1/jobs", json={"source": "away"})
+        assert answer.status_code == 503
+        assert "HIDDEN" not in answer.text
+        assert "HIDDEN" in caplog.text
+        narrowed = client.post("/v1/jobs", json={"source": "away", "modality": "CT"})
+        assert narrowed.status_code == 400
+
+
 def jobs_of(client: TestClient, sent: dict[str, str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = client.get("/v1/jobs", headers=sent).json()["jobs"]
     return found
