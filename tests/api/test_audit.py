@@ -31,7 +31,7 @@ from api.security.policy import POLICY, PUBLIC, Scope
 from api.security.seen import Seen, tell
 from api.service import create_service
 from engine.errors import AuditError
-from engine.settings import AuditSettings, LedgerSettings, Settings
+from engine.settings import AuditSettings, LedgerSettings, ServerSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
 from indexer.ledger.database import Database
@@ -245,6 +245,36 @@ def test_signing_in_and_out_leave_rows(site: Site) -> None:
     assert (row["action"], row["who"]["id"]) == ("POST /logout", site.key)
     assert entered.cookies[COOKIE] not in json.dumps(site.rows())
     site.client.cookies.clear()
+
+
+def test_what_a_limit_refuses_has_a_row_with_the_address_of_the_client(
+    indexed, tmp_path: Path
+) -> None:
+    server = ServerSettings(
+        max_upload_bytes=1000,
+        max_header_bytes=2048,
+        requests_per_second=0.01,
+        burst=2,
+        trusted_proxies=("127.0.0.1",),
+    )
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"server": server})
+    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
+        key, written = Keys(database).create("ward", [Scope.SEARCH])
+    sent = {**bearer(written), "X-Forwarded-For": "203.0.113.1, 192.0.2.9"}
+    large = {"file": b"x" * 200_000}
+    with LoopbackClient(create_service(settings)) as client, open_log(settings) as log:
+        statuses = [
+            client.post("/v1/search", headers={**sent, "X-Long": "x" * 3000}).status_code,
+            client.post("/v1/search", headers=sent, files=large).status_code,
+            client.post("/v1/search", headers=sent, json={"id": NOWHERE}).status_code,
+            client.post("/v1/search", headers=sent, json={"id": NOWHERE}).status_code,
+        ]
+        rows = [row.document for row in log.between()]
+    assert statuses == [431, 413, 404, 429] == [row["status"] for row in rows]
+    assert {row["address"] for row in rows} == {"192.0.2.9"}
+    assert {row["who"]["id"] for row in rows} == {key.id}
+    assert [row["who"]["kind"] for row in rows] == ["unknown", "key", "key", "key"]
+    assert len({row["request"] for row in rows} - {None}) == 4
 
 
 @pytest.mark.parametrize("field", ["sop", "series", "study"])
