@@ -242,6 +242,14 @@ def test_a_body_beyond_the_limit_is_answered_and_not_read_for_ever(strict: str) 
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.parametrize("path", ["/login", "/logout", "/embed"])
+def test_who_sends_no_key_sends_little(strict: str, path: str) -> None:
+    for sent in ({"data": {"key": "x" * 20_000}}, {"files": {"file": b"x" * 20_000}}):
+        answer = httpx2.post(f"{strict}{path}", **sent, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+    assert httpx2.post(f"{strict}{path}", data={"key": "x" * 1000}).status_code != 413
+
+
 def test_a_client_that_does_not_take_its_answer_is_cut(strict: str, indexed) -> None:
     with Wire(strict) as wire:
         # Answers to requests one after the other, none of which is read.
