@@ -193,6 +193,10 @@ class Archive:
         of_points = self._whole.facets(["tenant"], Filter(), _MOST_TENANTS)["tenant"]
         return sorted({*all_tenants(self._database), *of_points})
 
+    def count_all(self) -> int:
+        """How many points the index has, of all tenants together."""
+        return self._whole.count(Filter())
+
     def of(self, tenant: str) -> "Archive":
         """The same data folder for another tenant. Closing it leaves this one open, without which
         it cannot be used."""
@@ -352,7 +356,9 @@ class Archive:
     def _finish_deletions(self) -> None:
         """Brings deletions to their end whose processes were killed."""
         for wanted in Deletions(self.data_dir.root).left():
-            instances, points = self.of(wanted.pop("tenant", self.tenant))._delete_all(wanted)
+            # Whoever opens the archive now may be another tenant.
+            whose = wanted.pop("tenant", DEFAULT_TENANT)
+            instances, points = self.of(whose)._delete_all(wanted)
             _log.warning(
                 "a deletion that was cut short is done: %d instances, %d points", instances, points
             )

@@ -47,7 +47,9 @@ _ACTIVITY = _coding(_DCM, "110100", "Application Activity")
 
 _SPECIAL: Mapping[str, tuple[_Coding, _Coding | None, str]] = {
     "POST /login": (_AUTHENTICATION, _coding(_DCM, "110122", "Login"), "E"),
+    "GET /login/oidc/callback": (_AUTHENTICATION, _coding(_DCM, "110122", "Login"), "E"),
     "POST /logout": (_AUTHENTICATION, _coding(_DCM, "110123", "Logout"), "E"),
+    "DELETE /v1/instances": (_DELETED, None, "D"),
     "precedent search": (_QUERY, None, "E"),
     "precedent recommend": (_QUERY, None, "E"),
     "precedent duplicates": (_QUERY, None, "E"),
@@ -74,7 +76,9 @@ _BY_METHOD: Mapping[str, tuple[_Coding, _Coding | None, str]] = {
     "DELETE": (_RESTFUL, _DELETE, "D"),
 }
 _CREATING = ("/v1/instances", "/v1/jobs", "/v1/embed-tokens")
-"""Routes to which a POST makes something, rather than asking for it."""
+"""Routes to which a POST makes something, rather than asking for it …"""
+_CHANGING = "/v1/jobs/{id}/"
+"""… and where it changes something."""
 _OUTCOMES = {"ok": "0", "refused": "4", "failed": "8"}
 
 
@@ -111,8 +115,10 @@ def _kind(document: Mapping[str, Any]) -> tuple[_Coding, _Coding | None, str]:
     method, _, route = action.partition(" ")
     if method == "precedent":
         return _ACTIVITY, None, "E"
-    if method == "POST" and any(route.startswith(one) for one in _CREATING):
+    if method == "POST" and route in _CREATING:
         return _RESTFUL, _CREATE, "C"
+    if method == "POST" and route.startswith(_CHANGING):
+        return _RESTFUL, _UPDATE, "U"
     if method in ("GET", "HEAD") and document["results"] is not None:
         return _RESTFUL, _SEARCH, "E"
     return _BY_METHOD.get(method, (_RESTFUL, None, "E"))
@@ -143,6 +149,13 @@ def _agents(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         # 1: name of a machine; 2: IP address.
         user["network"] = {"address": address, "type": "1" if command else "2"}
     yield user
+    if acting := document["about"].get("acting"):
+        # At the site that embeds: as its server says, which the key above vouches for.
+        yield {
+            "type": {"coding": [_coding(_PARTICIPATION, "IRCP", "information recipient")]},
+            "who": {"display": acting},
+            "requestor": False,
+        }
     yield {
         "type": {"coding": [_coding(_DCM, "110153", "Source Role ID")]},
         "who": {"display": "Precedent"},
@@ -161,6 +174,12 @@ def _entities(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "what": {"identifier": {"system": "urn:precedent:key", "value": about["key"]}},
             "type": _coding(_ENTITY, "1", "Person"),
             "role": _coding(_ROLE, "11", "Security User Entity"),
+        }
+    if "job" in about:
+        yield {
+            "what": {"identifier": {"system": "urn:precedent:job", "value": str(about["job"])}},
+            "type": _coding(_ENTITY, "2", "System Object"),
+            "role": _coding(_ROLE, "20", "Job"),
         }
     if document["request"] is not None:
         yield {

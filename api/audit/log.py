@@ -110,10 +110,13 @@ class AuditLog:
         with self._begin(read=True) as connection:
             return _newest(connection)
 
-    def heads(self) -> dict[str, Head]:
-        """The last row of each chain that has rows."""
+    def heads(self, since: datetime | None = None) -> dict[str, Head]:
+        """The last row of each chain that has rows; since: of those written to from then on."""
         c = audit.c
-        last = select(c.chain, func.max(c.seq).label("seq")).group_by(c.chain).subquery()
+        rows_of = select(c.chain, func.max(c.seq).label("seq")).group_by(c.chain)
+        if since is not None:
+            rows_of = rows_of.where(c.at >= _written(since))
+        last = rows_of.subquery()
         found = select(c.chain, c.seq, c.hash).join(
             last, (c.chain == last.c.chain) & (c.seq == last.c.seq)
         )

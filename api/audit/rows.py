@@ -121,7 +121,10 @@ class Row:
             "images_in_all": len(seen.images),
             "results": seen.results,
             "verdict": seen.verdict,
-            "about": dict(entry.about),
+            "about": {
+                name: _short(one) if isinstance(one, str) else one
+                for name, one in entry.about.items()
+            },
         }
         if before is None:
             document["began"] = dict(began)

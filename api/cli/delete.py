@@ -103,7 +103,7 @@ def delete(
             typer.confirm(
                 f"Remove {count:,} instances of {studies:,} studies from the index?", abort=True
             )
-        note(Seen(() if study is None else (study,)))
+        note(Seen(tuple(dict.fromkeys([*((study,) if study else ()), *ledger.studies(**wanted)]))))
         instances, points = archive.delete_all({**wanted, "tenant": whose})
         note(Seen(results=points), tenant=whose)
     if as_json:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,7 @@ from indexer.archive import Archive
 __all__ = ["create_app"]
 
 _THREADS_BESIDE = 16
+_LATELY = timedelta(days=7)
 _ROUTES = (
     search,
     batch,
@@ -125,7 +127,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         app.include_router(routes.router)
     _complete_openapi(app)
     server = settings.server
-    # The middleware added last is the outermost: every response gets the security headers.
+    # The middleware added last is the outermost.
     app.add_middleware(Slots, server=server, load=load)
     app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
     app.add_middleware(Throttle, rates=rates)
@@ -135,9 +137,10 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     app.add_middleware(UnexpectedErrors)
     if settings.audit.enabled:
         app.add_middleware(Audited)
-    app.add_middleware(SecurityHeaders, server=server)
     app.add_middleware(Timed)
+    # It answers preflights itself, and says of some answers that other origins may have them.
     app.add_middleware(Origins, server=server)
+    app.add_middleware(SecurityHeaders, server=server)
     observers = (metrics,) if traces is None else (metrics, traces)
     app.add_middleware(Observed, observers=observers, lines=server.log_requests)
     app.add_middleware(Proxies, trusted=server.trusted_proxies)
@@ -212,6 +215,7 @@ def _lifespan(
             yield {
                 "serving": serving,
                 "access": access,
+                "rates": rates,
                 "audit": audit,
                 "ledger": ledger,
                 "previews": previews,
@@ -231,9 +235,9 @@ def _check_audit(settings: Settings) -> None:
 
 
 def _audit_heads(settings: Settings) -> list[AuditHead]:
-    """The last row of each chain of the audit log."""
+    """The last row of each chain of the audit log that was written to lately."""
     with open_log(settings) as log:
-        return list(log.heads().values())
+        return list(log.heads(datetime.now(UTC) - _LATELY).values())
 
 
 def _complete_openapi(app: FastAPI) -> None:

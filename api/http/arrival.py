@@ -8,6 +8,7 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_of, problem_response
+from api.http.request_ids import request_id_of
 from engine.settings import ServerSettings
 
 __all__ = ["Bodies", "has_body"]
@@ -42,8 +43,9 @@ class Bodies:
         limit = self._server.max_header_bytes
         if _header_bytes(scope) > limit:
             error = HTTPException(431, f"address and headers are larger than {limit} bytes")
-            refusal = problem_response(problem_of(error, ""), {"Connection": "close"})
-            await refusal(scope, receive, send)
+            # The path is not repeated: it may be what is too large.
+            problem = problem_of(error, "", request_id_of(scope))
+            await problem_response(problem, {"Connection": "close"})(scope, receive, send)
             return
         if not has_body(scope):
             await self._app(scope, receive, send)

@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
 
 from api.audit.rows import Entry, Who, outcome_of
@@ -13,13 +14,14 @@ from api.audit.writer import Writer
 from api.http.addresses import Address, Addresses, path_of
 from api.http.head import is_head
 from api.http.problems import log_problem, problem_of, problem_response
+from api.http.request_ids import request_id_of
 from api.security.access import Caller
 from api.security.keys import public_id
 from api.security.policy import PUBLIC
 from api.security.seen import Seen
 from engine.errors import AuditError
 
-__all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "who_is"]
+__all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "record_before", "who_is"]
 
 ALWAYS = frozenset(
     {
@@ -33,8 +35,12 @@ ALWAYS = frozenset(
 """Public routes whose accesses are recorded all the same: they begin and end a session, or ask for
 a credential of their own."""
 _REFUSED = (401, 403, 429)
+_BEGUN = 102
+"""Status of the row of what is about to be done (HTTP: Processing)."""
 _PATIENCE_S = 15.0
 """How long an answer is held back at most, as while a database server does not react."""
+_JOBS = "/v1/jobs/"
+_MOST_DIGITS = 10
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
 
@@ -58,6 +64,7 @@ class Audited:
         begun = withheld = False
         # Set before anything inside adds to it, so that all of it is seen here.
         state = scope.setdefault("state", {})
+        state["record_before"] = lambda: self._record_before(scope, state)
 
         async def recorded(message: Message) -> None:
             nonlocal begun, withheld
@@ -67,7 +74,7 @@ class Audited:
                     await self._record(scope, state, message["status"])
                 except AuditError as error:
                     withheld = True
-                    problem = problem_of(error, scope["path"])
+                    problem = problem_of(error, scope["path"], request_id_of(scope))
                     log_problem(problem, error)
                     answer = problem_response(problem, {"Retry-After": "5"})
                     await answer(scope, receive, send)
@@ -94,9 +101,33 @@ class Audited:
         except TimeoutError:
             # What becomes of it is of no interest any more.
             written.add_done_callback(lambda future: future.cancelled() or future.exception())
-            raise AuditError(
-                f"the audit log took more than {_PATIENCE_S:g} s; see to its database"
-            ) from None
+            raise _too_slow() from None
+
+    def _record_before(self, scope: AsgiScope, state: Mapping[str, Any]) -> None:
+        """See :func:`record_before`."""
+        found, writer = self._addresses.find(path_of(scope)), state.get("audit")
+        if found is None or writer is None:
+            raise AuditError("the service has no audit log yet; start it before it is asked")
+        try:
+            writer.write(_entry(scope, state, found, _BEGUN)).result(_PATIENCE_S)
+        except TimeoutError:
+            raise _too_slow() from None
+
+
+def record_before(request: Request) -> None:
+    """Records what the request is about to do and cannot undo: for the case that the service is
+    killed, or the log fails, before the answer. A route calls it in its own thread.
+
+    Raises:
+        AuditError: the row cannot be committed; nothing must be done then.
+    """
+    record: Callable[[], None] | None = getattr(request.state, "record_before", None)
+    if record is not None:
+        record()
+
+
+def _too_slow() -> AuditError:
+    return AuditError(f"the audit log took more than {_PATIENCE_S:g} s; see to its database")
 
 
 def is_recorded(method: str, address: Address, status: int) -> bool:
@@ -130,7 +161,9 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
     seen: Seen = state.get("seen") or Seen()
     client = scope.get("client")
     caller = state.get("caller")
-    acting = None if caller is None else caller.acting
+    about = {**_job_named_by(address), **state.get("about", {})}
+    if caller is not None and caller.acting is not None:
+        about["acting"] = caller.acting
     return Entry(
         who_is(caller, state.get("claimed") or _claimed(scope)),
         f"{'HEAD' if is_head(scope) else scope['method']} {address.template}",
@@ -139,7 +172,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
         Seen.joined((named_by(address), seen)),
         None if client is None else str(client[0]),
         state.get("request_id"),
-        {} if acting is None else {"acting": acting},
+        about,
     )
 
 
@@ -154,6 +187,12 @@ def named_by(address: Address) -> Seen:
             images = ()
     named = len(study) <= 64 and _UID.fullmatch(study) is not None
     return Seen((study,) if named else (), images)
+
+
+def _job_named_by(address: Address) -> dict[str, Any]:
+    number = address.named.get("id", "") if address.template.startswith(_JOBS) else ""
+    known = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
+    return {"job": int(number)} if known else {}
 
 
 def _claimed(scope: AsgiScope) -> str | None:

@@ -4,14 +4,22 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.addresses import path_of
+from api.security.policy import POLICY, PUBLIC
+
 __all__ = ["FRAME_ALLOWANCE", "BodyLimit"]
 
 FRAME_ALLOWANCE = 64 * 1024
 """Bytes allowed, besides the file, for multipart boundaries and the other fields of a form."""
+_FORM_BYTES = 16 * 1024
+_FORMS = frozenset(
+    path for (method, path), needed in POLICY.items() if method == "POST" and needed is PUBLIC
+)
 
 
 class BodyLimit:
-    """ASGI middleware that refuses request bodies of more than ``max_bytes``.
+    """ASGI middleware that refuses request bodies of more than ``max_bytes``, and of much less on
+    routes that ask for no key: nobody unknown may fill the room for uploads.
 
     Reading such a body raises an HTTPException with status 413: at the first read if the declared
     length is too large, else once too much has been received. It is raised inside the route, which
@@ -27,24 +35,24 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         declared = _content_length(scope)
+        most = min(self._max_bytes, _FORM_BYTES) if path_of(scope) in _FORMS else self._max_bytes
         received = 0
 
         async def counted() -> Message:
             nonlocal received
-            if declared > self._max_bytes:
-                raise self._too_large()
+            if declared > most:
+                raise _too_large(most)
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._too_large()
+            if received > most:
+                raise _too_large(most)
             return message
 
         await self._app(scope, counted, send)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(
-            413, f"the request is larger than {self._max_bytes} bytes; send a smaller file"
-        )
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the request is larger than {most} bytes; send less")
 
 
 def _content_length(scope: Scope) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.head import is_head
 from api.security.policy import POLICY
 from engine.records import OodVerdict
 from engine.search.stopwatch import Stopwatch
@@ -134,7 +135,8 @@ class Observed:
             await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        sent = "HEAD" if is_head(scope) else scope["method"]
+        method = sent if sent in _METHODS else "other"
         seen = Observation(scope, self._route(scope), method)
 
         async def watched(message: Message) -> None:

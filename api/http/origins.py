@@ -16,7 +16,9 @@ _POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors {}"
 )
 _METHODS = ", ".join(sorted({method for method, _ in POLICY} | {"HEAD"}))
-_MAY_SEND = "Authorization, Content-Type, Accept, If-None-Match, If-Match, X-Request-Id"
+_MAY_SEND = (
+    "Authorization, Content-Type, Accept, If-None-Match, If-Match, Last-Event-ID, X-Request-Id"
+)
 _MAY_READ = (
     "ETag, Link, Location, Retry-After, RateLimit, RateLimit-Policy, Server-Timing, "
     "WWW-Authenticate, X-Request-Id"

@@ -6,6 +6,7 @@ when too many are connected, and answers what is no HTTP with a problem document
 
 import asyncio
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +14,14 @@ import h11
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from api.http.origins import security_headers
 from api.http.problems import MEDIA_TYPE, problem_of
+from api.http.request_ids import HEADER
 from engine.settings import ServerSettings
 
 __all__ = ["limited_protocol"]
 
-_HEADERS = (
-    ("Content-Type", MEDIA_TYPE),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Cache-Control", "no-store"),
-    ("Connection", "close"),
-)
+_HEADERS = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "Connection": "close"}
 _LINGER_SECONDS = 5.0
 """For how long what a client still sends is thrown away after it was answered. If the connection
 were closed at once, the client would be told of that instead of the answer."""
@@ -108,10 +105,18 @@ def limited_protocol(
             self._stop()
             self._refused = True
             refused(status)
-            body = problem_of(HTTPException(status, detail), "").model_dump_json(exclude_none=True)
-            sent = [*_HEADERS, *(headers or {}).items(), ("Content-Length", str(len(body)))]
+            request_id = uuid.uuid4().hex
+            problem = problem_of(HTTPException(status, detail), "", request_id)
+            body = problem.model_dump_json(exclude_none=True)
+            sent = {
+                **_HEADERS,
+                **security_headers(server),
+                HEADER: request_id,
+                **(headers or {}),
+                "Content-Length": str(len(body)),
+            }
             try:
-                answer = h11.Response(status_code=status, headers=sent)
+                answer = h11.Response(status_code=status, headers=[*sent.items()])
                 for event in (answer, h11.Data(data=body.encode()), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             except h11.LocalProtocolError:

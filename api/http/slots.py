@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.arrival import has_body
 from api.http.problems import problem_of, problem_response
+from api.http.request_ids import request_id_of
 from engine.settings import ServerSettings
 
 __all__ = ["ALWAYS_ANSWERED", "Load", "Slots", "is_always_answered"]
@@ -78,7 +79,8 @@ class Slots:
             else:
                 self._load.uploading += 1
         except HTTPException as error:
-            await problem_response(problem_of(error, scope["path"]), _RETRY)(scope, receive, send)
+            problem = problem_of(error, scope["path"], request_id_of(scope))
+            await problem_response(problem, _RETRY)(scope, receive, send)
             return
         try:
             await self._app(scope, received, sent)

@@ -10,11 +10,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_of, problem_response
+from api.http.request_ids import request_id_of
 from api.http.slots import is_always_answered
 from api.security.access import Caller
 from api.security.rates import Allowance, Rates
 
-__all__ = ["Throttle"]
+__all__ = ["Throttle", "check_rate"]
 
 
 class Throttle:
@@ -35,14 +36,10 @@ class Throttle:
             allowance = await run_in_threadpool(self._rates.ask, credential)
         told = self._told(allowance)
         if not allowance.allowed:
-            seconds = max(1, math.ceil(allowance.wait))
-            error = HTTPException(
-                429,
-                "this key asks more often than the service allows; wait for as long as "
-                "Retry-After says, and send fewer requests at a time",
-            )
-            headers = {"Retry-After": str(seconds), **told}
-            await problem_response(problem_of(error, scope["path"]), headers)(scope, receive, send)
+            error = _too_often(allowance)
+            headers = {**(error.headers or {}), **told}
+            problem = problem_of(error, scope["path"], request_id_of(scope))
+            await problem_response(problem, headers)(scope, receive, send)
             return
 
         async def sent(message: Message) -> None:
@@ -70,3 +67,25 @@ class Throttle:
             "RateLimit-Policy": f'"key";q={burst};w={window}',
             "RateLimit": f'"key";r={allowance.left}{wait}',
         }
+
+
+def check_rate(rates: Rates, key: str) -> None:
+    """Counts a request of this key whose route alone can tell that it is the key's.
+
+    Raises:
+        HTTPException: 429, the key asks too often.
+    """
+    if not rates.limited:
+        return
+    allowance = rates.at_hand(key) or rates.ask(key)
+    if not allowance.allowed:
+        raise _too_often(allowance)
+
+
+def _too_often(allowance: Allowance) -> HTTPException:
+    return HTTPException(
+        429,
+        "this key asks more often than the service allows; wait for as long as Retry-After says, "
+        "and send fewer requests at a time",
+        {"Retry-After": str(max(1, math.ceil(allowance.wait)))},
+    )

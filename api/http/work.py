@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from api.http.intake import Intake
 from api.http.serving import Serving
 from engine.errors import JobError, PrecedentError, QueryError, SettingsError
-from engine.settings import Settings
+from engine.settings import FolderSettings, Settings
 from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
@@ -103,7 +103,11 @@ class Work:
             )
         try:
             spec.open(self._settings)
-        except SettingsError as error:
+        except (SettingsError, QueryError) as error:
+            # Of a whole folder only its path can be wrong, and that is for administrators.
+            of_path = isinstance(named, FolderSettings) and spec.is_whole
+            if isinstance(error, QueryError) and not of_path:
+                raise
             _log.error("a job was asked for: %s", error)
             raise HTTPException(
                 503, "the source cannot be opened; the service's log says why"

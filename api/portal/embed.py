@@ -9,11 +9,12 @@ import base64
 import hmac
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, HTTPException, Request, Response
 from starlette.responses import HTMLResponse
 
 from api.http.deps import served
 from api.http.problems import log_problem, problem_of
+from api.http.throttle import check_rate
 from api.portal import view
 from api.portal.pages import pages
 from api.schemas import RecommendationDocument
@@ -38,6 +39,8 @@ def show_embedded(request: Request, token: Annotated[str, Form(max_length=4000)]
     """
     access: Access = request.state.access
     embed, holds = access.embed_tokens().read(token)
+    # For the audit log, should it be refused: the token is ours.
+    request.state.claimed = embed.key
     sent = request.headers.getlist("origin")
     if len(sent) != 1 or not hmac.compare_digest(sent[0].encode(), embed.origin.encode()):
         raise NotAllowed(
@@ -49,14 +52,16 @@ def show_embedded(request: Request, token: Annotated[str, Form(max_length=4000)]
             raise NotAuthenticated("this view has expired; load the page around it again")
         caller = access.embedded(embed)
         request.state.caller = caller
+        check_rate(request.state.rates, embed.key)
         with served(request) as (archive, _):
             values = _values(request, archive, embed.study)
         answer = HTMLResponse(pages().render("embed.html", {"problem": None, **values}))
-    except PrecedentError as error:
+    except (PrecedentError, HTTPException) as error:
         problem = problem_of(error, request.url.path)
         log_problem(problem, error)
         html = pages().render("embed.html", {"problem": problem})
-        answer = HTMLResponse(html, problem.status)
+        headers = error.headers if isinstance(error, HTTPException) else None
+        answer = HTMLResponse(html, problem.status, headers)
     answer.headers["Content-Security-Policy"] = (
         "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; "
         f"form-action 'none'; frame-ancestors {embed.origin}"

@@ -56,6 +56,8 @@ def finish(request: Request) -> Response:
             raise NotAuthenticated("this answer is malformed; begin the sign-in again")
         brought = {name: given[name] for name in _ANSWERS if name in given}
         secret = access.sign_in_by_provider(request.cookies.get(COOKIE), brought)
+        # For the audit log: who has signed in.
+        request.state.caller = access.of_session(secret)
         answer = with_session(RedirectResponse("../../", HTTPStatus.SEE_OTHER), secret)
     except (NotAuthenticated, NotAllowed, ProviderUnavailable) as error:
         answer = _told(request, error)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from engine.records import Hit, OodVerdict, Point
 
-__all__ = ["Seen", "tell", "verdict_of"]
+__all__ = ["Seen", "tell", "tell_about", "verdict_of"]
 
 _VERDICTS = ("known", "unfamiliar", "foreign")
 
@@ -74,6 +74,11 @@ def tell(request: Request, seen: Seen) -> None:
     in several calls is shown together."""
     before: Seen | None = getattr(request.state, "seen", None)
     request.state.seen = seen if before is None else Seen.joined((before, seen))
+
+
+def tell_about(request: Request, **about: str | int) -> None:
+    """Notes what else this request concerns, such as the job that it made: identifiers alone."""
+    request.state.about = {**getattr(request.state, "about", {}), **about}
 
 
 def verdict_of(ood: OodVerdict | None) -> str | None:

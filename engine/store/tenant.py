@@ -39,7 +39,7 @@ class TenantStore:
 
     @property
     def cells(self) -> Cells | None:
-        """Those of the whole store: into how many it is divided is no tenant's secret."""
+        """Those of the whole store. Their number tells about how many points all tenants have."""
         return self._store.cells
 
     def approximates(self, where: Filter) -> bool:

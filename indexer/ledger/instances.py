@@ -463,6 +463,13 @@ class Ledger(Runs):
         with self._database.begin(read=True) as connection:
             return int(connection.execute(query).scalar_one())
 
+    def studies(self, **wanted: str | None) -> list[str]:
+        """The Study Instance UIDs of the instances with these identifiers, ordered."""
+        study = instances.c.study
+        query = select(study).where(self._own(instances), study.is_not(None), *_named(wanted))
+        with self._database.begin(read=True) as connection:
+            return list(connection.execute(query.distinct().order_by(study)).scalars())
+
     def count_distinct(self, field: str, **wanted: str | None) -> int:
         """How many studies or series these instances are of. field: "study" or "series"."""
         query = select(func.count(instances.c[field].distinct()))

@@ -18,6 +18,7 @@ from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
 from engine.settings import DicomWebSettings, FolderSettings
+from engine.store.tenant import TenantStore
 from indexer.archive import Archive
 from indexer.ledger.database import Database
 from indexer.sources.folder import FolderSource
@@ -91,7 +92,26 @@ def test_places_of_sources_are_for_administrators(indexed, tmp_path: Path) -> No
         ]
         assert "hush" not in told.text
         theirs = client.get("/v1/sources", headers={"Authorization": f"Bearer {other}"})
-        assert {one["images"] for one in theirs.json()["sources"]} == {0}
+        assert theirs.json() == {"sources": []}
+
+
+def test_the_number_of_cells_is_for_who_may_know_of_all_tenants(
+    indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
+        keys = Keys(database)
+        sent = {
+            scope: {"Authorization": "Bearer " + keys.create("k", [Scope.SEARCH, scope])[1]}
+            for scope in Scope
+        }
+    with LoopbackClient(create_service(settings)) as client:
+        monkeypatch.setattr(TenantStore, "cells", range(91))
+        told = {
+            scope: client.get("/v1/stats", headers=bearer).json()["index"]["cells"]
+            for scope, bearer in sent.items()
+        }
+    assert told == {scope: 91 if scope is Scope.METRICS else None for scope in Scope}
 
 
 def test_a_key_says_whose_it_is(indexed, tmp_path: Path) -> None:

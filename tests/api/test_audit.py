@@ -20,6 +20,7 @@ from services.loopback import LoopbackClient
 from services.postgres import Postgres
 from starlette.requests import Request
 
+from api.audit.export import audit_event
 from api.audit.log import AuditLog, open_log
 from api.audit.verify import verify
 from api.http.addresses import Addresses
@@ -30,7 +31,7 @@ from api.security.policy import POLICY, PUBLIC, Scope
 from api.security.seen import Seen, tell
 from api.service import create_service
 from engine.errors import AuditError
-from engine.settings import AuditSettings, LedgerSettings, Settings
+from engine.settings import AuditSettings, LedgerSettings, ServerSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
 from indexer.ledger.database import Database
@@ -147,6 +148,14 @@ def test_a_search_leaves_its_hits_and_their_number(site: Site) -> None:
     assert row["studies_in_all"] == len({hit["study"] for hit in hits if hit["study"]})
 
 
+def test_the_study_that_was_asked_for_is_named(site: Site) -> None:
+    # Nothing of it is shown.
+    asked = {"study": site.study, "exclude_own": "study", "k": 1, "where": ["modality=PT"]}
+    answer = site.client.post("/v1/search", headers=site.right, json=asked)
+    assert (answer.status_code, answer.json()["hits"]) == (200, [])
+    assert site.last()["studies"] == [site.study]
+
+
 def test_the_verdict_is_in_the_row(foreign_client, foreign_settings: Settings) -> None:
     upload = {"file": ("a.dcm", dicom(stripes(1), 1, modality="CT", part="CHEST"))}
     assert foreign_client.post("/v1/search", files=upload).json()["ood"]["foreign"]
@@ -236,6 +245,71 @@ def test_signing_in_and_out_leave_rows(site: Site) -> None:
     assert (row["action"], row["who"]["id"]) == ("POST /logout", site.key)
     assert entered.cookies[COOKIE] not in json.dumps(site.rows())
     site.client.cookies.clear()
+
+
+def test_what_a_limit_refuses_has_a_row_with_the_address_of_the_client(
+    indexed, tmp_path: Path
+) -> None:
+    server = ServerSettings(
+        max_upload_bytes=1000,
+        max_header_bytes=2048,
+        requests_per_second=0.01,
+        burst=2,
+        trusted_proxies=("127.0.0.1",),
+    )
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"server": server})
+    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
+        key, written = Keys(database).create("ward", [Scope.SEARCH])
+    sent = {**bearer(written), "X-Forwarded-For": "203.0.113.1, 192.0.2.9"}
+    large = {"file": b"x" * 200_000}
+    with LoopbackClient(create_service(settings)) as client, open_log(settings) as log:
+        statuses = [
+            client.post("/v1/search", headers={**sent, "X-Long": "x" * 3000}).status_code,
+            client.post("/v1/search", headers=sent, files=large).status_code,
+            client.post("/v1/search", headers=sent, json={"id": NOWHERE}).status_code,
+            client.post("/v1/search", headers=sent, json={"id": NOWHERE}).status_code,
+        ]
+        rows = [row.document for row in log.between()]
+    assert statuses == [431, 413, 404, 429] == [row["status"] for row in rows]
+    assert {row["address"] for row in rows} == {"192.0.2.9"}
+    assert {row["who"]["id"] for row in rows} == {key.id}
+    assert [row["who"]["kind"] for row in rows] == ["unknown", "key", "key", "key"]
+    assert len({row["request"] for row in rows} - {None}) == 4
+
+
+@pytest.mark.parametrize("field", ["sop", "series", "study"])
+def test_what_was_removed_is_named(indexed, tmp_path: Path, field: str) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with Archive(settings) as archive:
+        records = [point.record for point in archive.store.scroll(Filter())]
+    one = next(record for record in records if record.study is not None)
+    with LoopbackClient(create_service(settings)) as client, open_log(settings) as log:
+        asked = {field: getattr(one, field)}
+        assert client.delete("/v1/instances", params=asked).json()["points"] > 0
+        begun, row = log.between()
+    assert [begun.document["status"], row.document["status"]] == [102, 200]
+    assert begun.document["studies"] == row.document["studies"] == [one.study]
+    assert row.document["results"] > 0
+    event = audit_event(row)
+    assert (event["type"]["code"], event["action"]) == ("110105", "D")
+
+
+def test_the_job_is_named(site: Site) -> None:
+    for method, path, action in (
+        ("GET", "/v1/jobs/1", "R"),
+        ("GET", "/v1/jobs/1/report", "R"),
+        ("POST", "/v1/jobs/1/cancel", "U"),
+    ):
+        site.client.request(method, path, headers=site.right)
+        row = next(iter(site.log.between(latest_first=True)))
+        assert row.document["about"] == {"job": 1}
+        event = audit_event(row)
+        assert event["action"] == action
+        told = [one["what"]["identifier"] for one in event["entity"] if "what" in one]
+        assert {"system": "urn:precedent:job", "value": "1"} in told
+    for strange in ("x", "١", "9" * 40, site.image):
+        site.client.get(f"/v1/jobs/{strange}", headers=site.right)
+        assert site.last()["about"] == {}
 
 
 HIDDEN = ["Hidden", "Somebody", "HIDDEN-"]
@@ -331,6 +405,7 @@ def test_without_a_row_nothing_is_shown(indexed, tmp_path: Path, impatient, how:
             assert "content-security-policy" in refused.headers
             told = refused.json()
             assert (told["code"], told["instance"]) == ("audit", address)
+            assert told["request_id"] == refused.headers["x-request-id"]
             assert str(settings.data_dir) not in refused.text
             assert "1.2." not in refused.text
         assert client.get("/healthz").status_code == 200
@@ -338,6 +413,28 @@ def test_without_a_row_nothing_is_shown(indexed, tmp_path: Path, impatient, how:
         assert client.get(f"/v1/images/{image}").status_code == 200
     with open_log(settings) as log:
         assert verify(log).flaws == []
+
+
+@pytest.mark.parametrize("how", ["locked", "gone", "refusing"])
+def test_without_a_row_nothing_is_removed(indexed, tmp_path: Path, impatient, how: str) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with LoopbackClient(create_service(settings)) as client:
+        assert client.get("/v1/facets").json()["count"] == 35
+        mend = broken(settings.data_dir / "audit.sqlite", how)
+        asked = {"study": "1.2.4.0"}
+        assert client.delete("/v1/instances", params=asked).status_code == 503
+        mend()
+        assert client.get("/v1/facets").json()["count"] == 35
+        assert client.delete("/v1/instances", params=asked).json()["points"] == 2
+
+
+def test_without_an_audit_log_images_are_removed(indexed, tmp_path: Path) -> None:
+    update = {"audit": AuditSettings(enabled=False)}
+    settings = indexed.copy(tmp_path / "data").model_copy(update=update)
+    with LoopbackClient(create_service(settings)) as client:
+        removed = client.delete("/v1/instances", params={"study": "1.2.4.0"})
+        assert removed.json()["points"] == 2
+    assert not (settings.data_dir / "audit.sqlite").exists()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fastapi.testclient import TestClient
 from oidc_site import bearer
 from services.loopback import LoopbackClient
 
+from api.audit.export import audit_event
+from api.audit.log import open_log
 from api.security.embedding import Embed, EmbedTokens, site_origin
 from api.security.keys import Keys
 from api.security.policy import Scope
@@ -172,6 +175,7 @@ def test_who_may_have_one(service: TestClient, keys: Keys, archive) -> None:
         ({"minutes": 0}, 422),
         ({"minutes": 11}, 422),
         ({"study": ""}, 422),
+        ({"study": "Weber^Anna"}, 422),
         ({"acting_user": ""}, 422),
         ({"acting_user": "a\nb"}, 422),
         ({"more": 1}, 422),
@@ -234,6 +238,44 @@ def test_an_expired_view_says_so_in_its_frame(
     assert refused.status_code == 401
     assert "has expired" in refused.text
     assert f"frame-ancestors {ORIGIN}" in refused.headers["content-security-policy"]
+    with open_log(settings) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert (row["who"]["kind"], row["who"]["id"]) == ("unknown", key.id)
+
+
+def test_a_view_counts_as_a_request_of_its_key(settings: Settings, keys: Keys) -> None:
+    _, written = keys.create("portal", [Scope.SEARCH])
+    few = settings.server.model_copy(update={"requests_per_second": 0.01, "burst": 3})
+    limited = settings.model_copy(update={"server": few})
+    with LoopbackClient(create_service(limited)) as service:
+        made = token(service, written)
+        answers = [shown(service, made) for _ in range(3)]
+        assert [one.status_code for one in answers] == [200, 200, 429]
+        assert int(answers[-1].headers["retry-after"]) > 1
+        assert "Retry-After" in answers[-1].text
+        assert f"frame-ancestors {ORIGIN}" in answers[-1].headers["content-security-policy"]
+        # What is no token of a key is counted for nobody.
+        assert shown(service, "x").status_code == 401
+    with open_log(settings) as log:
+        rows = [row.document for row in islice(log.between(latest_first=True), 2)]
+    assert [row["status"] for row in rows] == [401, 429]
+    assert rows[1]["who"]["name"] == "portal"
+
+
+def test_the_audit_log_says_for_whom_it_was(
+    service: TestClient, settings: Settings, keys: Keys
+) -> None:
+    key, written = keys.create("portal", [Scope.SEARCH])
+    shown(service, token(service, written, acting_user="dr.\x9bweber"))
+    with open_log(settings) as log:
+        rows = [*islice(log.between(latest_first=True), 2)]
+    for row, action in zip(rows, ("POST /embed", "POST /v1/embed-tokens"), strict=True):
+        assert row.document["action"] == action
+        assert row.document["who"]["id"] == key.id
+        assert row.document["about"] == {"acting": "dr.\ufffdweber"}
+        assert STUDY in row.document["studies"]
+        people = [one["who"].get("display") for one in audit_event(row)["agent"]]
+        assert people == ["portal", "dr.\ufffdweber", "Precedent"]
 
 
 @pytest.mark.filterwarnings("ignore:The HMAC key:jwt.warnings.InsecureKeyLengthWarning")

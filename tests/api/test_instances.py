@@ -1,5 +1,6 @@
 """Instances and jobs over HTTP: taken in, refused, deleted, made."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ from fastapi.testclient import TestClient
 from handed_in import picture_file, slice_file
 from services.loopback import LoopbackClient
 
+from api.audit.log import open_log
 from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
 from engine.settings import FolderSettings, Settings
+from engine.store.base import Filter, Match
 from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import open_database
+from indexer.sources.folder import FolderSource
 
 PATIENCE = 60.0
 
@@ -140,6 +144,9 @@ def test_a_job_of_a_named_source_is_worked_on(fresh, settings):
     made = fresh.post("/v1/jobs", json={"source": "shelf"})
     assert made.status_code == 201, made.text
     assert made.headers["location"] == f"/v1/jobs/{made.json()['job']}"
+    with open_log(settings) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert row["about"] == {"job": made.json()["job"], "source": "shelf"}
     until(lambda: fresh.get("/v1/facets?where=source=shelf").json()["count"] == 14)
 
 
@@ -180,6 +187,69 @@ def test_another_tenant_writes_nothing(indexed, tmp_path):
         assert archive.ledger.counts() == {"done": 35}
 
 
+def test_jobs_are_of_the_tenant_of_their_source(indexed, tmp_path):
+    folder = indexed.files["ct"][0].parent
+    sources = {
+        "ours": FolderSettings(kind="folder", paths=(folder,)),
+        "theirs": FolderSettings(kind="folder", paths=(folder,), tenant="north"),
+    }
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"sources": sources})
+    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
+        keys = Keys(database)
+        own, theirs = (
+            {"Authorization": "Bearer " + keys.create(one, list(Scope), tenant=one)[1]}
+            for one in ("default", "north")
+        )
+    with LoopbackClient(create_service(settings)) as client:
+
+        def said(sent: dict[str, str], method: str, path: str, **more: Any) -> Any:
+            answer = client.request(method, path, headers={**sent, "X-Request-Id": "0"}, **more)
+            return answer.status_code, answer.text
+
+        for sent, source in ((own, "theirs"), (theirs, "ours")):
+            refused = said(sent, "POST", "/v1/jobs", json={"source": source})
+            unknown = said(sent, "POST", "/v1/jobs", json={"source": "neither"})
+            assert refused[0] == 400
+            assert refused == (400, unknown[1].replace("neither", source))
+            told = client.get("/v1/sources", headers=sent).text
+            assert source not in told
+        made = client.post("/v1/jobs", headers=theirs, json={"source": "theirs"}).json()["job"]
+        until(lambda: client.get(f"/v1/jobs/{made}", headers=theirs).json()["state"] == "finished")
+        assert client.get("/v1/facets", headers=theirs).json()["count"] > 0
+        assert client.get("/v1/facets", headers=own).json()["count"] == 35
+        assert made not in {one["id"] for one in jobs_of(client, own)}
+        assert {one["id"] for one in jobs_of(client, theirs)} == {made}
+        for method, more in (
+            ("GET", ""),
+            ("GET", "/report"),
+            ("GET", "/events"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
+            ("POST", "/cancel"),
+            ("POST", "/retry"),
+        ):
+            status, text = said(own, method, f"/v1/jobs/{made}{more}")
+            none = said(own, method, f"/v1/jobs/999{more}")[1]
+            assert (status, text) == (404, none.replace("999", str(made)))
+
+
+def test_the_path_of_a_source_is_not_told(indexed, tmp_path, caplog):
+    away = FolderSettings(kind="folder", paths=(tmp_path / "HIDDEN",))
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"sources": {"away": away}})
+    with LoopbackClient(create_service(settings)) as client:
+        answer = client.post("/v1/jobs", json={"source": "away"})
+        assert answer.status_code == 503
+        assert "HIDDEN" not in answer.text
+        assert "HIDDEN" in caplog.text
+        narrowed = client.post("/v1/jobs", json={"source": "away", "modality": "CT"})
+        assert narrowed.status_code == 400
+
+
+def jobs_of(client: TestClient, sent: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/v1/jobs", headers=sent).json()["jobs"]
+    return found
+
+
 def test_what_was_kept_before_a_kill_is_indexed_after_the_next_start(indexed, tmp_path):
     """As a kill between the disk and the index leaves it."""
     import hashlib
@@ -214,3 +284,37 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next_one_to_open(indexed,
     with Archive(settings) as archive:
         assert archive.ledger.find(study=study) == []
         assert not list((settings.data_dir / "deletions").iterdir())
+
+
+@pytest.mark.parametrize("opened_by", ["default", "north", "south"])
+@pytest.mark.parametrize("deleted_by", ["default", "north"])
+def test_a_deletion_that_was_killed_is_finished_for_its_tenant_alone(
+    indexed, tmp_path, opened_by, deleted_by
+):
+    settings = indexed.copy(tmp_path / "data")
+    study = {"study": "1.2.4.0"}
+    tenants = {"default", "north"}
+
+    def left() -> set[str]:
+        with Archive(settings, tenant=opened_by) as archive:
+            return {
+                one
+                for one in tenants
+                if archive.of(one).ledger.count(**study)
+                and archive.of(one).store.count(Filter((Match("study", ("1.2.4.0",)),)))
+            }
+
+    with Archive(settings) as archive:
+        archive.of("north").index(FolderSource([indexed.files["ct"][0].parent]))
+        deleting = archive.of(deleted_by)
+
+        def killed(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        deleting._delete_all = killed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            deleting.delete_all(study)
+    assert left() == tenants - {deleted_by}
+    # An older note names no tenant, from when there was one.
+    (settings.data_dir / "deletions" / "0.json").write_text(json.dumps(study))
+    assert left() == tenants - {deleted_by, "default"}

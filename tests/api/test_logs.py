@@ -56,9 +56,10 @@ def test_each_request_gets_a_line(settings: Settings, key: str, log: io.StringIO
     with LoopbackClient(create_service(settings)) as client:
         client.get("/v1/facets", headers={"Authorization": f"Bearer {key}"})
         client.get("/v1/facets")
+        client.head("/v1/facets")
     told = [line for line in lines(log) if line["logger"] == "precedent.requests"]
-    assert len(told) == 2
-    first, second = told
+    assert len(told) == 3
+    first, second, third = told
     assert first["route"] == "/v1/facets"
     assert (first["method"], first["status"], first["level"]) == ("GET", 200, "info")
     assert (first["tenant"], first["key"]) == ("north", key.split("_")[1])
@@ -67,6 +68,7 @@ def test_each_request_gets_a_line(settings: Settings, key: str, log: io.StringIO
     assert first["timestamp"].endswith("Z")
     assert (second["status"], second["code"]) == (401, "not-authenticated")
     assert "tenant" not in second
+    assert (third["method"], third["status"]) == ("HEAD", 401)
 
 
 def test_nothing_of_patients_secrets_or_files_is_logged(

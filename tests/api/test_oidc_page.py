@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from services.identity_provider import IdentityProvider
 from services.loopback import LoopbackClient
 
+from api.audit.log import open_log
 from api.security.access import Access, Request
 from api.security.oidc.code_flow import CodeFlow
 from api.security.oidc.identity import Identity
@@ -257,6 +258,15 @@ def test_who_it_is_is_told_to_the_audit(page: TestClient, settings: Settings) ->
     assert found is not None
     assert (found.key, found.subject, found.name) == (None, "ann", "Ann Weber")
     assert secret not in repr(found)
+    with open_log(settings) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert (row["action"], row["status"]) == ("GET /login/oidc/callback", 303)
+    assert row["who"] == {
+        "kind": "session",
+        "id": "ann",
+        "name": "Ann Weber",
+        "tenant": "default",
+    }
 
 
 @pytest.mark.parametrize("every", [IDLE, timedelta(minutes=20)], ids=["idle", "used"])

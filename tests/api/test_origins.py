@@ -58,7 +58,11 @@ def test_pages_of_named_origins_may_ask_with_a_key(site: Site, bearer) -> None:
     assert asked.status_code == 204
     assert asked.headers["access-control-allow-origin"] == PORTAL
     assert "POST" in asked.headers["access-control-allow-methods"]
-    assert "Authorization" in asked.headers["access-control-allow-headers"]
+    for name in ("Authorization", "Last-Event-ID"):
+        assert name in asked.headers["access-control-allow-headers"]
+    assert asked.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in asked.headers["content-security-policy"]
+    assert asked.headers["cross-origin-resource-policy"] == "cross-origin"
     answer = client.get("/v1/facets", headers={"Origin": PORTAL, **bearer})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PORTAL

@@ -1,6 +1,7 @@
 """Limits of the service over real connections: too much, too slow, too often, and lies about it."""
 
 import concurrent.futures
+import email
 import json
 import socket
 import subprocess
@@ -26,6 +27,13 @@ from indexer.ledger.database import Database, open_database
 
 MAX_UPLOAD = 200_000
 Start = Callable[..., str]
+EVERY_ANSWER = (
+    "content-security-policy",
+    "x-content-type-options",
+    "referrer-policy",
+    "cross-origin-resource-policy",
+    "cache-control",
+)
 
 
 @pytest.fixture
@@ -74,8 +82,13 @@ class Wire:
         """Status and problem of the answer, after which the server hangs up."""
         text = self.rest()
         head, _, body = text.partition(b"\r\n\r\n")
-        assert b"application/problem+json" in head, text
-        return int(head.split()[1]), json.loads(body)
+        headers = email.message_from_bytes(head.partition(b"\r\n")[2])
+        assert headers["content-type"] == "application/problem+json", text
+        for name in EVERY_ANSWER:
+            assert headers.get_all(name), name
+        problem = json.loads(body)
+        assert problem["request_id"] == headers["x-request-id"]
+        return int(head.split()[1]), problem
 
     def rest(self) -> bytes:
         found = b""
@@ -229,6 +242,14 @@ def test_a_body_beyond_the_limit_is_answered_and_not_read_for_ever(strict: str) 
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.parametrize("path", ["/login", "/logout", "/embed"])
+def test_who_sends_no_key_sends_little(strict: str, path: str) -> None:
+    for sent in ({"data": {"key": "x" * 20_000}}, {"files": {"file": b"x" * 20_000}}):
+        answer = httpx2.post(f"{strict}{path}", **sent, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+    assert httpx2.post(f"{strict}{path}", data={"key": "x" * 1000}).status_code != 413
+
+
 def test_a_client_that_does_not_take_its_answer_is_cut(strict: str, indexed) -> None:
     with Wire(strict) as wire:
         # Answers to requests one after the other, none of which is read.
@@ -286,6 +307,7 @@ def test_overload_gives_503_and_no_collapse(start: Start, indexed, slow: threadi
         if one.status_code == 503:
             assert one.headers["retry-after"] == "1"
             assert one.json()["code"] == "service-unavailable"
+            assert one.json()["request_id"] == one.headers["x-request-id"]
     assert searches(address, indexed.files["ct"][0].read_bytes())
 
 
@@ -353,6 +375,7 @@ def test_a_key_that_asks_too_often_is_told_to_wait(start: Start, indexed, tmp_pa
         assert left[:10] == list(range(9, -1, -1))
         refused = next(one for one in answers if one.status_code == 429)
         assert refused.json()["code"] == "too-many-requests"
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
         assert refused.headers["retry-after"] == "1"
         # Others are not kept from asking, nor is this one for long.
         assert client.get("/v1/facets", headers=bearers[1]).status_code == 200

@@ -2,7 +2,10 @@
 
 import re
 import socket
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +15,14 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from services.loopback import LoopbackClient
 
+from api.audit.log import AuditLog, open_log
+from api.audit.rows import Entry, Who
 from api.security.keys import Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
 from engine.settings import Settings
+from engine.store.base import Filter
+from indexer.archive import Archive
 from indexer.ledger.database import Database
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -79,6 +86,19 @@ def test_what_was_asked_is_counted_by_route_stage_filter_and_verdict(site, index
     assert "HIDDEN" not in told.text
 
 
+def test_images_of_all_tenants_are_counted(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    with Archive(settings) as archive:
+        one = next(archive.store.scroll(Filter(), with_z=True))
+        theirs = replace(one, id=str(uuid.uuid4()), record=replace(one.record, tenant="north"))
+        archive.of("north").store.upsert([theirs])
+        archive.store.flush()
+    with LoopbackClient(create_service(settings)) as client:
+        found = figures(client.app.state.metrics.text().decode())
+        assert client.get("/v1/stats").json()["points"] == 35
+    assert of(found, "precedent_points") == 36
+
+
 def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
     client, _, sent = site
     head = SimpleNamespace(chain="0123", seq=17, hash="ff" * 32)
@@ -87,6 +107,21 @@ def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
     assert of(found, "precedent_jobs", kind="run", state="finished") == 1
     assert of(found, "precedent_audit_sequence", chain="0123") == 17
     assert of(found, "precedent_audit_digest", chain="0123") == 0xFFFFFFFFFFFF
+
+
+def test_audit_chains_of_processes_long_gone_are_no_series(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    entry = Entry(Who("user", "1"), "precedent search", 0, "ok")
+    with open_log(settings) as log:
+        before = AuditLog(log._database, lambda: datetime.now(UTC) - timedelta(days=8))
+        before.add(before.following("old", None, [entry, entry]))
+        log.add(log.following("new", None, [entry, entry, entry]))
+        assert set(log.heads()) == {"old", "new"}
+    with LoopbackClient(create_service(settings)) as client:
+        found = figures(client.app.state.metrics.text().decode())
+    chains = {name: value for name, value in found.items() if name[0] == "precedent_audit_sequence"}
+    assert list(chains.values()) == [2]
+    assert of(found, "precedent_audit_sequence", chain="new") == 2
 
 
 def test_a_verdict_is_counted(foreign_client, indexed) -> None:

@@ -14,8 +14,9 @@ from api.security.keys import Keys
 from api.security.policy import Scope
 from engine.errors import ModelError, NotAuthenticated
 from engine.model.manifest import SHIPPED, WEIGHTS, read_manifest
-from engine.settings import FolderSettings, Settings
+from engine.settings import DicomWebSettings, FolderSettings
 from engine.store.base import Filter
+from engine.tenants import DEFAULT_TENANT
 from indexer.archive import TenantArchive
 from indexer.datadir.models import model_directory
 
@@ -88,7 +89,8 @@ class IndexDocument(_Document):
     """The state of the index, which all tenants share.
 
     - `profile`: "hash", or "precise" with a graph. `quantised`: eight-bit vectors are kept as well.
-    - `cells`: of the coarse filter; null: there are none yet.
+    - `cells`: of the coarse filter, by how many images all tenants have together; null: there are
+      none yet, or the caller lacks the scope `metrics`.
     """
 
     profile: str
@@ -143,7 +145,8 @@ class SourceDocument(_Document):
 
 
 class SourcesDocument(_Document):
-    """The sources of the caller's images; with the scope `admin` also those without any."""
+    """The sources of the caller's images; with the scope `admin` also those of the caller's tenant
+    without any."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -249,9 +252,10 @@ def _licence(archive: TenantArchive) -> str | None:
     summary="What the archive holds",
     responses=problem_responses(503),
 )
-def get_stats(archive: ArchiveDep) -> StatsDocument:
+def get_stats(archive: ArchiveDep, request: Request) -> StatsDocument:
     """Counts by field and value over the caller's images, and the state of the index."""
-    cells = archive.store.cells
+    tells = Scope.METRICS in request.state.caller.scopes
+    cells = archive.store.cells if tells else None
     profile = archive.store.profile
     return StatsDocument(
         points=archive.store.count(Filter()),
@@ -275,23 +279,29 @@ def get_stats(archive: ArchiveDep) -> StatsDocument:
 def get_sources(archive: ArchiveDep, request: Request) -> SourcesDocument:
     """Sources by name, with the number of images from each."""
     counts = archive.store.facets(["source"], Filter(), 1000).get("source", {})
-    settings, for_admin = archive.settings, Scope.ADMIN in request.state.caller.scopes
-    names = {*counts, *(settings.sources if for_admin else ())}
+    caller, settings = request.state.caller, archive.settings
+    for_admin = Scope.ADMIN in caller.scopes
+    # One that the settings give to another tenant may have the name of one of the caller's.
+    own = {
+        name: source
+        for name, source in settings.sources.items()
+        if (source.tenant or DEFAULT_TENANT) == caller.tenant
+        or (source.tenant is None and name in counts)
+    }
     return SourcesDocument(
         sources=[
             SourceDocument(
                 name=name,
                 images=counts.get(name, 0),
-                kind=settings.sources[name].kind if name in settings.sources else None,
-                places=_places(settings, name) if for_admin else None,
+                kind=own[name].kind if name in own else None,
+                places=_places(own.get(name)) if for_admin else None,
             )
-            for name in sorted(names)
+            for name in sorted({*counts, *(own if for_admin else ())})
         ]
     )
 
 
-def _places(settings: Settings, name: str) -> list[str]:
-    found = settings.sources.get(name)
+def _places(found: FolderSettings | DicomWebSettings | None) -> list[str]:
     if found is None:
         return []
     if isinstance(found, FolderSettings):

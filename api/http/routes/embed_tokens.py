@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.http.problems import problem_responses
 from api.security.access import Access
 from api.security.embedding import MOST_MINUTES, Embed, site_origin
-from api.security.seen import Seen, tell
+from api.security.seen import Seen, tell, tell_about
 from engine.errors import NotAllowed
 
 __all__ = ["EmbedRequest", "EmbedTokenDocument", "router"]
@@ -41,7 +41,7 @@ class EmbedRequest(BaseModel):
         },
     )
 
-    study: _Printable
+    study: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
     origin: _Printable
     acting_user: _Printable
     minutes: Annotated[int, Field(ge=1, le=MOST_MINUTES)] = MOST_MINUTES
@@ -84,6 +84,7 @@ def create_embed_token(asked: EmbedRequest, request: Request) -> EmbedTokenDocum
             "make one with `precedent keys create NAME --scope search`"
         )
     tell(request, Seen((asked.study,)))
+    tell_about(request, acting=asked.acting_user)
     access: Access = request.state.access
     embed = Embed(
         caller.key, caller.tenant, asked.study, site_origin(asked.origin), asked.acting_user

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict
 
+from api.http.audit import record_before
 from api.http.problems import problem_responses
 from api.http.serving import Serving
 from api.http.work import Work
@@ -192,6 +193,9 @@ def delete_instances(
         if not instances and not points:
             raise HTTPException(404, "nothing in the index is of that; nothing was removed")
         if not dry_run:
+            # Before anything goes: should it be cut short, the row says of what.
+            tell(request, Seen(tuple(ledger.studies(**wanted))))
+            record_before(request)
             instances, points = archive.delete_all(wanted)
     return DeletedDocument(
         dry_run=dry_run, studies=studies, series=of_series, instances=instances, points=points

@@ -59,6 +59,18 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["progress", "end", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+"""Each event: so readers of OpenAPI before 3.2 take the schema of a stream of events."""
+
+
 class JobDocument(BaseModel):
     """A job, or a run of `precedent index` (`kind` is "run"); the fields are those of
     `precedent jobs show --json`.
@@ -367,11 +379,14 @@ def _named(fate: Fate, asked: _Asked) -> str:
         200: {
             "content": {
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": _EVENT,
                     "examples": {
                         "progress": {
-                            "value": "id: 5f0c3a91d27be468\nevent: progress\n"
-                            'data: {"id": 7, "done": 7300}\n\n'
+                            "value": {
+                                "id": "5f0c3a91d27be468",
+                                "event": "progress",
+                                "data": '{"id": 7, "done": 7300}',
+                            }
                         }
                     },
                 }

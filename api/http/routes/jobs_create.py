@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.problems import problem_responses
 from api.http.work import Work
+from api.security.seen import Seen, tell, tell_about
 from engine.errors import QueryError
 
 __all__ = ["CreatedJobDocument", "JobRequest", "router"]
@@ -82,5 +83,9 @@ def create_job(asked: JobRequest, request: Request, response: Response) -> Creat
     job = work.submit(
         spec, options, at, request.state.caller.tenant, urgent=asked.priority == "interactive"
     )
+    # By its name in the settings, now that it is known to be one.
+    tell_about(request, job=job, source=asked.source)
+    if asked.study is not None:
+        tell(request, Seen((asked.study,)))
     response.headers["Location"] = f"/v1/jobs/{job}"
     return CreatedJobDocument(job=job)

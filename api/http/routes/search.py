@@ -185,7 +185,9 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         image_id = representative(archive.store, field, uid, asked.frame)
     answer = archive.engine.search_like(image_id, query)
     note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
-    seen = Seen.of(answer.hits, asked=[image_id], ood=answer.ood)
+    # It is a UID: an image of it was found.
+    studies = [] if asked.study is None else [asked.study]
+    seen = Seen.of(answer.hits, asked=[image_id], studies=studies, ood=answer.ood)
     return Found(answer, None, seen, image_id)
 
 
