@@ -159,6 +159,10 @@ class Serving:
                 elif self._current.archive.is_replaced:
                     # The data folder names the model of the index in force, not the settings.
                     self._replace(self._settings.model_copy(update={"model": None}))
+                else:
+                    # Of another process, which was killed: nothing of it may be found any more.
+                    with self.request() as (archive, _):
+                        archive.finish_deletions()
                 said = ""
             except StoreNotFound:
                 continue
