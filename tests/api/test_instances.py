@@ -265,3 +265,14 @@ def test_one_that_another_request_removes_meanwhile_is_to_be_sent_again(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     monkeypatch.undo()
     assert add(fresh, slice_file(230)).status_code == 201
+
+
+def test_where_another_process_receives_it_says_so(indexed, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
+    received = DataDir(settings.data_dir).received
+    with LoopbackClient(create_service(settings)) as client:
+        with Inbox(received, settings.receive, settings.limits.max_file_bytes):
+            answer = add(client, slice_file(240))
+            assert answer.status_code == 503
+            assert "another process receives" in answer.json()["detail"]
+        assert add(client, slice_file(240)).status_code == 201
