@@ -407,7 +407,9 @@ def test_points_arrive_whole(make_points):
         b'{"content":1,"buffers":[-5]}',
         b'{"content":{"Filter":{"must":1,"nothing":2}},"buffers":[]}',
         b"[]",
+        b"[" * 100_000,
     ],
+    ids=lambda one: one[:40].decode(),
 )
 def test_what_is_no_message_is_refused(header):
     here, there = socket.socketpair()

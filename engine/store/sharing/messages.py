@@ -37,6 +37,7 @@ _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (Cells, Coarse, Collection, Filter, Ids, Match, Nearest, Part, Profile, Range)
 }
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 _DTYPES = ("float32", "uint8", "int64")
 
 
@@ -91,7 +92,7 @@ def receive(connection: socket.socket) -> Any:
             raise ValueError("its buffers are too large")
         buffers = [_read(connection, size) for size in sizes]
         return _unpacked(about["content"], buffers)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(
             f"what came over the index's socket cannot be read ({type(error).__name__}); use the "
             "same version of Precedent on both sides"
