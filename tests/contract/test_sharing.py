@@ -550,3 +550,20 @@ def test_every_call_goes_over_the_socket(place, make_points):
         assert list(other.scroll(nobody)) == other.get([]) == []
         assert other.delete(Filter((Ids((points[0].id,)),))) == 1
         assert store.count(ALL) == 5
+
+
+def test_one_that_takes_no_answer_does_not_hold_up_the_end(place, monkeypatch):
+    """As a command that was stopped with Ctrl-Z."""
+    monkeypatch.setattr(owner, "_PARTING_SECONDS", 0.2)
+    store = shared(place)
+    reception = store._reception
+    assert reception is not None
+    monkeypatch.setitem(reception._calls, "count", lambda: np.zeros(1 << 24, np.uint8))
+    with connected(socket_path(place)) as stopped:
+        messages.receive(stopped)
+        messages.send(stopped, {"call": "count", "with": {}})
+        while not reception._sending:
+            time.sleep(0.01)
+        began = time.monotonic()
+        store.close()
+        assert time.monotonic() - began < 20

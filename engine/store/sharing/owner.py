@@ -26,6 +26,8 @@ PROTOCOL = 2
 _MOST_CONNECTIONS = 256
 _SEND_SECONDS = 60
 """A process that takes no answer for so long is cut off, as it may have been stopped."""
+_PARTING_SECONDS = 5.0
+"""… or for so long while this process lets go of the index."""
 _PAUSE_SECONDS = 0.2
 """After a connection that could not be taken, as where this process has no file or thread left."""
 
@@ -48,6 +50,7 @@ class Reception:
         self._name = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._sending: dict[socket.socket, object] = {}
         self._closed = False
         self._said: set[str] = set()
         self._listener = listening(path)
@@ -69,8 +72,13 @@ class Reception:
             with suppress(OSError):
                 # Its thread reads no further request, and still sends the answer it is at.
                 connection.shutdown(socket.SHUT_RD)
-        for thread in waiting.values():
-            thread.join()
+        for connection, thread in waiting.items():
+            while thread.is_alive():
+                sent = self._sending.get(connection)
+                thread.join(_PARTING_SECONDS)
+                if sent is not None and self._sending.get(connection) is sent:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -122,12 +130,16 @@ class Reception:
                     # Where the next message begins is not known.
                     send(connection, _told(error))
                     return
-                send_encoded(connection, self._answer(asked))
+                message = self._answer(asked)
+                self._sending[connection] = message
+                send_encoded(connection, message)
+                del self._sending[connection]
         except (EOFError, OSError):
             pass  # it has ended, or this process ends
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
+            self._sending.pop(connection, None)
             connection.close()
 
     def _greeting(self) -> dict[str, Any]:
