@@ -151,7 +151,7 @@ class Archive:
                 directory, manifest.fingerprint, self.encoder.decoder_fingerprint
             )
             self._serve(tenant)
-            self._finish_deletions()
+            self.finish_deletions()
             self._opened = opened.pop_all()
 
     def _existing(self, collection: Collection, *, needed: bool) -> VectorStore | None:
@@ -305,14 +305,15 @@ class Archive:
         """Removes instances from index, thumbnails and ledger, and received ones from the data
         folder; returns how many points were removed."""
         with self.writing():
+            received = self._received()
+            for locator in locators:
+                # The file exists only for this archive, and `precedent receive` would index it
+                # again. It goes while the ledger still knows of it, so that a removal that is cut
+                # short can be repeated.
+                if locator.startswith(received):
+                    file_path(locator).unlink(missing_ok=True)
             self._remove_beside(points_only_of(locators, self.ledger))
-            removed = remove(locators, self.ledger, self.store, self.data_dir)
-        received = self._received()
-        for locator in locators:
-            # The file exists only for this archive, and `precedent receive` would index it again.
-            if locator.startswith(received):
-                file_path(locator).unlink(missing_ok=True)
-        return removed
+            return remove(locators, self.ledger, self.store, self.data_dir)
 
     def _received(self) -> str:
         """What the locators of received instances begin with."""
@@ -353,8 +354,8 @@ class Archive:
         with Deletions(self.data_dir.root).under_way({**wanted, "tenant": self.tenant}):
             return self._delete_all(wanted)
 
-    def _finish_deletions(self) -> None:
-        """Brings deletions to their end whose processes were killed."""
+    def finish_deletions(self) -> None:
+        """Brings deletions to their end whose processes were killed; asks little where none was."""
         for wanted in Deletions(self.data_dir.root).left():
             # Whoever opens the archive now may be another tenant.
             whose = wanted.pop("tenant", DEFAULT_TENANT)

@@ -111,7 +111,9 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
 
     Raises:
         SettingsError: the address cannot be listened on, or others could reach it without a key.
-        StoreLocked: another process has the index open, and does not answer.
+        StoreLocked: another process has the index open, and does not answer; or another one
+            receives.
+        ModelError, StoreError, LedgerError: the service cannot start.
     """
 
     from api.http.draining import DrainingServer
@@ -129,13 +131,17 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
         )
     if server.receive:
+        from indexer.sources.pushed.inbox import Inbox
         from indexer.sources.pushed.storescp import StoreScp
 
         logging.getLogger("indexer.sources.pushed").setLevel(logging.INFO)
-        # Both before an address is printed: whether somebody may send, and whether that port is
-        # free.
+        # All before an address is printed: whether somebody may send, whether that port is free,
+        # and whether no other process receives.
         StoreScp(settings.receive)
         listening(settings.receive.host, settings.receive.port, "--receive").close()
+        received = DataDir(settings.data_dir).received
+        with Inbox(received, settings.receive, settings.limits.max_file_bytes):
+            pass
     if (holder := _holder(settings)) is not None:
         Console(stderr=True).print(
             f"The index is open in another process ({holder}), which this one asks until it ends",
@@ -162,5 +168,14 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             highlight=False,
         )
     config = server_config(app, server)
-    with listener:
-        DrainingServer(config, app, server.drain_seconds).run(sockets=[listener])
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(unless_failed := lambda _: not hasattr(app.state, "failed"))
+    try:
+        with listener:
+            DrainingServer(config, app, server.drain_seconds).run(sockets=[listener])
+    except SystemExit:
+        if (failed := getattr(app.state, "failed", None)) is None:
+            raise
+        raise failed from None
+    finally:
+        log.removeFilter(unless_failed)

@@ -57,6 +57,7 @@ from api.http.work import Work
 from api.security.access import Access
 from api.security.policy import POLICY
 from api.security.rates import Rates
+from engine.errors import PrecedentError
 from engine.settings import ServerSettings, Settings, load_settings
 from indexer.archive import Archive
 
@@ -197,8 +198,13 @@ def _lifespan(
                 audit = opened.enter_context(Writer(lambda: open_log(settings)))
             ledger = opened.enter_context(closing(LedgerAtHand(settings)))
             previews = opened.enter_context(closing(Previews(settings)))
-            serving = opened.enter_context(Serving(settings, given))
-            work = opened.enter_context(Work(settings, serving))
+            try:
+                serving = opened.enter_context(Serving(settings, given))
+                work = opened.enter_context(Work(settings, serving))
+            except PrecedentError as error:
+                # For whoever runs the service: the server itself logs a long traceback, and ends.
+                app.state.failed = error
+                raise
             metrics.archive.serving = serving
             if audit is not None:
                 metrics.archive.heads = partial(_audit_heads, settings)

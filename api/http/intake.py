@@ -111,8 +111,12 @@ class Intake:
             digest.update(data)
         place = self._inbox.place_of(digest.hexdigest())
         locator = file_locator(place)
-        if place.exists() and (known := self._outcome(locator)) is not None:
-            return known, True
+        try:
+            if place.exists() and (known := self._outcome(locator)) is not None:
+                return known, True
+        except ImageRefused:
+            # As a kill between the refusal and the removal leaves it.
+            self._remove(place, locator)
         stream.seek(0)
         arrival = self._inbox.arrive_whole(digest.hexdigest())
         while data := stream.read(_READ_BYTES):
@@ -127,7 +131,10 @@ class Intake:
             case answer:
                 raise _later(answer.comment.partition(";")[0])
         # From here on it is on disk, and would be indexed after a kill too.
-        self._inbox.hurry(place)
+        try:
+            self._inbox.hurry(place)
+        except FileNotFoundError:
+            raise _later("another request removed the same at this moment") from None
         found: Outcome | None = None
 
         def done() -> bool:

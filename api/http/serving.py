@@ -152,6 +152,7 @@ class Serving:
     def _watch(self) -> None:
         said = ""
         while not self._stopped.wait(_CHECK_SECONDS):
+            failed = "the index in force cannot be opened"
             try:
                 if self._current is None:
                     with self._opening:
@@ -159,12 +160,17 @@ class Serving:
                 elif self._current.archive.is_replaced:
                     # The data folder names the model of the index in force, not the settings.
                     self._replace(self._settings.model_copy(update={"model": None}))
+                else:
+                    # Of another process, which was killed: nothing of it may be found any more.
+                    failed = "a deletion that was cut short cannot be finished yet"
+                    with self.request() as (archive, _):
+                        archive.finish_deletions()
                 said = ""
             except StoreNotFound:
                 continue
             except PrecedentError as error:
                 if str(error) != said:
-                    _log.error("the index in force cannot be opened: %s", error)
+                    _log.error("%s: %s", failed, error)
                 said = str(error)
 
     def _open_first(self) -> None:

@@ -10,7 +10,7 @@ from fastapi import HTTPException
 
 from api.http.intake import Intake
 from api.http.serving import Serving
-from engine.errors import JobError, PrecedentError, QueryError, SettingsError
+from engine.errors import JobError, PrecedentError, QueryError, SettingsError, StoreLocked
 from engine.settings import FolderSettings, Settings
 from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.layout import DataDir
@@ -73,12 +73,21 @@ class Work:
         """What takes instances in, from the first one on.
 
         Raises:
-            StoreLocked: another process receives, as `precedent receive` does.
+            HTTPException: 503, another process receives, as `precedent receive` does.
             SettingsError, ModelError, StoreError, LedgerError: see :class:`Intake`.
         """
         with self._lock:
             if self._intake is None:
-                self._intake = Intake(self._settings, self._serving, scp=False)
+                try:
+                    self._intake = Intake(self._settings, self._serving, scp=False)
+                except StoreLocked as error:
+                    _log.error("an instance was handed in: %s", error)
+                    raise HTTPException(
+                        503,
+                        "another process receives for this archive, as `precedent receive` does, "
+                        "and one does at a time; send it to that one (C-STORE), or let the "
+                        "administrator run `precedent serve --receive` in its place",
+                    ) from None
             return self._intake
 
     def submit(

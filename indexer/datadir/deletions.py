@@ -34,16 +34,19 @@ class Deletions:
     def under_way(self, wanted: dict[str, str]) -> Iterator[None]:
         """A block that deletes what has these values. If it fails, that stays to be done."""
         place = self._folder / f"{uuid.uuid4().hex}.json"
+        begun = place.with_suffix(".new")
         try:
             self._folder.mkdir(mode=_OURS_ALONE, parents=True, exist_ok=True)
-            write_atomically(place, json.dumps(wanted).encode())
-            handle = os.open(place, os.O_RDONLY)
+            write_atomically(begun, json.dumps(wanted).encode())
+            handle = os.open(begun, os.O_RDONLY)
         except OSError as error:
             raise StoreError(
                 f"{self._folder} cannot be written to ({error.strerror}); nothing was deleted"
             ) from None
         try:
+            # Locked before it has its name, so that nobody takes it for one that was left.
             fcntl.flock(handle, fcntl.LOCK_EX)
+            begun.replace(place)
             yield
             place.unlink(missing_ok=True)
         finally:

@@ -43,8 +43,11 @@ class RunLocks:
         """Whether a process is at this run. To be asked while beginning another one."""
         try:
             handle = os.open(self._place(run), os.O_RDWR)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            # Whether it is locked is not known, and a run that goes on must not be called dead.
+            return True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -25,9 +25,11 @@ from api.cli.serve import serve_until_stopped
 from api.security.keys import Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
-from engine.errors import AccessError, NotAuthenticated, SettingsError
+from engine.errors import AccessError, NotAuthenticated, SettingsError, StoreLocked
 from engine.settings import Settings
+from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database
+from indexer.sources.pushed.inbox import Inbox
 
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
@@ -442,6 +444,34 @@ def test_a_service_that_others_could_reach_does_not_start_without_a_key(tmp_path
     with pytest.raises(SettingsError, match="precedent keys create"):
         serve_until_stopped(settings.model_copy(update={"server": server}))
     assert not settings.data_dir.exists()
+
+
+def test_a_service_that_cannot_start_says_why_in_a_line(
+    indexed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by the traceback that the server logs."""
+    settings = indexed.copy(tmp_path / "data")
+    place = ["--data-dir", str(settings.data_dir), "--model", str(tmp_path / "none")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "api", "serve", "--port", "0", *place],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "\nprecedent: no model in" in f"\n{ended.stderr}"
+    assert "Traceback" not in ended.stdout + ended.stderr
+    scp = {"allowed_ae_titles": ("PACS",), "port": 0}
+    server = settings.server.model_copy(update={"port": 0, "receive": True})
+    receiving = settings.receive.model_copy(update=scp)
+    settings = settings.model_copy(update={"server": server, "receive": receiving})
+    received = DataDir(settings.data_dir).received
+    with (
+        Inbox(received, settings.receive, settings.limits.max_file_bytes),
+        pytest.raises(StoreLocked, match="another process that receives"),
+    ):
+        serve_until_stopped(settings)
+    assert "Precedent is at" not in capsys.readouterr().out
 
 
 def test_the_commands_of_the_page_on_security_do_what_it_says(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``precedent delete --source`` and ``--tenant``: everything goes, and nothing else."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from engine.errors import JobError, QueryError
 from engine.settings import Settings
 from engine.store.base import Filter, Match
 from indexer.archive import Archive
+from indexer.datadir.deletions import Deletions
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import JobOptions
 from indexer.ledger.database import open_database
+from indexer.ledger.instances import Ledger
 from indexer.sources.folder import FolderSource
 from indexer.sources.opening import SourceSpec
 from indexer.sources.pushed.inbox import ReceivedSource
@@ -159,3 +162,49 @@ def test_what_was_received_does_not_come_back(settings: Settings, indexed) -> No
     told = run(settings, "--source", "clinic", "--yes", "--json")
     assert json.loads(told.stdout)["instances"] == 4
     assert len(list((settings.data_dir.parent / "clinic").iterdir())) == 4
+
+
+def test_what_was_received_does_not_come_back_after_a_kill(
+    settings: Settings, indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is deleted first: the ledger knows of the rest until that is gone."""
+    received = DataDir(settings.data_dir).received / "3f" / "a0" / "1.2.dcm"
+    received.parent.mkdir(parents=True)
+    content = indexed.files["ct"][1].read_bytes().replace(b"1.2.3.", b"1.2.7.")
+    received.write_bytes(content)
+    forget = Ledger.forget
+
+    def killed(self: Ledger, locators: Any) -> None:
+        forget(self, locators)
+        raise KeyboardInterrupt
+
+    with Archive(settings) as archive:
+        archive.index(ReceivedSource([received]))
+        monkeypatch.setattr(Ledger, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            archive.delete_all({"source": "storescp"})
+        monkeypatch.undo()
+    with Archive(settings) as archive:
+        assert archive.ledger.find(source="storescp") == []
+        assert not received.exists()
+
+
+def test_a_deletion_that_begins_is_not_taken_for_one_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deletions = Deletions(tmp_path)
+    seen: list[dict[str, str]] = []
+    flock = fcntl.flock
+
+    def looked_at_before(handle: int, kind: int) -> None:
+        if not kind & fcntl.LOCK_NB:
+            seen.extend(deletions.left())
+        flock(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", looked_at_before)
+    with deletions.under_way({"study": "1.2"}):
+        assert [*deletions.left()] == seen == []
+    with pytest.raises(KeyboardInterrupt), deletions.under_way({"study": "1.2"}):
+        raise KeyboardInterrupt
+    assert [*deletions.left()] == [{"study": "1.2"}]
+    assert [*deletions.left()] == []

@@ -1,5 +1,6 @@
 """Instances and jobs over HTTP: taken in, refused, deleted, made."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from api.service import create_service
 from engine.settings import FolderSettings, Settings
 from engine.store.base import Filter, Match
 from indexer.archive import Archive
+from indexer.datadir.deletions import Deletions
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import open_database
 from indexer.sources.folder import FolderSource
+from indexer.sources.pushed.inbox import Inbox, ReceivedSource
 
 PATIENCE = 60.0
 
@@ -252,8 +255,6 @@ def jobs_of(client: TestClient, sent: dict[str, str]) -> list[dict[str, Any]]:
 
 def test_what_was_kept_before_a_kill_is_indexed_after_the_next_start(indexed, tmp_path):
     """As a kill between the disk and the index leaves it."""
-    import hashlib
-
     settings = indexed.copy(tmp_path / "data")
     content = picture_file(300)
     digest = hashlib.sha256(content).hexdigest()
@@ -318,3 +319,64 @@ def test_a_deletion_that_was_killed_is_finished_for_its_tenant_alone(
     # An older note names no tenant, from when there was one.
     (settings.data_dir / "deletions" / "0.json").write_text(json.dumps(study))
     assert left() == tenants - {deleted_by, "default"}
+
+
+def test_a_deletion_that_was_killed_is_finished_by_a_service_that_runs(indexed, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
+    with LoopbackClient(create_service(settings)) as client:
+        assert client.get("/v1/studies/1.2.4.0/related", params={"k": 5}).status_code == 200
+        wanted = {"study": "1.2.4.0", "tenant": "default"}
+        with pytest.raises(KeyboardInterrupt), Deletions(settings.data_dir).under_way(wanted):
+            raise KeyboardInterrupt
+        deadline = time.monotonic() + PATIENCE
+        while client.get("/v1/studies/1.2.4.0/related", params={"k": 5}).status_code != 404:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        deadline = time.monotonic() + PATIENCE
+        while list((settings.data_dir / "deletions").iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_what_a_kill_left_of_a_refused_file_goes_when_it_is_sent_again(fresh, settings):
+    """As a kill between the refusal and the removal of the file leaves it."""
+    before = kept(settings)
+    content = b"no picture that was left"
+    digest = hashlib.sha256(content).hexdigest()
+    place = settings.data_dir / "received" / digest[:2] / digest[2:4] / f"{digest}.img"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    with Archive(settings) as archive:
+        archive.index(ReceivedSource([place]))
+        assert archive.ledger.counts()["refused"] == 1
+        answer = add(fresh, content)
+        assert (answer.status_code, answer.json()["code"]) == (422, "not-an-image")
+        assert kept(settings) == before
+        assert "refused" not in archive.ledger.counts()
+
+
+def test_one_that_another_request_removes_meanwhile_is_to_be_sent_again(
+    fresh, settings, monkeypatch
+):
+    hurry = Inbox.hurry
+
+    def removed(self: Inbox, place: Path) -> None:
+        place.unlink()
+        hurry(self, place)
+
+    monkeypatch.setattr(Inbox, "hurry", removed)
+    answer = add(fresh, slice_file(230))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    monkeypatch.undo()
+    assert add(fresh, slice_file(230)).status_code == 201
+
+
+def test_where_another_process_receives_it_says_so(indexed, tmp_path):
+    settings = indexed.copy(tmp_path / "data")
+    received = DataDir(settings.data_dir).received
+    with LoopbackClient(create_service(settings)) as client:
+        with Inbox(received, settings.receive, settings.limits.max_file_bytes):
+            answer = add(client, slice_file(240))
+            assert answer.status_code == 503
+            assert "another process receives" in answer.json()["detail"]
+        assert add(client, slice_file(240)).status_code == 201

@@ -407,7 +407,9 @@ def test_points_arrive_whole(make_points):
         b'{"content":1,"buffers":[-5]}',
         b'{"content":{"Filter":{"must":1,"nothing":2}},"buffers":[]}',
         b"[]",
+        b"[" * 100_000,
     ],
+    ids=lambda one: one[:40].decode(),
 )
 def test_what_is_no_message_is_refused(header):
     here, there = socket.socketpair()
@@ -430,5 +432,138 @@ def test_rubbish_does_not_disturb_others(place, caplog):
         with connected(socket_path(place)) as rude:
             messages.receive(rude)
             rude.sendall(b"\x00\x00\x00\x05hello")
+            assert messages.receive(rude)["error"] == "StoreError"
             assert rude.recv(100) == b""
         assert other.count(ALL) == store.count(ALL) == 0
+
+
+def test_another_process_at_the_same_place_is_not_taken_for_the_one_before(place, make_points):
+    """It came while no connection was open, and knows nothing of what was written before."""
+    points = make_points(6)
+    with EdgeStore.open(place) as store:
+        first = owner.Reception(store, socket_path(place))
+        asking = shared(place, patience=0.1)
+        asking.upsert(points[:3])
+        remote = asking._store
+        assert isinstance(remote, client.RemoteStore)
+        first.close()
+        store.delete(ALL)  # as if it had been killed before it wrote that to the disk
+        second = owner.Reception(store, socket_path(place))
+        for connection in remote._idle:
+            connection.close()
+        remote._idle.clear()
+        with pytest.raises(client.OwnerGone):
+            remote.count(ALL)
+        asking.upsert(points[3:])
+        asking.flush()
+        assert all_ids(store) == {point.id for point in points}
+        asking.close()
+        second.close()
+
+
+def test_where_no_connection_can_be_taken_for_a_while_it_goes_on_later(place, monkeypatch, caplog):
+    accept = socket.socket.accept
+    monkeypatch.setattr(client, "_GREETING_SECONDS", 0.1)
+
+    def none_left(self: socket.socket) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", none_left)
+    with shared(place) as store:
+        time.sleep(0.3)
+        with pytest.raises(StoreLocked):
+            shared(place, patience=0.1)
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        with shared(place) as other:
+            assert other.count(ALL) == store.count(ALL) == 0
+    assert caplog.text.count("Too many open files") == 1
+
+
+def test_where_no_thread_is_left_others_are_let_in_later(place, monkeypatch, caplog):
+    start = threading.Thread.start
+
+    def none_left(self: threading.Thread) -> None:
+        if self.name == "index client":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with shared(place) as store:
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(StoreLocked):
+            shared(place, patience=0.1)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with shared(place) as other:
+            assert other.count(ALL) == store.count(ALL) == 0
+    assert "no thread is left" in caplog.text
+
+
+def test_what_is_too_large_is_an_error_and_not_asked_again(place, make_points, monkeypatch):
+    points = make_points(8)
+    with shared(place) as store, shared(place) as other:
+        store.upsert(points)
+        monkeypatch.setattr(messages, "_LARGEST_BUFFERS", 100)
+        with pytest.raises(StoreError, match="too large for the index's socket"):
+            other.selected_ids(ALL)
+        with pytest.raises(StoreError, match="too large for the index's socket"):
+            other.upsert(points)
+        monkeypatch.setattr(messages, "_LARGEST_HEADER", 300)
+        with pytest.raises(StoreError, match="too large for the index's socket"):
+            other.get([point.id for point in points])
+        monkeypatch.undo()
+        assert other.count(ALL) == 8
+
+
+def test_a_fault_of_the_one_that_has_it_is_an_error_and_not_asked_again(place, monkeypatch, caplog):
+    with shared(place) as store, shared(place) as other:
+        reception = store._reception
+        assert reception is not None
+        monkeypatch.setitem(reception._calls, "count", lambda **_: object())
+        with pytest.raises(StoreError, match=r"failed \(TypeError\)"):
+            other.count(ALL)
+        monkeypatch.setitem(reception._calls, "count", lambda **_: 1 / 0)
+        with pytest.raises(StoreError, match=r"failed \(ZeroDivisionError\)"):
+            other.count(ALL)
+        assert "a call over the socket of the index failed" in caplog.text
+
+
+def test_every_call_goes_over_the_socket(place, make_points):
+    """With all that it may be given, and as the process that has the index answers it."""
+    points = make_points(6)
+    asked = [
+        Nearest(points[2].z, ALL, 2),
+        Nearest(points[2].z, Filter((Ids((points[4].id,)),)), 3, exact=True, with_z=True),
+        Nearest(points[2].z, Filter((Match("modality", ("none",)),)), 3),
+    ]
+    with shared(place) as store, shared(place) as other:
+        assert isinstance(other._store, client.RemoteStore)
+        other.upsert(points)
+        other.optimise()
+        for here, there in zip(store.query(asked), other.query(asked), strict=True):
+            assert [(one.id, one.score) for one in here] == [(one.id, one.score) for one in there]
+        other.arrange(Profile("precise", quantised=True))
+        assert other.profile == store.profile == Profile("precise", quantised=True)
+        assert other.approximates(ALL) == store.approximates(ALL)
+        fields = ["modality", "tenant"]
+        assert other.facets(fields, ALL, 10) == store.facets(fields, ALL, 10)
+        nobody = Filter((Match("tenant", ("nobody",)),))
+        assert other.facets(fields, nobody, 10) == store.facets(fields, nobody, 10)
+        assert list(other.scroll(nobody)) == other.get([]) == []
+        assert other.delete(Filter((Ids((points[0].id,)),))) == 1
+        assert store.count(ALL) == 5
+
+
+def test_one_that_takes_no_answer_does_not_hold_up_the_end(place, monkeypatch):
+    """As a command that was stopped with Ctrl-Z."""
+    monkeypatch.setattr(owner, "_PARTING_SECONDS", 0.2)
+    store = shared(place)
+    reception = store._reception
+    assert reception is not None
+    monkeypatch.setitem(reception._calls, "count", lambda: np.zeros(1 << 24, np.uint8))
+    with connected(socket_path(place)) as stopped:
+        messages.receive(stopped)
+        messages.send(stopped, {"call": "count", "with": {}})
+        while not reception._sending:
+            time.sleep(0.01)
+        began = time.monotonic()
+        store.close()
+        assert time.monotonic() - began < 20

@@ -1,6 +1,7 @@
 """The data folder and the key that makes patients' pseudonyms."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from engine import __version__
 from engine.errors import SettingsError, StoreError
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
+from indexer.datadir.run_locks import RunLocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,3 +144,28 @@ def test_a_folder_of_a_later_version_is_left_alone(tmp_path: Path, about: str, s
         with pytest.raises(StoreError, match=says):
             used()
     assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
+def test_a_run_is_dead_only_where_its_lock_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = RunLocks(tmp_path)
+    with locks.beginning():
+        assert not locks.is_alive(1)
+        with locks.alive(1):
+            assert locks.is_alive(1)
+            opened = os.open
+
+            def none_left(path: Path, *given: int) -> int:
+                if path.name == "1.lock":
+                    raise OSError(24, "Too many open files")
+                return opened(path, *given)
+
+            monkeypatch.setattr(os, "open", none_left)
+            assert locks.is_alive(1)
+            monkeypatch.undo()
+        assert not locks.is_alive(1)
+        # As a kill leaves it.
+        (tmp_path / "runs" / "1.lock").touch()
+        assert not locks.is_alive(1)
+        assert not (tmp_path / "runs" / "1.lock").exists()

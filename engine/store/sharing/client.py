@@ -50,6 +50,7 @@ class RemoteStore:
         self._idle: list[socket.socket] = []
         self._closed = False
         self._cells: Cells | None = None
+        self._name = ""
         self._collection, self.holder = self._greeted(connection)
         self._idle.append(connection)
 
@@ -65,6 +66,10 @@ class RemoteStore:
                     f"the index is open in another version of Precedent ({holder}); stop that "
                     "process, or use its version"
                 )
+            if self._name not in ("", hello["name"]):
+                # It has not what this process wrote to the one before.
+                raise self._gone()
+            self._name = hello["name"]
             found: Collection = hello["collection"]
         except (EOFError, OSError):
             connection.close()

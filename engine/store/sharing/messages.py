@@ -28,7 +28,7 @@ from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, P
 from engine.store.cells import Cells
 from engine.store.text_record import from_text, to_text
 
-__all__ = ["receive", "send"]
+__all__ = ["encoded", "receive", "send", "send_encoded"]
 
 _LENGTH = struct.Struct(">I")
 _LARGEST_HEADER = 1 << 30
@@ -37,6 +37,7 @@ _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (Cells, Coarse, Collection, Filter, Ids, Match, Nearest, Part, Profile, Range)
 }
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 _DTYPES = ("float32", "uint8", "int64")
 
 
@@ -44,16 +45,34 @@ def send(connection: socket.socket, content: Any) -> None:
     """Sends a message.
 
     Raises:
-        OSError: the other end is gone. TypeError: it holds what cannot be sent.
+        OSError: the other end is gone. StoreError, TypeError: as for :func:`encoded`.
+    """
+    send_encoded(connection, encoded(content))
+
+
+def encoded(content: Any) -> list[bytes | memoryview]:
+    """A message as it is sent, in pieces.
+
+    Raises:
+        StoreError: it is too large to be taken. TypeError: it holds what cannot be sent.
     """
     buffers: list[np.ndarray[Any, Any]] = []
     packed = _packed(content, buffers)
-    about = {"content": packed, "buffers": [buffer.nbytes for buffer in buffers]}
-    header = json.dumps(about, separators=(",", ":")).encode("ascii")
-    connection.sendall(_LENGTH.pack(len(header)) + header)
-    for buffer in buffers:
-        if buffer.nbytes:
-            connection.sendall(buffer.data.cast("B"))
+    sizes = [buffer.nbytes for buffer in buffers]
+    header = json.dumps({"content": packed, "buffers": sizes}, separators=(",", ":"))
+    if len(header) > _LARGEST_HEADER or sum(sizes) > _LARGEST_BUFFERS:
+        raise StoreError(
+            f"a message of {len(header) + sum(sizes):,} bytes is too large for the index's socket; "
+            "ask for less at once, or stop the process that has the index open"
+        )
+    views = [buffer.data.cast("B") for buffer in buffers if buffer.nbytes]
+    return [_LENGTH.pack(len(header)) + header.encode("ascii"), *views]
+
+
+def send_encoded(connection: socket.socket, message: Sequence[bytes | memoryview]) -> None:
+    """Sends what :func:`encoded` made. Raises OSError: the other end is gone."""
+    for piece in message:
+        connection.sendall(piece)
 
 
 def receive(connection: socket.socket) -> Any:
@@ -73,7 +92,7 @@ def receive(connection: socket.socket) -> Any:
             raise ValueError("its buffers are too large")
         buffers = [_read(connection, size) for size in sizes]
         return _unpacked(about["content"], buffers)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(
             f"what came over the index's socket cannot be read ({type(error).__name__}); use the "
             "same version of Precedent on both sides"

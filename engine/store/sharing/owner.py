@@ -4,6 +4,8 @@ import logging
 import socket
 import struct
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,18 +14,22 @@ from typing import Any
 from engine.errors import PrecedentError, StoreError
 from engine.store.edge import EdgeStore
 from engine.store.holder import Holder
-from engine.store.sharing.messages import receive, send
+from engine.store.sharing.messages import encoded, receive, send, send_encoded
 from engine.store.sharing.place import listening, may_ask
 
 __all__ = ["PROTOCOL", "Reception"]
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Changes with what is sent: two processes of different versions then say so."""
 _MOST_CONNECTIONS = 256
 _SEND_SECONDS = 60
 """A process that takes no answer for so long is cut off, as it may have been stopped."""
+_PARTING_SECONDS = 5.0
+"""… or for so long while this process lets go of the index."""
+_PAUSE_SECONDS = 0.2
+"""After a connection that could not be taken, as where this process has no file or thread left."""
 
 
 class Reception:
@@ -40,9 +46,13 @@ class Reception:
         self._store = store
         self._path = path
         self._calls = _calls_of(store)
+        # A process that comes to another reception at the same place knows it by this.
+        self._name = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._sending: dict[socket.socket, object] = {}
         self._closed = False
+        self._said: set[str] = set()
         self._listener = listening(path)
         self._thread = threading.Thread(target=self._accept, name="index socket", daemon=True)
         self._thread.start()
@@ -62,19 +72,31 @@ class Reception:
             with suppress(OSError):
                 # Its thread reads no further request, and still sends the answer it is at.
                 connection.shutdown(socket.SHUT_RD)
-        for thread in waiting.values():
-            thread.join()
+        for connection, thread in waiting.items():
+            while thread.is_alive():
+                sent = self._sending.get(connection)
+                thread.join(_PARTING_SECONDS)
+                if sent is not None and self._sending.get(connection) is sent:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
+            except OSError as error:
                 if self._closed:
                     return
-                logger.exception("the socket of the index failed")
-                return
-            self._take(connection)
+                self._say(f"the socket of the index failed ({error.strerror}); it is tried again")
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                self._take(connection)
+
+    def _say(self, message: str) -> None:
+        """Warns, once for each message: the cause may last."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning("%s", message)
 
     def _take(self, connection: socket.socket) -> None:
         thread = threading.Thread(
@@ -84,8 +106,13 @@ class Reception:
             if self._closed or len(self._connections) >= _MOST_CONNECTIONS:
                 connection.close()
                 return
+            try:
+                thread.start()
+            except RuntimeError:
+                connection.close()
+                self._say("another process could not be let at the index: no thread is left")
+                return
             self._connections[connection] = thread
-            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         patience = struct.pack("ll", _SEND_SECONDS, 0)
@@ -96,35 +123,50 @@ class Reception:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
             send(connection, self._greeting())
             while not self._closed:
-                asked = receive(connection)
-                send(connection, self._answer(asked))
+                try:
+                    asked = receive(connection)
+                except (StoreError, MemoryError) as error:
+                    logger.warning("%s", error)
+                    # Where the next message begins is not known.
+                    send(connection, _told(error))
+                    return
+                message = self._answer(asked)
+                self._sending[connection] = message
+                send_encoded(connection, message)
+                del self._sending[connection]
         except (EOFError, OSError):
             pass  # it has ended, or this process ends
-        except StoreError as error:
-            logger.warning("%s", error)
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
+            self._sending.pop(connection, None)
             connection.close()
 
     def _greeting(self) -> dict[str, Any]:
         me = Holder.here()
         return {
             "protocol": PROTOCOL,
+            "name": self._name,
             "collection": self._store.collection,
             "pid": me.pid,
             "command": me.command,
             "since": me.since,
         }
 
-    def _answer(self, asked: Any) -> dict[str, Any]:
+    def _answer(self, asked: Any) -> list[bytes | memoryview]:
+        """The message that answers. Whatever went wrong is told: who is only cut off asks again."""
         try:
-            return {"answer": self._calls[asked["call"]](**asked["with"])}
-        except PrecedentError as error:
-            return {"error": type(error).__name__, "text": str(error)}
+            return encoded({"answer": self._calls[asked["call"]](**asked["with"])})
         except Exception as error:
-            logger.exception("a call over the socket of the index failed")
-            return {"error": "StoreError", "text": _fault(error)}
+            if not isinstance(error, PrecedentError):
+                logger.exception("a call over the socket of the index failed")
+            return encoded(_told(error))
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, PrecedentError):
+        return {"error": type(error).__name__, "text": str(error)}
+    return {"error": "StoreError", "text": _fault(error)}
 
 
 def _fault(error: Exception) -> str:
