@@ -119,7 +119,13 @@ class OidcSettings(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> "OidcSettings":
         if self.issuer is None:
-            if given := sorted(self.model_fields_set - {"issuer"}):
+            usual = {
+                name: field.get_default(call_default_factory=True)
+                for name, field in type(self).model_fields.items()
+            }
+            # A setting that is written with its usual value, as by another process, is no mistake.
+            given = sorted(n for n in self.model_fields_set if getattr(self, n) != usual[n])
+            if given:
                 raise ValueError(f"oidc.{given[0]} is of no use without oidc.issuer; give that too")
             return self
         if self.audience is None and self.client_id is None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from engine.errors import SettingsError
 from engine.oidc_settings import OidcSettings
-from engine.settings import load_settings
+from engine.settings import Settings, load_settings
 
 GOOD: dict[str, Any] = {
     "issuer": "https://login.example/realms/hospital",
@@ -126,3 +126,8 @@ def test_variables_alone_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(f"PRECEDENT_OIDC__{name}", value)
     assert load_settings().oidc.scopes["index"] == ("pacs",)
+
+
+def test_settings_that_another_process_wrote_are_read(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert Settings.model_validate_json(settings.model_dump_json()).oidc == settings.oidc
