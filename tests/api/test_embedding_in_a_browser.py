@@ -85,7 +85,10 @@ def test_a_frame_shows_what_its_token_is_for_and_to_no_other_site(indexed, tmp_p
             made = httpx.post(f"{address}/v1/embed-tokens", headers=bearer(written), json=asked)
             pages[path] = PAGE.format(address=address, token=made.json()["token"])
         shown = {}
-        for path in pages:
+        # A busy browser may end before it has asked for everything.
+        for path in (*pages, "/mine", "/mine"):
+            if len(shown.get(path, ())) > 1:
+                continue
             answers.clear()
             subprocess.run(
                 [

@@ -136,10 +136,24 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             *("/v1/images/" + point.id + "/thumbnail" for point in points),
             *(f"/v1/studies/{study}/related?exclude=none" for study in studies),
             *("/v1/images/nothing", "/v1/studies/1.2.3/related"),
+            *("/v1/images/" + point.id + "/preview" for point in points),
+            *("/v1/duplicates", "/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/readyz"),
+            *("/metrics", "/v1/jobs", "/v1/jobs/1", "/v1/jobs/1/report", "/v1/jobs/1/events"),
         ]
         for address in asked:
             answer = client.get(address)
             yield address, repr(answer.headers).encode() + answer.content
+        for change in ("pause", "resume", "cancel", "retry"):
+            answer = client.post(f"/v1/jobs/1/{change}")
+            yield f"{change} of a job", repr(answer.headers).encode() + answer.content
+        answer = client.delete("/v1/instances", params={"study": studies[0], "dry_run": True})
+        yield "what would be deleted", repr(answer.headers).encode() + answer.content
+        token = {"study": studies[0], "origin": "https://portal.example", "acting_user": "ward 3"}
+        answer = client.post("/v1/embed-tokens", json=token)
+        yield "a token", repr(answer.headers).encode() + answer.content
+        files = [("files", (name, content)) for name, content in contents.items()][:64]
+        answer = client.post("/v1/search/batch", files=files, data={"k": "50"})
+        yield "a batch", repr(answer.headers).encode() + answer.content
         form = {"k": "50", "exclude": "none"}
         for name, content in contents.items():
             file = {"file": (name, content)}
@@ -156,8 +170,14 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
     # Nothing that can be asked is left out.
     told = set(service.openapi()["paths"]) - {"/"}
     assert told == {
-        *("/healthz", "/v1/facets", "/v1/search", "/v1/recommend", "/v1/images/{id}"),
-        *("/v1/images/{id}/thumbnail", "/v1/studies/{uid}/related"),
+        *("/healthz", "/readyz", "/metrics", "/v1/facets", "/v1/search", "/v1/search/batch"),
+        *("/v1/recommend", "/v1/studies/{uid}/related", "/v1/images/{id}"),
+        *("/v1/images/{id}/thumbnail", "/v1/images/{id}/preview", "/v1/duplicates"),
+        *("/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/v1/embed-tokens"),
+        *("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/report", "/v1/jobs/{id}/events"),
+        *("/v1/jobs/{id}/pause", "/v1/jobs/{id}/resume", "/v1/jobs/{id}/cancel"),
+        # What is handed in is kept as it is, like what is pushed; tests/api/test_instances.py.
+        *("/v1/jobs/{id}/retry", "/v1/instances"),
     }
 
 
