@@ -111,6 +111,7 @@ def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
 
 def test_audit_chains_of_processes_long_gone_are_no_series(indexed, tmp_path: Path) -> None:
     settings = indexed.copy(tmp_path / "data")
+    (settings.data_dir / "audit.sqlite").unlink(missing_ok=True)
     entry = Entry(Who("user", "1"), "precedent search", 0, "ok")
     with open_log(settings) as log:
         before = AuditLog(log._database, lambda: datetime.now(UTC) - timedelta(days=8))
