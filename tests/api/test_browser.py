@@ -1,15 +1,12 @@
 """Pages of other origins in a real browser: which may ask, and which may show ours in a frame."""
 
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from services.needed import package
+from services.other_site import other_site
 from services.running import served
 
 from api.security.keys import Keys
@@ -25,33 +22,6 @@ fetch("{address}/v1/facets", {{headers: {{Authorization: "Bearer {key}"}}}})
         error => {{ document.getElementById("told").textContent = "refused" }})
 </script>"""
 _FRAMES = '<!doctype html><iframe src="{address}/login"></iframe>'
-
-
-@contextmanager
-def page(html: list[str]) -> Iterator[str]:
-    """The origin of a site whose only page is the last of ``html``."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = html[-1].encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    site = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=site.serve_forever)
-    thread.start()
-    try:
-        # The service is at 127.0.0.1: by another name it is another site.
-        yield f"http://localhost:{site.server_port}"
-    finally:
-        site.shutdown()
-        thread.join()
-        site.server_close()
 
 
 def shown(url: str, folder: Path) -> str:
@@ -89,7 +59,7 @@ def test_a_browser_keeps_to_what_the_settings_name(
     with Database(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite'}") as database:
         _, key = Keys(database).create("portal", [Scope.SEARCH])
     html = [""]
-    with page(html) as origin:
+    with other_site(lambda _: html[-1]) as origin:
         names = [origin] if named else ["https://elsewhere.example"]
         server = ServerSettings(allowed_origins=names, frame_ancestors=names)
         app = create_service(settings.model_copy(update={"server": server}), archive)

@@ -1,16 +1,13 @@
 """A page of another site in a real browser, which sends a token into its frame."""
 
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 from oidc_site import bearer
 from services.needed import package
+from services.other_site import other_site
 from services.running import served
 from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
 
@@ -42,33 +39,6 @@ class Noted:
         await self._app(scope, receive, noting)
 
 
-@contextmanager
-def site(pages: dict[str, str]) -> Iterator[str]:
-    """The origin of another site with these pages."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = pages.get(self.path, "").encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        # The service is at 127.0.0.1: by another name it is another site.
-        yield f"http://localhost:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.slow
 def test_a_frame_shows_what_its_token_is_for_and_to_no_other_site(indexed, tmp_path: Path) -> None:
     browser = package("chromium")
@@ -79,7 +49,7 @@ def test_a_frame_shows_what_its_token_is_for_and_to_no_other_site(indexed, tmp_p
     pages: dict[str, str] = {}
     app = create_service(settings)
     app.add_middleware(Noted, answers=answers)
-    with site(pages) as origin, served(app) as address:
+    with other_site(lambda path: pages.get(path, "")) as origin, served(app) as address:
         for path, of in (("/mine", origin), ("/theirs", "https://other.example")):
             asked = {"study": "1.2.4.0", "origin": of, "acting_user": "dr.weber"}
             made = httpx.post(f"{address}/v1/embed-tokens", headers=bearer(written), json=asked)

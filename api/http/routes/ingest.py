@@ -12,13 +12,13 @@ from api.http.work import Work
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.store.base import Filter, Match
+from engine.tenants import DEFAULT_TENANT
 from indexer.imaging.deidentify import pseudonym
 
-__all__ = ["DeletedDocument", "InstanceDocument", "WriterDep", "router", "writer"]
+__all__ = ["DeletedDocument", "InstanceDocument", "router"]
 
 router = APIRouter(tags=["instances"])
 
-_DEFAULT = "default"
 _EXAMPLE_ID = "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11"
 
 
@@ -77,7 +77,7 @@ class DeletedDocument(BaseModel):
     points: int
 
 
-def writer(request: Request) -> Work:
+def _writer(request: Request) -> Work:
     """What writes for the caller.
 
     Raises:
@@ -85,7 +85,7 @@ def writer(request: Request) -> Work:
     """
     caller = request.state.caller
     # Received files lie in one folder, which is the default tenant's.
-    if caller is None or caller.tenant != _DEFAULT:
+    if caller is None or caller.tenant != DEFAULT_TENANT:
         raise HTTPException(
             409,
             "images are taken in for the tenant 'default' alone; index a source of yours, or let "
@@ -95,7 +95,7 @@ def writer(request: Request) -> Work:
     return work
 
 
-WriterDep = Annotated[Work, Depends(writer)]
+_WriterDep = Annotated[Work, Depends(_writer)]
 
 
 @router.post(
@@ -111,7 +111,7 @@ WriterDep = Annotated[Work, Depends(writer)]
 )
 def add_instance(
     request: Request,
-    work: WriterDep,
+    work: _WriterDep,
     response: Response,
     file: Annotated[UploadFile, File(description="A DICOM, PNG, JPEG, TIFF … file.")],
 ) -> InstanceDocument:
