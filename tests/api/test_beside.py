@@ -109,6 +109,19 @@ def until(true: Callable[[], Any], *processes: Process) -> Any:
     return found
 
 
+def advance(process: Process, true: Callable[[], Any]) -> None:
+    """Let a process run, a moment at a time, until something is true: it is stopped then."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        process.process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        process.process.send_signal(signal.SIGSTOP)
+        assert process.process.poll() is None, process.out + process.errors
+        if true():
+            return
+        assert time.monotonic() < deadline, process.out + process.errors
+
+
 class Site:
     """A running service."""
 
@@ -231,7 +244,7 @@ def test_a_killed_index_run_leaves_the_service_whole_and_goes_on(start, settings
     for _ in range(2):
         before = site.points
         indexing = start(settings, "index", many, PRECEDENT_INDEXING__COMMIT_EVERY=4)
-        until(lambda before=before: site.points > before, indexing)
+        advance(indexing, lambda before=before: site.points > before)
         indexing.kill()
     listed = ran(start(settings, "jobs", "list", "--json"))["jobs"]
     assert listed[0]["state"] == "running"
@@ -252,8 +265,9 @@ def test_a_killed_index_run_leaves_the_service_whole_and_goes_on(start, settings
 def test_a_killed_service_does_not_stop_an_index_run(start, settings, many, indexed):
     site = Site(start(settings, "serve", "--port", "0"))
     indexing = start(settings, "index", many, "--json", PRECEDENT_INDEXING__COMMIT_EVERY=4)
-    until(lambda: site.points >= 45, indexing)
+    advance(indexing, lambda: site.points >= 39)
     site.process.kill()
+    indexing.process.send_signal(signal.SIGCONT)
     again = Site(start(settings, "serve", "--port", "0"))
     content = indexed.files["rings"][0].read_bytes()
     own = again.search(content)
@@ -285,8 +299,9 @@ def test_two_index_runs_and_a_service_that_starts_between_them(start, settings, 
 def test_ctrl_c_stops_an_index_run_as_it_does_alone(start, settings, many):
     site = Site(start(settings, "serve", "--port", "0"))
     indexing = start(settings, "index", many, PRECEDENT_INDEXING__COMMIT_EVERY=1)
-    until(lambda: site.points > 36, indexing)
+    advance(indexing, lambda: site.points > 36)
     indexing.process.send_signal(signal.SIGINT)
+    indexing.process.send_signal(signal.SIGCONT)
     assert indexing.end() == 130
     assert indexing.errors.strip().splitlines()[-1].startswith("precedent: interrupted")
     assert "Traceback" not in indexing.errors
