@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from api.cli.options import DataDirOption, ModelOption
+from api.cli.options import DataDirOption, ModelOption, tenant_of
 from engine.errors import QueryError, SettingsError, StoreNotFound
 from engine.loopback import is_loopback
 from engine.settings import Settings, load_settings
@@ -139,7 +139,8 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
         # and whether no other process receives.
         StoreScp(settings.receive)
         listening(settings.receive.host, settings.receive.port, "--receive").close()
-        received = DataDir(settings.data_dir).received
+        whose = tenant_of(None, settings, "storescp")
+        received = DataDir(settings.data_dir).received_for(whose)
         with Inbox(received, settings.receive, settings.limits.max_file_bytes):
             pass
     if (holder := _holder(settings)) is not None:

@@ -1,23 +1,24 @@
-"""Takes instances in while the service runs, and indexes them as they come."""
+"""Takes a tenant's instances in while the service runs, and indexes them as they come."""
 
 import hashlib
 import logging
 import threading
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from fastapi import HTTPException
 
 from api.http.serving import Serving
+from api.http.shares import Shares
+from api.http.turns import IndexerInTurns
 from engine.errors import ImageRefused, PrecedentError, RefusalReason, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
 from indexer.files.locators import file_locator
 from indexer.ledger.outcomes import Outcome
-from indexer.pipeline.indexing import Indexer
 from indexer.sources.base import ImageSource
 from indexer.sources.pushed.arrival import Answer
 from indexer.sources.pushed.inbox import Inbox, index_in_rounds
@@ -26,8 +27,8 @@ __all__ = ["Intake"]
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 8
-"""Requests that wait for their instance to be indexed; each takes a thread of the service."""
+_ROUND = 1000
+"""Most instances indexed in one round: for so long another tenant waits."""
 _WAIT_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 """How long open associations may continue when the service ends."""
@@ -35,11 +36,15 @@ _READ_BYTES = 1024**2
 
 
 class Intake:
-    """The folder of received instances, what fills it and what indexes it. Close it, or use it as a
-    context manager.
+    """The folder of what is received for one tenant, what fills it and what indexes it. Close it.
+
+    Whose an instance is, the folder alone says, so that it is known after a kill as well.
 
     Args:
         serving: gives the archive to write into.
+        tenant: whose the instances are.
+        places: for requests that wait for their instance to be indexed; each takes a thread.
+        indexer: indexes the instances of all tenants.
         scp: also take what a PACS pushes.
 
     Raises:
@@ -47,18 +52,27 @@ class Intake:
         ModelError, StoreError, LedgerError: the archive cannot be opened.
     """
 
-    def __init__(self, settings: Settings, serving: Serving, *, scp: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        serving: Serving,
+        tenant: str,
+        *,
+        places: Shares,
+        indexer: IndexerInTurns,
+        scp: bool,
+    ) -> None:
         self._serving = serving
+        self._tenant = tenant
+        self._places = places
+        self._indexer = indexer
         self._stopped = threading.Event()
-        self._room = threading.BoundedSemaphore(_AT_ONCE)
         self._round_ended = threading.Condition()
-        self._indexers = ExitStack()
-        self._indexes: tuple[Archive, Indexer] | None = None
         options = settings.receive
-        folder = DataDir(settings.data_dir).received
+        folder = DataDir(settings.data_dir).received_for(tenant)
         with ExitStack() as opened:
             self._inbox = opened.enter_context(
-                Inbox(folder, options, settings.limits.max_file_bytes)
+                Inbox(folder, options, settings.limits.max_file_bytes, round_size=_ROUND)
             )
             self._inbox.look_back(self._indexed)
             self._rounds = threading.Thread(
@@ -74,21 +88,18 @@ class Intake:
             self._rounds.start()
             self._opened = opened.pop_all()
 
-    def close(self) -> None:
-        """Takes nothing more in, and ends after the instances that are being indexed; what waits is
-        indexed after the next start."""
+    def stop(self) -> None:
+        """Takes nothing more in; what waits is indexed after the next start."""
         self._stopped.set()
         self._inbox.close()
         with self._round_ended:
             self._round_ended.notify_all()
+
+    def close(self) -> None:
+        """Stops, and returns after the instances that are being indexed."""
+        self.stop()
         self._rounds.join()
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def take(self, stream: BinaryIO) -> tuple[Outcome, bool]:
         """Takes one instance in and indexes it; returns what became of it, and whether it was in
@@ -96,14 +107,11 @@ class Intake:
 
         Raises:
             ImageRefused: it cannot be indexed; nothing of it is kept.
-            HTTPException: 503, it cannot be taken now; sent again it is.
+            HTTPException: 429, the tenant has too many under way; 503, it cannot be taken now; sent
+                again it is.
         """
-        if not self._room.acquire(blocking=False):
-            raise _later("too many instances are being taken in")
-        try:
+        with self._places.held(self._tenant):
             return self._taken(stream)
-        finally:
-            self._room.release()
 
     def _taken(self, stream: BinaryIO) -> tuple[Outcome, bool]:
         digest = hashlib.sha256()
@@ -154,17 +162,23 @@ class Intake:
         return found, False
 
     def _outcome(self, locator: str) -> Outcome | None:
-        with self._serving.writing() as archive:
+        with self._archive() as archive:
             return archive.outcome(locator)
 
     def _remove(self, place: Path, locator: str) -> None:
         place.unlink(missing_ok=True)
-        with self._serving.writing() as archive:
+        with self._archive() as archive:
             archive.ledger.forget([locator])
 
     def _indexed(self, locators: Sequence[str]) -> Collection[str]:
-        with self._serving.writing() as archive:
+        with self._archive() as archive:
             return archive.ledger.points_of(locators)
+
+    @contextmanager
+    def _archive(self) -> Iterator[Archive]:
+        """The archive as the tenant sees it, to write into for the block."""
+        with self._serving.writing() as whole:
+            yield whole.of(self._tenant)
 
     def _index_rounds(self, keep: bool) -> None:
         try:
@@ -173,29 +187,20 @@ class Intake:
             )
         except PrecedentError as error:
             _log.error("%s", error)
-        finally:
-            self._indexers.close()
 
     def _index(self, source: ImageSource) -> None:
         try:
-            with self._serving.writing() as archive:
-                report = archive.index(
-                    source, stop=self._stopped.is_set, indexer=self._indexer(archive)
-                )
+            with (
+                self._serving.writing() as whole,
+                self._indexer.turn(whole, self._tenant) as (archive, indexer),
+            ):
+                report = archive.index(source, stop=self._stopped.is_set, indexer=indexer)
             if self._stopped.is_set():
                 raise StoreError("the service ends")
             _log.info("%d received instances indexed", report.indexed)
         finally:
             with self._round_ended:
                 self._round_ended.notify_all()
-
-    def _indexer(self, archive: Archive) -> Indexer:
-        """An indexer of this archive, kept from one round to the next: its reading processes take
-        seconds to start."""
-        if self._indexes is None or self._indexes[0] is not archive:
-            self._indexers.close()
-            self._indexes = archive, self._indexers.enter_context(archive.indexer())
-        return self._indexes[1]
 
 
 def _later(why: str) -> HTTPException:

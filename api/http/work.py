@@ -4,26 +4,40 @@ import logging
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import Self
 
 from fastapi import HTTPException
 
 from api.http.intake import Intake
 from api.http.serving import Serving
-from engine.errors import JobError, PrecedentError, QueryError, SettingsError, StoreLocked
+from api.http.shares import Shares
+from api.http.turns import IndexerInTurns
+from engine.errors import (
+    ImageRefused,
+    JobError,
+    PrecedentError,
+    QueryError,
+    SettingsError,
+    StoreLocked,
+)
 from engine.settings import FolderSettings, Settings
 from engine.tenants import DEFAULT_TENANT
 from indexer.datadir.layout import DataDir
+from indexer.files.locators import file_locator
 from indexer.jobs.ledger import JobLedger
 from indexer.jobs.records import BULK, INTERACTIVE, JobOptions
 from indexer.jobs.runner import JobRunner
 from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
+from indexer.sources.pushed.inbox import Inbox, ReceivedSource, handed_in
 
 __all__ = ["Work"]
 
 _log = logging.getLogger(__name__)
 
+_HANDED_IN, _HANDED_IN_BY_ONE = 8, 4
+"""Requests that wait for their instance to be indexed, of all tenants and of one."""
 _LOOK_SECONDS = 1.0
 _LOOKED_AT = 32
 
@@ -45,10 +59,17 @@ class Work:
         self._serving = serving
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._intake: Intake | None = None
+        self._places = Shares(_HANDED_IN, _HANDED_IN_BY_ONE, _no_place)
+        self._indexer = IndexerInTurns()
+        self._intakes: dict[str, Intake] = {}
         self._jobs: threading.Thread | None = None
         if settings.server.receive:
-            self._intake = Intake(settings, serving, scp=True)
+            # Whose a PACS's instances are, the settings say, as for `precedent receive`.
+            named = settings.sources.get(ReceivedSource.name)
+            whose = (None if named is None else named.tenant) or DEFAULT_TENANT
+            self._intakes[whose] = self._open(whose, scp=True)
+        self._left = threading.Thread(target=self._index_left, name="left", daemon=True)
+        self._left.start()
         if settings.store.url is None and settings.jobs.broker is None:
             self._jobs = threading.Thread(target=self._work_on_jobs, name="jobs", daemon=True)
             self._jobs.start()
@@ -58,10 +79,14 @@ class Work:
         self._stopped.set()
         if self._jobs is not None:
             self._jobs.join()
+        self._left.join()
         with self._lock:
-            if self._intake is not None:
-                self._intake.close()
-            self._intake = None
+            for intake in self._intakes.values():
+                intake.stop()
+            for intake in self._intakes.values():
+                intake.close()
+            self._intakes.clear()
+        self._indexer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,17 +94,17 @@ class Work:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def intake(self) -> Intake:
-        """What takes instances in, from the first one on.
+    def intake(self, tenant: str) -> Intake:
+        """What takes the tenant's instances in, from the first one on.
 
         Raises:
             HTTPException: 503, another process receives, as `precedent receive` does.
             SettingsError, ModelError, StoreError, LedgerError: see :class:`Intake`.
         """
         with self._lock:
-            if self._intake is None:
+            if (found := self._intakes.get(tenant)) is None:
                 try:
-                    self._intake = Intake(self._settings, self._serving, scp=False)
+                    found = self._intakes[tenant] = self._open(tenant, scp=False)
                 except StoreLocked as error:
                     _log.error("an instance was handed in: %s", error)
                     raise HTTPException(
@@ -88,7 +113,63 @@ class Work:
                         "and one does at a time; send it to that one (C-STORE), or let the "
                         "administrator run `precedent serve --receive` in its place",
                     ) from None
-            return self._intake
+            return found
+
+    def _open(self, tenant: str, *, scp: bool) -> Intake:
+        return Intake(
+            self._settings,
+            self._serving,
+            tenant,
+            places=self._places,
+            indexer=self._indexer,
+            scp=scp,
+        )
+
+    def _index_left(self) -> None:
+        """Indexes what was handed in and acknowledged before the service was ended, or killed."""
+        for tenant, folder in DataDir(self._settings.data_dir).all_received():
+            if self._stopped.is_set():
+                return
+            try:
+                self._index_left_of(tenant, folder)
+            except StoreLocked:
+                # Whoever receives there does it.
+                continue
+            except (PrecedentError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                _log.error("what was handed in before could not be indexed: %s", why)
+
+    def _index_left_of(self, tenant: str, folder: Path) -> None:
+        files = handed_in(folder)
+        if not files:
+            return
+        with self._serving.writing() as whole:
+            known = whole.of(tenant).ledger.points_of([*map(file_locator, files)])
+        left = [path for path in files if file_locator(path) not in known]
+        # Requests wait, rather than find that another process receives.
+        with self._lock:
+            if not left or tenant in self._intakes:
+                return
+            settings = self._settings
+            with (
+                Inbox(folder, settings.receive, settings.limits.max_file_bytes),
+                self._serving.writing() as whole,
+                self._indexer.turn(whole, tenant) as (archive, indexer),
+            ):
+                archive.index(ReceivedSource(left), stop=self._stopped.is_set, indexer=indexer)
+                for path in left:
+                    try:
+                        found = archive.outcome(file_locator(path))
+                    except ImageRefused:
+                        # As its sender would have been told; it is not kept.
+                        archive.delete([file_locator(path)])
+                    else:
+                        if found is not None and not settings.receive.keep:
+                            path.unlink(missing_ok=True)
+                _log.warning(
+                    "%d instances that were handed in before the service ended are indexed",
+                    len(left),
+                )
 
     def submit(
         self, spec: SourceSpec, options: JobOptions, at: str, tenant: str, *, urgent: bool
@@ -172,3 +253,16 @@ class Work:
 
     def _runner(self, database: Database) -> JobRunner:
         return JobRunner(self._settings, database, "")
+
+
+def _no_place(own: bool) -> HTTPException:
+    if own:
+        return HTTPException(
+            429,
+            f"{_HANDED_IN_BY_ONE} instances of this tenant are being taken in; send this one again "
+            "shortly",
+            {"Retry-After": "5"},
+        )
+    return HTTPException(
+        503, "too many instances are being taken in; send it again shortly", {"Retry-After": "5"}
+    )

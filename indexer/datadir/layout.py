@@ -12,7 +12,7 @@ from engine import __version__
 from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
 from engine.settings import Settings
-from engine.tenants import DEFAULT_TENANT
+from engine.tenants import DEFAULT_TENANT, is_tenant
 
 __all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
 
@@ -62,6 +62,7 @@ class DataDir:
         self.thumbnails = root / "thumbnails"
         self.models = root / "models"
         self.received = root / "received"
+        self._tenants = root / "tenants"
         self._key = root / "pseudonym.key"
         self._embedding_key = root / "embedding.key"
         self._about = root / "folder.json"
@@ -70,7 +71,15 @@ class DataDir:
         """The folder of what was received for a tenant."""
         if tenant == DEFAULT_TENANT:
             return self.received
-        return self.root / "tenants" / tenant / self.received.name
+        return self._tenants / tenant / self.received.name
+
+    def all_received(self) -> list[tuple[str, Path]]:
+        """The tenants for whom something was received, and the folders of it, ordered."""
+        names = {DEFAULT_TENANT}
+        if self._tenants.is_dir():
+            names |= {one.name for one in self._tenants.iterdir() if is_tenant(one.name)}
+        folders = ((name, self.received_for(name)) for name in sorted(names))
+        return [(name, folder) for name, folder in folders if folder.is_dir()]
 
     @property
     def exists(self) -> bool:

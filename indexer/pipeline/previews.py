@@ -2,7 +2,6 @@
 for."""
 
 import secrets
-from pathlib import Path
 
 from engine.errors import (
     ImageRefused,
@@ -155,7 +154,8 @@ def _impatient(settings: Settings, name: str) -> Settings:
 def _gone(record: ImageRecord, locator: str, settings: Settings) -> SourceGone:
     """The error that says what is missing, and by which setting it was found; never where."""
     name = record.source or "folder"
-    received = file_locator(Path(DataDir(settings.data_dir).received).absolute()) + "/"
+    folder = DataDir(settings.data_dir).received_for(record.tenant)
+    received = file_locator(folder.absolute()) + "/"
     if locator.startswith(received):
         return SourceGone(
             "the received file of this image is not kept; with the setting receive.keep those that "

@@ -171,25 +171,6 @@ def test_no_job_of_anything_else(fresh, asked, status):
     assert "shelf" not in answer.text.replace(str(asked), "") or "source" in asked
 
 
-def test_another_tenant_writes_nothing(indexed, tmp_path):
-    settings = indexed.copy(tmp_path / "data")
-    with open_database(settings, DataDir(settings.data_dir).ledger) as database:
-        _, key = Keys(database).create("theirs", [Scope.INDEX], tenant="elsewhere")
-    sent = {"Authorization": f"Bearer {key}"}
-    with LoopbackClient(create_service(settings), headers=sent) as client:
-        refused = add(client, picture_file(1))
-        assert refused.status_code == 409
-        assert "tenant" in refused.json()["detail"]
-        # What is of another tenant does not exist, in the same words.
-        answer = client.delete("/v1/instances", params={"study": "1.2.4.0"})
-        assert answer.status_code == 404
-        nowhere = client.delete("/v1/instances", params={"study": "1.2.4.99"})
-        assert nowhere.json()["detail"] == answer.json()["detail"]
-        assert client.post("/v1/jobs", json={"source": "shelf"}).status_code == 400
-    with Archive(settings) as archive:
-        assert archive.ledger.counts() == {"done": 35}
-
-
 def test_jobs_are_of_the_tenant_of_their_source(indexed, tmp_path):
     folder = indexed.files["ct"][0].parent
     sources = {

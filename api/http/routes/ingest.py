@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, HTTPException, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict
 
 from api.http.audit import record_before
@@ -12,7 +12,6 @@ from api.http.work import Work
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.store.base import Filter, Match
-from engine.tenants import DEFAULT_TENANT
 from indexer.imaging.deidentify import pseudonym
 
 __all__ = ["DeletedDocument", "InstanceDocument", "router"]
@@ -77,27 +76,6 @@ class DeletedDocument(BaseModel):
     points: int
 
 
-def _writer(request: Request) -> Work:
-    """What writes for the caller.
-
-    Raises:
-        HTTPException: 409, the images of the caller's tenant cannot be written yet.
-    """
-    caller = request.state.caller
-    # Received files lie in one folder, which is the default tenant's.
-    if caller is None or caller.tenant != DEFAULT_TENANT:
-        raise HTTPException(
-            409,
-            "images are taken in for the tenant 'default' alone; index a source of yours, or let "
-            "the administrator run `precedent receive --tenant`",
-        )
-    work: Work = request.state.work
-    return work
-
-
-_WriterDep = Annotated[Work, Depends(_writer)]
-
-
 @router.post(
     "/v1/instances",
     operation_id="addInstance",
@@ -106,22 +84,23 @@ _WriterDep = Annotated[Work, Depends(_writer)]
     response_description="It is in the index, from now on and after a power cut.",
     responses={
         200: {"model": InstanceDocument, "description": "The same file was there before."},
-        **problem_responses(409, 413, 422, 503),
+        **problem_responses(413, 422, 503),
     },
 )
 def add_instance(
     request: Request,
-    work: _WriterDep,
     response: Response,
     file: Annotated[UploadFile, File(description="A DICOM, PNG, JPEG, TIFF … file.")],
 ) -> InstanceDocument:
-    """The file is on disk before it is indexed, so that an interruption loses nothing; sent again,
-    it is found to be there. What cannot be indexed is refused with the reason, and not kept.
+    """It is an image of the caller's tenant alone, whatever others have handed in. The file is on
+    disk before it is indexed, so that an interruption loses nothing; sent again, it is found to be
+    there. What cannot be indexed is refused with the reason, and not kept.
 
-    A file with the SOP Instance UID of an indexed instance and another picture is refused: delete
-    that instance first.
+    A file with the SOP Instance UID of an instance that the tenant has and another picture is
+    refused: delete that instance first. 429: several of the tenant's are being taken in already.
     """
-    found, known = work.intake().take(file.file)
+    work: Work = request.state.work
+    found, known = work.intake(request.state.caller.tenant).take(file.file)
     tell(request, Seen(() if found.study is None else (found.study,), found.ids))
     if known:
         response.status_code = 200

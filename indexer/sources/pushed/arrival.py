@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Protocol
 
-__all__ = ["Answer", "Arrival", "Room", "file_head", "sync_folder"]
+__all__ = ["Answer", "Arrival", "Room", "file_head", "make_folder", "sync_folder"]
 
 _IMPLEMENTATION = "2.25.254318334066809804339014990472851343868"
 """Implementation Class UID of this program, which writes the files (PS3.7, D.3.3.2)."""
@@ -189,6 +189,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those that it lies in, so that they survive a power cut. All that are
+    made are accessible only to their owner."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for made in reversed(missing):
+        made.mkdir(mode=0o700, exist_ok=True)
+    for one in reversed(missing or [folder]):
+        sync_folder(one.parent)
 
 
 def _failed(error: OSError) -> Answer:

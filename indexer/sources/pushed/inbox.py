@@ -28,15 +28,14 @@ from engine.errors import PrecedentError, SettingsError, StoreError, StoreLocked
 from engine.settings import ReceiveSettings
 from indexer.files.locators import Image, file_locator, file_path
 from indexer.sources.base import Discovered, ImageSource
-from indexer.sources.pushed.arrival import Answer, Arrival, file_head, sync_folder
+from indexer.sources.pushed.arrival import Answer, Arrival, file_head, make_folder, sync_folder
 
-__all__ = ["Inbox", "ReceivedSource", "index_in_rounds"]
+__all__ = ["Inbox", "ReceivedSource", "handed_in", "index_in_rounds"]
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
-_KEPT = (".dcm", ".img")
+_WHOLE = ".img"
+_KEPT = (".dcm", _WHOLE)
 _FAN = re.compile(r"[0-9a-f]{2}")
-_ROUND = 10_000
-"""Most instances indexed in one round. A stop waits for the round; its end frees their room."""
 _AT_ONCE = 1000
 _LONGEST_PAUSE = 300.0
 
@@ -56,16 +55,26 @@ class Inbox:
         folder: created if it does not exist, accessible only to its owner.
         receive: how much may wait, how much of the disk stays free, when a round is due.
         max_file_bytes: the most bytes of one instance.
+        round_size: the most instances of a round. A stop waits for the round; its end frees their
+            room.
 
     Raises:
         StoreLocked: another process has it open. SettingsError: it cannot be written to.
     """
 
-    def __init__(self, folder: Path, receive: ReceiveSettings, max_file_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        receive: ReceiveSettings,
+        max_file_bytes: int,
+        *,
+        round_size: int = 10_000,
+    ) -> None:
         self._folder = folder.absolute()
         self.incoming = self._folder / "incoming"
         self._receive = receive
         self._max_file_bytes = max_file_bytes
+        self._round_size = round_size
         self._changed = Condition()
         self._making = Lock()
         self._waiting: dict[Path, int] = {}
@@ -77,12 +86,11 @@ class Inbox:
         self._hurried = False
         self._closed = False
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._lock = FileLock(self._folder / "lock", thread_local=False)
             self._lock.acquire(timeout=0)
             shutil.rmtree(self.incoming, ignore_errors=True)
             self.incoming.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(self._folder.parent)
         except Timeout:
             raise StoreLocked(
                 f"{folder} is open in another process that receives; stop it, or choose another "
@@ -102,9 +110,7 @@ class Inbox:
 
     def __iter__(self) -> Iterator[Path]:
         """The files of all received instances that are still there, ordered by folder."""
-        for outer in _folders(self._folder):
-            for inner in _folders(outer):
-                yield from sorted(path for path in inner.iterdir() if path.suffix in _KEPT)
+        return _kept(self._folder)
 
     @property
     def waiting_bytes(self) -> int:
@@ -145,7 +151,7 @@ class Inbox:
 
     def place_of(self, digest: str) -> Path:
         """Where the file with this SHA-256 is kept, if it came as a whole file."""
-        return self._folder / digest[:2] / digest[2:4] / f"{digest}.img"
+        return self._folder / digest[:2] / digest[2:4] / f"{digest}{_WHOLE}"
 
     def turn_away(self, answer: Answer) -> Arrival:
         """An arrival that is refused from the start, with this answer."""
@@ -250,16 +256,16 @@ class Inbox:
         """Takes the instances of the next round: new ones first, then earlier ones."""
         with self._changed:
             self._hurried = False
-            self._round = dict(islice(self._waiting.items(), _ROUND))
+            self._round = dict(islice(self._waiting.items(), self._round_size))
             for path in self._round:
                 del self._waiting[path]
         try:
-            more = list(islice(self._behind or (), _ROUND - len(self._round)))
+            more = list(islice(self._behind or (), self._round_size - len(self._round)))
         except OSError:
             # Start again: files that were taken before are found unchanged quickly.
             self._behind = iter(self)
             raise
-        if len(self._round) + len(more) < _ROUND:
+        if len(self._round) + len(more) < self._round_size:
             self._behind = None
         # 0: their bytes are counted together, in _behind_bytes.
         self._round = {**dict.fromkeys(more, 0), **self._round}
@@ -357,6 +363,20 @@ def index_in_rounds(
         else:
             inbox.end_round()
             pause = pause_seconds
+
+
+def handed_in(folder: Path) -> list[Path]:
+    """The files in the folder of an inbox that came as whole files, ordered by folder; none if
+    there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [path for path in _kept(folder.absolute()) if path.suffix == _WHOLE]
+
+
+def _kept(folder: Path) -> Iterator[Path]:
+    for outer in _folders(folder):
+        for inner in _folders(outer):
+            yield from sorted(path for path in inner.iterdir() if path.suffix in _KEPT)
 
 
 def _folders(folder: Path) -> list[Path]:
