@@ -18,7 +18,7 @@ from api.audit.log import AuditLog, audit_file, open_log, system_user
 from api.audit.rows import Entry, Row
 from api.audit.search import Wanted, found
 from api.audit.verify import heads_document, read_heads, verify as verified
-from api.cli.accesses import note
+from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, check_writable, write_json
 from api.cli.terminal import printable
 from api.security.seen import Seen
@@ -98,6 +98,8 @@ def export(
     for path, option in ((file, "FILE"), (heads, "--heads")):
         if path is not None:
             check_writable(path, option, file=True)
+    if file is not None or heads is not None:
+        record_before()
     count = 0
     with _log(data_dir) as log:
         last = log.heads()

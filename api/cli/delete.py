@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from api.cli.accesses import note
+from api.cli.accesses import note, record_before
 from api.cli.options import (
     DataDirOption,
     JsonOption,
@@ -82,13 +82,13 @@ def delete(
         if not count and not images:
             if as_json:
                 write_json({"instances": 0, "points": 0})
-            named = ", ".join(
+            what = ", ".join(
                 # A Patient ID belongs in no log.
                 "that patient" if name == "patient" else f"{name} {value!r}"
                 for name, value in given.items()
             )
             raise QueryError(
-                f"nothing in the index or the ledger is of {named}; nothing was removed"
+                f"nothing in the index or the ledger is of {what}; nothing was removed"
             )
         studies, series = (ledger.count_distinct(name, **wanted) for name in ("study", "series"))
         if dry_run:
@@ -99,13 +99,14 @@ def delete(
                 what = ", ".join(f"{value:,} {name}" for name, value in found.items())
                 Console().print(f"would remove {what}", highlight=False, soft_wrap=True)
             return 0
+        named = tuple(dict.fromkeys([*((study,) if study else ()), *ledger.studies(**wanted)]))
+        record_before(Seen(named), tenant=whose)
         if not yes and not as_json:
             typer.confirm(
                 f"Remove {count:,} instances of {studies:,} studies from the index?", abort=True
             )
-        note(Seen(tuple(dict.fromkeys([*((study,) if study else ()), *ledger.studies(**wanted)]))))
         instances, points = archive.delete_all({**wanted, "tenant": whose})
-        note(Seen(results=points), tenant=whose)
+        note(Seen(named, results=points))
     if as_json:
         write_json({"instances": instances, "points": points})
     else:

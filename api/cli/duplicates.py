@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["duplicates"]
 
+_OF_ROW = 100
+"""Groups that are shown with one row of the audit log."""
+
 
 def duplicates(
     similarity: Annotated[
@@ -77,13 +80,19 @@ def duplicates(
             Console(stderr=True).print(remark, highlight=False, markup=False)
         groups = search.duplicates(archive.store, where=filters, progress=progress, **options)
         wanted = (group for group in groups if group.studies > 1 or not across_studies)
-        for group in islice(wanted, limit):
-            note(_seen(group))
-            document = _document(group, archive.paths([one.id for one in group.members]))
+        listed = islice(wanted, limit)
+        # A row names several groups: each row is a transaction.
+        while groups_of_row := list(islice(listed, _OF_ROW)):
+            documents = []
+            for group in groups_of_row:
+                note(_seen(group))
+                members = [one.id for one in group.members]
+                documents.append(_document(group, archive.paths(members)))
             if as_json:
-                write_json(document)
+                for document in documents:
+                    write_json(document)
             else:
-                shown.append(document)
+                shown += documents
         more = next(wanted, None) is not None
     if not as_json:
         Console().print(duplicates_table(shown, more=more))

@@ -14,6 +14,7 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
+from api.cli.accesses import note, record_before
 from api.cli.options import (
     AgainOption,
     AtMostOption,
@@ -193,10 +194,12 @@ def report(
         check_writable(output, "--output", file=True)
     with _jobs(data_dir, tenant) as ledger:
         if output is None:
+            note(job=job)
             _write_report(ledger, job, sys.stdout)
             return
         from engine.files import writing_atomically
 
+        record_before(job=job)
         with writing_atomically(output) as raw:
             out = io.TextIOWrapper(raw, "utf-8", newline="")
             count = _write_report(ledger, job, out)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.accesses import note
+from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, write_json
 from api.security.keys import ApiKey, Keys
 from api.security.policy import Scope
@@ -79,6 +79,7 @@ def revoke(
 ) -> None:
     """End a key; services refuse it from their next request on."""
     with _keys(data_dir) as known:
+        record_before(key=known.named(key).id)
         ended = known.revoke(key)
         note(key=ended.id)
     if as_json:

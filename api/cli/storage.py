@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from api.cli.accesses import note
+from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, ModelOption, check_writable, write_json
 from engine.errors import QueryError
 from engine.settings import load_settings
@@ -63,6 +63,7 @@ def snapshot(
     from engine.store.snapshot import write_snapshot
 
     check_writable(file, "FILE", file=True)
+    record_before()
     with _store(data_dir, model, create=False) as store, _progress("written") as progress:
         count = write_snapshot(store, file, progress)
     note(Seen(results=count))

@@ -111,6 +111,13 @@ class Keys:
         with self._database.begin(read=True) as connection:
             return connection.execute(select(keys.c.id).limit(1)).first() is not None
 
+    def named(self, key_id: str) -> ApiKey:
+        """The key with this id, whether or not it holds. Raises AccessError if there is none."""
+        key = self.find(key_id)
+        if key is None:
+            raise _no_key(key_id)
+        return key
+
     def revoke(self, key_id: str) -> ApiKey:
         """Ends a key; one that was revoked before keeps its time. Raises AccessError if there is
         no such key."""
@@ -118,9 +125,7 @@ class Keys:
         with self._database.begin() as connection:
             row = connection.execute(select(keys).where(keys.c.id == key_id)).first()
             if row is None:
-                raise AccessError(
-                    f"there is no key {key_id[:80]!r}; `precedent keys list` has their ids"
-                )
+                raise _no_key(key_id)
             if row.revoked_at is not None:
                 return _key(row)
             connection.execute(
@@ -159,6 +164,10 @@ class Keys:
                 "makes one"
             )
         return key
+
+
+def _no_key(key_id: str) -> AccessError:
+    return AccessError(f"there is no key {key_id[:80]!r}; `precedent keys list` has their ids")
 
 
 def public_id(written: str) -> str | None:

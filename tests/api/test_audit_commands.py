@@ -26,6 +26,8 @@ from engine.errors import AuditError, QueryError
 from engine.settings import LedgerSettings, Settings
 from indexer.ledger.database import Database
 
+BEGUN = 102
+
 
 def lines(*arguments: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run(*arguments, "--json").splitlines()]
@@ -86,11 +88,16 @@ def test_commands_leave_a_row_each(site: Settings, indexed) -> None:
     lines("delete", "--study", "1.2.4.1", *both(site))
     assert exit_code("delete", "--study", "9.9", "--yes", *both(site)) == 1
     rows = rows_of(site)
-    assert [row["action"].removeprefix("precedent ") for row in rows] == [
+    assert {row["chain"] for row in rows} == {CHAIN}
+    # What cannot be undone, or goes into a file, has a row before as well.
+    before = [row["action"] for row in rows if row["status"] == BEGUN]
+    assert before == [f"precedent {one}" for one in ("keys revoke", "snapshot", "delete")]
+    assert next(row["studies"] for row in rows if row["action"] == before[-1]) == ["1.2.4.1"]
+    ends = [row for row in rows if row["status"] != BEGUN]
+    assert [row["action"].removeprefix("precedent ") for row in ends] == [
         *("search", "recommend", "keys create", "keys revoke", "snapshot", "delete", "delete")
     ]
-    assert {row["chain"] for row in rows} == {CHAIN}
-    search, recommend, create, revoke, snapshot, delete, nothing = rows
+    search, recommend, create, revoke, snapshot, delete, nothing = ends
     assert search["images"] == [hit["id"] for hit in hits]
     assert (search["results"], search["status"], search["outcome"]) == (3, 0, "ok")
     assert (search["who"]["kind"], bool(search["who"]["name"])) == ("user", True)
@@ -140,7 +147,7 @@ def test_verify_names_the_row_that_was_changed(site: Settings, tmp_path: Path) -
     # The row of the check before was cut off with the rest.
     code, told = ended("audit", "verify", "--heads", heads, *place(site))
     assert code == 1
-    assert f"chain {CHAIN}, row 2: it is missing" in told
+    assert f"chain {CHAIN}, row 3: it is missing" in told
     with Database(file, AUDIT) as database, database.begin() as connection:
         connection.execute(text("UPDATE audit SET body = replace(body, '\"a\"', '\"x\"')"))
         connection.execute(
@@ -200,7 +207,7 @@ def test_export_writes_audit_events(site: Settings, tmp_path: Path) -> None:
     run("audit", "export", file, "--heads", heads, *place(site))
     events = [json.loads(line) for line in file.read_text().splitlines()]
     rows = rows_of(site)[:-1]
-    assert len(events) == len(rows) == 6
+    assert len(events) == len(rows) == 8
     assert set(json.loads(heads.read_text())["heads"]) == {row["chain"] for row in rows}
     for event, row in zip(events, rows, strict=True):
         assert event["resourceType"] == "AuditEvent"
@@ -209,7 +216,9 @@ def test_export_writes_audit_events(site: Settings, tmp_path: Path) -> None:
         assert len(event["id"]) <= 64
         assert [agent["requestor"] for agent in event["agent"]] == [True, False]
         assert event["outcome"] in ("0", "4", "8")
-    recommend, image, refused, login, key, delete = events
+    recommend, image, refused, login, key, begun, delete, export = events
+    assert (begun["action"], begun["outcomeDesc"]) == ("D", "ok (102)")
+    assert export["type"]["code"] == "110101"
     assert recommend["type"]["code"] == image["type"]["code"] == "rest"
     assert [recommend["subtype"][0]["code"], recommend["action"]] == ["search", "E"]
     assert [image["subtype"][0]["code"], image["action"]] == ["read", "R"]
@@ -225,7 +234,7 @@ def test_export_writes_audit_events(site: Settings, tmp_path: Path) -> None:
     assert key["subtype"][0]["code"] == "110137"
     assert (delete["type"]["code"], delete["action"]) == ("110105", "D")
     assert delete["agent"][0]["network"]["type"] == "1"
-    place_of = {one["type"]: one["valueString"] for one in delete["entity"][-1]["detail"]}
+    place_of = {one["type"]: one["valueString"] for one in export["entity"][-1]["detail"]}
     assert place_of["chain"] == CHAIN
     assert place_of["hash"] == json.loads(heads.read_text())["heads"][CHAIN]["hash"]
     later = run("audit", "export", "--since", "2999-01-01", *place(site))
@@ -242,7 +251,7 @@ def test_forget_removes_what_is_old_and_says_so(site: Settings, tmp_path: Path) 
     with pytest.raises(QueryError, match="write it as"):
         run("audit", "forget", "--before", "soon", "--yes", *place(site))
     run("audit", "forget", "--before", "1d", "--yes", *place(site))
-    assert len(rows_of(site)) == 4
+    assert len(rows_of(site)) == 5
     run("audit", "forget", "--before", "0d", "--yes", *place(site))
     (left,) = rows_of(site)
     assert (left["action"], left["who"]["kind"]) == ("precedent audit forget", "user")
