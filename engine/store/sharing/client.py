@@ -17,9 +17,10 @@ from engine.store.cells import Cells
 from engine.store.edge_layout import scrolled_by_id
 from engine.store.holder import Holder
 from engine.store.points import storable
+from engine.store.sharing.liveness import LOOK_SECONDS, Liveness
 from engine.store.sharing.messages import receive, send
 from engine.store.sharing.owner import PROTOCOL
-from engine.store.sharing.place import connected
+from engine.store.sharing.place import connected, limited, pid_of
 
 __all__ = ["OwnerGone", "RemoteStore"]
 
@@ -41,6 +42,8 @@ class RemoteStore:
 
     Raises, from any method:
         OwnerGone: the other process ended; whether the call was done is not known.
+        StoreLocked: it is there, and has not worked on the call for a while, as one that was
+            stopped. If it goes on, it may still do it.
         StoreError: as the other process says.
     """
 
@@ -51,15 +54,22 @@ class RemoteStore:
         self._closed = False
         self._cells: Cells | None = None
         self._name = ""
+        self._pid: int | None = None
         self._collection, self.holder = self._greeted(connection)
         self._idle.append(connection)
 
     def _greeted(self, connection: socket.socket) -> tuple[Collection, Holder]:
         try:
-            # It may have been stopped, or be at its end.
-            connection.settimeout(_GREETING_SECONDS)
-            hello = receive(connection)
-            connection.settimeout(None)
+            self._pid = pid_of(connection)
+            if self._name:
+                limited(connection, LOOK_SECONDS)
+                hello = receive(connection, Liveness(self._pid, str(self.holder)))
+            else:
+                # It may have been stopped, or be at its end; whoever opens the index tries again.
+                connection.settimeout(_GREETING_SECONDS)
+                hello = receive(connection)
+                connection.settimeout(None)
+                limited(connection, LOOK_SECONDS)
             holder = Holder(hello["pid"], hello["command"], hello["since"])
             if hello["protocol"] != PROTOCOL:
                 raise StoreError(
@@ -81,9 +91,10 @@ class RemoteStore:
 
     def _call(self, name: str, **arguments: Any) -> Any:
         connection = self._borrowed()
+        patience = Liveness(self._pid, str(self.holder))
         try:
-            send(connection, {"call": name, "with": arguments})
-            answer = receive(connection)
+            send(connection, {"call": name, "with": arguments}, patience)
+            answer = receive(connection, patience)
         except (EOFError, OSError):
             connection.close()
             raise self._gone() from None

@@ -2,7 +2,8 @@
 
 A message is a JSON header and binary buffers: four bytes with the length of the header, the header,
 and the buffers one after the other, whose lengths the header has. Only values of the types below
-can be sent; nothing that is received is ever run.
+can be sent; nothing that is received is ever run. Four bytes of zero before a message are a sign of
+life.
 
     null, true, 1, 1.5, "text"          themselves
     [ … ]                               a tuple or list, received as a tuple
@@ -18,7 +19,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,9 +29,11 @@ from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, P
 from engine.store.cells import Cells
 from engine.store.text_record import from_text, to_text
 
-__all__ = ["encoded", "receive", "send", "send_encoded"]
+__all__ = ["BEAT", "encoded", "receive", "send", "send_encoded"]
 
 _LENGTH = struct.Struct(">I")
+BEAT = _LENGTH.pack(0)
+"""Sent before an answer, as often as it takes: it is being worked on."""
 _LARGEST_HEADER = 1 << 30
 _LARGEST_BUFFERS = 1 << 33
 _KINDS: dict[str, Any] = {
@@ -41,13 +44,25 @@ _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, Recu
 _DTYPES = ("float32", "uint8", "int64")
 
 
-def send(connection: socket.socket, content: Any) -> None:
+class Patience(Protocol):
+    """How long the other end is waited for, on a connection with a time limit of its own."""
+
+    def heard(self) -> None:
+        """The other end has taken or said something."""
+        ...
+
+    def check(self) -> None:
+        """It has not, within that limit. Raises the error that ends the waiting, if it is to."""
+        ...
+
+
+def send(connection: socket.socket, content: Any, patience: Patience | None = None) -> None:
     """Sends a message.
 
     Raises:
         OSError: the other end is gone. StoreError, TypeError: as for :func:`encoded`.
     """
-    send_encoded(connection, encoded(content))
+    send_encoded(connection, encoded(content), patience)
 
 
 def encoded(content: Any) -> list[bytes | memoryview]:
@@ -69,28 +84,43 @@ def encoded(content: Any) -> list[bytes | memoryview]:
     return [_LENGTH.pack(len(header)) + header.encode("ascii"), *views]
 
 
-def send_encoded(connection: socket.socket, message: Sequence[bytes | memoryview]) -> None:
+def send_encoded(
+    connection: socket.socket,
+    message: Sequence[bytes | memoryview],
+    patience: Patience | None = None,
+) -> None:
     """Sends what :func:`encoded` made. Raises OSError: the other end is gone."""
     for piece in message:
-        connection.sendall(piece)
+        if patience is None:
+            connection.sendall(piece)
+            continue
+        rest = memoryview(piece)
+        while rest:
+            try:
+                rest = rest[connection.send(rest) :]
+                patience.heard()
+            except BlockingIOError:
+                patience.check()
 
 
-def receive(connection: socket.socket) -> Any:
+def receive(connection: socket.socket, patience: Patience | None = None) -> Any:
     """The content of the next message.
 
     Raises:
         EOFError: the other end is gone. OSError: the connection failed.
         StoreError: it is no message of this kind.
     """
-    (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
+    length = 0
+    while not length:
+        (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size, patience))
     if length > _LARGEST_HEADER:
         raise StoreError(f"a message with a header of {length} bytes came over the index's socket")
     try:
-        about = json.loads(bytes(_read(connection, length)))
+        about = json.loads(bytes(_read(connection, length, patience)))
         sizes = [int(size) for size in about["buffers"]]
         if min(sizes, default=0) < 0 or sum(sizes) > _LARGEST_BUFFERS:
             raise ValueError("its buffers are too large")
-        buffers = [_read(connection, size) for size in sizes]
+        buffers = [_read(connection, size, patience) for size in sizes]
         return _unpacked(about["content"], buffers)
     except _UNREADABLE as error:
         raise StoreError(
@@ -99,11 +129,19 @@ def receive(connection: socket.socket) -> Any:
         ) from None
 
 
-def _read(connection: socket.socket, size: int) -> bytearray:
+def _read(connection: socket.socket, size: int, patience: Patience | None) -> bytearray:
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
-        count = connection.recv_into(view[at:])
+        try:
+            count = connection.recv_into(view[at:])
+        except BlockingIOError:
+            if patience is None:
+                raise
+            patience.check()
+            continue
+        if patience is not None:
+            patience.heard()
         if not count:
             raise EOFError
         at += count

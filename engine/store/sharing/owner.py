@@ -6,22 +6,23 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from engine.errors import PrecedentError, StoreError
 from engine.store.edge import EdgeStore
 from engine.store.holder import Holder
-from engine.store.sharing.messages import encoded, receive, send, send_encoded
+from engine.store.sharing.liveness import BEAT_SECONDS
+from engine.store.sharing.messages import BEAT, encoded, receive, send, send_encoded
 from engine.store.sharing.place import listening, may_ask
 
 __all__ = ["PROTOCOL", "Reception"]
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Changes with what is sent: two processes of different versions then say so."""
 _MOST_CONNECTIONS = 256
 _SEND_SECONDS = 60
@@ -51,11 +52,15 @@ class Reception:
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._sending: dict[socket.socket, object] = {}
+        self._working: set[socket.socket] = set()
+        self._ended = threading.Event()
         self._closed = False
         self._said: set[str] = set()
         self._listener = listening(path)
         self._thread = threading.Thread(target=self._accept, name="index socket", daemon=True)
         self._thread.start()
+        self._beats = threading.Thread(target=self._beat, name="index beats", daemon=True)
+        self._beats.start()
 
     def close(self) -> None:
         """Lets calls that have begun come to their end, and cuts all connections."""
@@ -79,6 +84,28 @@ class Reception:
                 if sent is not None and self._sending.get(connection) is sent:
                     with suppress(OSError):
                         connection.shutdown(socket.SHUT_RDWR)
+        self._ended.set()
+        self._beats.join()
+
+    def _beat(self) -> None:
+        """Tells those who wait for an answer that it is being worked on."""
+        while not self._ended.wait(BEAT_SECONDS):
+            with self._lock:
+                for connection in self._working:
+                    # Where no room is left for it, enough of them wait to be read.
+                    with suppress(OSError):
+                        connection.send(BEAT, socket.MSG_DONTWAIT)
+
+    @contextmanager
+    def _at_work(self, connection: socket.socket) -> Iterator[None]:
+        """Whoever is at the other end is told, during the block, that it goes on."""
+        with self._lock:
+            self._working.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working.remove(connection)
 
     def _accept(self) -> None:
         while True:
@@ -130,7 +157,8 @@ class Reception:
                     # Where the next message begins is not known.
                     send(connection, _told(error))
                     return
-                message = self._answer(asked)
+                with self._at_work(connection):
+                    message = self._answer(asked)
                 self._sending[connection] = message
                 send_encoded(connection, message)
                 del self._sending[connection]

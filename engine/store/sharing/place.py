@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 
-__all__ = ["connected", "listening", "may_ask", "socket_path"]
+__all__ = ["connected", "limited", "listening", "may_ask", "pid_of", "socket_path"]
 
 _LONGEST = 103
 """Bytes of the longest path that every system takes as an address."""
@@ -90,14 +90,32 @@ def may_ask(connection: socket.socket) -> bool:
     return _uid_of(connection) in (None, 0, os.geteuid())
 
 
+def limited(connection: socket.socket, seconds: float) -> None:
+    """Makes each reading and sending that takes longer raise BlockingIOError."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+def pid_of(connection: socket.socket) -> int | None:
+    """The process at the other end, as this one may call it; None = it cannot be told, as from
+    within another container."""
+    return _peer(connection)[0] or None
+
+
 def _uid_of(connection: socket.socket) -> int | None:
     """The user of the process at the other end; None = this system does not tell, and the
     permissions of the file alone decide."""
+    return _peer(connection)[1]
+
+
+def _peer(connection: socket.socket) -> tuple[int | None, int | None]:
+    """Process and user at the other end; None = this system does not tell."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
-        return None
-    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))
-    return int(uid)
+        return None, None
+    pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))
+    return int(pid), int(uid)
 
 
 @contextmanager
