@@ -155,7 +155,17 @@ class NotAuthenticated(AccessError):
 
 
 class NotAllowed(AccessError):
+    """subject, name: of somebody whom the identity provider knows, and who may do nothing here: for
+    the audit log. They are not part of the message."""
+
     code = "not-allowed"
+
+    def __init__(
+        self, message: str, *, subject: str | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.subject = subject
+        self.name = name
 
 
 class ProviderUnavailable(AccessError):

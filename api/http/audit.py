@@ -19,7 +19,7 @@ from api.security.access import Caller
 from api.security.keys import public_id
 from api.security.policy import PUBLIC
 from api.security.seen import Seen
-from engine.errors import AuditError
+from engine.errors import AuditError, NotAllowed
 
 __all__ = ["ALWAYS", "Audited", "is_recorded", "named_by", "record_before", "who_is"]
 
@@ -139,14 +139,19 @@ def is_recorded(method: str, address: Address, status: int) -> bool:
     return not public or (method, address.template) in ALWAYS or status in _REFUSED
 
 
-def who_is(caller: Caller | None, claimed: str | None) -> Who:
+def who_is(caller: Caller | None, claimed: str | None, refused: Exception | None = None) -> Who:
     """Who the row names.
 
     Args:
-        caller: None = it is not known who asked.
+        caller: None = it is not known who asked, or the identity provider knows, and the settings
+            let them do nothing.
         claimed: the public id of the key that somebody unknown sent; None = there was none.
+        refused: why they may do nothing.
     """
     if caller is None:
+        if isinstance(refused, NotAllowed) and refused.subject is not None:
+            # Of no tenant: that is what is lacking.
+            return Who("token", refused.subject, refused.name)
         return Who("unknown", claimed)
     if caller.subject is not None:
         kind = "token" if caller.session is None else "session"
@@ -165,7 +170,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
     if caller is not None and caller.acting is not None:
         about["acting"] = caller.acting
     return Entry(
-        who_is(caller, state.get("claimed") or _claimed(scope)),
+        who_is(caller, state.get("claimed") or _claimed(scope), state.get("refused")),
         f"{'HEAD' if is_head(scope) else scope['method']} {address.template}",
         status,
         outcome_of(status),

@@ -15,7 +15,7 @@ from api.http.problems import log_problem, problem_of, problem_response
 from api.http.request_ids import request_id_of
 from api.security.access import COOKIE, Access, Request, check_scope
 from api.security.policy import Scope
-from engine.errors import NotAuthenticated, PrecedentError, ProviderUnavailable
+from engine.errors import NotAllowed, NotAuthenticated, PrecedentError, ProviderUnavailable
 
 __all__ = ["Guard"]
 
@@ -45,6 +45,8 @@ class Guard:
             scope.setdefault("state", {})["caller"] = caller
             check_scope(caller, needed)
         except (PrecedentError, HTTPException) as error:
+            if isinstance(error, NotAllowed):
+                scope.setdefault("state", {})["refused"] = error
             if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
                 await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
                 return

@@ -60,6 +60,8 @@ def finish(request: Request) -> Response:
         request.state.caller = access.of_session(secret)
         answer = with_session(RedirectResponse("../../", HTTPStatus.SEE_OTHER), secret)
     except (NotAuthenticated, NotAllowed, ProviderUnavailable) as error:
+        # … or who has, and may do nothing here.
+        request.state.refused = error
         answer = _told(request, error)
     answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
     answer.headers["Cache-Control"] = "no-store"

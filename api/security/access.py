@@ -215,7 +215,11 @@ class Access:
             raise NotAuthenticated("this sign-in was not begun in this browser; begin it again")
         identity = self._party.finish(cookie, answer)
         if Scope.SEARCH not in identity.scopes:
-            raise NotAllowed("this account lacks the scope 'search', which the page needs")
+            raise NotAllowed(
+                "this account lacks the scope 'search', which the page needs",
+                subject=identity.id,
+                name=identity.name,
+            )
         database = self._opened(create=True)
         return OidcSessions(database, self._party.issuer).begin(identity, cookie)
 

@@ -225,12 +225,18 @@ def test_what_the_provider_says_is_not_repeated(page: TestClient, provider) -> N
     ("who", "said"),
     [("cook", "nothing that gives a scope"), ("clerk", "lacks the scope")],
 )
-def test_only_who_may_search_signs_in(page: TestClient, who: str, said: str) -> None:
+def test_only_who_may_search_signs_in(
+    page: TestClient, settings: Settings, who: str, said: str
+) -> None:
     address, left = begun(page)
     refused = back(page, signed_in_there(address, who), left)
     assert refused.status_code == 403
     assert said in refused.text
     assert SESSION + "=" not in str(refused.headers)
+    with open_log(settings) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert (row["action"], row["status"]) == ("GET /login/oidc/callback", 403)
+    assert (row["who"]["id"], row["outcome"]) == (who, "refused")
 
 
 def test_a_session_is_of_its_provider(page: TestClient, settings: Settings) -> None:

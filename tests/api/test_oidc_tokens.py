@@ -14,6 +14,7 @@ from oidc_site import PEOPLE, PROGRAMS, SHORT, bearer, by_public_key, part, sett
 from services.identity_provider import AUDIENCE, OTHER_AUDIENCE, IdentityProvider, SigningKey
 from services.loopback import LoopbackClient
 
+from api.audit.log import open_log
 from api.security.keys import Keys
 from api.security.oidc.identity import identity_of
 from api.security.oidc.outbound import Outbound
@@ -23,6 +24,7 @@ from api.security.oidc.tokens import access_token_claims
 from api.security.policy import Scope
 from api.service import create_service
 from engine.errors import NotAllowed, NotAuthenticated, ProviderUnavailable, SettingsError
+from engine.settings import Settings
 from indexer.ledger.database import Database
 
 
@@ -75,6 +77,37 @@ def test_what_no_setting_maps_gives_nothing(
     refused = service.get("/v1/facets", headers=bearer(provider.token(program)))
     assert (refused.status_code, refused.json()["code"]) == (403, "not-allowed")
     assert said in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("program", "tenant"),
+    [("nothing", None), ("nowhere", None), ("everywhere", None), ("without-search", "default")],
+)
+def test_who_may_do_nothing_is_named_in_the_audit(
+    service: TestClient, provider: IdentityProvider, store_root: Path, program: str, tenant: str
+) -> None:
+    token = provider.token(program)
+    subject = jwt.decode(token, options={"verify_signature": False})["sub"]
+    service.get("/v1/facets", headers={**bearer(token), "X-Request-Id": program})
+    with open_log(Settings(data_dir=store_root / "data")) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert (row["who"]["kind"], row["who"]["id"], row["who"]["tenant"]) == (
+        "token",
+        subject,
+        tenant,
+    )
+    assert (row["action"], row["request"]) == ("GET /v1/facets", program)
+    assert (row["status"], row["outcome"]) == (403, "refused")
+
+
+def test_who_forges_a_token_is_not_named_by_it(
+    service: TestClient, provider: IdentityProvider, store_root: Path
+) -> None:
+    forged = with_changed_claims(provider)
+    assert service.get("/v1/facets", headers=bearer(forged)).status_code == 401
+    with open_log(Settings(data_dir=store_root / "data")) as log:
+        row = next(iter(log.between(latest_first=True))).document
+    assert (row["who"]["kind"], row["who"]["id"], row["status"]) == ("unknown", None, 401)
 
 
 def claims(provider: IdentityProvider, **changed: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def identity_of(claims: Mapping[str, Any], settings: OidcSettings) -> Identity:
 
     Raises:
         NotAuthenticated: the claims do not tell who it is.
-        NotAllowed: they give no scope, or not exactly one tenant.
+        NotAllowed: they give no scope, or not exactly one tenant. It has who it is.
     """
     who = _text(_claim(claims, settings.id_claim))
     if who is None:
@@ -37,6 +37,7 @@ def identity_of(claims: Mapping[str, Any], settings: OidcSettings) -> Identity:
             f"this token is not valid: it lacks the claim {settings.id_claim!r}, by which people "
             "are told apart (oidc.id_claim)"
         )
+    name = _text(_claim(claims, settings.name_claim)) or who
     values = _values(_claim(claims, settings.scope_claim))
     scopes = frozenset(
         Scope(scope) for scope, given_by in settings.scopes.items() if values & set(given_by)
@@ -44,24 +45,27 @@ def identity_of(claims: Mapping[str, Any], settings: OidcSettings) -> Identity:
     if not scopes:
         raise NotAllowed(
             f"the claim {settings.scope_claim!r} of this account has nothing that gives a scope "
-            "here; oidc.scopes says what does"
+            "here; oidc.scopes says what does",
+            subject=who,
+            name=name,
         )
-    name = _text(_claim(claims, settings.name_claim))
-    return Identity(who, name or who, _tenant(claims, settings), scopes)
-
-
-def _tenant(claims: Mapping[str, Any], settings: OidcSettings) -> str:
-    if settings.tenant is not None:
-        return settings.tenant
-    name = settings.tenant_claim or ""
-    values = _values(_claim(claims, name), split=False)
-    found = {settings.tenants[value] for value in values if value in settings.tenants}
-    if len(found) != 1:
+    tenants = _tenants(claims, settings)
+    if len(tenants) != 1:
         raise NotAllowed(
-            f"the claim {name!r} of this account names {len(found) or 'none'} of the tenants in "
-            "oidc.tenants; it has to name one"
+            f"the claim {settings.tenant_claim!r} of this account names {len(tenants) or 'none'} "
+            "of the tenants in oidc.tenants; it has to name one",
+            subject=who,
+            name=name,
         )
-    return found.pop()
+    return Identity(who, name, tenants.pop(), scopes)
+
+
+def _tenants(claims: Mapping[str, Any], settings: OidcSettings) -> set[str]:
+    """The tenants that the settings give to the account."""
+    if settings.tenant is not None:
+        return {settings.tenant}
+    values = _values(_claim(claims, settings.tenant_claim or ""), split=False)
+    return {settings.tenants[value] for value in values if value in settings.tenants}
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:
