@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
+from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.http.problems import log_problem, problem_of
 from api.http.readiness import Readiness
 from api.http.request_ids import request_id_of
+from api.http.shares import Shares
 from engine.errors import PrecedentError
 
 __all__ = ["Events", "job_events"]
@@ -26,26 +28,23 @@ class Events:
     """How many streams there are, and how often each looks.
 
     Args:
-        most: streams at once. look_seconds: between two looks. beat_seconds: between two signs of
-            life. longest_seconds: of one stream.
+        most: streams at once. of_one: of one tenant; None = half of them.
+        look_seconds: between two looks. beat_seconds: between two signs of life.
+        longest_seconds: of one stream.
     """
 
     def __init__(
         self,
-        most: int = 64,
+        most: int = 128,
         look_seconds: float = 1.0,
         beat_seconds: float = 15.0,
         longest_seconds: float = 600.0,
+        of_one: int | None = None,
     ) -> None:
         self.look_seconds = look_seconds
         self.beat_seconds = beat_seconds
         self.longest_seconds = longest_seconds
-        self.open = 0
-        self._most = most
-
-    @property
-    def is_full(self) -> bool:
-        return self.open >= self._most
+        self.places = Shares(most, (most + 1) // 2 if of_one is None else of_one, _full)
 
     def are_known(self, state: dict[str, Any], last_event_id: str) -> bool:
         """Whether whoever had this event knows the end of the job."""
@@ -63,7 +62,8 @@ async def job_events(
         last_event_id: of the last event that the caller has; "" = none.
     """
     readiness: Readiness = request.state.readiness
-    events.open += 1
+    tenant: str = request.state.caller.tenant
+    events.places.take(tenant, anyway=True)
     try:
         known, began = last_event_id, time.monotonic()
         said = began
@@ -88,7 +88,16 @@ async def job_events(
                 return
             await anyio.sleep(events.look_seconds)
     finally:
-        events.open -= 1
+        events.places.give_back(tenant)
+
+
+def _full(own: bool) -> HTTPException:
+    who = "your tenant follows" if own else "others follow"
+    return HTTPException(
+        429 if own else 503,
+        f"{who} too many jobs already; ask for the job itself",
+        {"Retry-After": "30"},
+    )
 
 
 def _id(state: dict[str, Any]) -> str:

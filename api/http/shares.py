@@ -25,13 +25,26 @@ class Shares:
         self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, tenant: str) -> None:
-        """Takes a place, or raises the error that there is none."""
+    def check(self, tenant: str) -> None:
+        """Raises the error that there is no place, if there is none now."""
         with self._lock:
-            own = self._taken[tenant] >= self._of_one
-            if own or self._taken.total() >= self._places:
-                raise self._full(own)
+            self._check(tenant)
+
+    def take(self, tenant: str, *, anyway: bool = False) -> None:
+        """Takes a place, or raises the error that there is none.
+
+        Args:
+            anyway: take one even so: it was checked a moment ago.
+        """
+        with self._lock:
+            if not anyway:
+                self._check(tenant)
             self._taken[tenant] += 1
+
+    def _check(self, tenant: str) -> None:
+        own = self._taken[tenant] >= self._of_one
+        if own or self._taken.total() >= self._places:
+            raise self._full(own)
 
     def give_back(self, tenant: str) -> None:
         """Gives a place back that was taken."""

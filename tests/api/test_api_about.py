@@ -14,6 +14,7 @@ from commands import run
 from PIL import Image
 from services.loopback import LoopbackClient
 
+from api.http.routes.duplicates import SEARCHES
 from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
@@ -166,6 +167,14 @@ def test_duplicates_are_those_of_the_command_line(indexed, tmp_path: Path) -> No
         assert none == {"groups": [], "compared": 0, "more": False}
         for params in ({"limit": 0}, {"similarity": 0}, {"max_bits": 99}, {"where": "x"}):
             assert client.get("/v1/duplicates", params=params).status_code == 400
+        # Whoever looks for theirs keeps out nobody but themselves.
+        with SEARCHES.held("elsewhere"):
+            assert client.get("/v1/duplicates").status_code == 200
+            with SEARCHES.held("north"):
+                assert client.get("/v1/duplicates").status_code == 503
+        with SEARCHES.held("default"):
+            busy = client.get("/v1/duplicates")
+            assert (busy.status_code, busy.headers["Retry-After"]) == (429, "10")
 
 
 def test_hits_without_uids_are_named_where_a_setting_allows_it(indexed, tmp_path: Path) -> None:

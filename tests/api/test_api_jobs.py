@@ -164,7 +164,7 @@ def parsed(text: str) -> list[tuple[str, str, Any]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams that look, and show that they live, several times a second."""
-    monkeypatch.setattr(http_app, "Events", lambda: Events(2, 0.05, 0.2))
+    monkeypatch.setattr(http_app, "Events", lambda: Events(3, 0.05, 0.2, of_one=2))
 
 
 def followed(address: str, headers: dict[str, str], into: list[str]) -> threading.Thread:
@@ -244,8 +244,20 @@ def test_so_many_streams_are_enough(running) -> None:
         threads.append(followed(url, office.sent["worker"], got))
         until(lambda got=got: got)
     full = httpx2.get(url, headers=office.sent["worker"])
+    assert (full.status_code, full.headers["retry-after"]) == (429, "30")
+    # A tenant that follows as many as it may leaves room for others.
+    place = ("--data-dir", office.settings.data_dir)
+    other = ("--tenant", "elsewhere", *place)
+    theirs = json.loads(run("jobs", "submit", office.images, *other, "--json"))["job"]
+    got = []
+    threads.append(
+        followed(url := f"{address}/v1/jobs/{theirs}/events", office.sent["elsewhere"], got)
+    )
+    until(lambda: got)
+    full = httpx2.get(url, headers=office.sent["elsewhere"])
     assert (full.status_code, full.headers["retry-after"]) == (503, "30")
-    run("jobs", "cancel", office.jobs[0], "--data-dir", office.settings.data_dir)
+    run("jobs", "cancel", theirs, *other)
+    run("jobs", "cancel", office.jobs[0], *place)
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()

@@ -1,6 +1,5 @@
 """Duplicates: groups of images that are the same picture, or nearly."""
 
-import threading
 from itertools import islice
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep, Where
 from api.http.problems import problem_responses
+from api.http.shares import Shares
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.search import duplicates as search
@@ -16,13 +16,24 @@ from engine.search.duplicates import MAX_BITS, SIMILARITY, DuplicateGroup
 from engine.search.query import parse_where
 from engine.search.spelling import as_spelled
 
-__all__ = ["router"]
+__all__ = ["SEARCHES", "router"]
 
 router = APIRouter(tags=["images"])
 
 _MOST_GROUPS = 1000
 _MOST_IMAGES = 250_000
-_ONE_AT_A_TIME = threading.BoundedSemaphore()
+
+
+def _busy(own: bool) -> HTTPException:
+    if own:
+        text = "duplicates are being looked for already for your tenant; try again"
+        return HTTPException(429, text, {"Retry-After": "10"})
+    return HTTPException(
+        503, "duplicates are being looked for already for others; try again", {"Retry-After": "10"}
+    )
+
+
+SEARCHES = Shares(2, 1, _busy)
 """A comparison takes all cores and half a kilobyte of memory an image."""
 
 
@@ -156,8 +167,8 @@ def get_duplicates(
 ) -> DuplicatesDocument:
     """Copies, re-saved and resized images among those that match. No pair is missed.
 
-    Up to 250,000 images are compared, and one such request is answered at a time (503: another one
-    is); `precedent duplicates` compares any number.
+    Up to 250,000 images are compared. One such request of a tenant is answered at a time (429), and
+    two of all together (503); `precedent duplicates` compares any number.
     """
     if not 1 <= limit <= _MOST_GROUPS:
         raise QueryError(f"limit is {limit}; ask for 1 to {_MOST_GROUPS} groups")
@@ -168,19 +179,13 @@ def get_duplicates(
             f"{count} images match, and up to {_MOST_IMAGES} are compared here; narrow them with "
             "where, or use `precedent duplicates`"
         )
-    if not _ONE_AT_A_TIME.acquire(blocking=False):
-        raise HTTPException(
-            503, "duplicates are being looked for already; try again", {"Retry-After": "10"}
-        )
-    try:
+    with SEARCHES.held(request.state.caller.tenant):
         found = search.duplicates(
             archive.store, similarity=similarity, max_bits=max_bits, where=passing
         )
         wanted = (group for group in found if group.studies > 1 or not across_studies)
         groups = [DuplicateGroupDocument.of(group) for group in islice(wanted, limit)]
         more = next(wanted, None) is not None
-    finally:
-        _ONE_AT_A_TIME.release()
     shown = [image for group in groups for image in group.images]
     studies = dict.fromkeys(image.study for image in shown if image.study is not None)
     images = tuple(image.id for image in shown)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
@@ -413,10 +413,7 @@ def get_events(
     events: Events = request.state.events
     if events.are_known(first.model_dump(mode="json"), last_event_id):
         return Response(status_code=204)
-    if events.is_full:
-        raise HTTPException(
-            503, "too many jobs are being followed; ask for the job itself", {"Retry-After": "30"}
-        )
+    events.places.check(request.state.caller.tenant)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if is_head(request.scope):
         return Response(media_type="text/event-stream", headers=headers)
