@@ -30,6 +30,7 @@ from indexer.datadir.layout import DataDir
 from indexer.ledger.database import open_database
 from indexer.reencoding.reencode import reencode
 
+ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 
 
@@ -150,7 +151,7 @@ def until(true: Callable[[], Any]) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from services.loopback import LoopbackClient
+from fastapi.testclient import TestClient
 from api.http.turns import IndexerInTurns
 from api.service import create_service
 from engine.settings import load_settings
@@ -160,7 +161,7 @@ def killed(*_):
 
 IndexerInTurns.turn = killed
 settings = load_settings(data_dir=Path(sys.argv[1]), model=Path(sys.argv[2]))
-with LoopbackClient(create_service(settings)) as client:
+with TestClient(create_service(settings), base_url="http://localhost") as client:
     client.post(
         "/v1/instances",
         headers={"Authorization": "Bearer " + sys.argv[3]},
@@ -179,7 +180,9 @@ def test_what_a_kill_left_is_the_tenants_after_the_next_start(indexed, tmp_path)
     sent = {"Authorization": f"Bearer {key}"}
     content = slice_file(430)
     run = [sys.executable, "-c", _KILLED, str(settings.data_dir), str(settings.model), key]
-    died = subprocess.run(run, input=content, check=False, capture_output=True, timeout=PATIENCE)
+    died = subprocess.run(
+        run, input=content, cwd=ROOT, check=False, capture_output=True, timeout=PATIENCE
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert len(received(settings, "north")) == 1
     with LoopbackClient(create_service(settings), headers=sent) as client:

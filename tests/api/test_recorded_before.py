@@ -25,6 +25,8 @@ from indexer.archive import Archive
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def site(indexed, tmp_path: Path) -> Settings:
@@ -133,7 +135,7 @@ def test_a_revocation_that_is_killed_is_whole_or_none(site: Settings, killed, ho
         key, written = Keys(database).create("ward", [Scope.SEARCH])
     arguments = [key.id, "--data-dir", str(site.data_dir)]
     run = [sys.executable, "-c", _KILLED, killed, *arguments]
-    died = subprocess.run(run, check=False, capture_output=True, timeout=60)
+    died = subprocess.run(run, cwd=ROOT, check=False, capture_output=True, timeout=60)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert died.stdout == b""
     # The row came first: it names the key, and says that it was begun, not that it was done.
