@@ -1,9 +1,13 @@
 """Facets: how many of the matching images have each value of a field."""
 
+from typing import TYPE_CHECKING
+
 from engine.search.sizes import Size, sample_of, sampled_parts
-from engine.store.ahead import AheadStore
 from engine.store.base import PARTS, Filter, VectorStore
 from engine.store.payload import FACET_FIELDS
+
+if TYPE_CHECKING:
+    from engine.store.ahead import AheadStore
 
 __all__ = ["Facets", "facet_counts", "look_ahead"]
 
@@ -38,7 +42,7 @@ def facet_counts(
 
 
 def look_ahead(
-    store: AheadStore, where: Filter, size: Size, *, values: int, max_counted: int
+    store: "AheadStore", where: Filter, size: Size, *, values: int, max_counted: int
 ) -> None:
     """Sends what :func:`facet_counts` will ask."""
     counted, _ = _counted(store, where, size, max_counted)
