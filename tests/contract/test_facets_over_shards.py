@@ -42,7 +42,7 @@ def made(collection: Collection) -> list[Point]:
     z = rng.normal(size=(COUNT, collection.dim)).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     codes = rng.integers(0, 256, (COUNT, collection.bits // 8), dtype=np.uint8)
-    sources = (SOURCES * rng.random(COUNT) ** 1.5).astype(int)
+    sources = [*range(SOURCES), *rng.integers(0, SOURCES, COUNT - SOURCES)]
     return [
         Point(
             str(uuid.UUID(int=i + 1)),
