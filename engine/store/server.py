@@ -22,7 +22,7 @@ from engine.store.payload import cell_field, to_payload
 from engine.store.points import checked_vector, not_storable, to_hit, to_point
 from engine.store.server_cells import ServerCells
 from engine.store.server_collection import Found, existing, made, made_beside, put_in_force
-from engine.store.server_filter import translated
+from engine.store.server_filter import contradicts_itself, translated
 from engine.store.server_layout import OFTEN_DISTINCT, Noted, note, rearranged
 
 __all__ = ["ServerStore"]
@@ -218,13 +218,14 @@ class ServerStore:
         self._green_within(_OPTIMISE_SECONDS)
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        if not asked:
-            return []
         pages = [
             (i, offset, limit)
             for i, one in enumerate(asked)
+            if not contradicts_itself(one.where)
             for offset, limit in self._limits.pages(one.limit)
         ]
+        if not pages:
+            return [[] for _ in asked]
         at_once = self._limits.searches_at_once(len(pages))
         found: list[dict[models.ExtendedPointId, Point]] = [{} for _ in asked]
         for start in range(0, len(pages), at_once):
@@ -264,11 +265,15 @@ class ServerStore:
         )
 
     def count(self, where: Filter, *, exact: bool = True) -> int:
+        if contradicts_itself(where):
+            return 0
         return self._connection.ask(
             self._client.count, self._name, count_filter=self._translated(where), exact=exact
         ).count
 
     def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
+        if contradicts_itself(where):
+            return Facets({field: {} for field in fields})
         passing = self._translated(where)
         if len(fields) == 1:
             return self._facet(fields[0], passing, limit)
@@ -314,6 +319,8 @@ class ServerStore:
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
+        if contradicts_itself(where):
+            return
         passing = self._translated(where)
         offset: models.ExtendedPointId | None = None
         while True:
@@ -332,6 +339,8 @@ class ServerStore:
                 return
 
     def delete(self, where: Filter) -> int:
+        if contradicts_itself(where):
+            return 0
         count = self.count(where)
         passing = models.FilterSelector(filter=self._translated(where) or models.Filter())
         self._connection.ask(self._client.delete, self._name, points_selector=passing, wait=True)
