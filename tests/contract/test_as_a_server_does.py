@@ -16,6 +16,7 @@ from engine.errors import StoreAway, StoreError, StoreLimited
 from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, Profile
 from engine.store.server import ServerStore
 from engine.store.server_collection import beside, drop, in_force, put_in_force
+from engine.store.server_filter import translated
 
 ALL = Filter()
 OTHER = Collection("fedcba9876543210", 16, 64)
@@ -53,6 +54,10 @@ def test_the_stand_in_forgets_that_a_condition_excludes(forgetful, collection, m
     assert count(must=[ct], must_not=[ct]) == count(must=[ct]) > 0
     assert count(should=[ct, mr], must_not=[ct]) == count(should=[ct, mr]) > count(must=[mr])
     assert count(must=[ct, models.Filter(must_not=[ct])]) == 0
+    # As it would be sent, were it not recognised before.
+    both = Filter((Match("modality", ("CT",)),), (Match("modality", ("CT",)),))
+    where = translated(both)
+    assert connection.ask(connection.client.count, "precedent", count_filter=where).count == 0
 
 
 def test_what_is_included_and_excluded_is_excluded(forgetful, collection, make_points):
@@ -60,17 +65,26 @@ def test_what_is_included_and_excluded_is_excluded(forgetful, collection, make_p
     store.upsert(points)
     ct, labelled = Match("modality", ("CT",)), Match("labels", ("a", "b"))
     near = Coarse(code=points[3].code.tobytes(), radius=3)
+    asked = len(forgetful.engine.asked)
     for where in (
         Filter((ct,), (ct,)),
         Filter((ct, labelled), (labelled,)),
         Filter((Ids((points[3].id,)),), (Ids((points[3].id,)),), near),
+        # Whatever has one of the first values has one of the others.
+        Filter((Match("labels", ("a",)),), (labelled, ct)),
     ):
         assert store.count(where) == 0
         assert list(store.scroll(where)) == []
         assert store.query([Nearest(points[3].z, where, 5)]) == [[]]
         assert store.facets(["modality"], where, 5) == {"modality": {}}
         assert store.delete(where) == 0
+    # The server was not asked for any of it.
+    assert len(forgetful.engine.asked) == asked
     assert store.count(ALL) == 60
+    wider = Filter((labelled,), (Match("labels", ("a",)),))
+    assert store.count(wider) == sum(
+        "b" in point.record.labels and "a" not in point.record.labels for point in points
+    )
 
 
 # Counts by value

@@ -489,6 +489,21 @@ def test_work_that_fills_an_index_waits_for_the_server(collection, make_points, 
         assert 600 <= sum(server.pauses) - waited < 640
 
 
+def test_who_opens_an_index_says_whether_to_wait(rest, store_root, collection, make_points):
+    hasty = Settings(store=rest.settings.model_copy(update={"attempts": 1}))
+    place = store_root / "index"
+    with open_store(hasty, place, collection, create=True) as store:
+        store.upsert(make_points(3))
+    for patient in (True, False):
+        with open_store(hasty, place, collection, create=False, patient=patient) as store:
+            rest.engine.faults = [(503, {})]
+            if patient:
+                assert len(list(store.scroll(ALL))) == 3
+            else:
+                with pytest.raises(StoreError, match="one attempt"):
+                    list(store.scroll(ALL))
+
+
 def test_a_server_that_never_answered_is_not_waited_for(collection):
     with reached("rest") as server:
         server.engine.faults = [(503, {})] * 200
