@@ -62,7 +62,8 @@ def command(*arguments: str | Path) -> list[str]:
 def environment(data_dir: Path | None, **more: str) -> dict[str, str]:
     kept = {name: v for name, v in os.environ.items() if not name.startswith("PRECEDENT_")}
     named = {} if data_dir is None else {"PRECEDENT_DATA_DIR": str(data_dir)}
-    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **named, **more}
+    always = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PRECEDENT_INDEXING__READERS": "1"}
+    return {**kept, **always, **named, **more}
 
 
 def run(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ran:
