@@ -86,7 +86,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # In this process, which has loaded by now what a process of its own would load first.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRECEDENT_INDEXING__READERS", "1")
-        app(["index", str(root / "image.png"), "--data-dir", str(root / "d")], standalone_mode=False)
+        command = ["index", str(root / "image.png"), "--data-dir", str(root / "d")]
+        app(command, standalone_mode=False)
     return root / "d"
 
 

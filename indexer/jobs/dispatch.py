@@ -101,7 +101,7 @@ def check_broker(settings: Settings) -> None:
     """
     if settings.jobs.broker is None:
         return
-    # A broker that refused is asked once more, but not after the two seconds that one gets to start.
+    # One that refused is asked once more; two seconds later would be for one that is starting.
     at_once = {"interval_start": 0, "interval_step": 0}
     with celery_app(settings).connection_for_write(transport_options=at_once) as connection:
         try:
