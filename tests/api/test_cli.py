@@ -114,6 +114,7 @@ def case(store_root: Path) -> Case:
     return Case(archive, data_dir, queries, ran, files)
 
 
+@pytest.mark.slow  # as all that share the case, which takes longer than any of them
 def test_index_accounts_for_every_file(case: Case) -> None:
     assert (case.indexed.code, case.indexed.err) == (0, "")
     (report,) = case.indexed.documents
