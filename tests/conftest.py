@@ -1,5 +1,6 @@
 """What all tests share: reproducible examples, a quick disk, and as many workers as cores."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -65,6 +66,7 @@ def pytest_collection_finish() -> None:
     """From here on, what tests leave behind is looked for as ever, among what they made alone."""
     gc.freeze()
     gc.enable()
+    atexit.register(gc.unfreeze)  # or libraries would complain in the end of what they find left
 
 
 @pytest.fixture(scope="module")
