@@ -20,6 +20,9 @@ SHARED := -n auto --dist loadscope
 services: | $(VENV)/bin/python
 	$(BIN)/python tests/services/packages.py
 
+# Commands that tests start are compiled once, not at each start.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
+
 test: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow" $(SHARED)
 

@@ -1,5 +1,7 @@
 """What all tests share: reproducible examples, a quick disk, and as many workers as cores."""
 
+import atexit
+import gc
 import os
 import shutil
 import signal
@@ -11,6 +13,10 @@ import hypothesis
 import pytest
 
 import engine  # noqa: F401 - before torch, for what it settles
+
+# What is imported and collected stays until the end: looking through it for what is no longer used
+# takes as long as the imports, and all that collected again after some tests.
+gc.disable()
 
 pytest_plugins = ["services.needed", "services.postgres"]
 
@@ -53,6 +59,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_xdist_auto_num_workers() -> int:
     """One worker for each core that this process may use; each takes about a GB of memory."""
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """From here on, what tests leave behind is looked for as ever, among what they made alone."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # or libraries would complain in the end of what they find left
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,8 @@ def command(*arguments: str | Path) -> list[str]:
 def environment(data_dir: Path | None, **more: str) -> dict[str, str]:
     kept = {name: v for name, v in os.environ.items() if not name.startswith("PRECEDENT_")}
     named = {} if data_dir is None else {"PRECEDENT_DATA_DIR": str(data_dir)}
-    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **named, **more}
+    always = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PRECEDENT_INDEXING__READERS": "1"}
+    return {**kept, **always, **named, **more}
 
 
 def run(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ran:
@@ -113,6 +114,7 @@ def case(store_root: Path) -> Case:
     return Case(archive, data_dir, queries, ran, files)
 
 
+@pytest.mark.slow  # as all that share the case, which takes longer than any of them
 def test_index_accounts_for_every_file(case: Case) -> None:
     assert (case.indexed.code, case.indexed.err) == (0, "")
     (report,) = case.indexed.documents
