@@ -33,9 +33,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def site(new_site: Callable[..., Any], draw: Any, ledger_url: str) -> Any:
+def site(new_site: Callable[..., Any], draw: Any, made_ledger_url: str) -> Any:
     made = new_site()
-    ledger = LedgerSettings(url=ledger_url)
+    ledger = LedgerSettings(url=made_ledger_url)
     made.settings = made.settings.model_copy(update={"jobs": JOBS, "ledger": ledger})
     for number in range(4):
         made.write(f"{number}.png", draw(number))

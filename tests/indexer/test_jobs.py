@@ -39,10 +39,10 @@ AT = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
-def site(new_site: Callable[..., Any], draw: Any, ledger_url: str) -> Any:
+def site(new_site: Callable[..., Any], draw: Any, made_ledger_url: str) -> Any:
     """Its ledger is in SQLite, then in PostgreSQL."""
     made = new_site()
-    ledger = LedgerSettings(url=ledger_url)
+    ledger = LedgerSettings(url=made_ledger_url)
     made.settings = made.settings.model_copy(update={"jobs": JOBS, "ledger": ledger})
     for number in range(10):
         made.write(f"a/{number:02}.png", draw(number))
