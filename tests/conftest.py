@@ -12,7 +12,7 @@ import pytest
 
 import engine  # noqa: F401 - before torch, for what it settles
 
-pytest_plugins = ["services.needed", "services.postgres"]
+pytest_plugins = ["services.needed", "services.postgres", "services.readers"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.
