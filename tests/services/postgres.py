@@ -28,7 +28,7 @@ from services.needed import do_without, package
 from services.packages import install_line
 from services.server import HOST, Server
 
-__all__ = ["Postgres", "ledger_kind", "ledger_url", "made_ledger_url", "postgres"]
+__all__ = ["Postgres", "ledger_kind", "ledger_url", "made_ledger_url", "postgres", "sqlite_quick"]
 
 _MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 1024**3
@@ -145,6 +145,14 @@ def postgres() -> Iterator[Postgres]:
 def ledger_kind(request: pytest.FixtureRequest) -> str:
     """Each kind of database in turn."""
     return str(request.param)
+
+
+sqlite_quick = pytest.mark.parametrize(
+    "ledger_kind",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)],
+    indirect=True,
+)
+"""For a test that takes long, and whose statements others have PostgreSQL execute."""
 
 
 @pytest.fixture
