@@ -382,7 +382,9 @@ def test_processes_that_write_the_same_instances_do_not_collide(
 ) -> None:
     """Each in another order: who locks rows as they come waits for ever, or is told to stop."""
     writing = [
-        subprocess.Popen([sys.executable, "-c", WRITING, made_ledger_url, seed], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, made_ledger_url, seed], stderr=subprocess.PIPE
+        )
         for seed in "12"
     ]
     assert [process.communicate(timeout=120)[1].decode() for process in writing] == ["", ""]

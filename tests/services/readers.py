@@ -11,7 +11,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,7 +27,7 @@ _MOST = 4
 class _Kept(reader_pool.ReaderPool[Any, Any]):
     """A pool that takes over the processes of those that were closed before it."""
 
-    spare: deque[tuple[Hashable, Any]] = deque()
+    spare: ClassVar[deque[tuple[Hashable, Any]]] = deque()
 
     def _start(self) -> Any:
         alike = self._kind()
@@ -54,7 +55,7 @@ class _Kept(reader_pool.ReaderPool[Any, Any]):
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
         return (
             *(bytes(self._function), self._seconds, self._memory),
-            *(os.getpid(), os.getcwd(), tuple(sys.path), tuple(sorted(environment.items()))),
+            *(os.getpid(), Path.cwd(), tuple(sys.path), tuple(sorted(environment.items()))),
         )
 
 
