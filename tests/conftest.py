@@ -18,7 +18,7 @@ import engine  # noqa: F401 - before torch, for what it settles
 # takes as long as the imports, and all that collected again after some tests.
 gc.disable()
 
-pytest_plugins = ["services.needed", "services.postgres"]
+pytest_plugins = ["services.needed", "services.postgres", "services.readers"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.

@@ -29,7 +29,7 @@ from engine.store.tenant import TenantStore
 
 T = TypeVar("T")
 
-COUNT = 300
+COUNT = 220
 QUIET = 0.1
 """Seconds without a further request, after which all that wait are answered; doubled each try."""
 TRIES = 4

@@ -31,9 +31,9 @@ TRANSIENT = {
 
 
 @pytest.fixture
-def database(ledger_url: str) -> Iterator[Database]:
+def database(made_ledger_url: str) -> Iterator[Database]:
     """SQLite, then PostgreSQL."""
-    with Database(ledger_url) as opened:
+    with Database(made_ledger_url) as opened:
         yield opened
 
 
@@ -300,11 +300,11 @@ def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) -> None:
+def test_a_reader_sees_whole_transactions_while_another_writes(made_ledger_url: str) -> None:
     batches, size = 40, 25
     items = [found(f"{number:04}") for number in range(batches * size)]
     errors: list[BaseException] = []
-    with Database(ledger_url) as one, Database(ledger_url) as other:
+    with Database(made_ledger_url) as one, Database(made_ledger_url) as other:
         writer, reader = Ledger(one.of("default")), Ledger(other.of("default"))
         run = a_run(writer, *items)
 
@@ -332,12 +332,12 @@ def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) 
     assert {sum(counts.values()) for counts in seen} == {len(items)}
 
 
-def test_two_writers_wait_for_each_other(ledger_url: str, ledger: Ledger) -> None:
+def test_two_writers_wait_for_each_other(made_ledger_url: str, ledger: Ledger) -> None:
     errors: list[BaseException] = []
 
     def write(name: str) -> None:
         try:
-            with Database(ledger_url) as database:
+            with Database(made_ledger_url) as database:
                 mine = Ledger(database.of("default"))
                 run = mine.begin_run("folder", AT)
                 for number in range(20):
@@ -378,11 +378,13 @@ with Database(url) as database:
 
 @pytest.mark.slow
 def test_processes_that_write_the_same_instances_do_not_collide(
-    ledger_url: str, ledger: Ledger
+    made_ledger_url: str, ledger: Ledger
 ) -> None:
     """Each in another order: who locks rows as they come waits for ever, or is told to stop."""
     writing = [
-        subprocess.Popen([sys.executable, "-c", WRITING, ledger_url, seed], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, made_ledger_url, seed], stderr=subprocess.PIPE
+        )
         for seed in "12"
     ]
     assert [process.communicate(timeout=120)[1].decode() for process in writing] == ["", ""]
@@ -395,12 +397,12 @@ def test_processes_that_write_the_same_instances_do_not_collide(
     assert dead.isdisjoint(ledger.owners(sorted(dead), done_only=True))
 
 
-def test_what_was_recorded_is_there_after_reopening(ledger_url: str) -> None:
-    with Database(ledger_url) as database:
+def test_what_was_recorded_is_there_after_reopening(made_ledger_url: str) -> None:
+    with Database(made_ledger_url) as database:
         ledger = Ledger(database.of("default"))
         run = a_run(ledger, found("a"), found("b"))
         ledger.finish(run, [done("a", "p1")], AT)
-    with Database(ledger_url) as database:
+    with Database(made_ledger_url) as database:
         ledger = Ledger(database.of("default"))
         assert ledger.counts() == {"done": 1, "pending": 1}
         assert ledger.begin_run("folder", AT) > run
