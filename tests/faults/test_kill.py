@@ -5,12 +5,11 @@ import random
 import secrets
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from services.commands import CommandProcess
 
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
@@ -38,20 +37,15 @@ def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def start(archive: Path, data_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "api", "index", str(archive), "--labels", "folder", "--json"]
-    return subprocess.Popen(
-        [*command, "--data-dir", str(data_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+def start(archive: Path, data_dir: Path) -> CommandProcess:
+    command = ["index", archive, "--labels", "folder", "--json", "--data-dir", data_dir]
+    return CommandProcess(command, start_new_session=True)
 
 
 def finish(archive: Path, data_dir: Path) -> float:
     started = time.monotonic()
     out, err = start(archive, data_dir).communicate(timeout=900)
-    assert b'"indexed"' in out, err.decode()
+    assert '"indexed"' in out, err
     return time.monotonic() - started
 
 
@@ -146,8 +140,8 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.decode().strip().splitlines()[-1].startswith("precedent: interrupted")
-    assert "Traceback" not in err.decode()
+    assert err.strip().splitlines()[-1].startswith("precedent: interrupted")
+    assert "Traceback" not in err
     monkeypatch.delenv("PRECEDENT_INDEXING__COMMIT_EVERY")
     finish(small_archive, data_dir)
     assert {row[4] for row in rows(data_dir)["instances"]} <= {"done", "refused"}

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ import torch
 from contract.loopback import Loopback
 from PIL import Image
 from services.brokers import Broker, RabbitMQ, Redis
+from services.commands import CommandProcess
 from services.postgres import Postgres
 
 from engine.model.checkpoint import save_checkpoint
@@ -56,7 +55,7 @@ class Scene:
         self.root = root
         self.store = store
         self.broker = broker
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[CommandProcess] = []
         self.settings = Settings(
             data_dir=root / "data",
             model=root.parent / "model",
@@ -101,12 +100,11 @@ class Scene:
         ours = {f"PRECEDENT_{name}": str(value) for name, value in named.items()}
         return {**os.environ, **ours, "OMP_NUM_THREADS": "1"}
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self) -> CommandProcess:
         with (self.root / "workers.log").open("ab") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "api", "worker"],
+            worker = CommandProcess(
+                ["worker"],
                 env=self.environment(),
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
