@@ -74,9 +74,7 @@ def run(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ra
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def run_from_nothing(
-    *arguments: str | Path, data_dir: Path | None = None, **more: str
-) -> Ran:
+def run_from_nothing(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ran:
     """With all that it imports, which takes seconds."""
     done = subprocess.run(
         command(*arguments),
