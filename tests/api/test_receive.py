@@ -257,7 +257,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_indexed_after(receiving, se
             acknowledged.add(uid)
         if len(acknowledged) == 40:
             break
-    killer = threading.Timer(0.05, running.process.kill)
+    killer = threading.Timer(0, running.process.kill)
     killer.start()
     for uid, path in paths:
         try:
