@@ -28,7 +28,7 @@ test: services $(VENV)/.installed-dev
 
 test-slow: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m "slow and alone"
-	$(BIN)/pytest -m "slow and not alone" $(SHARED)
+	$(BIN)/pytest -m "slow and not alone" $(SHARED) --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

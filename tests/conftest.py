@@ -69,6 +69,21 @@ def pytest_collection_finish() -> None:
     atexit.register(gc.unfreeze)  # or libraries would complain in the end of what they find left
 
 
+_LONGEST = (
+    *("test_processors", "test_kill", "test_demo", "test_workers", "test_beside", "test_cli"),
+    *("test_reencode", "test_disk_full", "test_indexing_bench", "test_cells", "test_bad_uploads"),
+)
+"""Modules whose slow tests take minutes."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--no-loadscope-reorder``, long modules come first, so that no worker begins one when
+    the others are about to end. It would otherwise be those with the most tests."""
+    if not config.getoption("loadscopereorder", True):
+        rank = {name: number for number, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="module")
 def store_root() -> Iterator[Path]:
     """An empty folder of the module's own."""

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, strategies as st
+from multiplied import analyse, multiply
 from sqlalchemy import select
 
 from engine.errors import LedgerError, RefusalReason
 from indexer.files.locators import file_locator, file_path
 from indexer.ledger.database import Database
 from indexer.ledger.instances import Done, Ledger, Owner, Pending, Refused
-from indexer.ledger.schema import jobs, manifest, stale
+from indexer.ledger.schema import instances, jobs, manifest, points, stale
 from indexer.sources.base import Discovered
 
 AT = "2024-05-01T12:00:00+00:00"
@@ -653,36 +654,54 @@ def test_any_prefixes_find_what_starts_with_them(ledger: Ledger) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_large_ledger_is_as_quick_as_a_small_one(ledger: Ledger) -> None:
-    half = 100_000
-    seconds: dict[str, list[float]] = {"discover": [], "finish": []}
-    for part in range(2):
+def test_a_large_ledger_is_as_quick_as_a_small_one(database: Database, ledger: Ledger) -> None:
+    part = 10_000
+
+    def write(name: str) -> dict[str, float]:
+        """The seconds that it takes."""
         # As files come: by folder, in order.
         items = [
-            found(f"archive/{part}/{number // 500:03}/{number:06}", 500_000, 1_700_000_000 + number)
-            for number in range(half)
+            found(f"archive/{name}/{number // 500:03}/{number:06}", 500_000, 1_700_000_000 + number)
+            for number in range(part)
         ]
         run = ledger.begin_run("folder", AT)
         started = time.perf_counter()
         ledger.discover(run, "folder", items)
-        seconds["discover"].append(time.perf_counter() - started)
+        discovered = time.perf_counter()
         outcomes = [
             Done(
                 item.locator,
                 f"{number:064x}",
-                ((f"{part}-{number:034}", 0),),
+                ((f"{name}-{number:034}", 0),),
                 f"1.2.{number // 100}",
                 f"1.2.{number // 50}",
-                f"1.2.{part}.{number}",
+                f"1.2.{len(name)}.{number}",
                 f"{number // 200:032x}",
             )
             for number, item in enumerate(items)
         ]
-        started = time.perf_counter()
-        for first in range(0, half, 1000):
+        handed_in = time.perf_counter()
+        for first in range(0, part, 1000):
             ledger.finish(run, outcomes[first : first + 1000], AT)
-        seconds["finish"].append(time.perf_counter() - started)
-    for stage, (first_half, second_half) in seconds.items():
-        print(f"{stage}: {half / first_half:,.0f} rows/s, then {half / second_half:,.0f} rows/s")
-        assert second_half / first_half < 2
-    assert ledger.counts() == {"done": 2 * half}
+        ended = time.perf_counter()
+        return {"discover": discovered - started, "finish": ended - handed_in}
+
+    def multiply_first(times: int, name: str) -> None:
+        of_first = "locator LIKE '%/first/%'"
+        another = {"locator": f"replace(locator, '/first/', '/{name}-' || x || '/')"}
+        sop = {"sop": f"replace(sop, '1.2.5.', '1.2.{len(name)}' || x || '.')"}
+        multiply(database, instances, times, another | sop, of_first)
+        identity = {"id": f"'{name}-' || x || substr(id, 6)"}
+        multiply(database, points, times, another | identity, of_first)
+        analyse(database)
+
+    write("first")
+    multiply_first(5, "more")
+    small = write("small")
+    multiply_first(15, "much")
+    large = write("large")
+    for stage in small:
+        before, after = small[stage], large[stage]
+        print(f"{stage}: {part / before:,.0f} rows/s, then {part / after:,.0f} rows/s")
+        assert after / before < 2
+    assert ledger.counts() == {"done": 21 * part}
