@@ -20,12 +20,15 @@ SHARED := -n auto --dist loadscope
 services: | $(VENV)/bin/python
 	$(BIN)/python tests/services/packages.py
 
+# Commands that tests start are compiled once, not at each start.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
+
 test: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow" $(SHARED)
 
 test-slow: services $(VENV)/.installed-dev
 	$(BIN)/pytest -m "slow and alone"
-	$(BIN)/pytest -m "slow and not alone" $(SHARED)
+	$(BIN)/pytest -m "slow and not alone" $(SHARED) --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -142,6 +142,8 @@ class EvidenceDocument(_Document):
     - `candidates`: those of them that passed the coarse filter. If `estimated`, both numbers may be
       estimates, and that of the candidates up to four times too high.
     - `facets_estimated`: the facet counts are estimated from a sample.
+    - `facets_at_least`: fields with very many values on a Qdrant server of several shards: their
+      counts are lower bounds, and values may be missing from them. Usually none.
     - `compared`: candidates that took part in the comparison of features: all, or a sample.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
     - `ranked`: number of the most similar candidates that were put into order.
@@ -166,6 +168,7 @@ class EvidenceDocument(_Document):
     candidates: int
     estimated: bool
     facets_estimated: bool
+    facets_at_least: list[str]
     compared: int
     approximate: bool
     ranked: int

@@ -23,8 +23,9 @@ systems: one for each kind, count and system.
         ``median_candidates``, what the index has measured of its ``cells``, and
         ``share_outside_store``, the share of time in our Python; for plain Qdrant ``segments`` and
         ``vectors_in_graph``, which is 0 for a small shard.
-    ranking, throughput: for ``hash``: time of ranking in content order at k = 100; queries per
-        second without facets.
+    ranking, throughput: for ``hash``: time of ranking in content order at k = 100; several threads
+        that search at the same time, without facets, alone and while another one writes: queries
+        per second, ``p50_ms``, ``p99_ms``.
 growth: exponents of p50 at k = 10 and of build time over the counts, by log-log least squares.
 ratios: processor seconds of building ``hash`` and ``precise`` over those of plain Qdrant's graph;
     p50 at k = 10 of both over plain Qdrant's, for ``hash`` at the recall that it has or the
@@ -207,13 +208,28 @@ def show(console: Console, figures: dict[str, Any]) -> None:
                 table.add_row(*head, knob, *(f"{cell:.3f}" for cell in cells))
                 head = [""] * 4
         console.print(table)
-    for title in ("ratios", "growth", "capacity"):
+    figures = {**figures, "several at once": several(figures["systems"])}
+    for title in ("several at once", "ratios", "growth", "capacity"):
         if figures[title]:
             table = Table(*dict.fromkeys(k for row in figures[title] for k in row), title=title)
             names = [str(column.header) for column in table.columns]
             for row in figures[title]:
                 table.add_row(*(str(row.get(name, "")) for name in names))
             console.print(table)
+
+
+def several(systems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of searches at the same time, each with its p99 over the one without writes."""
+    rows = []
+    for one in systems:
+        measured = one.get("throughput", [])
+        for row in measured:
+            quiet = next(r for r in measured if r["threads"] == row["threads"] and not r["writing"])
+            share = round(row["p99_ms"] / quiet["p99_ms"], 2)
+            rows.append(
+                {"kind": one["kind"], "count": one["count"], **row, "p99 / without writes": share}
+            )
+    return rows
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:

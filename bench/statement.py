@@ -47,7 +47,7 @@ def _scp() -> StoreScp:
 def sop_classes() -> str:
     """SOP classes that the C-STORE SCP accepts."""
     lines = ["| SOP class | UID | role |", "|---|---|---|"]
-    found = {UID(str(one.abstract_syntax)) for one in _scp()._ae.supported_contexts}
+    found = {UID(str(one.abstract_syntax)) for one in _scp().contexts}
     # Newer than pydicom's dictionary are some; pynetdicom has a word for them.
     words = {str(uid): word for word, uid in vars(sop_class).items() if isinstance(uid, UID)}
     named = {uid: words.get(uid, uid) if uid.name == uid else uid.name for uid in found}
@@ -59,7 +59,7 @@ def sop_classes() -> str:
 def transfer_syntaxes() -> str:
     """Transfer syntaxes that are accepted, and of which the pixels are read."""
     accepted: set[str] = set()
-    for context in _scp()._ae.supported_contexts:
+    for context in _scp().contexts:
         if UID(str(context.abstract_syntax)).name != _VERIFICATION:
             accepted |= {str(syntax) for syntax in context.transfer_syntax or []}
     lines = [

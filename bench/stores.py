@@ -172,21 +172,21 @@ class Precedent(Measured):
     def throughput(
         self, vectors: Vectors, threads: int, writing: bool, seconds: float
     ) -> dict[str, Any]:
-        """Queries per second through one engine.
+        """Queries per second and milliseconds of each, through one engine.
 
         ``writing``: while another thread adds images, about as fast as a GPU encodes them.
         """
         until = time.perf_counter() + seconds
         written = 0
 
-        def ask(first: int) -> int:
-            done = 0
-            while time.perf_counter() < until:
-                row = (first + done) % len(vectors.query_z)
+        def ask(first: int) -> list[float]:
+            taken: list[float] = []
+            while (started := time.perf_counter()) < until:
+                row = (first + len(taken)) % len(vectors.query_z)
                 seen = Observations(vectors.query_z[row][None], vectors.query_codes[row][None])
                 self.ask(seen, Query(k=10, facets=False))
-                done += 1
-            return done
+                taken.append(1000 * (time.perf_counter() - started))
+            return taken
 
         def write() -> None:
             nonlocal written
@@ -198,13 +198,15 @@ class Precedent(Measured):
 
         with ThreadPoolExecutor(threads + 1) as pool:
             writer = pool.submit(write) if writing else None
-            done = sum(pool.map(ask, range(0, 7 * threads, 7)))
+            taken = [one for each in pool.map(ask, range(0, 7 * threads, 7)) for one in each]
             if writer is not None:
                 writer.result()
         return {
             "threads": threads,
             "writing": writing,
-            "queries_per_second": round(done / seconds, 1),
+            "queries_per_second": round(len(taken) / seconds, 1),
+            "p50_ms": round(float(np.percentile(taken, 50)), 4),
+            "p99_ms": round(float(np.percentile(taken, 99)), 4),
             "upserts_per_second": round(written / seconds, 1),
         }
 

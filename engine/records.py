@@ -239,6 +239,8 @@ class Evidence:
     candidates: how many of them passed the coarse filter.
     estimated: ``candidates`` is an estimate; it may be too high, by a factor of at most four.
     facets_estimated: the counts of the facets are estimated from a sample.
+    facets_at_least: fields of the facets whose counts are lower bounds, see
+        :class:`engine.store.counts.Facets`.
     compared: number of candidates in reach of the comparison: all, or a sample of too many.
     approximate: a graph or quantised vectors preselected candidates, and may have missed some.
     ranked: number of candidates, the most similar ones, that were put into order.
@@ -271,6 +273,7 @@ class Evidence:
     index_precision: str | None
     note: str | None = None
     facets_estimated: bool = False
+    facets_at_least: tuple[str, ...] = ()
     rendering: str | None = None
     rendered_otherwise: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)

@@ -161,8 +161,8 @@ class StoreSettings(_Group):
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """How often one request is sent at most, when the server is busy or unreachable."""
     patience_seconds: Annotated[float, Field(ge=0)] = 600.0
-    """For how long work that fills an index waits for a server that has gone away, as while it is
-    upgraded. Searches do not."""
+    """For how long work that fills an index, or writes a snapshot, waits for a server that has gone
+    away, as while it is upgraded. Searches do not."""
     shards: Annotated[int, Field(ge=1)] = 1
     replication_factor: Annotated[int, Field(ge=1)] = 1
     """Copies of each shard. Shards and copies apply when the collection is created."""

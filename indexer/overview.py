@@ -6,11 +6,12 @@ from typing import Literal
 
 from engine.errors import StoreLocked
 from engine.model.manifest import Manifest, read_manifest
-from engine.search.facets import Facets, facet_counts
+from engine.search.facets import facet_counts
 from engine.search.sizes import Size
 from engine.settings import Settings
 from engine.store.base import Collection, Filter
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 from engine.store.opening import open_store
 from engine.store.tenant import TenantStore
 from engine.tenants import DEFAULT_TENANT
@@ -102,7 +103,7 @@ class _Index:
 
     precision: Literal["fp32", "bf16"] | None
     points: int | None = None
-    facets: Facets = field(default_factory=dict)
+    facets: Facets = field(default_factory=Facets)
     cells: Cells | None = None
     not_asked: str | None = None
 
@@ -116,7 +117,7 @@ def _index(settings: Settings, data_dir: DataDir, wanted: Collection, tenant: st
     with whole:
         store = TenantStore(whole, tenant)
         everything = Filter()
-        facets, _ = facet_counts(
+        facets = facet_counts(
             store,
             everything,
             Size(store.count(everything, exact=False)),

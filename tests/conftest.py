@@ -1,5 +1,7 @@
 """What all tests share: reproducible examples, a quick disk, and as many workers as cores."""
 
+import atexit
+import gc
 import os
 import shutil
 import signal
@@ -12,7 +14,11 @@ import pytest
 
 import engine  # noqa: F401 - before torch, for what it settles
 
-pytest_plugins = ["services.needed", "services.postgres"]
+# What is imported and collected stays until the end: looking through it for what is no longer used
+# takes as long as the imports, and all that collected again after some tests.
+gc.disable()
+
+pytest_plugins = ["services.needed", "services.postgres", "services.readers"]
 
 # Examples are drawn from the test's name, so that a failure comes back; other work on the
 # machine must not fail a test, so there is no deadline for one example.
@@ -53,6 +59,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_xdist_auto_num_workers() -> int:
     """One worker for each core that this process may use; each takes about a GB of memory."""
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """From here on, what tests leave behind is looked for as ever, among what they made alone."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # or libraries would complain in the end of what they find left
+
+
+_LONGEST = (
+    *("test_processors", "test_kill", "test_demo", "test_workers", "test_beside", "test_cli"),
+    *("test_reencode", "test_disk_full", "test_indexing_bench", "test_cells", "test_bad_uploads"),
+)
+"""Modules whose slow tests take minutes."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--no-loadscope-reorder``, long modules come first, so that no worker begins one when
+    the others are about to end. It would otherwise be those with the most tests."""
+    if not config.getoption("loadscopereorder", True):
+        rank = {name: number for number, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="module")

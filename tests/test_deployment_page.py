@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 from api.cli.main import app
 from engine.errors import RefusalReason
 from engine.settings import Settings
+from engine.store.server_version import RUN_ON
 
-PAGE = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "deployment.md").read_text()
 
 
 @pytest.mark.parametrize("reason", list(RefusalReason))
@@ -31,3 +33,9 @@ def test_commands_that_it_shows_exist() -> None:
     assert {"jobs submit", "jobs report", "worker", "receive"} <= shown
     for words in shown:
         assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
+
+
+def test_the_server_that_it_names_is_the_one_that_was_run() -> None:
+    for page in ("deployment.md", "search.md"):
+        named = re.findall(r"Qdrant (\d+\.\d+\.\d+)", (DOCS / page).read_text())
+        assert set(named) == {RUN_ON}, page

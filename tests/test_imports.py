@@ -83,8 +83,11 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("small")
     Image.linear_gradient("L").save(root / "image.png")
-    command = [sys.executable, "-m", "api", "index", root / "image.png", "--data-dir", root / "d"]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    # In this process, which has loaded by now what a process of its own would load first.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRECEDENT_INDEXING__READERS", "1")
+        command = ["index", str(root / "image.png"), "--data-dir", str(root / "d")]
+        app(command, standalone_mode=False)
     return root / "d"
 
 

@@ -57,6 +57,7 @@ def info(
         "partial": found.partial,
         "cells": _cells(found.cells),
         "facets": found.facets,
+        "facets_at_least": list(found.facets.at_least),
         "not_asked": found.not_asked,
     }
     if checks:
@@ -75,7 +76,7 @@ def info(
     document.pop("server", None)
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
-    facets = document.pop("facets")
+    facets, at_least = document.pop("facets"), document.pop("facets_at_least")
     document["tenants"] = ", ".join(found.tenants)
     not_asked = document.pop("not_asked")
     if document["cells"] is None:
@@ -85,7 +86,8 @@ def info(
     for name, value in document.items():
         _write(f"{name:>10}  {_plain(value)}")
     for field, counts in facets.items():
-        _write(f"{field:>10}  {_plain(counts)}")
+        bound = " (at least so many; values may be missing)" if field in at_least else ""
+        _write(f"{field:>10}  {_plain(counts)}{bound}")
     for one in checks:
         _write(
             f"{'server':>10}  {one.state}: {'; '.join(filter(None, (one.sentence, one.way_out)))}"

@@ -120,7 +120,10 @@ def _store(
     with ExitStack() as held:
         if create:
             held.enter_context(writing(place.root))
-        yield held.enter_context(open_store(settings, place.index, collection, create=create))
+        # All that is done here may take hours.
+        yield held.enter_context(
+            open_store(settings, place.index, collection, create=create, patient=True)
+        )
 
 
 @contextmanager

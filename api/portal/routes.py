@@ -27,6 +27,7 @@ from engine.search.query import Cursor, parse_where
 from engine.search.sizes import size_of
 from engine.search.spelling import as_spelled
 from engine.store.base import Filter
+from engine.store.counts import Facets
 from indexer.archive import TenantArchive
 
 __all__ = ["add_portal"]
@@ -133,7 +134,10 @@ def _page_values(
     if found is not None:
         tell(request, found.seen)
     if document is not None:
-        facets = document.facets
+        told = document.evidence
+        facets = Facets(
+            document.facets, at_least=told.facets_at_least, estimated=told.facets_estimated
+        )
     else:
         facets = whole if where == Filter() else archive.engine.facets(where)
     return {
@@ -145,7 +149,7 @@ def _page_values(
         "found": document,
         "preview": None if found is None else view.preview(found.canvas),
         "matching": matching.text,
-        "estimated": matching.estimated if document is None else document.evidence.facets_estimated,
+        "estimated": facets.estimated,
         "offset": 0 if asked.page is None or found is None else Cursor.parse(asked.page).offset,
         "samples": samples,
         # If the request was invalid, the links keep only its image.

@@ -17,6 +17,7 @@ from api.schemas import (
     versions_remarks,
 )
 from engine.search.sizes import Size
+from engine.store.counts import Facets
 from indexer.imaging.thumbnails import thumbnail
 
 __all__ = [
@@ -61,11 +62,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """A drop-down list of the form that filters by one field."""
+    """A drop-down list of the form that filters by one field. at_least: the counts are lower
+    bounds."""
 
     field: str
     title: str
     choices: tuple[Choice, ...]
+    at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,12 @@ class FacetValue:
 
 @dataclass(frozen=True, slots=True)
 class FacetList:
-    """The values of one field and their counts, for the side bar."""
+    """The values of one field and their counts, for the side bar. at_least: the counts are lower
+    bounds."""
 
     title: str
     values: tuple[FacetValue, ...]
+    at_least: bool = False
 
 
 def link(
@@ -120,7 +125,7 @@ def link(
     return "./?" + urlencode(query) if query else "./"
 
 
-def selects(facets: dict[str, dict[str, int]], where: Iterable[str]) -> list[Select]:
+def selects(facets: Facets, where: Iterable[str]) -> list[Select]:
     """The drop-down lists of the form, with the filter terms of the request selected.
 
     A field with a single value is left out, unless it is filtered by.
@@ -135,7 +140,8 @@ def selects(facets: dict[str, dict[str, int]], where: Iterable[str]) -> list[Sel
             choices = (
                 Choice(term, value, counts[value], term == chosen) for value, term in terms.items()
             )
-            made.append(Select(field, _TITLES.get(field, field), tuple(choices)))
+            title, at_least = _TITLES.get(field, field), field in facets.at_least
+            made.append(Select(field, title, tuple(choices), at_least))
     return made
 
 
@@ -145,12 +151,13 @@ def terms_beside(made: Iterable[Select], where: Iterable[str]) -> list[str]:
     return [term for term in where if term not in shown]
 
 
-def facet_lists(facets: dict[str, dict[str, int]], asked: Asked) -> list[FacetList]:
+def facet_lists(facets: Facets, asked: Asked) -> list[FacetList]:
     """The side bar: for each field its values, with links that add or remove a filter."""
     return [
         FacetList(
             _TITLES.get(field, field),
             tuple(_facet_value(f"{field}={value}", value, n, asked) for value, n in counts.items()),
+            field in facets.at_least,
         )
         for field, counts in facets.items()
     ]

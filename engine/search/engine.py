@@ -16,7 +16,7 @@ from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
-from engine.search.facets import Facets, facet_counts
+from engine.search.facets import facet_counts
 from engine.search.foresight import look_ahead, look_at_filters
 from engine.search.ladder import Climb, Rung, climb, looked_into
 from engine.search.placeholders import joined, nobodies, remark_on, remark_on_nothing
@@ -29,6 +29,7 @@ from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
 from engine.store.ahead import AheadStore, asked_ahead
 from engine.store.base import Coarse, Filter, Ids, Nearest, VectorStore
+from engine.store.counts import Facets
 
 __all__ = ["SearchEngine"]
 
@@ -179,9 +180,9 @@ class SearchEngine:
     def facets(self, where: Filter) -> Facets:
         """Counts by field value over the images that pass ``where``."""
         where, _ = as_spelled(self._store, where)
-        return self._facets(where, Size(self._store.count(where, exact=False)))[0]
+        return self._facets(where, Size(self._store.count(where, exact=False)))
 
-    def _facets(self, where: Filter, size: Size) -> tuple[Facets, bool]:
+    def _facets(self, where: Filter, size: Size) -> Facets:
         values, most = self._settings.facet_values, self._settings.max_faceted
         return facet_counts(self._store, where, size, values=values, max_counted=most)
 
@@ -253,11 +254,10 @@ class SearchEngine:
         remarks = (*remarks, *remark_on(nobody, records, query.exclude))
         if not points:
             remarks = (*remarks, *remark_on_nothing(self._store, others, query.exclude))
-        facets: Facets = {}
-        estimated = False
+        facets = Facets()
         if query.facets:
             with watch("facets"):
-                facets, estimated = self._facets(where, taken.matching)
+                facets = self._facets(where, taken.matching)
         end = query.offset + query.k
         more = len(hits) > end and end + query.k <= MAX_K
         evidence = self._evidence(query, taken, len(points), watch)
@@ -266,7 +266,8 @@ class SearchEngine:
             tuple(shown),
             replace(
                 evidence,
-                facets_estimated=estimated,
+                facets_estimated=facets.estimated,
+                facets_at_least=facets.at_least,
                 note=joined(evidence.note, remarks),
                 **self._told_of(shown),
             ),

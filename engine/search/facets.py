@@ -1,19 +1,21 @@
 """Facets: how many of the matching images have each value of a field."""
 
+from typing import TYPE_CHECKING
+
 from engine.search.sizes import Size, sample_of, sampled_parts
-from engine.store.ahead import AheadStore
 from engine.store.base import PARTS, Filter, VectorStore
+from engine.store.counts import Facets
 from engine.store.payload import FACET_FIELDS
 
-__all__ = ["Facets", "facet_counts", "look_ahead"]
+if TYPE_CHECKING:
+    from engine.store.ahead import AheadStore
 
-Facets = dict[str, dict[str, int]]
-"""Field → value → number of images."""
+__all__ = ["facet_counts", "look_ahead"]
 
 
 def facet_counts(
     store: VectorStore, where: Filter, size: Size, *, values: int, max_counted: int
-) -> tuple[Facets, bool]:
+) -> Facets:
     """The most frequent values of each facet field with their counts.
 
     Args:
@@ -25,20 +27,21 @@ def facet_counts(
             are scaled up.
 
     Returns:
-        The counts, without fields that no image has, and whether they are estimates.
+        The counts, without fields that no image has; they say which of them are lower bounds, and
+        whether they are estimates.
     """
     counted, factor = _counted(store, where, size, max_counted)
-    estimated = factor > 1
     counts = store.facets(FACET_FIELDS, counted, values)
-    return {
+    scaled = {
         field: {value: round(factor * count) for value, count in found.items()}
         for field, found in counts.items()
         if found
-    }, estimated
+    }
+    return Facets(scaled, at_least=counts.at_least, estimated=factor > 1)
 
 
 def look_ahead(
-    store: AheadStore, where: Filter, size: Size, *, values: int, max_counted: int
+    store: "AheadStore", where: Filter, size: Size, *, values: int, max_counted: int
 ) -> None:
     """Sends what :func:`facet_counts` will ask."""
     counted, _ = _counted(store, where, size, max_counted)

@@ -17,6 +17,7 @@ from engine.errors import StoreError
 from engine.records import Point
 from engine.store.base import Collection, Filter, Nearest, Profile, VectorStore
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 
 __all__ = ["AheadStore", "asked_ahead"]
 
@@ -93,8 +94,8 @@ class AheadStore:
         if key not in self._sent:
             self._sent[key] = self._executor.submit(request)
 
-    def _one_facet(self, field: str, where: Filter, limit: int) -> Callable[[], dict[str, int]]:
-        return lambda: self._store.facets([field], where, limit)[field]
+    def _one_facet(self, field: str, where: Filter, limit: int) -> Callable[[], Facets]:
+        return lambda: self._store.facets([field], where, limit)
 
     # What is asked
 
@@ -109,10 +110,10 @@ class AheadStore:
     def count(self, where: Filter, *, exact: bool = True) -> int:
         return self._answer(_count(where, exact), lambda: self._store.count(where, exact=exact))
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
         self.facets_ahead(fields, where, limit)
-        sent = {one: self._sent[_facet(one, where, limit)] for one in fields}
-        return {one: dict(cast(dict[str, int], answer.result())) for one, answer in sent.items()}
+        sent = [self._sent[_facet(one, where, limit)] for one in fields]
+        return Facets.joined(cast(Facets, answer.result()) for answer in sent)
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
         if all(one in self._points for one in ids):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.errors import StoreError
 from engine.records import Point
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 
 __all__ = [
     "PARTS",
@@ -240,8 +241,9 @@ class VectorStore(Protocol):
         """How many points take part; ``exact=False``: an immediate estimate from statistics."""
         ...
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
-        """For each field: value → number of points, the ``limit`` most frequent, descending."""
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
+        """For each field: value → number of points, the ``limit`` most frequent, descending. Fields
+        of which the store may count too few are named beside it."""
         ...
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:

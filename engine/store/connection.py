@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar, cast
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit
 
 import grpc  # it and httpx are what qdrant-client speaks through
@@ -104,7 +105,17 @@ def _speaking(url: str, key: str | None, settings: StoreSettings, *, grpc: bool)
         timeout=math.ceil(settings.timeout_seconds),  # it takes whole seconds only
         # The client's own check would warn from a thread; ServerStore refuses old servers itself.
         check_compatibility=False,
+        **_trust(url),
     )
+
+
+def _trust(url: str) -> dict[str, Any]:
+    """Whom the client trusts, where that is not what the machine trusts.
+
+    Without TLS nobody's certificate is looked at, and to read those of all authorities takes
+    longer than most requests. Should TLS be met after all, nobody is trusted.
+    """
+    return {"verify": SSLContext(PROTOCOL_TLS_CLIENT)} if urlsplit(url).scheme == "http" else {}
 
 
 def _checked_url(url: str | None) -> str:

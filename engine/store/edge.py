@@ -36,6 +36,7 @@ from engine.store.arrangement import (
 from engine.store.base import Collection, Filter, Ids, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated, written
+from engine.store.counts import Facets
 from engine.store.edge_conversion import convert, in_conversion, recover
 from engine.store.edge_layout import (
     COLLECTION,
@@ -374,7 +375,7 @@ class EdgeStore:
     def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
         return self._asked(lambda view: view.count(where))
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
         return self._asked(lambda view: view.facets(fields, where, limit))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:

@@ -48,4 +48,6 @@ class Holder:
 
     def note(self, path: Path) -> None:
         """Raises OSError: it cannot be written."""
-        write_atomically(path, f"{self.pid}\n{self.command}\n{self.since}\n".encode())
+        noted = f"{self.pid}\n{self.command}\n{self.since}\n".encode()
+        # After a power cut nobody has the index open.
+        write_atomically(path, noted, durable=False)

@@ -18,7 +18,12 @@ __all__ = ["check_access", "connected", "holder_of", "open_served", "open_store"
 
 
 def open_store(
-    settings: Settings, directory: Path, collection: Collection | None, *, create: bool
+    settings: Settings,
+    directory: Path,
+    collection: Collection | None,
+    *,
+    create: bool,
+    patient: bool = False,
 ) -> VectorStore:
     """Opens the store: embedded, or on the server if ``settings.store.url`` is set.
 
@@ -26,7 +31,9 @@ def open_store(
         directory: folder of the embedded store.
         collection: the kind of points that it must hold; None = any.
         create: create it if there is none, with the profile of ``settings.store``; needs
-            ``collection``.
+            ``collection``. Who creates one is patient.
+        patient: as for ``Connection``: for work that must not end because a server goes away for
+            minutes.
 
     Raises:
         StoreNotFound: there is no store, and ``create`` is False.
@@ -55,7 +62,9 @@ def open_store(
         return open_served(
             wanted, lambda connection: ServerStore.create(connection, new, profile), patient=True
         )
-    return open_served(wanted, lambda connection: ServerStore.open(connection, collection))
+    return open_served(
+        wanted, lambda connection: ServerStore.open(connection, collection), patient=patient
+    )
 
 
 def check_access(settings: StoreSettings) -> None:

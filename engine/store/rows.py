@@ -17,6 +17,7 @@ from engine.records import ImageRecord, Point
 from engine.store.base import Coarse, Condition, Filter, Ids, Match, Part
 from engine.store.cells import Cells
 from engine.store.combinations import COMBINED, Combinations
+from engine.store.counts import Facets
 from engine.store.text_record import from_text
 
 __all__ = ["KEYS", "Erasure", "IdLookup", "TextReader", "View", "keys_of"]
@@ -236,7 +237,7 @@ class View:
         """The rows that pass the filter, ascending, int64."""
         return self._selected(where, self._passing(where))
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
         """As :meth:`engine.store.base.VectorStore.facets`."""
         passing = self._passing(where)
         rows = None
@@ -245,7 +246,7 @@ class View:
         else:
             rows = self._selected(where, passing)
             weights = np.bincount(self.combination[rows], minlength=self.combined)
-        found: dict[str, dict[str, int]] = {}
+        found = Facets()
         for field in fields:
             if field in COMBINED:
                 found[field] = self.combinations.counted(field, weights, limit)

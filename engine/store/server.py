@@ -17,12 +17,13 @@ from engine.store.arrangement import EF, VECTOR, oversampling
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.connection import Connection
+from engine.store.counts import Facets
 from engine.store.payload import cell_field, to_payload
 from engine.store.points import checked_vector, not_storable, to_hit, to_point
 from engine.store.server_cells import ServerCells
 from engine.store.server_collection import Found, existing, made, made_beside, put_in_force
-from engine.store.server_filter import translated
-from engine.store.server_layout import Noted, note, rearranged
+from engine.store.server_filter import contradicts_itself, translated
+from engine.store.server_layout import OFTEN_DISTINCT, Noted, note, rearranged
 
 __all__ = ["ServerStore"]
 
@@ -32,9 +33,10 @@ _UPSERT_AT_ONCE = 256
 _GET_AT_ONCE = 1000
 _AT_ONCE = 32
 """Most requests that are sent at the same time; one search has up to twenty, mostly of facets."""
-_FACETED_OF_EACH, _LEAST_FACETED = 4, 128
-"""For each value wanted so many are asked for, and at least the second number: every shard names
-its own most frequent values."""
+_FACETED_OF_EACH, _LEAST_FACETED, _LEAST_OF_DISTINCT = 4, 1000, 128
+"""For each value wanted so many are asked for, and at least the second number, or the third of a
+field that has as many values as there are studies or images: every shard names its own most
+frequent values."""
 _FIRST_LOOK, _LAST_LOOK = 0.5, 60.0
 """Seconds between two polls of the server's state: at first, and at most."""
 _OPTIMISE_SECONDS, _ARRANGE_SECONDS = 600.0, 21_600.0
@@ -58,6 +60,7 @@ class ServerStore:
         self._collection = found.noted.collection
         self._profile = found.noted.profile
         self._limits = found.limits
+        self._shards = found.shards
         self._cells = ServerCells(connection, found, self._collection)
         self._senders = ThreadPoolExecutor(_AT_ONCE, "qdrant")
 
@@ -215,13 +218,14 @@ class ServerStore:
         self._green_within(_OPTIMISE_SECONDS)
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
-        if not asked:
-            return []
         pages = [
             (i, offset, limit)
             for i, one in enumerate(asked)
+            if not contradicts_itself(one.where)
             for offset, limit in self._limits.pages(one.limit)
         ]
+        if not pages:
+            return [[] for _ in asked]
         at_once = self._limits.searches_at_once(len(pages))
         found: list[dict[models.ExtendedPointId, Point]] = [{} for _ in asked]
         for start in range(0, len(pages), at_once):
@@ -261,31 +265,42 @@ class ServerStore:
         )
 
     def count(self, where: Filter, *, exact: bool = True) -> int:
+        if contradicts_itself(where):
+            return 0
         return self._connection.ask(
             self._client.count, self._name, count_filter=self._translated(where), exact=exact
         ).count
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
+        if contradicts_itself(where):
+            return Facets({field: {} for field in fields})
         passing = self._translated(where)
         if len(fields) == 1:
-            return {fields[0]: self._facet(fields[0], passing, limit)}
+            return self._facet(fields[0], passing, limit)
         # Each field is a request of its own; one after another they would take as many round trips.
         counts = self._senders.map(lambda field: self._facet(field, passing, limit), fields)
-        return dict(zip(fields, counts, strict=True))
+        return Facets.joined(counts)
 
-    def _facet(self, field: str, passing: models.Filter | None, limit: int) -> dict[str, int]:
+    def _facet(self, field: str, passing: models.Filter | None, limit: int) -> Facets:
+        least = _LEAST_OF_DISTINCT if field in OFTEN_DISTINCT else _LEAST_FACETED
+        named = self._limits.page(max(_FACETED_OF_EACH * limit, least))
         answer = self._connection.ask(
             self._client.facet,
             self._name,
             key=field,
             facet_filter=passing,
-            limit=self._limits.page(max(_FACETED_OF_EACH * limit, _LEAST_FACETED)),
+            limit=named,
             # Exact counts of several shards leave out values that are few in one of them.
             exact=False,
         )
         # Values of deleted points are listed with a count of 0.
         hits = [(str(hit.value), hit.count) for hit in answer.hits if hit.count]
-        return dict(sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit])
+        counts = dict(sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:limit])
+        # A shard names as many values as were asked for, at least. If all shards together have
+        # fewer, each has named all of its own, and the counts are right; else one may have left out
+        # what is rare in it. A single shard names the most frequent values, with all their points.
+        cut = self._shards > 1 and len(answer.hits) >= named
+        return Facets({field: counts}, at_least=[field] if cut else [])
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
         known = _known_ids(ids)
@@ -304,6 +319,8 @@ class ServerStore:
     def scroll(self, where: Filter, *, page: int = 1000, with_z: bool = False) -> Iterator[Point]:
         if page < 1:
             raise StoreError(f"a page of {page} points never ends; ask for at least one")
+        if contradicts_itself(where):
+            return
         passing = self._translated(where)
         offset: models.ExtendedPointId | None = None
         while True:
@@ -322,6 +339,8 @@ class ServerStore:
                 return
 
     def delete(self, where: Filter) -> int:
+        if contradicts_itself(where):
+            return 0
         count = self.count(where)
         passing = models.FilterSelector(filter=self._translated(where) or models.Filter())
         self._connection.ask(self._client.delete, self._name, points_selector=passing, wait=True)

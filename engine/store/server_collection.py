@@ -36,11 +36,12 @@ __all__ = ["Found", "beside", "drop", "existing", "in_force", "made", "made_besi
 @dataclass(frozen=True, slots=True)
 class Found:
     """A collection of this program. name: its own name. noted: its metadata. limits: of one
-    request."""
+    request. shards: into which its points are divided."""
 
     name: str
     noted: Noted
     limits: Limits = UNLIMITED
+    shards: int = 1
 
 
 def existing(
@@ -228,7 +229,7 @@ def _completed(connection: Connection, name: str, wanted: Collection, profile: P
     found = _look(connection, name)
     if found is None:
         _adopt(connection, name, begun)
-        found = _look(connection, name) or Found(name, begun)
+        found = _look(connection, name) or Found(name, begun, shards=connection.settings.shards)
     _check_model(connection, found.noted, wanted)
     _check_allowed(connection, found)
     _make_indexes(connection, name, found.noted.collection)
@@ -300,7 +301,9 @@ def _look(connection: Connection, name: str) -> Found | None:
     """The collection with this own name; None = this program did not make it."""
     info = connection.ask(connection.client.get_collection, name)
     found = noted(info, _place(connection, name))
-    return None if found is None else Found(name, found, Limits.of(info))
+    if found is None:
+        return None
+    return Found(name, found, Limits.of(info), info.config.params.shard_number or 1)
 
 
 def _in_force(client: QdrantClient, alias: str) -> str | None:

@@ -14,7 +14,7 @@ from engine.store.base import Coarse, Condition, Filter, Ids, Match, Part, Range
 from engine.store.payload import BAND_PREFIX, BUCKET_FIELD, cell_field
 from engine.store.server_limits import UNLIMITED, Limits
 
-__all__ = ["translated"]
+__all__ = ["contradicts_itself", "translated"]
 
 _T = TypeVar("_T")
 
@@ -54,6 +54,19 @@ def translated(where: Filter, limits: Limits = UNLIMITED) -> models.Filter | Non
             f"the index cannot be asked for this ({said}): numbers have at most 64 bits, ids "
             "are UUIDs, and texts valid Unicode"
         ) from None
+
+
+def contradicts_itself(where: Filter) -> bool:
+    """Whether no point can pass, as something that has to hold is excluded too."""
+    return any(_implies(one, other) for one in where.must for other in where.must_not)
+
+
+def _implies(one: Condition, other: Condition) -> bool:
+    """Whether one condition, as it is written, holds only where the other one does."""
+    same_field = isinstance(one, Match) and isinstance(other, Match) and one.field == other.field
+    if same_field or (isinstance(one, Ids) and isinstance(other, Ids)):
+        return set(one.values) <= set(other.values)  # type: ignore[union-attr]
+    return one == other
 
 
 def _count(where: models.Filter | None) -> int:

@@ -12,6 +12,7 @@ from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
 __all__ = [
+    "OFTEN_DISTINCT",
     "SIDES",
     "CellsNoted",
     "Noted",
@@ -30,7 +31,7 @@ _KEY, _CELLS_KEY = "precedent", "precedent_cells"
 """Of the metadata. The server merges them by key: what is noted of one leaves the other alone."""
 _FORMAT = 1
 """Of vectors, payload, payload indexes and metadata."""
-_OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
+OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
 """Fields with about as many values as there are studies or images. Their indexes are kept on
 disk, so that they are not limited by the memory of a node."""
 
@@ -170,7 +171,7 @@ def _quantisation() -> models.ScalarQuantization:
 
 def field_index(field: str, kind: FieldKind) -> models.PayloadSchemaParams:
     """The index parameters of a payload field: for filters and counts, without HNSW links."""
-    return _INDEX[kind](field in _OFTEN_DISTINCT)
+    return _INDEX[kind](field in OFTEN_DISTINCT)
 
 
 _KEYWORD, _INTEGER = models.KeywordIndexType.KEYWORD, models.IntegerIndexType.INTEGER

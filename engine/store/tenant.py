@@ -9,6 +9,7 @@ from engine.errors import StoreError
 from engine.records import Point
 from engine.store.base import Collection, Filter, Match, Nearest, Profile, VectorStore
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 
 __all__ = ["TenantStore"]
 
@@ -76,7 +77,7 @@ class TenantStore:
     def count(self, where: Filter, *, exact: bool = True) -> int:
         return self._store.count(self._narrowed(where), exact=exact)
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
         return self._store.facets(fields, self._narrowed(where), limit)
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:

@@ -101,7 +101,9 @@ def check_broker(settings: Settings) -> None:
     """
     if settings.jobs.broker is None:
         return
-    with celery_app(settings).connection_for_write() as connection:
+    # One that refused is asked once more; two seconds later would be for one that is starting.
+    at_once = {"interval_start": 0, "interval_step": 0}
+    with celery_app(settings).connection_for_write(transport_options=at_once) as connection:
         try:
             connection.connect()
             connection.channel().close()

@@ -98,6 +98,14 @@ def dicom(pixels: NDArray[np.uint8], number: int, *, modality: str, part: str) -
     return out.getvalue()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_reader() -> Iterator[None]:
+    """Commands read their few files with one process, rather than start one for each core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRECEDENT_INDEXING__READERS", "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> Indexed:
     root = tmp_path_factory.mktemp("archive")

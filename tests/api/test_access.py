@@ -446,9 +446,8 @@ def test_a_service_that_others_could_reach_does_not_start_without_a_key(tmp_path
     assert not settings.data_dir.exists()
 
 
-def test_a_service_that_cannot_start_says_why_in_a_line(
-    indexed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.slow
+def test_a_service_that_cannot_start_says_why_in_a_line(indexed, tmp_path: Path) -> None:
     """Not by the traceback that the server logs."""
     settings = indexed.copy(tmp_path / "data")
     place = ["--data-dir", str(settings.data_dir), "--model", str(tmp_path / "none")]
@@ -461,6 +460,12 @@ def test_a_service_that_cannot_start_says_why_in_a_line(
     assert ended.returncode == 1
     assert "\nprecedent: no model in" in f"\n{ended.stderr}"
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_service_that_cannot_receive_does_not_say_that_it_is_there(
+    indexed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = indexed.copy(tmp_path / "data")
     scp = {"allowed_ae_titles": ("PACS",), "port": 0}
     server = settings.server.model_copy(update={"port": 0, "receive": True})
     receiving = settings.receive.model_copy(update=scp)

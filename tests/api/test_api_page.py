@@ -224,6 +224,7 @@ def evidence(rung: str, radius: int | None, **more: object) -> EvidenceDocument:
         "candidates": 14,
         "estimated": False,
         "facets_estimated": False,
+        "facets_at_least": [],
         "compared": 14,
         "approximate": False,
         "ranked": 14,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from services.commands import run_command
 from typer.testing import CliRunner
 
 from api.cli.main import app
@@ -62,10 +63,20 @@ def command(*arguments: str | Path) -> list[str]:
 def environment(data_dir: Path | None, **more: str) -> dict[str, str]:
     kept = {name: v for name, v in os.environ.items() if not name.startswith("PRECEDENT_")}
     named = {} if data_dir is None else {"PRECEDENT_DATA_DIR": str(data_dir)}
-    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **named, **more}
+    always = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PRECEDENT_INDEXING__READERS": "1"}
+    return {**kept, **always, **named, **more}
 
 
 def run(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ran:
+    done = run_command(
+        arguments, env=environment(data_dir, **more), warnings_are_errors=True, timeout=240
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run_from_nothing(*arguments: str | Path, data_dir: Path | None = None, **more: str) -> Ran:
+    """With all that it imports, which takes seconds."""
     done = subprocess.run(
         command(*arguments),
         cwd=ROOT,
@@ -108,11 +119,14 @@ def case(store_root: Path) -> Case:
     (archive / "empty.dcm").write_bytes(b"")
     queries = {path.stem: path for path in write_queries(store_root / "queries")}
     data_dir = store_root / "data"
-    ran = run("index", archive, "--labels", "folder", "--data-dir", data_dir, "--json")
+    ran = run_from_nothing(
+        *("index", archive, "--labels", "folder", "--data-dir", data_dir, "--json")
+    )
     files = sum(path.is_file() for path in archive.rglob("*"))
     return Case(archive, data_dir, queries, ran, files)
 
 
+@pytest.mark.slow  # as all that share the case, which takes longer than any of them
 def test_index_accounts_for_every_file(case: Case) -> None:
     assert (case.indexed.code, case.indexed.err) == (0, "")
     (report,) = case.indexed.documents
@@ -212,12 +226,12 @@ def test_a_second_process_is_told_so_in_one_line(case: Case) -> None:
 
 
 def test_version() -> None:
-    ran = run("--version")
+    ran = run_from_nothing("--version")
     assert (ran.code, ran.out, ran.err) == (0, f"precedent {__version__}\n", "")
 
 
 def test_a_wrong_option_is_not_understood() -> None:
-    ran = run("search", "--no-such-option", "image.png")
+    ran = run_from_nothing("search", "--no-such-option", "image.png")
     assert (ran.code, ran.out) == (2, "")
     assert "--no-such-option" in ran.err
 
@@ -312,7 +326,7 @@ def test_a_query_whose_name_is_no_text(case: Case, tmp_path: Path) -> None:
     shutil.copyfile(case.queries["query-chest-ct"], query)
     # What a terminal has under LANG=en_US.UTF-8; under C.UTF-8 output takes any bytes.
     encoding = {"PYTHONIOENCODING": "utf-8:strict"}
-    ran = run("search", query, "-k", "1", data_dir=case.data_dir, **encoding)
+    ran = run_from_nothing("search", query, "-k", "1", data_dir=case.data_dir, **encoding)
     assert (ran.code, ran.err) == (0, "")
     assert "candidates" in ran.out
 
@@ -375,13 +389,11 @@ def test_indexing_again_by_the_variable_shows_a_table(case: Case) -> None:
 def test_the_default_data_folder_in_the_archive_is_not_indexed(case: Case, tmp_path: Path) -> None:
     image = tmp_path / "one.dcm"
     shutil.copyfile(case.queries["query-chest-ct"], image)
-    done = subprocess.run(
-        command("index", ".", "--json"),
+    done = run_command(
+        ["index", ".", "--json"],
         cwd=tmp_path,
         env=environment(None, PRECEDENT_INDEXING__READER_SECONDS="1"),
-        capture_output=True,
-        text=True,
-        timeout=240,
+        warnings_are_errors=True,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

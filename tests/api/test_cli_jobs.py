@@ -3,15 +3,13 @@
 import csv
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import run
+from services.commands import CommandProcess
 
 from engine.errors import JobError, QueryError, SettingsError, SourceError
 
@@ -88,9 +86,7 @@ def test_mistakes_show_when_a_job_is_made(images, place):
 @pytest.mark.slow
 def test_a_worker_ends_when_it_is_told_to(images, place, indexed):
     run("jobs", "submit", images, *place)
-    command = [sys.executable, "-m", "api", "worker", *place]
-    command += ["--model", str(indexed.settings.model)]
-    worker = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
+    worker = CommandProcess(["worker", *place, "--model", indexed.settings.model])
     try:
         ends = time.monotonic() + 60
         while "finished" not in run("jobs", "show", 1, *place):

@@ -1,11 +1,13 @@
 """``precedent delete --source`` and ``--tenant``: everything goes, and nothing else."""
 
+import dataclasses
 import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Indexed
 from services.loopback import LoopbackClient
 from typer.testing import CliRunner
 
@@ -34,22 +36,32 @@ def run(settings: Settings, *arguments: str) -> Any:
     return result
 
 
-@pytest.fixture
-def settings(indexed, tmp_path: Path) -> Settings:
-    """Of an archive with four images of a source "clinic" besides those of "folder", one of
-    them a copy."""
-    settings = indexed.copy(tmp_path / "data")
-    files = tmp_path / "clinic"
-    files.mkdir()
+@pytest.fixture(scope="module")
+def clinic(store_root: Path) -> Path:
+    """The folder of a source "clinic"."""
+    return store_root / "clinic"
+
+
+@pytest.fixture(scope="module")
+def both(indexed, clinic: Path) -> Indexed:
+    """An archive with four images of "clinic" besides those of "folder", one of them a copy."""
+    settings = indexed.copy(clinic.parent / "data")
+    clinic.mkdir()
     for number, path in enumerate((*indexed.files["ct"][:1], *indexed.files["mr"][:3])):
         content = path.read_bytes()
         # Other bytes of a file without one are another image.
         changed = content if number == 0 else content.replace(b"1.2.3.", b"1.2.9.")
-        (files / f"{number}.dcm").write_bytes(changed)
+        (clinic / f"{number}.dcm").write_bytes(changed)
     with Archive(settings) as archive:
-        report = archive.index(FolderSource([files], name="clinic"))
+        report = archive.index(FolderSource([clinic], name="clinic"))
     assert (report.indexed, report.duplicates) == (4, 1)
-    return settings
+    return dataclasses.replace(indexed, settings=settings)
+
+
+@pytest.fixture
+def settings(both: Indexed, tmp_path: Path) -> Settings:
+    """Of a copy of it."""
+    return both.copy(tmp_path / "data")
 
 
 def test_a_source_is_gone_from_everywhere(settings: Settings) -> None:
@@ -102,17 +114,17 @@ def test_a_dry_run_says_what_would_go(settings: Settings) -> None:
         assert archive.ledger.count(source="clinic") == 4
 
 
-def test_what_was_deleted_stays_out_until_it_is_asked_for(settings: Settings) -> None:
-    clinic = FolderSource([settings.data_dir.parent / "clinic"], name="clinic")
+def test_what_was_deleted_stays_out_until_it_is_asked_for(settings: Settings, clinic: Path) -> None:
+    source = FolderSource([clinic], name="clinic")
     run(settings, "--sop", "1.2.9.11", "--yes")
     with Archive(settings) as archive:
         assert archive.ledger.count(source="clinic") == 3
-        report = archive.index(clinic)
+        report = archive.index(source)
         assert (report.indexed, report.unchanged, report.deleted) == (0, 3, 1)
         assert archive.store.count(Filter((Match("sop", ("1.2.9.11",)),))) == 0
-        report = archive.index(clinic, again=True)
+        report = archive.index(source, again=True)
         assert (report.indexed, report.deleted) == (4, 0)
-        report = archive.index(clinic)
+        report = archive.index(source)
         assert (report.unchanged, report.deleted) == (4, 0)
 
 
@@ -148,7 +160,7 @@ def test_a_source_that_a_job_still_reads_is_not_deleted(settings: Settings) -> N
     assert json.loads(told.stdout)["instances"] == 4
 
 
-def test_what_was_received_does_not_come_back(settings: Settings, indexed) -> None:
+def test_what_was_received_does_not_come_back(settings: Settings, indexed, clinic: Path) -> None:
     received = DataDir(settings.data_dir).received / "3f" / "a0" / "1.2.dcm"
     received.parent.mkdir(parents=True)
     content = indexed.files["ct"][1].read_bytes().replace(b"1.2.3.", b"1.2.7.")
@@ -161,7 +173,7 @@ def test_what_was_received_does_not_come_back(settings: Settings, indexed) -> No
     # Files of others stay.
     told = run(settings, "--source", "clinic", "--yes", "--json")
     assert json.loads(told.stdout)["instances"] == 4
-    assert len(list((settings.data_dir.parent / "clinic").iterdir())) == 4
+    assert len(list(clinic.iterdir())) == 4
 
 
 def test_what_was_received_does_not_come_back_after_a_kill(

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
+from services.commands import CommandProcess
 from services.needed import dcmtk
 from typer.testing import CliRunner
 
@@ -41,14 +41,11 @@ class Receiving:
         place = ["--data-dir", str(settings.data_dir), "--model", str(settings.model)]
         self.errors = settings.data_dir.parent / "errors.txt"
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "api", "receive", "--port", "0", "--json", *place],
+            self.process = CommandProcess(
+                ["receive", "--port", "0", "--json", *place],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PRECEDENT_INDEXING__READERS": "1"}
                 | named,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
             )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
@@ -260,7 +257,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_indexed_after(receiving, se
             acknowledged.add(uid)
         if len(acknowledged) == 40:
             break
-    killer = threading.Timer(0.05, running.process.kill)
+    killer = threading.Timer(0, running.process.kill)
     killer.start()
     for uid, path in paths:
         try:

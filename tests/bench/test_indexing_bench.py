@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from bench import indexing, machine
 from bench.index_runs import Peaks, TaskSpan, pace
+from engine.model.checkpoint import save_checkpoint
+from engine.model.config import small_network
+from engine.model.network import HashingNetwork
+from engine.model.preprocess import Preprocess
 
 Bench = Callable[..., tuple[dict[str, Any], str]]
 
@@ -29,11 +34,17 @@ def bench(
         noise = np.random.default_rng(number).integers(0, 256, (40, 50)).astype(np.uint8)
         Image.fromarray(noise).save(pictures / f"{number}.png")
 
+    torch.manual_seed(0)
+    config, preprocess = small_network(0, tower="timm:test_resnet"), Preprocess(size=64)
+    network = HashingNetwork(config, preprocess).eval()
+    save_checkpoint(tmp_path / "model", network, config, preprocess, (), {})
+
     def run(*arguments: str) -> tuple[dict[str, Any], str]:
         monkeypatch.setattr("sys.argv", ["bench.indexing", str(pictures), *arguments])
         monkeypatch.setattr(machine, "_RESULTS", tmp_path / "results")
         monkeypatch.setattr(machine, "_MEASURED", tmp_path / "measured.json")
         monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
+        monkeypatch.setenv("PRECEDENT_MODEL", str(tmp_path / "model"))
         indexing.main()
         return json.loads((tmp_path / "results" / "indexing.json").read_text()), (
             capsys.readouterr().out

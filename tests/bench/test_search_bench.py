@@ -137,8 +137,10 @@ def test_our_search_is_told_with_its_evidence(measured):
     assert measured["hash"]["build"]["seconds"].keys() == {"upsert", "optimise"}
     assert measured["hash"]["ranking"]["points"] >= 100
     both = [(one["threads"], one["writing"]) for one in measured["hash"]["throughput"]]
-    assert both == [(n, writing) for writing in (False, True) for n in (1, 2, 4, 8)]
-    assert all(one["queries_per_second"] > 0 for one in measured["hash"]["throughput"])
+    assert both == [(n, writing) for writing in (False, True) for n in (1, 4, 16)]
+    for one in measured["hash"]["throughput"]:
+        assert one["queries_per_second"] > 0
+        assert 0 < one["p50_ms"] <= one["p99_ms"]
 
 
 @pytest.mark.slow

@@ -38,8 +38,13 @@ def test_each_table_has_its_rows_and_nothing_is_left_behind(tmp_path, monkeypatc
         assert engine.names().collections == []
     assert list(found) == ["building", "a search", "hits with their payload", "facets"]
     assert [row["what"] for row in found["building"]] == ["ours", "compact"]
-    searches = {(row["search"], row["transport"]): row for row in found["a search"]}
+    searches = {
+        (row["search"], row["transport"]): row for row in found["a search"] if not row["delay ms"]
+    }
     assert len(searches) == 10
+    # Once more, as over a network.
+    assert [row["delay ms"] for row in found["a search"]] == [0, 0, 0, 0, 0, 20, 20] * 2
+    assert all(row["bare query ms"] >= 20 for row in found["a search"] if row["delay ms"])
     # Counts, ten facets and the query; by id, the point itself as well.
     assert 12 <= searches["all", "REST"]["requests"] < searches["by id", "REST"]["requests"] <= 16
     assert searches["all, no facets", "gRPC"]["requests"] <= 3

@@ -16,15 +16,20 @@ from engine.errors import StoreAway, StoreError, StoreLimited
 from engine.store.base import Coarse, Collection, Filter, Ids, Match, Nearest, Profile
 from engine.store.server import ServerStore
 from engine.store.server_collection import beside, drop, in_force, put_in_force
+from engine.store.server_filter import translated
 
 ALL = Filter()
 OTHER = Collection("fedcba9876543210", 16, 64)
 OURS, THEIRS = "precedent-0123456789abcdef", "precedent-fedcba9876543210"
 
 
-@pytest.fixture(params=["rest", "grpc"])
+@pytest.fixture(params=[pytest.param("rest", marks=pytest.mark.slow), "grpc"])
 def face(request) -> str:
     return request.param
+
+
+both_faces = pytest.mark.parametrize("face", ["rest", "grpc"], indirect=True)
+"""For tests of what the faces say in other words; the others are slow over REST."""
 
 
 def ids(points) -> list[str]:
@@ -40,6 +45,7 @@ def forgetful(face) -> Iterator[Reached]:
         yield made
 
 
+@both_faces
 def test_the_stand_in_forgets_that_a_condition_excludes(forgetful, collection, make_points):
     forgetful.create(collection).upsert(make_points(60))
     connection = forgetful.connection()
@@ -53,24 +59,38 @@ def test_the_stand_in_forgets_that_a_condition_excludes(forgetful, collection, m
     assert count(must=[ct], must_not=[ct]) == count(must=[ct]) > 0
     assert count(should=[ct, mr], must_not=[ct]) == count(should=[ct, mr]) > count(must=[mr])
     assert count(must=[ct, models.Filter(must_not=[ct])]) == 0
+    # As it would be sent, were it not recognised before.
+    both = Filter((Match("modality", ("CT",)),), (Match("modality", ("CT",)),))
+    where = translated(both)
+    assert connection.ask(connection.client.count, "precedent", count_filter=where).count == 0
 
 
+@both_faces
 def test_what_is_included_and_excluded_is_excluded(forgetful, collection, make_points):
     store, points = forgetful.create(collection), make_points(60)
     store.upsert(points)
     ct, labelled = Match("modality", ("CT",)), Match("labels", ("a", "b"))
     near = Coarse(code=points[3].code.tobytes(), radius=3)
+    asked = len(forgetful.engine.asked)
     for where in (
         Filter((ct,), (ct,)),
         Filter((ct, labelled), (labelled,)),
         Filter((Ids((points[3].id,)),), (Ids((points[3].id,)),), near),
+        # Whatever has one of the first values has one of the others.
+        Filter((Match("labels", ("a",)),), (labelled, ct)),
     ):
         assert store.count(where) == 0
         assert list(store.scroll(where)) == []
         assert store.query([Nearest(points[3].z, where, 5)]) == [[]]
         assert store.facets(["modality"], where, 5) == {"modality": {}}
         assert store.delete(where) == 0
+    # The server was not asked for any of it.
+    assert len(forgetful.engine.asked) == asked
     assert store.count(ALL) == 60
+    wider = Filter((labelled,), (Match("labels", ("a",)),))
+    assert store.count(wider) == sum(
+        "b" in point.record.labels and "a" not in point.record.labels for point in points
+    )
 
 
 # Counts by value
@@ -136,6 +156,7 @@ def test_a_server_goes_on_after_a_restart_once_it_is_used(face, collection, make
 # Passing trouble
 
 
+@both_faces
 @pytest.mark.parametrize("trouble", OF_CLUSTERS.values(), ids=OF_CLUSTERS)
 def test_a_cluster_in_trouble_is_asked_again(face, collection, make_points, trouble):
     with reached(face) as server:
@@ -155,6 +176,7 @@ def test_a_cluster_in_trouble_is_asked_again(face, collection, make_points, trou
         assert store.count(ALL) == 5
 
 
+@both_faces
 def test_it_is_said_which_node_is_away_and_what_would_have_helped(face, collection):
     with reached(face) as server:
         store = server.create(collection)
@@ -168,6 +190,7 @@ def test_it_is_said_which_node_is_away_and_what_would_have_helped(face, collecti
         assert "\n" not in text
 
 
+@both_faces
 def test_a_trouble_that_would_come_again_is_not_waited_for(face, collection):
     with reached(face) as server:
         store = server.create(collection)
@@ -355,6 +378,7 @@ def test_a_server_that_forbids_what_is_needed_is_refused_in_one_line(face, colle
             assert "\n" not in text
 
 
+@both_faces
 def test_a_limit_that_came_later_is_named(face, collection, make_points):
     with reached(face) as server:
         store = server.create(collection)

@@ -17,7 +17,7 @@ from engine.codes import hamming
 from engine.errors import StoreError
 from engine.search import ladder
 from engine.settings import SearchSettings
-from engine.store import server_cells
+from engine.store import cells as made_cells, server_cells
 from engine.store.base import Coarse, Collection, Filter, Match, Nearest
 from engine.store.connection import Connection
 from engine.store.payload import cell_field
@@ -25,7 +25,7 @@ from engine.store.server import ServerStore
 from engine.store.server_collection import beside, drop
 
 ALL = Filter()
-LEAST = 120
+LEAST, QUERIES = 120, made_cells._QUERIES
 OTHER = Collection("fedcba9876543210", 16, 64)
 
 pytestmark = [
@@ -65,10 +65,24 @@ class Place:
         return {one.name for one in self.connection().client.get_collections().collections}
 
 
-FACES = ["rest", "grpc", *(one.name for one in BACKENDS if isinstance(one, Memory | Server))]
+FACES = ["grpc", *(one.name for one in BACKENDS if isinstance(one, Memory | Server))]
+every_face = pytest.mark.parametrize("place", ["rest", *FACES], indirect=True)
+"""For tests of all that goes over the wire; the others are slow over REST."""
 
 
-@pytest.fixture(params=FACES)
+@pytest.fixture(autouse=True)
+def few_asked(monkeypatch) -> None:
+    """Cells are measured by a few searches, where the recall is not what a test is about."""
+    monkeypatch.setattr(made_cells, "_QUERIES", 32)
+
+
+@pytest.fixture
+def many_asked(few_asked, monkeypatch) -> None:
+    """Cells are measured by as many searches as outside tests."""
+    monkeypatch.setattr(made_cells, "_QUERIES", QUERIES)
+
+
+@pytest.fixture(params=[pytest.param("rest", marks=pytest.mark.slow), *FACES])
 def place(request, tmp_path, collection, monkeypatch) -> Iterator[Place]:
     """On the stand-in by each of its faces, on local mode, and on a server if there is one."""
     monkeypatch.setattr(server_cells, "LEAST_POINTS", LEAST)
@@ -142,6 +156,7 @@ def test_few_points_have_no_cells(place, make_points):
     assert not [name for name in place.names() if name.startswith(f"{store.name}-cells")]
 
 
+@every_face
 def test_a_search_looks_into_the_cells_that_are_asked_for(place, make_points):
     store, points = place.store(), make_points(300)
     store.upsert(points)
@@ -166,6 +181,7 @@ def test_a_search_looks_into_the_cells_that_are_asked_for(place, make_points):
         assert store.query([Nearest(point.z, where, 1)])[0][0].id == point.id
 
 
+@pytest.mark.usefixtures("many_asked")
 def test_the_recall_is_that_of_the_whole_index(place, make_points):
     store, points = place.store(), make_points(300)
     store.upsert(points)
@@ -181,6 +197,7 @@ def test_the_recall_is_that_of_the_whole_index(place, make_points):
     assert np.mean(found) == pytest.approx(cells.recall, abs=0.03)
 
 
+@pytest.mark.usefixtures("many_asked")
 @pytest.mark.parametrize("drifts", [False, True])
 def test_cells_are_measured_again_when_much_was_added(place, make_points, drifts):
     """What the collection says of its cells is true of it as it is now; where the images that came
@@ -217,6 +234,7 @@ def test_cells_are_measured_again_when_much_was_added(place, make_points, drifts
     right(store, points)
 
 
+@every_face
 def test_every_process_has_the_same_cells_and_numbers_what_it_writes(place, make_points):
     first, points = place.store(), make_points(300)
     first.upsert(points[:200])
@@ -284,7 +302,7 @@ def test_a_reader_that_knows_former_cells_misses_nothing(place, make_points):
     right(reader, points)
 
 
-@pytest.mark.parametrize("face", ["rest", "grpc"])
+@pytest.mark.parametrize("face", [pytest.param("rest", marks=pytest.mark.slow), "grpc"])
 def test_numbers_of_former_cells_go_when_nobody_should_know_them(
     face, collection, make_points, monkeypatch
 ):
@@ -322,6 +340,7 @@ def test_another_profile_makes_cells_anew(place, make_points):
     right(store, points)
 
 
+@every_face
 def test_centroids_that_are_others_are_not_used(place, make_points):
     store, points = place.store(), make_points(300)
     store.upsert(points)

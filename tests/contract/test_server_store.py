@@ -36,7 +36,7 @@ OTHER = Collection("fedcba9876543210", 16, 64)
 PRECISE = Profile("precise", quantised=True)
 
 
-@pytest.fixture(params=["rest", "grpc"])
+@pytest.fixture(params=[pytest.param("rest", marks=pytest.mark.slow), "grpc"])
 def server(request) -> Iterator[Reached]:
     """A server that is asked over each of its faces."""
     with reached(request.param) as made:
@@ -49,6 +49,10 @@ def rest() -> Iterator[Reached]:
         yield made
 
 
+both_faces = pytest.mark.parametrize("server", ["rest", "grpc"], indirect=True)
+"""For tests of what goes over the wire; the others are slow over REST."""
+
+
 def ids(points) -> list[str]:
     return [point.id for point in points]
 
@@ -56,6 +60,7 @@ def ids(points) -> list[str]:
 # Over the wire
 
 
+@both_faces
 def test_what_goes_over_the_wire_comes_back(server, collection, make_points, passes):
     points = make_points(300)
     store = server.create(collection)
@@ -105,6 +110,7 @@ def test_many_ids_are_read_in_bounded_requests(server, collection, make_points):
     assert server.engine.asked.count("retrieve") == 2
 
 
+@both_faces
 def test_several_questions_are_one_request(server, collection, make_points):
     store, points = server.create(collection), make_points(40)
     store.upsert(points)
@@ -149,6 +155,7 @@ def test_a_collection_is_made_as_the_settings_say(server, collection, profile, l
     assert server.create(collection, Profile("hash", True)).profile == profile
 
 
+@both_faces
 def test_every_filtered_field_is_indexed_before_the_first_point(server, collection, make_points):
     # The stand-in refuses to index a collection that holds points.
     server.create(collection).upsert(make_points(3))
@@ -320,6 +327,7 @@ def test_a_collection_of_a_later_version_is_left_alone(rest, collection):
         rest.open()
 
 
+@both_faces
 def test_a_collection_that_vanished_is_named(server, collection, make_points):
     store = server.create(collection)
     gone = server.connection(name="gone")
@@ -487,6 +495,21 @@ def test_work_that_fills_an_index_waits_for_the_server(collection, make_points, 
         with pytest.raises(StoreError, match=r"600 seconds.*PRECEDENT_STORE__PATIENCE_SECONDS"):
             store.count(ALL)
         assert 600 <= sum(server.pauses) - waited < 640
+
+
+def test_who_opens_an_index_says_whether_to_wait(rest, store_root, collection, make_points):
+    hasty = Settings(store=rest.settings.model_copy(update={"attempts": 1}))
+    place = store_root / "index"
+    with open_store(hasty, place, collection, create=True) as store:
+        store.upsert(make_points(3))
+    for patient in (True, False):
+        with open_store(hasty, place, collection, create=False, patient=patient) as store:
+            rest.engine.faults = [(503, {})]
+            if patient:
+                assert len(list(store.scroll(ALL))) == 3
+            else:
+                with pytest.raises(StoreError, match="one attempt"):
+                    list(store.scroll(ALL))
 
 
 def test_a_server_that_never_answered_is_not_waited_for(collection):

@@ -820,7 +820,7 @@ def busy(archive: Archive, store_root: Path) -> Iterator[EdgeStore]:
     assert written[0] > 0
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PAGED)
 def test_pages_make_up_the_whole_list_while_others_write(
     archive, engine, busy, name, rounds

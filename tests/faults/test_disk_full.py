@@ -13,7 +13,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import pytest
 import torch
 from contract.loopback import Loopback
 from PIL import Image
+from services.commands import CommandProcess
 from services.needed import do_without
 from services.postgres import Postgres
 from test_kill import points, rows, thumbnails
@@ -160,16 +160,8 @@ def environment(model: Path, **more: object) -> dict[str, str]:
     return {**kept, **ours, "OMP_NUM_THREADS": "1"}
 
 
-def start(environment: dict[str, str], *arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "api", *map(str, arguments)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(environment: dict[str, str], *arguments: str | Path) -> CommandProcess:
+    return CommandProcess(arguments, env=environment, start_new_session=True)
 
 
 def run(environment: dict[str, str], *arguments: str | Path) -> str:

@@ -34,6 +34,8 @@ from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.run import IndexingReport
 from indexer.sources.folder import FolderSource
 
+pytestmark = pytest.mark.usefixtures("own_readers")
+
 SECONDS = 5.0
 MEMORY = 1024**3
 # For a process that is started anew, on a busy machine.

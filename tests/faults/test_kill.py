@@ -3,30 +3,43 @@
 import os
 import random
 import secrets
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from services.commands import CommandProcess
 
+from engine.model.checkpoint import save_checkpoint
+from engine.model.config import small_network
+from engine.model.network import HashingNetwork
+from engine.model.preprocess import Preprocess
 from engine.store.base import Filter
 from engine.store.edge import EdgeStore
 from indexer.datadir.layout import DataDir
 from indexer.sample import write_sample
 
 MOMENTS = 10
+FILES = 600
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PRECEDENT_TEST_ARCHIVE where it is set, else the synthetic sample with pydicom's files."""
+    """Files from all of PRECEDENT_TEST_ARCHIVE where it is set, else the synthetic sample with
+    pydicom's files."""
+    directory = tmp_path_factory.mktemp("archive") / "sample"
     named = os.environ.get("PRECEDENT_TEST_ARCHIVE")
     if named:
-        return Path(named)
-    directory = tmp_path_factory.mktemp("archive") / "sample"
+        files = sorted(path for path in Path(named).rglob("*") if path.is_file())
+        for path in files[:: max(1, len(files) // FILES)]:
+            place = directory / path.relative_to(named)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        return directory
     write_sample(directory, seed=3, patients=40)
     return directory
 
@@ -38,20 +51,28 @@ def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def start(archive: Path, data_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "api", "index", str(archive), "--labels", "folder", "--json"]
-    return subprocess.Popen(
-        [*command, "--data-dir", str(data_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module", autouse=True)
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A network that encodes quickly: what is killed is more often reading and writing."""
+    torch.manual_seed(0)
+    config, preprocess = small_network(0, tower="timm:test_resnet"), Preprocess(size=64)
+    directory = tmp_path_factory.mktemp("model") / "model"
+    network = HashingNetwork(config, preprocess).eval()
+    save_checkpoint(directory, network, config, preprocess, (), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRECEDENT_MODEL", str(directory))
+        yield
+
+
+def start(archive: Path, data_dir: Path) -> CommandProcess:
+    command = ["index", archive, "--labels", "folder", "--json", "--data-dir", data_dir]
+    return CommandProcess(command, start_new_session=True)
 
 
 def finish(archive: Path, data_dir: Path) -> float:
     started = time.monotonic()
     out, err = start(archive, data_dir).communicate(timeout=900)
-    assert b'"indexed"' in out, err.decode()
+    assert '"indexed"' in out, err
     return time.monotonic() - started
 
 
@@ -146,8 +167,8 @@ def test_interrupted_by_the_keyboard_it_says_so_and_goes_on(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.decode().strip().splitlines()[-1].startswith("precedent: interrupted")
-    assert "Traceback" not in err.decode()
+    assert err.strip().splitlines()[-1].startswith("precedent: interrupted")
+    assert "Traceback" not in err
     monkeypatch.delenv("PRECEDENT_INDEXING__COMMIT_EVERY")
     finish(small_archive, data_dir)
     assert {row[4] for row in rows(data_dir)["instances"]} <= {"done", "refused"}

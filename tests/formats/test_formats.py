@@ -3,12 +3,11 @@
 ``make.py`` made each of them on the last commit before something was stored in another way.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 from formats.make import told
 
-ROOT = Path(__file__).parents[2]
+from api.cli.main import app
+
 STORED = sorted(Path(__file__).parent.glob("*.tar.xz"))
 TOLERANCE = 1e-3
 """Of similarities and p-values: far more than processors differ in, far less than neighbours."""
@@ -54,42 +54,26 @@ def test_more_can_be_indexed_into_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "data" / "folder.json").read_bytes())["format"] == 1
 
 
-SCRIPT = """
-import contextlib, io, json, sys
-from api.cli.main import app
-answers = []
-for arguments in json.loads(sys.argv[1]):
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = app(arguments, standalone_mode=False)
-    assert not code, (arguments, code)
-    answers.append(printed.getvalue())
-print(json.dumps(answers))
-"""
-
-
 def ask(folder: Path, questions: list[list[str]]) -> list[Any]:
-    """The answers to commands, all from one process, in ``folder``."""
-    as_json = [[*asked, *(["--json"] if "report" not in asked else [])] for asked in questions]
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(as_json)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PRECEDENT_DATA_DIR": str(folder / "data"),
-            "PRECEDENT_MODEL": str(folder / "model"),
-            "PRECEDENT_INDEXING__READERS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    """The answers to commands, one after the other, in ``folder``."""
+    place = {"PRECEDENT_DATA_DIR": str(folder / "data"), "PRECEDENT_MODEL": str(folder / "model")}
     found = []
-    for asked, text in zip(questions, json.loads(ran.stdout), strict=True):
-        if "report" in asked:
-            found.append(sorted(row["fate"] for row in csv.DictReader(io.StringIO(text))))
-        else:
-            found.append(told([json.loads(line) for line in text.splitlines()]))
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PRECEDENT_")]:
+            patch.delenv(name)
+        for name, value in {**place, "PRECEDENT_INDEXING__READERS": "1"}.items():
+            patch.setenv(name, value)
+        for asked in questions:
+            as_text = "report" in asked
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                code = app([*asked, *([] if as_text else ["--json"])], standalone_mode=False)
+            assert not code, (asked, code)
+            if as_text:
+                rows = csv.DictReader(io.StringIO(printed.getvalue()))
+                found.append(sorted(row["fate"] for row in rows))
+            else:
+                lines = printed.getvalue().splitlines()
+                found.append(told([json.loads(line) for line in lines]))
     return found
 
 

@@ -11,8 +11,11 @@ from sites import Site, drawn, png_of
 
 from engine.model.checkpoint import save_checkpoint
 from engine.model.config import small_network
+from engine.model.encoder import Encoder
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
+from engine.settings import Settings
+from indexer import archive
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +25,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Archives share the encoder of a model whose files are the same; nothing changes encoders."""
+    load, loaded = archive.load_encoder, {}
+
+    def kept(directory: Path, settings: Settings) -> Encoder:
+        files = [(str(path), path.stat()) for path in sorted(directory.glob("*"))]
+        key = (
+            *((name, found.st_ino, found.st_size, found.st_mtime_ns) for name, found in files),
+            *(settings.device, settings.precision, settings.indexing.batch_size),
+        )
+        if key not in loaded:
+            loaded[key] = load(directory, settings)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "load_encoder", kept)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.postgres import sqlite_quick
 
 from engine.errors import RefusalReason
 from engine.settings import JobSettings, LedgerSettings
@@ -33,9 +34,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def site(new_site: Callable[..., Any], draw: Any, ledger_url: str) -> Any:
+def site(new_site: Callable[..., Any], draw: Any, made_ledger_url: str) -> Any:
     made = new_site()
-    ledger = LedgerSettings(url=ledger_url)
+    ledger = LedgerSettings(url=made_ledger_url)
     made.settings = made.settings.model_copy(update={"jobs": JOBS, "ledger": ledger})
     for number in range(4):
         made.write(f"{number}.png", draw(number))
@@ -109,6 +110,7 @@ def test_the_deadly_instance_is_found_and_refused(site, database, monkeypatch):
     assert len(site.points()) == 3
 
 
+@sqlite_quick
 def test_a_worker_that_is_killed_once_costs_nothing(site, database, monkeypatch):
     job = submit(database, site)
     crew = Crew(site, database, monkeypatch)
@@ -140,6 +142,7 @@ def test_the_next_job_lets_it_rest_and_one_that_is_asked_reads_it(site, database
     assert JobLedger(database.of("default")).summary(job, time.time()).indexed == 4
 
 
+@sqlite_quick
 @pytest.mark.parametrize("number", [DISCOVERY, 1, FINISHING])
 def test_tries_of_workers_that_die_before_they_begin_are_counted(
     site, database, monkeypatch, number

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from dicom_files import dataset, encode
+from services.postgres import sqlite_quick
 from sites import drawn
 
 from engine.errors import JobError, SourceError, StoreError
@@ -39,10 +40,10 @@ AT = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
-def site(new_site: Callable[..., Any], draw: Any, ledger_url: str) -> Any:
+def site(new_site: Callable[..., Any], draw: Any, made_ledger_url: str) -> Any:
     """Its ledger is in SQLite, then in PostgreSQL."""
     made = new_site()
-    ledger = LedgerSettings(url=ledger_url)
+    ledger = LedgerSettings(url=made_ledger_url)
     made.settings = made.settings.model_copy(update={"jobs": JOBS, "ledger": ledger})
     for number in range(10):
         made.write(f"a/{number:02}.png", draw(number))
@@ -125,6 +126,7 @@ def test_what_vanished_goes_when_asked(site, jobs):
     assert len(site.thumbnails()) == 9
 
 
+@sqlite_quick
 def test_a_paused_job_waits_and_goes_on(site, jobs):
     job = submit(jobs, site)
     jobs.pause(job)
@@ -161,6 +163,7 @@ def test_a_job_that_does_not_exist_is_named(jobs):
         jobs.pause(77)
 
 
+@sqlite_quick
 def test_a_run_of_precedent_index_is_listed_but_cannot_be_steered(site, jobs):
     site.index()
     (told,) = jobs.summaries(time.time())
@@ -235,6 +238,7 @@ def test_progress_tells_the_pace_and_the_time_that_is_left(site, jobs, database)
     assert told.seconds_left == pytest.approx(7 / told.per_second, rel=0.1)
 
 
+@sqlite_quick
 def test_refused_instances_can_be_read_again(site, jobs, draw):
     job = submit(jobs, site)
     work(site)
@@ -534,6 +538,7 @@ def test_what_is_listed_tells_whether_anybody_works_on_it(site, jobs, database):
     assert jobs.summary(job, now).status == "paused"
 
 
+@sqlite_quick
 def test_a_run_of_precedent_index_has_counts(site, jobs, draw):
     site.index()
     site.write("a/new.png", draw(77))
@@ -571,6 +576,7 @@ def test_a_run_that_does_not_finish_says_why(site, jobs, monkeypatch, error, sta
     assert told.finished_at is not None
 
 
+@sqlite_quick
 def test_a_run_that_was_killed_is_found_out_by_the_next_one(site, jobs, database):
     run = Ledger(database.of("default")).begin_run("folder", AT)
     site.index()
@@ -579,6 +585,7 @@ def test_a_run_that_was_killed_is_found_out_by_the_next_one(site, jobs, database
     assert "without a word" in str(told.note)
 
 
+@sqlite_quick
 @pytest.mark.parametrize("how", ["job", "run"])
 def test_a_source_that_is_suddenly_empty_does_not_empty_the_index(site, jobs, how):
     site.index()
@@ -603,6 +610,7 @@ def test_a_source_that_is_suddenly_empty_does_not_empty_the_index(site, jobs, ho
     assert site.points() == {}
 
 
+@sqlite_quick
 def test_nothing_goes_for_a_source_that_was_not_looked_through(site, jobs, monkeypatch):
     site.index()
 

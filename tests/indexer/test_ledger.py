@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, strategies as st
+from multiplied import analyse, multiply
 from sqlalchemy import select
 
 from engine.errors import LedgerError, RefusalReason
 from indexer.files.locators import file_locator, file_path
 from indexer.ledger.database import Database
 from indexer.ledger.instances import Done, Ledger, Owner, Pending, Refused
-from indexer.ledger.schema import jobs, manifest, stale
+from indexer.ledger.schema import instances, jobs, manifest, points, stale
 from indexer.sources.base import Discovered
 
 AT = "2024-05-01T12:00:00+00:00"
@@ -31,9 +32,9 @@ TRANSIENT = {
 
 
 @pytest.fixture
-def database(ledger_url: str) -> Iterator[Database]:
+def database(made_ledger_url: str) -> Iterator[Database]:
     """SQLite, then PostgreSQL."""
-    with Database(ledger_url) as opened:
+    with Database(made_ledger_url) as opened:
         yield opened
 
 
@@ -300,11 +301,11 @@ def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) -> None:
+def test_a_reader_sees_whole_transactions_while_another_writes(made_ledger_url: str) -> None:
     batches, size = 40, 25
     items = [found(f"{number:04}") for number in range(batches * size)]
     errors: list[BaseException] = []
-    with Database(ledger_url) as one, Database(ledger_url) as other:
+    with Database(made_ledger_url) as one, Database(made_ledger_url) as other:
         writer, reader = Ledger(one.of("default")), Ledger(other.of("default"))
         run = a_run(writer, *items)
 
@@ -332,12 +333,12 @@ def test_a_reader_sees_whole_transactions_while_another_writes(ledger_url: str) 
     assert {sum(counts.values()) for counts in seen} == {len(items)}
 
 
-def test_two_writers_wait_for_each_other(ledger_url: str, ledger: Ledger) -> None:
+def test_two_writers_wait_for_each_other(made_ledger_url: str, ledger: Ledger) -> None:
     errors: list[BaseException] = []
 
     def write(name: str) -> None:
         try:
-            with Database(ledger_url) as database:
+            with Database(made_ledger_url) as database:
                 mine = Ledger(database.of("default"))
                 run = mine.begin_run("folder", AT)
                 for number in range(20):
@@ -378,11 +379,13 @@ with Database(url) as database:
 
 @pytest.mark.slow
 def test_processes_that_write_the_same_instances_do_not_collide(
-    ledger_url: str, ledger: Ledger
+    made_ledger_url: str, ledger: Ledger
 ) -> None:
     """Each in another order: who locks rows as they come waits for ever, or is told to stop."""
     writing = [
-        subprocess.Popen([sys.executable, "-c", WRITING, ledger_url, seed], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, made_ledger_url, seed], stderr=subprocess.PIPE
+        )
         for seed in "12"
     ]
     assert [process.communicate(timeout=120)[1].decode() for process in writing] == ["", ""]
@@ -395,12 +398,12 @@ def test_processes_that_write_the_same_instances_do_not_collide(
     assert dead.isdisjoint(ledger.owners(sorted(dead), done_only=True))
 
 
-def test_what_was_recorded_is_there_after_reopening(ledger_url: str) -> None:
-    with Database(ledger_url) as database:
+def test_what_was_recorded_is_there_after_reopening(made_ledger_url: str) -> None:
+    with Database(made_ledger_url) as database:
         ledger = Ledger(database.of("default"))
         run = a_run(ledger, found("a"), found("b"))
         ledger.finish(run, [done("a", "p1")], AT)
-    with Database(ledger_url) as database:
+    with Database(made_ledger_url) as database:
         ledger = Ledger(database.of("default"))
         assert ledger.counts() == {"done": 1, "pending": 1}
         assert ledger.begin_run("folder", AT) > run
@@ -651,36 +654,54 @@ def test_any_prefixes_find_what_starts_with_them(ledger: Ledger) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_large_ledger_is_as_quick_as_a_small_one(ledger: Ledger) -> None:
-    half = 100_000
-    seconds: dict[str, list[float]] = {"discover": [], "finish": []}
-    for part in range(2):
+def test_a_large_ledger_is_as_quick_as_a_small_one(database: Database, ledger: Ledger) -> None:
+    part = 10_000
+
+    def write(name: str) -> dict[str, float]:
+        """The seconds that it takes."""
         # As files come: by folder, in order.
         items = [
-            found(f"archive/{part}/{number // 500:03}/{number:06}", 500_000, 1_700_000_000 + number)
-            for number in range(half)
+            found(f"archive/{name}/{number // 500:03}/{number:06}", 500_000, 1_700_000_000 + number)
+            for number in range(part)
         ]
         run = ledger.begin_run("folder", AT)
         started = time.perf_counter()
         ledger.discover(run, "folder", items)
-        seconds["discover"].append(time.perf_counter() - started)
+        discovered = time.perf_counter()
         outcomes = [
             Done(
                 item.locator,
                 f"{number:064x}",
-                ((f"{part}-{number:034}", 0),),
+                ((f"{name}-{number:034}", 0),),
                 f"1.2.{number // 100}",
                 f"1.2.{number // 50}",
-                f"1.2.{part}.{number}",
+                f"1.2.{len(name)}.{number}",
                 f"{number // 200:032x}",
             )
             for number, item in enumerate(items)
         ]
-        started = time.perf_counter()
-        for first in range(0, half, 1000):
+        handed_in = time.perf_counter()
+        for first in range(0, part, 1000):
             ledger.finish(run, outcomes[first : first + 1000], AT)
-        seconds["finish"].append(time.perf_counter() - started)
-    for stage, (first_half, second_half) in seconds.items():
-        print(f"{stage}: {half / first_half:,.0f} rows/s, then {half / second_half:,.0f} rows/s")
-        assert second_half / first_half < 2
-    assert ledger.counts() == {"done": 2 * half}
+        ended = time.perf_counter()
+        return {"discover": discovered - started, "finish": ended - handed_in}
+
+    def multiply_first(times: int, name: str) -> None:
+        of_first = "locator LIKE '%/first/%'"
+        another = {"locator": f"replace(locator, '/first/', '/{name}-' || x || '/')"}
+        sop = {"sop": f"replace(sop, '1.2.5.', '1.2.{len(name)}' || x || '.')"}
+        multiply(database, instances, times, another | sop, of_first)
+        identity = {"id": f"'{name}-' || x || substr(id, 6)"}
+        multiply(database, points, times, another | identity, of_first)
+        analyse(database)
+
+    write("first")
+    multiply_first(5, "more")
+    small = write("small")
+    multiply_first(15, "much")
+    large = write("large")
+    for stage in small:
+        before, after = small[stage], large[stage]
+        print(f"{stage}: {part / before:,.0f} rows/s, then {part / after:,.0f} rows/s")
+        assert after / before < 2
+    assert ledger.counts() == {"done": 21 * part}

@@ -275,6 +275,7 @@ def test_the_exchange_is_one_step_for_who_opens_the_archive(archive: Any, new: P
                 seen.add((data_dir.index.name, data_dir.index.is_dir()))
             except StoreError as error:
                 failures.append(error)
+            time.sleep(0.0005)  # else the other thread waits for this one
 
     looking = threading.Thread(target=look)
     looking.start()

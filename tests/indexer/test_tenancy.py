@@ -13,8 +13,8 @@ AT = "2024-05-01T12:00:00+00:00"
 
 
 @pytest.fixture
-def database(ledger_url: str):
-    with Database(ledger_url) as opened:
+def database(made_ledger_url: str):
+    with Database(made_ledger_url) as opened:
         yield opened
 
 

@@ -6,7 +6,8 @@
         server.start()
 
 Tests that do not stop it share one, the fixture ``postgres``; ``ledger_url`` is an empty database
-of each kind in turn. ``tests/conftest.py`` names this module as a plugin, so all tests have both.
+of each kind in turn, and ``made_ledger_url`` one that has the ledger's tables, which is quicker.
+``tests/conftest.py`` names this module as a plugin, so all tests have these.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from services.needed import do_without, package
 from services.packages import install_line
 from services.server import HOST, Server
 
-__all__ = ["Postgres", "ledger_url", "postgres"]
+__all__ = ["Postgres", "ledger_kind", "ledger_url", "made_ledger_url", "postgres", "sqlite_quick"]
 
 _MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 1024**3
@@ -84,10 +85,13 @@ class Postgres(Server):
         secret = "" if password is None else f":{password}"
         return f"postgresql+psycopg://{user}{secret}@{HOST}:{self.port}/{database}"
 
-    def create_database(self, encoding: str = "UTF8") -> str:
-        """The URL of a database that is new and empty."""
+    def create_database(self, encoding: str = "UTF8", like: str | None = None) -> str:
+        """The URL of a database that is new and empty, or like that of another URL, which nobody
+        has open."""
         name = f"test_{next(self._numbers)}"
         how = "" if encoding == "UTF8" else "TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+        if like is not None:
+            how = f"TEMPLATE {_name(like)}"
         self.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' {how}")
         return self.url(name)
 
@@ -138,13 +142,57 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def ledger_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn."""
+    return str(request.param)
+
+
+sqlite_quick = pytest.mark.parametrize(
+    "ledger_kind",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)],
+    indirect=True,
+)
+"""For a test that takes long, and whose statements others have PostgreSQL execute."""
+
+
+@pytest.fixture
+def ledger_url(ledger_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database that is new and empty."""
-    if request.param == "sqlite":
+    if ledger_kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def _ledgers() -> dict[str, str]:
+    """URLs of ledgers of each kind that nothing is in, for copies."""
+    return {}
+
+
+@pytest.fixture
+def made_ledger_url(
+    ledger_kind: str, request: pytest.FixtureRequest, tmp_path: Path, _ledgers: dict[str, str]
+) -> Iterator[str]:
+    """A ledger of each kind in turn that nothing is in: a database with all tables."""
+    from indexer.ledger.database import Database
+
+    if ledger_kind == "sqlite":
+        if ledger_kind not in _ledgers:
+            folder = request.getfixturevalue("tmp_path_factory").mktemp("ledger")
+            _ledgers[ledger_kind] = str(folder / "made.sqlite")
+            Database(f"sqlite:///{_ledgers[ledger_kind]}").close()
+        shutil.copy(_ledgers[ledger_kind], tmp_path / "ledger.sqlite")
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    if ledger_kind not in _ledgers:
+        _ledgers[ledger_kind] = server.create_database()
+        Database(_ledgers[ledger_kind]).close()
+    url = server.create_database(like=_ledgers[ledger_kind])
     yield url
     server.drop_database(url)
 

@@ -103,7 +103,8 @@ class StatsDocument(_Document):
 
     - `points`: images (frames) in the index. `instances`: files, by state: "done", "pending",
       "refused".
-    - `facets`: number of images by field and value.
+    - `facets`: number of images by field and value. `facets_at_least`: as in the evidence of a
+      search.
     - `model`: fingerprint of the model that made the index. `index`: its state.
     """
 
@@ -116,6 +117,7 @@ class StatsDocument(_Document):
                     "points": 7211,
                     "instances": {"done": 6120, "pending": 0, "refused": 12},
                     "facets": {"modality": {"CT": 5120, "MR": 2091}},
+                    "facets_at_least": [],
                     "model": "5f2900fd348e5292",
                     "index": {"profile": "hash", "quantised": False, "cells": 64},
                 }
@@ -126,6 +128,7 @@ class StatsDocument(_Document):
     points: int
     instances: dict[str, int]
     facets: dict[str, dict[str, int]]
+    facets_at_least: list[str]
     model: str
     index: IndexDocument
 
@@ -146,7 +149,11 @@ class SourceDocument(_Document):
 
 class SourcesDocument(_Document):
     """The sources of the caller's images; with the scope `admin` also those of the caller's tenant
-    without any."""
+    without any.
+
+    - `images_at_least`: there are so many sources, on a Qdrant server of several shards, that the
+      numbers of images are lower bounds, and sources may be missing. Usually not.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -161,13 +168,15 @@ class SourcesDocument(_Document):
                             "kind": "dicomweb",
                             "places": ["https://pacs.example/dicom-web"],
                         }
-                    ]
+                    ],
+                    "images_at_least": False,
                 }
             ]
         },
     )
 
     sources: list[SourceDocument]
+    images_at_least: bool
 
 
 class WhoamiDocument(_Document):
@@ -256,11 +265,12 @@ def get_stats(archive: ArchiveDep, request: Request) -> StatsDocument:
     """Counts by field and value over the caller's images, and the state of the index."""
     tells = Scope.METRICS in request.state.caller.scopes
     cells = archive.store.cells if tells else None
-    profile = archive.store.profile
+    profile, facets = archive.store.profile, archive.engine.facets(Filter())
     return StatsDocument(
         points=archive.store.count(Filter()),
         instances=archive.instances(),
-        facets=archive.engine.facets(Filter()),
+        facets=facets,
+        facets_at_least=list(facets.at_least),
         model=archive.manifest.fingerprint,
         index=IndexDocument(
             profile=profile.graph,
@@ -278,7 +288,8 @@ def get_stats(archive: ArchiveDep, request: Request) -> StatsDocument:
 )
 def get_sources(archive: ArchiveDep, request: Request) -> SourcesDocument:
     """Sources by name, with the number of images from each."""
-    counts = archive.store.facets(["source"], Filter(), 1000).get("source", {})
+    found = archive.store.facets(["source"], Filter(), 1000)
+    counts = found.get("source", {})
     caller, settings = request.state.caller, archive.settings
     for_admin = Scope.ADMIN in caller.scopes
     # One that the settings give to another tenant may have the name of one of the caller's.
@@ -297,7 +308,8 @@ def get_sources(archive: ArchiveDep, request: Request) -> SourcesDocument:
                 places=_places(own.get(name)) if for_admin else None,
             )
             for name in sorted({*counts, *(own if for_admin else ())})
-        ]
+        ],
+        images_at_least="source" in found.at_least,
     )
 
 

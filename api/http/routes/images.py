@@ -51,7 +51,8 @@ _EXAMPLE = {
 class FacetsDocument(BaseModel):
     """Facets of the images that match.
 
-    - `facets`: number of images by field and value.
+    - `facets`: number of images by field and value. `facets_estimated`, `facets_at_least`: as in
+      the evidence of a search.
     - `count`: number of images that match.
     """
 
@@ -59,12 +60,19 @@ class FacetsDocument(BaseModel):
         frozen=True,
         json_schema_extra={
             "examples": [
-                {"facets": {"modality": {"CT": 120, "MR": 14}, "sex": {"F": 71}}, "count": 134}
+                {
+                    "facets": {"modality": {"CT": 120, "MR": 14}, "sex": {"F": 71}},
+                    "facets_estimated": False,
+                    "facets_at_least": [],
+                    "count": 134,
+                }
             ]
         },
     )
 
     facets: dict[str, dict[str, int]]
+    facets_estimated: bool
+    facets_at_least: list[str]
     count: int
 
 
@@ -192,4 +200,10 @@ def get_facets(
     passing, _ = as_spelled(archive.store, parse_where(where))
     count = archive.store.count(passing)
     tell(request, Seen(results=count))
-    return FacetsDocument(facets=archive.engine.facets(passing), count=count)
+    facets = archive.engine.facets(passing)
+    return FacetsDocument(
+        facets=facets,
+        facets_estimated=facets.estimated,
+        facets_at_least=list(facets.at_least),
+        count=count,
+    )

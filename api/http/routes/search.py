@@ -43,6 +43,7 @@ EXAMPLE = {
         "candidates": 134,
         "estimated": False,
         "facets_estimated": False,
+        "facets_at_least": [],
         "compared": 134,
         "approximate": False,
         "ranked": 20,

@@ -14,6 +14,7 @@ from engine.errors import StoreError
 from engine.records import Point
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 from engine.store.edge_layout import scrolled_by_id
 from engine.store.holder import Holder
 from engine.store.points import storable
@@ -186,11 +187,9 @@ class RemoteStore:
     def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
         return int(self._call("count", where=where))
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = self._call(
-            "facets", fields=list(fields), where=where, limit=limit
-        )
-        return found
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
+        # The other process has an embedded index, whose counts are exact.
+        return Facets(self._call("facets", fields=list(fields), where=where, limit=limit))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:
         return list(self._call("get", ids=list(ids), with_z=with_z))

@@ -18,6 +18,7 @@ from engine.errors import StoreError, StoreLocked
 from engine.records import Point
 from engine.store.base import Collection, Filter, Nearest, Profile, VectorStore
 from engine.store.cells import Cells
+from engine.store.counts import Facets
 from engine.store.edge import EdgeStore
 from engine.store.edge_layout import check_collection, scrolled_by_id
 from engine.store.holder import Holder
@@ -206,7 +207,7 @@ class SharedStore:
     def count(self, where: Filter, *, exact: bool = True) -> int:
         return self._do(lambda store: store.count(where, exact=exact))
 
-    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> dict[str, dict[str, int]]:
+    def facets(self, fields: Sequence[str], where: Filter, limit: int) -> Facets:
         return self._do(lambda store: store.facets(fields, where, limit))
 
     def get(self, ids: Sequence[str], *, with_z: bool = False) -> list[Point]:

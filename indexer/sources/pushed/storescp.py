@@ -8,18 +8,20 @@ import logging
 import re
 import select
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from typing import Any, Self, cast
 
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
+    build_context,
     evt,
 )
 from pynetdicom.association import Association
@@ -92,12 +94,7 @@ class StoreScp:
         self._ae.acse_timeout = _ASSOCIATE_SECONDS
         self._ae.dimse_timeout = _SILENT_SECONDS
         self._ae.network_timeout = _SILENT_SECONDS
-        self._ae.add_supported_context(_VERIFICATION)
-        # Of several transfer syntaxes that a sender offers together, the first in this list is
-        # taken.
-        syntaxes = [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
-        for sop_class in accepted_sop_classes(receive.sop_classes):
-            self._ae.add_supported_context(sop_class, syntaxes)
+        self.contexts = _contexts(accepted_sop_classes(receive.sop_classes))
 
     def start(self, inbox: Inbox) -> int:
         """Starts listening; returns the port. Received instances go to ``inbox``.
@@ -110,7 +107,7 @@ class StoreScp:
             server = self._ae.start_server(
                 self._address,
                 block=False,
-                contexts=_Contexts(self._ae.supported_contexts),
+                contexts=self.contexts,
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, self._opened, [inbox]),
                     (evt.EVT_CONN_CLOSE, self._closed),
@@ -139,7 +136,7 @@ class StoreScp:
         if self._server is None:
             return
         server, self._server = self._server, None
-        server.shutdown()
+        _end(server)
         _wait(lambda: not server.active_associations, seconds)
         for association in server.active_associations:
             connection = association.dul.socket
@@ -232,6 +229,24 @@ class _Contexts(list[PresentationContext]):
 
     def __deepcopy__(self, _: dict[int, object]) -> Self:
         return self
+
+
+def _contexts(sop_classes: Iterable[str]) -> _Contexts:
+    """Verification, and these SOP classes in every transfer syntax.
+
+    Of several transfer syntaxes that a sender offers together, the first is taken.
+    """
+    syntaxes = build_context(
+        _VERIFICATION, [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
+    ).transfer_syntax
+    made = _Contexts([build_context(_VERIFICATION)])
+    for sop_class in sop_classes:
+        context = PresentationContext()
+        context.abstract_syntax = UID(sop_class)
+        # Not set: each would be checked again for each of more than a hundred SOP classes.
+        context.transfer_syntax.extend(syntaxes)
+        made.append(context)
+    return made
 
 
 class _Connection(AssociationSocket):
@@ -370,6 +385,17 @@ def _silence() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _end(server: ThreadedAssociationServer) -> None:
+    """Lets the thread that accepts connections end, and closes its socket."""
+    ending = threading.Thread(target=server.shutdown)
+    ending.start()
+    ending.join(0.01)
+    # It has been told, but looks only twice a second; the end of its socket wakes it up.
+    with suppress(OSError):
+        cast(socket.socket, server.socket).shutdown(socket.SHUT_RDWR)
+    ending.join()
 
 
 def _check_title(setting: str, title: str) -> None:
