@@ -45,8 +45,9 @@ class Indexed:
 
     def copy(self, to: Path) -> Settings:
         """The settings of a copy of it."""
-        # Somebody may have it open: no file is made of their socket.
-        shutil.copytree(self.settings.data_dir, to, ignore=shutil.ignore_patterns("*.sock"))
+        # Somebody may have it open: no file is made of their socket, and their accesses are theirs.
+        apart = shutil.ignore_patterns("*.sock", "audit.sqlite*")
+        shutil.copytree(self.settings.data_dir, to, ignore=apart)
         return self.settings.model_copy(update={"data_dir": to})
 
 
