@@ -37,8 +37,10 @@ from api.http.request_ids import RequestIds
 from api.http.routes import (
     about,
     batch,
+    cds_hooks,
     duplicates,
     embed_tokens,
+    fhir,
     health,
     images,
     ingest,
@@ -69,6 +71,8 @@ _ROUTES = (
     search,
     batch,
     recommend,
+    fhir,
+    cds_hooks,
     images,
     duplicates,
     about,
@@ -82,7 +86,12 @@ _ROUTES = (
 _ANY_KEY = ("/v1/whoami",)
 """Paths that any key may ask for, whatever its scopes."""
 _CREDENTIALS = "An API key of this service, or an access token of its identity provider."
-_NOT_STORED = ("text/html", "application/json", "application/problem+json")
+_NOT_STORED = (
+    "text/html",
+    "application/json",
+    "application/problem+json",
+    "application/fhir+json",
+)
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
     "Every error is an RFC 9457 problem document."
