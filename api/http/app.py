@@ -21,6 +21,7 @@ from api.http.arrival import Bodies
 from api.http.audit import Audited
 from api.http.bodies import body_schemas
 from api.http.compression import Compression
+from api.http.fhir.described import SCHEMAS as FHIR_SCHEMAS
 from api.http.guard import Guard
 from api.http.head import Head
 from api.http.job_events import Events
@@ -272,7 +273,7 @@ def _complete_openapi(app: FastAPI) -> None:
             )
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
-            document["components"]["schemas"] |= {**parts, "Problem": schema}
+            document["components"]["schemas"] |= {**parts, **FHIR_SCHEMAS, "Problem": schema}
             body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request, Response
 from api.http.deps import EXAMPLE_STUDY, ArchiveDep
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import FhirAnswer, resource_answer, study_resource
-from api.http.fhir.example import RESOURCE
+from api.http.fhir.described import RESOURCE
 from api.http.fhir.imaging_study import is_study_uid
 from api.http.problems import problem_responses
 from api.security.seen import Seen, tell

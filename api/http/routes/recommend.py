@@ -11,7 +11,7 @@ from api.http.bodies import Body, body_content, read_body
 from api.http.deps import EXAMPLE_STUDY, ArchiveDep, ReadersDep, Where, point_id
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
-from api.http.fhir.example import BUNDLE
+from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages

@@ -11,7 +11,7 @@ from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
-from api.http.fhir.example import BUNDLE
+from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages
