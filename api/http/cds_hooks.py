@@ -27,7 +27,7 @@ LONGEST_SUMMARY = 139
 """A summary has fewer than 140 characters."""
 _STUDY_UID = re.compile(r"(?:urn:oid:)?([0-9]+(?:\.[0-9]+)+)", re.ASCII)
 _LONGEST_UID = 64
-_MOST_ENTRIES = 100
+_MOST_ENTRIES, _MOST_IDENTIFIERS, _MOST_STUDIES = 100, 10, 20
 
 
 def _absolute(written: str) -> str:
@@ -126,13 +126,14 @@ class CardsDocument(_Document):
 
 
 def studies_named(asked: HookRequest) -> list[str]:
-    """Study Instance UIDs that a request names, in its order."""
+    """Study Instance UIDs that a request names, in its order, 20 at most."""
     context, prefetch = asked.context, asked.prefetch or {}
     found = [context.get("studyInstanceUID")]
     for resource in (context.get("imagingStudy"), prefetch.get("study")):
         found += [uid for one in _imaging_studies(resource) for uid in _identifiers(one)]
     uids = (_STUDY_UID.fullmatch(one) for one in found if isinstance(one, str))
-    return list(dict.fromkeys(m[1] for m in uids if m is not None and len(m[1]) <= _LONGEST_UID))
+    named = (uid[1] for uid in uids if uid is not None and len(uid[1]) <= _LONGEST_UID)
+    return list(dict.fromkeys(named))[:_MOST_STUDIES]
 
 
 def _imaging_studies(resource: object) -> Iterator[Mapping[str, Any]]:
@@ -149,6 +150,6 @@ def _imaging_studies(resource: object) -> Iterator[Mapping[str, Any]]:
 
 def _identifiers(study: Mapping[str, Any]) -> Iterator[object]:
     identifiers = study.get("identifier")
-    for one in identifiers if isinstance(identifiers, list) else ():
+    for one in identifiers[:_MOST_IDENTIFIERS] if isinstance(identifiers, list) else ():
         if isinstance(one, dict) and one.get("system") == "urn:dicom:uid":
             yield one.get("value")
