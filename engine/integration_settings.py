@@ -165,7 +165,8 @@ class ViewerSettings(_Group):
         if self.kind == "orthanc-explorer-2":
             return (f"{base}/ui/app/#/filtered-studies?StudyInstanceUID={{study}}&expand=study",)
         command = quote_plus(f'$dicom:rs --url "{self.url}" -r "studyUID=') + "{study}"
-        return (f"{_WEASIS}://{command}{quote_plus(chr(34))}",)
+        # After a question mark, so that no browser takes it for the name of a host.
+        return (f"{_WEASIS}://?{command}{quote_plus(chr(34))}",)
 
     @property
     def templates_beside(self) -> tuple[str, ...]:

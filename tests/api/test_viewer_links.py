@@ -77,7 +77,7 @@ def test_other_viewers() -> None:
         "https://pacs.example/ui/app/#/filtered-studies?StudyInstanceUID=1.2.4&expand=study"
     )
     weasis = link(kind="weasis", url="https://pacs.example/dicom-web")
-    scheme, _, command = weasis.url.partition("://")
+    scheme, _, command = weasis.url.partition("://?")
     assert scheme == "weasis"
     expected = '$dicom:rs --url "https://pacs.example/dicom-web" -r "studyUID=1.2.4"'
     assert unquote_plus(command) == expected
