@@ -3,7 +3,7 @@
 Their names are stable. Their docstrings are the descriptions in the OpenAPI document.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +22,8 @@ __all__ = [
     "RecommendationDocument",
     "SearchDocument",
     "SuggestionDocument",
+    "ViewerLink",
+    "ViewerLinksOf",
     "VoteDocument",
     "by_detector",
     "local_document",
@@ -67,6 +69,29 @@ class ImageDocument(_Document):
         return cls(id=point.id, **_shown(point.record))
 
 
+class ViewerLink(_Document):
+    """A link that opens a hit in one of the hospital's viewers.
+
+    - `name`: of the viewer in the settings. `title`: what people call it.
+    - `url`: opens the hit, at its image where the viewer can.
+    - `beside`: shows the hit beside what was searched for; null: the viewer cannot, or its server
+      does not have that.
+    """
+
+    name: str
+    title: str
+    url: str
+    beside: str | None
+
+
+ViewerLinksOf = Callable[[ImageRecord], list[ViewerLink]]
+"""What makes the links of a hit."""
+
+
+def _no_links(_: ImageRecord) -> list[ViewerLink]:
+    return []
+
+
 class HitDocument(ImageDocument):
     """A hit: an indexed image that was found.
 
@@ -78,6 +103,7 @@ class HitDocument(ImageDocument):
       `server.show_names` allows it.
     - `missing_frames`: which frames of its instance are missing or broken, and why, as in
       "frames 10 to 19: truncated", counted from 0; null: none, or not recorded.
+    - `viewers`: links that open it, of the viewers in the settings whose server has its study.
     """
 
     similarity: float
@@ -85,10 +111,17 @@ class HitDocument(ImageDocument):
     likeness: float | None = Field(json_schema_extra={"minimum": 0, "maximum": 1})
     name: str | None
     missing_frames: str | None
+    viewers: list[ViewerLink]
 
     @classmethod
-    def from_hit(cls, hit: Hit, names: Mapping[str, str] | None = None, **more: Any) -> Self:
-        """names: of hits that may be named, by id."""
+    def from_hit(
+        cls,
+        hit: Hit,
+        names: Mapping[str, str] | None = None,
+        viewers: ViewerLinksOf = _no_links,
+        **more: Any,
+    ) -> Self:
+        """names: of hits that may be named, by id. viewers: makes the links of a hit."""
         return cls(
             id=hit.id,
             similarity=round(hit.similarity, 6),
@@ -96,6 +129,7 @@ class HitDocument(ImageDocument):
             likeness=None,
             name=(names or {}).get(hit.id),
             missing_frames=hit.missing_frames,
+            viewers=viewers(hit.record),
             **_shown(hit.record),
             **more,
         )
@@ -205,14 +239,18 @@ class SearchDocument(_Document):
 
     @classmethod
     def from_answer(
-        cls, answer: Answer, query_id: str | None = None, names: Mapping[str, str] | None = None
+        cls,
+        answer: Answer,
+        query_id: str | None = None,
+        names: Mapping[str, str] | None = None,
+        viewers: ViewerLinksOf = _no_links,
     ) -> "SearchDocument":
         """query_id: the indexed image that was the query; None = an upload was. names: of hits that
-        may be named, by id."""
+        may be named, by id. viewers: makes the links of a hit."""
         return cls(
             ood=OodDocument.from_verdict(answer.ood),
             evidence=EvidenceDocument(query_id=query_id, **asdict(answer.evidence)),
-            hits=[HitDocument.from_hit(hit, names) for hit in answer.hits],
+            hits=[HitDocument.from_hit(hit, names, viewers) for hit in answer.hits],
             facets=answer.facets,
             next_page=answer.next_page,
         )
@@ -299,13 +337,16 @@ class RecommendationDocument(_Document):
 
     @classmethod
     def from_answer(
-        cls, answer: Recommendation, names: Mapping[str, str] | None = None
+        cls,
+        answer: Recommendation,
+        names: Mapping[str, str] | None = None,
+        viewers: ViewerLinksOf = _no_links,
     ) -> "RecommendationDocument":
         return cls(
             ood=OodDocument.from_verdict(answer.ood),
             evidence=BasisDocument(**asdict(answer.evidence)),
             hits=[
-                SuggestionDocument.from_hit(one.hit, names, because=one.because)
+                SuggestionDocument.from_hit(one.hit, names, viewers, because=one.because)
                 for one in answer.hits
             ],
             votes=[

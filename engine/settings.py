@@ -31,6 +31,12 @@ from pydantic_settings import (
 
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
+from engine.integration_settings import (
+    CdsHooksSettings,
+    FhirSettings,
+    ViewerName,
+    ViewerSettings,
+)
 from engine.oidc_settings import OidcSettings
 from engine.operation import OperationSettings
 from engine.tenants import is_tenant
@@ -407,6 +413,10 @@ class Settings(BaseSettings):
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
     oidc: OidcSettings = OidcSettings()
+    viewers: dict[ViewerName, ViewerSettings] = Field(default_factory=dict)
+    """Viewers in which hits can be opened, by name, in the order in which they are offered."""
+    fhir: FhirSettings = FhirSettings()
+    cds_hooks: CdsHooksSettings = CdsHooksSettings()
 
     @classmethod
     def settings_customise_sources(

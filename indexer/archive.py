@@ -415,13 +415,13 @@ class TenantArchive:
         # The number of cells would tell how many images all tenants have together.
         self.engine = own.engine.over(own.store, tells_cells=False)
         self.rendering = own.ledger.rendering
-        self._tenant = tenant
+        self.tenant = tenant
         self._ledger = own.ledger
         self._thumbnails = archive.data_dir.thumbnails
 
     def id_of(self, image: "QueryImage") -> str:
         """The id that a query image has if it is indexed."""
-        return image.id_in(self._tenant)
+        return image.id_in(self.tenant)
 
     def thumbnail(self, image_id: str) -> bytes:
         """The thumbnail of an image, a JPEG; errors as for :meth:`pictured`."""
@@ -457,6 +457,17 @@ class TenantArchive:
                 f"the ledger does not know the file of image {point.id}; index its source again"
             )
         return Original(point.id, point.record, owners[0].locator, owners[0].content)
+
+    def first_of_study(self, study: str) -> ImageRecord | None:
+        """Of a study, the record of some image of it; None = it is not indexed."""
+        found = self.store.scroll(Filter((Match("study", (study,)),)), page=1)
+        return next((point.record for point in found), None)
+
+    def locators(self, ids: Sequence[str]) -> dict[str, str]:
+        """Where images of this tenant come from, by id; without those whose file the ledger does
+        not know. For local use only."""
+        owners = self._ledger.owners(ids, done_only=True)
+        return {image_id: found[0].locator for image_id, found in owners.items() if found}
 
     def instances(self) -> dict[str, int]:
         """How many instances there are, by state: pending, done, refused."""

@@ -21,6 +21,7 @@ from api.http.arrival import Bodies
 from api.http.audit import Audited
 from api.http.bodies import body_schemas
 from api.http.compression import Compression
+from api.http.fhir.described import SCHEMAS as FHIR_SCHEMAS
 from api.http.guard import Guard
 from api.http.head import Head
 from api.http.job_events import Events
@@ -37,8 +38,10 @@ from api.http.request_ids import RequestIds
 from api.http.routes import (
     about,
     batch,
+    cds_hooks,
     duplicates,
     embed_tokens,
+    fhir,
     health,
     images,
     ingest,
@@ -69,6 +72,8 @@ _ROUTES = (
     search,
     batch,
     recommend,
+    fhir,
+    cds_hooks,
     images,
     duplicates,
     about,
@@ -82,7 +87,12 @@ _ROUTES = (
 _ANY_KEY = ("/v1/whoami",)
 """Paths that any key may ask for, whatever its scopes."""
 _CREDENTIALS = "An API key of this service, or an access token of its identity provider."
-_NOT_STORED = ("text/html", "application/json", "application/problem+json")
+_NOT_STORED = (
+    "text/html",
+    "application/json",
+    "application/problem+json",
+    "application/fhir+json",
+)
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
     "Every error is an RFC 9457 problem document."
@@ -263,7 +273,7 @@ def _complete_openapi(app: FastAPI) -> None:
             )
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
-            document["components"]["schemas"] |= {**parts, "Problem": schema}
+            document["components"]["schemas"] |= {**parts, **FHIR_SCHEMAS, "Problem": schema}
             body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):

@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from api.http.deps import ArchiveDep, Asked, AskedByForm, AskedByLink, ReadersDep, point_id, served
 from api.http.problems import Problem, log_problem, problem_of
 from api.http.routes.search import Found, answered
+from api.http.viewers import links_from_image
 from api.portal import embed, oidc, sessions, view
 from api.portal.pages import pages
 from api.portal.sessions import OwnForm, form_token
@@ -121,7 +122,10 @@ def _page_values(
 ) -> dict[str, Any]:
     """The values of the template ``search.html``. What they show is told."""
     where, _ = as_spelled(archive.store, parse_where(() if problem else asked.where))
-    document = None if found is None else SearchDocument.from_answer(found.answer)
+    document = None
+    if found is not None:
+        viewers = links_from_image(archive, found.query_id)
+        document = SearchDocument.from_answer(found.answer, viewers=viewers)
     matching = size_of(archive.store, where, archive.settings.search.max_faceted)
     whole = archive.engine.facets(Filter())
     made = view.selects(whole, asked.where)

@@ -34,6 +34,7 @@ from engine.search.engine import SearchEngine
 
 OPERATIONS = [
     "addInstance",
+    "callCdsService",
     "cancelJob",
     "createEmbedToken",
     "createJob",
@@ -42,6 +43,7 @@ OPERATIONS = [
     "getFacets",
     "getHealth",
     "getImage",
+    "getImagingStudy",
     "getJob",
     "getJobEvents",
     "getJobReport",
@@ -53,6 +55,7 @@ OPERATIONS = [
     "getSources",
     "getStats",
     "getThumbnail",
+    "listCdsServices",
     "listJobs",
     "pauseJob",
     "recommend",

@@ -13,6 +13,7 @@ from api.http.problems import Problem, problem_of, problem_responses
 from api.http.request_ids import request_id_of
 from api.http.routes.search import EXAMPLE, query_of
 from api.http.timing import tell_stages
+from api.http.viewers import links_from
 from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
 from engine.errors import ImageRefused, QueryError
@@ -129,6 +130,8 @@ def search_batch(
         answer = next(answers)
         note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         tell(request, Seen.of(answer.hits, ood=answer.ood))
-        found = SearchDocument.from_answer(answer, names=archive.names(answer.hits))
+        found = SearchDocument.from_answer(
+            answer, names=archive.names(answer.hits), viewers=links_from(archive)
+        )
         results.append(BatchResult(number=number, query=name, answer=found, problem=None))
     return BatchDocument(results=results)

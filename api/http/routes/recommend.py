@@ -9,9 +9,13 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from api.http.asked import RecommendFields, own_group
 from api.http.bodies import Body, body_content, read_body
 from api.http.deps import EXAMPLE_STUDY, ArchiveDep, ReadersDep, Where, point_id
+from api.http.fhir.accept import wants_fhir
+from api.http.fhir.bundle import fhir_answer
+from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages
+from api.http.viewers import example_link, links_from_image, links_from_study
 from api.schemas import RecommendationDocument
 from api.security.seen import Seen, tell
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
@@ -83,13 +87,14 @@ _EXAMPLE = {
             "likeness": None,
             "name": None,
             "missing_frames": None,
+            "viewers": [example_link("1.2.826.0.1.3680043.8.498.7.1.12", EXAMPLE_STUDY)],
             "because": _EXAMPLE_IDS[0],
         }
     ],
     "votes": [{"label": "nodule", "share": 0.71, "hits": 7}],
 }
 _ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"example": _EXAMPLE}}}
+    200: {"content": {"application/json": {"example": _EXAMPLE}, **BUNDLE}}
 }
 
 
@@ -144,7 +149,8 @@ async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
     operation_id="recommend",
     summary="Find the cases most like examples",
     response_description="Hits, most similar first, with votes on labels and how they were found.",
-    responses={**_ANSWERED, **problem_responses(400, 404, 413, 415, 422, 503)},
+    response_model=RecommendationDocument,
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
     openapi_extra={
         "requestBody": body_content(
             RecommendFields,
@@ -161,12 +167,14 @@ def post_recommend(
     readers: ReadersDep,
     body: Annotated[Body[RecommendFields], Depends(_by_body)],
     response: Response,
-) -> RecommendationDocument:
+) -> RecommendationDocument | Response:
     """Send a form with a `file`, or JSON with `like` or `study`, or several of these.
 
     A hit's similarity is relative to the liked image that it is most similar to, which `because`
     names. The examples themselves are never hits. Other images of their patients are left out
     unless `exclude_own` says otherwise.
+
+    With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
     fields = body.fields
     wanted = _Choices(
@@ -197,7 +205,8 @@ def post_recommend(
     operation_id="getRelatedStudies",
     summary="Find the cases most like a study",
     response_description="As of a recommendation.",
-    responses={**_ANSWERED, **problem_responses(400, 404, 422, 503)},
+    response_model=RecommendationDocument,
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 422, 503)},
 )
 def get_related(
     uid: Annotated[
@@ -207,10 +216,12 @@ def get_related(
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
     response: Response,
-) -> RecommendationDocument:
+) -> RecommendationDocument | Response:
     """Recommends other studies, each by its image most similar to the images of this study.
 
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
+
+    With `Accept: application/fhir+json` the studies are a FHIR R4 Bundle, of type searchset.
     """
     wanted = choices.wanted(archive)
     return _recommended(request, archive, Examples(study=uid), wanted, response)
@@ -222,7 +233,8 @@ def _recommended(
     examples: Examples,
     wanted: Wanted,
     response: Response,
-) -> RecommendationDocument:
+) -> RecommendationDocument | Response:
+    as_fhir = wants_fhir(request)
     answer = archive.engine.recommend(examples, wanted)
     studies = [] if examples.study is None else [examples.study]
     # An answer names the examples that hits are like, which of a study nobody else named.
@@ -231,5 +243,12 @@ def _recommended(
     shown = [one.hit for one in answer.hits]
     tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
     note_search(tuple(answer.evidence.rungs), answer.ood, answer.evidence.timings_ms)
+    if examples.study is not None:
+        viewers = links_from_study(archive, examples.study)
+    else:
+        viewers = links_from_image(archive, next(iter(examples.liked), None))
+    if as_fhir:
+        return fhir_answer(request, archive, shown, answer.ood, viewers)
     tell_stages(response, answer.evidence.timings_ms)
-    return RecommendationDocument.from_answer(answer, archive.names(shown))
+    response.headers["Vary"] = "Accept"
+    return RecommendationDocument.from_answer(answer, archive.names(shown), viewers)

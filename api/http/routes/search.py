@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 from api.http.asked import IN_PLACE_OF_A_FILE, AskedByBody, SearchFields
 from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
+from api.http.fhir.accept import wants_fhir
+from api.http.fhir.bundle import fhir_answer
+from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
 from api.http.timing import tell_stages
+from api.http.viewers import example_link, links_from_image
 from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
@@ -82,6 +86,7 @@ EXAMPLE = {
             "likeness": None,
             "name": None,
             "missing_frames": None,
+            "viewers": [example_link(_EXAMPLE_SOP)],
         }
     ],
     "facets": {"modality": {"CT": 120, "MR": 14}, "body_part": {"CHEST": 97}},
@@ -94,9 +99,10 @@ EXAMPLE = {
     operation_id="search",
     summary="Find the images most like this one",
     response_description="Hits, most similar first, with how they were found.",
+    response_model=SearchDocument,
     responses={
-        200: {"content": {"application/json": {"example": EXAMPLE}}},
-        **problem_responses(400, 404, 413, 415, 422, 503),
+        200: {"content": {"application/json": {"example": EXAMPLE}, **BUNDLE}},
+        **problem_responses(400, 404, 406, 413, 415, 422, 503),
     },
     openapi_extra={
         "requestBody": body_content(
@@ -115,7 +121,7 @@ def search(
     archive: ArchiveDep,
     readers: ReadersDep,
     response: Response,
-) -> SearchDocument:
+) -> SearchDocument | Response:
     """Send an image that is not stored as `file` of a form, or name an image of the index in JSON:
     by `id`, or by its DICOM UIDs, as `sop` (with `frame`, of an instance of several), `series` or
     `study`. A series or study of many images is represented by the one in the middle, in the order
@@ -125,12 +131,19 @@ def search(
     A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
     hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
+
+    With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
+    as_fhir = wants_fhir(request)
     found = answered(asked, archive, readers)
     tell(request, found.seen)
+    viewers = links_from_image(archive, found.query_id)
+    if as_fhir:
+        return fhir_answer(request, archive, found.answer.hits, found.answer.ood, viewers)
     tell_stages(response, found.answer.evidence.timings_ms)
+    response.headers["Vary"] = "Accept"
     names = archive.names(found.answer.hits)
-    return SearchDocument.from_answer(found.answer, found.query_id, names)
+    return SearchDocument.from_answer(found.answer, found.query_id, names, viewers)
 
 
 class Found(NamedTuple):

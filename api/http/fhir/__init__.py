@@ -1,0 +1,1 @@
+"""Answers in FHIR R4."""
