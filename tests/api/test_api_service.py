@@ -56,10 +56,12 @@ OPERATIONS = [
     "listJobs",
     "pauseJob",
     "recommend",
+    "recommendUpload",
     "resumeJob",
     "retryJob",
     "search",
     "searchBatch",
+    "searchUpload",
     "whoAmI",
 ]
 MAX_UPLOAD = 200_000
@@ -213,7 +215,7 @@ def test_the_openapi_document_is_stable_and_complete(client) -> None:
     assert sorted(operations) == OPERATIONS
     assert document["openapi"].startswith("3.1")
     bodies = operations["search"]["requestBody"]["content"]
-    assert list(bodies) == ["multipart/form-data", "application/json"]
+    assert list(bodies) == ["application/json", "multipart/form-data"]
     for operation in operations.values():
         assert operation["summary"]
         problems = {

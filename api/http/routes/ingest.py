@@ -113,7 +113,13 @@ def add_instance(
     request: Request,
     work: _WriterDep,
     response: Response,
-    file: Annotated[UploadFile, File(description="A DICOM, PNG, JPEG, TIFF … file.")],
+    file: Annotated[
+        UploadFile,
+        # Makers of clients know this word of OpenAPI 3.0 better than what took its place.
+        File(
+            description="A DICOM, PNG, JPEG, TIFF … file.", json_schema_extra={"format": "binary"}
+        ),
+    ],
 ) -> InstanceDocument:
     """The file is on disk before it is indexed, so that an interruption loses nothing; sent again,
     it is found to be there. What cannot be indexed is refused with the reason, and not kept.

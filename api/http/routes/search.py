@@ -6,7 +6,13 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from api.http.asked import IN_PLACE_OF_A_FILE, AskedByBody, SearchFields
+from api.http.asked import (
+    IN_PLACE_OF_A_FILE,
+    AskedByBody,
+    AskedByForm,
+    SearchFields,
+    UploadFields,
+)
 from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
 from api.http.observing import note_search, stage
@@ -24,6 +30,7 @@ __all__ = ["EXAMPLE", "Found", "answered", "query_of", "router"]
 
 router = APIRouter(tags=["search"])
 
+_ABOUT_FILE = "DICOM, PNG, JPEG, TIFF or NIfTI file, among others; it is not kept."
 _EXAMPLE_SOP = "1.2.826.0.1.3680043.8.498.1.1.7"
 EXAMPLE = {
     "ood": {
@@ -102,7 +109,7 @@ EXAMPLE = {
             SearchFields,
             name="Search",
             files="file",
-            about_files="DICOM, PNG, JPEG, TIFF or NIfTI file, among others; it is not kept.",
+            about_files=_ABOUT_FILE,
             without=IN_PLACE_OF_A_FILE,
             example={"sop": _EXAMPLE_SOP, "frame": 0, "k": 10, "where": ["modality=CT"]},
         )
@@ -125,6 +132,44 @@ def search(
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
     hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
     """
+    return _answer(request, asked, archive, readers, response)
+
+
+@router.post(
+    "/v1/search/upload",
+    operation_id="searchUpload",
+    summary="Find the images most like one that is sent",
+    response_description="Hits, most similar first, with how they were found.",
+    responses={
+        200: {"content": {"application/json": {"example": EXAMPLE}}},
+        **problem_responses(400, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": body_content(
+            UploadFields,
+            name="Search",
+            files="file",
+            about_files=_ABOUT_FILE,
+            example={"k": 10, "where": ["modality=CT"]},
+            only_forms=True,
+        )
+    },
+)
+def search_upload(
+    request: Request,
+    asked: AskedByForm,
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    response: Response,
+) -> SearchDocument:
+    """What `search` does with a form: an operation with one kind of body and a file that has to
+    come, for clients that are made of this document."""
+    return _answer(request, asked, archive, readers, response)
+
+
+def _answer(
+    request: Request, asked: Asked, archive: TenantArchive, readers: Readers, response: Response
+) -> SearchDocument:
     found = answered(asked, archive, readers)
     tell(request, found.seen)
     tell_stages(response, found.answer.evidence.timings_ms)
