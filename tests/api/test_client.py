@@ -12,37 +12,22 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from services.running import served
+from client_site import ClientSite, client_site
 
 from api import client as precedent
 from api.client import AsyncClient, Client, Retries
 from api.client.retries import told_to_wait
-from api.security.keys import Keys
-from api.security.policy import Scope
-from api.service import create_service
-from engine.settings import FolderSettings
-from indexer.ledger.database import Database
 
 
 @pytest.fixture(scope="module")
-def site(indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
-    """The address of a service with keys, one for everything, and one only to search."""
-    root = tmp_path_factory.mktemp("client")
-    (root / "more").mkdir()
-    (root / "more" / "one.dcm").write_bytes(indexed.files["ct"][0].read_bytes())
-    settings = indexed.copy(root / "data").model_copy(
-        update={"sources": {"more": FolderSettings(kind="folder", paths=(root / "more",))}}
-    )
-    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
-        _, every = Keys(database).create("every", list(Scope))
-        _, search = Keys(database).create("search", [Scope.SEARCH])
-    with served(create_service(settings)) as address:
-        yield address, every, search
+def site(indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientSite]:
+    with client_site(indexed, tmp_path_factory.mktemp("client")) as found:
+        yield found
 
 
 @pytest.fixture
-def client(site: tuple[str, str, str]) -> Iterator[Client]:
-    with Client(*site[:2], timeout=30) as opened:
+def client(site: ClientSite) -> Iterator[Client]:
+    with Client(site.address, site.key, timeout=30) as opened:
         yield opened
 
 
@@ -107,7 +92,7 @@ def test_what_the_archive_holds_is_told(client: Client) -> None:
     assert client.facets(where="modality=CT").count == 6
     assert client.duplicates(limit=5).compared >= 35
     assert client.model().fingerprint == client.stats().model == client.health().model
-    assert [one.name for one in client.sources().sources] == ["folder", "more"]
+    assert [one.name for one in client.sources().sources] == ["archive", "folder"]
     assert "index" in client.whoami().scopes
     assert client.ready().status == "ready"
     token = client.create_embed_token("1.2.4.0", origin="https://portal.example", acting_user="me")
@@ -115,7 +100,7 @@ def test_what_the_archive_holds_is_told(client: Client) -> None:
 
 
 def test_a_job_is_made_followed_and_reported(client: Client) -> None:
-    made = client.create_job("more", again=True, priority="interactive")
+    made = client.create_job("archive", again=True, priority="interactive")
     events = list(client.follow(made.job))
     assert [one.kind for one in events][-1] == "end"
     assert events[-1].job.state == "finished"
@@ -160,21 +145,21 @@ def test_problems_are_exceptions_that_carry_them(client: Client, site, tmp_path:
         client.search(tmp_path / "none.dcm")
     with pytest.raises(TypeError, match="a path, bytes or a file"):
         client.search(3)  # type: ignore[arg-type]
-    with Client(site[0], site[2]) as other, pytest.raises(precedent.NotAllowed):
+    with Client(site.address, site.search_key) as other, pytest.raises(precedent.NotAllowed):
         other.jobs()
-    with Client(site[0], "wrong") as other, pytest.raises(precedent.NotAuthenticated):
+    with Client(site.address, "wrong") as other, pytest.raises(precedent.NotAuthenticated):
         other.stats()
 
 
 def test_the_other_client_does_the_same(site, indexed) -> None:
     async def ask() -> None:
-        async with AsyncClient(*site[:2], timeout=30) as client:
+        async with AsyncClient(site.address, site.key, timeout=30) as client:
             path = indexed.files["ct"][0]
             found = await asyncio.gather(*(client.search(path, k=2) for _ in range(3)))
             assert {one.hits[0].sop for one in found} == {"1.2.3.0"}
             pages = [page async for page in client.search_pages(path, k=20, exact=True)]
             assert sum(len(page.hits) for page in pages) >= 35
-            made = await client.create_job("more", again=True)
+            made = await client.create_job("archive", again=True)
             kinds = [event.kind async for event in client.follow(made.job)]
             assert kinds[-1] == "end"
             report = io.BytesIO()

@@ -4,8 +4,6 @@ npm installs it beside its package.json, once, in the versions that are locked t
 """
 
 import json
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +13,14 @@ from urllib.request import urlopen
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
-from filelock import FileLock
 from jwt.algorithms import RSAAlgorithm
 
-from services.needed import do_without, program
+from services.node import installed
 from services.server import HOST, Server
 
 __all__ = ["AUDIENCE", "OTHER_AUDIENCE", "IdentityProvider", "SigningKey"]
 
 _FOLDER = Path(__file__).parent / "oidc"
-_LEAST_NODE = (20, 19)
 AUDIENCE = "https://precedent.example/api"
 OTHER_AUDIENCE = "https://other.example/api"
 
@@ -65,7 +61,7 @@ class IdentityProvider(Server):
         page: str | None = None,
         lifetimes: Mapping[str, int] | None = None,
     ) -> None:
-        self._node = _installed()
+        self._node = installed(_FOLDER)
         super().__init__()
         self.issuer = f"http://{HOST}:{self.port}"
         self.key = SigningKey("first")
@@ -135,25 +131,3 @@ def _page(address: str) -> dict[str, Any]:
         "client_secret": _secret("page"),
         "redirect_uris": [f"{address}/login/oidc/callback"],
     }
-
-
-def _installed() -> Path:
-    """The program that runs it, once it is installed; without one the test is skipped."""
-    node, npm = program("node", "nodejs"), program("npm", "npm")
-    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = said.strip().removeprefix("v").split(".")[:2]
-    if (int(major), int(minor)) < _LEAST_NODE:
-        do_without("nodejs", f"version 20.19 or later, and this is {said.strip()}")
-    lock = _FOLDER / "package-lock.json"
-    done = _FOLDER / "node_modules" / ".installed"
-    with FileLock(str(_FOLDER / ".lock"), timeout=600):
-        if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
-            subprocess.run(
-                [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-                cwd=_FOLDER,
-                check=True,
-                capture_output=True,
-                timeout=300,
-            )
-            done.write_text(time.strftime("%F"))
-    return node
