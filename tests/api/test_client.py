@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from client_site import ClientSite, client_site
 
 from api import client as precedent
-from api.client import AsyncClient, Client, Retries
+from api.client import AsyncClient, Client, JobEvent, Retries
 from api.client.retries import told_to_wait
 
 
@@ -159,12 +159,6 @@ def test_the_other_client_does_the_same(site, indexed) -> None:
             assert {one.hits[0].sop for one in found} == {"1.2.3.0"}
             pages = [page async for page in client.search_pages(path, k=20, exact=True)]
             assert sum(len(page.hits) for page in pages) >= 35
-            made = await client.create_job("archive", again=True)
-            kinds = [event.kind async for event in client.follow(made.job)]
-            assert kinds[-1] == "end"
-            report = io.BytesIO()
-            await client.job_report(made.job, report)
-            assert report.getvalue().startswith(b"instance,fate,")
             with pytest.raises(precedent.ImageRefused):
                 await client.add_instance(b"no image")
 
@@ -298,7 +292,10 @@ def test_a_connection_that_fails_is_told(slept: list[float]) -> None:
     assert "localhost" in str(found)
 
 
-def test_a_stream_of_events_goes_on_after_it_broke(slept: list[float]) -> None:
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_stream_of_events_goes_on_after_it_broke(
+    slept: list[float], kind: type[Client] | type[AsyncClient]
+) -> None:
     state = {
         **dict.fromkeys(("id", "priority", "discovered", "total", "done", "unchanged"), 0),
         **dict.fromkeys(("indexed", "duplicates", "points"), 0),
@@ -310,29 +307,54 @@ def test_a_stream_of_events_goes_on_after_it_broke(slept: list[float]) -> None:
         "tasks": {},
     }
 
-    class Cut(httpx.SyncByteStream):
+    def event(number: str, name: str) -> bytes:
+        return f"id: {number}\nevent: {name}\ndata: {json.dumps(state)}\n\n".encode()
+
+    cut = b": alive\n\n" + event("a", "progress") + b"id: b\nevent: progress\nda"
+
+    class Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
-            yield b": alive\n\n" + event("a", "progress")
-            yield b"id: b\nevent: progress\nda"
+            yield cut
             raise httpx.ReadError("cut")
 
-    def event(number: str, kind: str) -> bytes:
-        return f"id: {number}\nevent: {kind}\ndata: {json.dumps(state)}\n\n".encode()
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield cut
+            raise httpx.ReadError("cut")
 
-    def stream(content: bytes) -> httpx.Response:
-        return httpx.Response(200, content=content)
+    answers = iter(
+        [
+            httpx.Response(200, stream=Cut()),
+            busy(**{"Retry-After": "3"}),
+            httpx.Response(200, content=event("c", "of a later version")),
+            httpx.Response(200, content=event("d", "end")),
+            httpx.Response(200, content=b"instance,fate\r\n"),
+        ]
+    )
+    sent: list[str | None] = []
 
-    answers = [
-        httpx.Response(200, stream=Cut()),
-        busy(**{"Retry-After": "3"}),
-        stream(event("c", "of a later version")),
-        stream(event("d", "end")),
-    ]
-    events, requests = asked(answers, lambda one: list(one.follow(7)))
-    assert isinstance(events, list)
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("Last-Event-ID"))
+        return next(answers)
+
+    report, transport = io.BytesIO(), httpx.MockTransport(answer)
+
+    def ask() -> list[JobEvent]:
+        with Client("http://localhost", transport=transport) as client:
+            found = list(client.follow(7))
+            client.job_report(7, report)
+            return found
+
+    async def ask_together() -> list[JobEvent]:
+        async with AsyncClient("http://localhost", transport=transport) as client:
+            found = [event async for event in client.follow(7)]
+            await client.job_report(7, report)
+            return found
+
+    events = ask() if kind is Client else asyncio.run(ask_together())
     assert [(one.kind, one.id) for one in events] == [("progress", "a"), ("end", "d")]
-    sent = [request.headers.get("Last-Event-ID") for request in requests]
-    assert sent == [None, "a", "a", "c"]
+    assert sent == [None, "a", "a", "c", None]
+    assert report.getvalue() == b"instance,fate\r\n"
+    assert 3 <= slept[1] <= 4
 
 
 def test_a_newer_service_may_say_more() -> None:
