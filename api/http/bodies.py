@@ -12,14 +12,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile as AnyUpload
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-__all__ = ["Body", "Fields", "body_content", "body_schemas", "read_body"]
+__all__ = ["EXAMPLE_BYTES", "FORM", "Body", "Fields", "body_content", "body_schemas", "read_body"]
 
 JSON, FORM, LINKED = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
 _MOST_JSON = 1024**2
 _MOST_FIELDS = 1000
 _JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 _BINARY = {"type": "string", "format": "binary"}
-_EXAMPLE_BYTES = "(the bytes of the file)"
+EXAMPLE_BYTES = "(the bytes of the file)"
+"""What stands for a file in examples."""
 _TOO_MANY = re.compile(r"Too many files")
 
 
@@ -200,7 +201,7 @@ def body_content(
         upload = {**plain, "title": f"{name}Upload"}
         upload["properties"] = {files: {**binary, "description": about_files}, **kept}
         upload["required"] = [files]
-        bytes_of = _EXAMPLE_BYTES if most == 1 else [_EXAMPLE_BYTES]
+        bytes_of = EXAMPLE_BYTES if most == 1 else [EXAMPLE_BYTES]
         form_example = {files: bytes_of, **{n: v for n, v in example.items() if n in kept}}
         content[FORM] = {"schema": upload, "example": form_example}
     return {"required": True, "content": content}

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Res
 from pydantic import BaseModel, ConfigDict
 
 from api.http.audit import record_before
+from api.http.bodies import EXAMPLE_BYTES, FORM
 from api.http.problems import problem_responses
 from api.http.serving import Serving
 from api.http.work import Work
@@ -107,6 +108,9 @@ _WriterDep = Annotated[Work, Depends(_writer)]
     responses={
         200: {"model": InstanceDocument, "description": "The same file was there before."},
         **problem_responses(409, 413, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": {"content": {FORM: {"example": {"file": EXAMPLE_BYTES}}}},
     },
 )
 def add_instance(
