@@ -13,7 +13,7 @@ import httpx
 from pydantic import ValidationError
 
 from .answers import Problem
-from .calls import Call
+from .call import Call
 from .errors import ConnectionFailed, ServiceError, TimedOut, service_error
 from .retries import Retries, told_to_wait
 from .uploads import opened

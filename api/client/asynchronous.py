@@ -12,7 +12,7 @@ import httpx
 from . import calls
 from .answers import Job
 from .asking import Asking, Key, lost, signed
-from .calls import Call, Paged, page_after
+from .call import Call, Paged, page_after
 from .events import BETWEEN_STREAMS, NOTHING_MORE, Following, JobEvent
 from .retries import Retries
 

@@ -5,14 +5,9 @@ Fields and options have the names of the HTTP API, but for ``image``, its upload
 which is ``id`` there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
-from typing import Any, Generic, Protocol, TypeVar
-from urllib.parse import quote
-
-import httpx
-from pydantic import BaseModel, ValidationError
 
 from .answers import (
     BatchAnswer,
@@ -35,58 +30,13 @@ from .answers import (
     Stats,
     Whoami,
 )
-from .errors import UnexpectedAnswer
-from .uploads import Upload, repeatable_upload
+from .call import Call, content, get, nothing, pairs, part, post, upload
+from .uploads import Upload
 
-__all__ = ["Call", "Paged", "Texts", "page_after"]
-
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
+__all__ = ["Texts"]
 
 Texts = str | Sequence[str]
 """One text, or several."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """A request of an operation, which can be sent any number of times.
-
-    Args:
-        operation: its id in the OpenAPI document. path: below the service's address.
-        read: what an answer without an error says.
-        options: of a query, or of a form with ``uploads`` in ``field``. json: a body instead.
-        repeatable: asked twice, it does no more than asked once.
-    """
-
-    operation: str
-    method: str
-    path: str
-    read: Callable[[httpx.Response], T]
-    options: tuple[tuple[str, str], ...] = ()
-    json: Mapping[str, Any] | None = None
-    field: str = ""
-    uploads: tuple[Upload, ...] = ()
-    repeatable: bool = True
-
-
-class Paged(Protocol):
-    """An answer that others may follow."""
-
-    @property
-    def next_page(self) -> str | None: ...
-
-
-P = TypeVar("P", bound=Paged)
-
-
-def page_after(call: Call[P], answer: P) -> Call[P] | None:
-    """The same question, for what follows this answer; None: nothing does."""
-    if answer.next_page is None:
-        return None
-    if call.json is not None:
-        return replace(call, json={**call.json, "page": answer.next_page})
-    kept = tuple(one for one in call.options if one[0] != "page")
-    return replace(call, options=(*kept, ("page", answer.next_page)))
 
 
 def search(
@@ -130,9 +80,9 @@ def search(
     }
     named = {"id": image_id, "sop": sop, "frame": frame, "series": series, "study": study}
     if image is None:
-        return _post("search", "/v1/search", SearchAnswer, {**named, **options})
+        return post("search", "/v1/search", SearchAnswer, {**named, **options})
     options = {**named, **options}
-    return _upload("search", "/v1/search", SearchAnswer, "file", (image,), options)
+    return upload("search", "/v1/search", SearchAnswer, "file", (image,), options)
 
 
 def search_batch(
@@ -160,7 +110,7 @@ def search_batch(
         "facets": facets,
     }
     sent = tuple(images)
-    return _upload("searchBatch", "/v1/search/batch", BatchAnswer, "files", sent, options)
+    return upload("searchBatch", "/v1/search/batch", BatchAnswer, "files", sent, options)
 
 
 def recommend(
@@ -196,8 +146,8 @@ def recommend(
         "diversity": diversity,
     }
     if image is None:
-        return _post("recommend", "/v1/recommend", RecommendationAnswer, options)
-    return _upload("recommend", "/v1/recommend", RecommendationAnswer, "file", (image,), options)
+        return post("recommend", "/v1/recommend", RecommendationAnswer, options)
+    return upload("recommend", "/v1/recommend", RecommendationAnswer, "file", (image,), options)
 
 
 def related(
@@ -219,18 +169,18 @@ def related(
         "exact": exact,
         "diversity": diversity,
     }
-    path = f"/v1/studies/{_part(uid)}/related"
-    return _get("getRelatedStudies", path, RecommendationAnswer, options)
+    path = f"/v1/studies/{part(uid)}/related"
+    return get("getRelatedStudies", path, RecommendationAnswer, options)
 
 
 def image(image_id: str) -> Call[Image]:
     """What the index knows of an image."""
-    return _get("getImage", f"/v1/images/{_part(image_id)}", Image)
+    return get("getImage", f"/v1/images/{part(image_id)}", Image)
 
 
 def thumbnail(image_id: str) -> Call[bytes]:
     """A small JPEG, made when the image was indexed."""
-    return Call("getThumbnail", "GET", f"/v1/images/{_part(image_id)}/thumbnail", _content)
+    return Call("getThumbnail", "GET", f"/v1/images/{part(image_id)}/thumbnail", content)
 
 
 def preview(
@@ -244,13 +194,13 @@ def preview(
     """A JPEG of up to ``size`` pixels, made of the original now; ``window`` and ``level`` are given
     together."""
     options = {"window": window, "level": level, "frame": frame, "size": size}
-    path = f"/v1/images/{_part(image_id)}/preview"
-    return Call("getPreview", "GET", path, _content, _pairs(options))
+    path = f"/v1/images/{part(image_id)}/preview"
+    return Call("getPreview", "GET", path, content, pairs(options))
 
 
 def facets(*, where: Texts = ()) -> Call[Facets]:
     """Counts by modality, body part and so on, of what matches."""
-    return _get("getFacets", "/v1/facets", Facets, {"where": _texts(where)})
+    return get("getFacets", "/v1/facets", Facets, {"where": _texts(where)})
 
 
 def duplicates(
@@ -269,47 +219,47 @@ def duplicates(
         "across_studies": across_studies,
         "limit": limit,
     }
-    return _get("getDuplicates", "/v1/duplicates", Duplicates, options)
+    return get("getDuplicates", "/v1/duplicates", Duplicates, options)
 
 
 def model() -> Call[ModelInfo]:
     """The model that encodes uploads."""
-    return _get("getModel", "/v1/model", ModelInfo)
+    return get("getModel", "/v1/model", ModelInfo)
 
 
 def stats() -> Call[Stats]:
     """What the archive holds, and the state of its index."""
-    return _get("getStats", "/v1/stats", Stats)
+    return get("getStats", "/v1/stats", Stats)
 
 
 def sources() -> Call[Sources]:
     """Where images come from."""
-    return _get("getSources", "/v1/sources", Sources)
+    return get("getSources", "/v1/sources", Sources)
 
 
 def whoami() -> Call[Whoami]:
     """Whose key it is, and what it allows."""
-    return _get("whoAmI", "/v1/whoami", Whoami)
+    return get("whoAmI", "/v1/whoami", Whoami)
 
 
 def jobs(*, limit: int | None = None, page: str | None = None) -> Call[Jobs]:
     """The latest jobs, the newest first."""
-    return _get("listJobs", "/v1/jobs", Jobs, {"limit": limit, "page": page})
+    return get("listJobs", "/v1/jobs", Jobs, {"limit": limit, "page": page})
 
 
 def job(number: int) -> Call[Job]:
     """How far a job is."""
-    return _get("getJob", f"/v1/jobs/{number:d}", Job)
+    return get("getJob", f"/v1/jobs/{number:d}", Job)
 
 
 def job_report(number: int) -> Call[None]:
     """Every instance of a job and its fate, as CSV."""
-    return Call("getJobReport", "GET", f"/v1/jobs/{number:d}/report", _nothing)
+    return Call("getJobReport", "GET", f"/v1/jobs/{number:d}/report", nothing)
 
 
 def job_events(number: int) -> Call[None]:
     """The progress of a job, as a stream."""
-    return Call("getJobEvents", "GET", f"/v1/jobs/{number:d}/events", _nothing)
+    return Call("getJobEvents", "GET", f"/v1/jobs/{number:d}/events", nothing)
 
 
 def create_job(
@@ -347,34 +297,34 @@ def create_job(
         "at_most": at_most,
         "priority": priority,
     }
-    return _post("createJob", "/v1/jobs", CreatedJob, fields, repeatable=False)
+    return post("createJob", "/v1/jobs", CreatedJob, fields, repeatable=False)
 
 
 def pause_job(number: int) -> Call[Job]:
     """Let its workers stop after the instances that they have begun."""
-    return _post("pauseJob", f"/v1/jobs/{number:d}/pause", Job, repeatable=False)
+    return post("pauseJob", f"/v1/jobs/{number:d}/pause", Job, repeatable=False)
 
 
 def resume_job(number: int) -> Call[Job]:
     """Go on with a paused job."""
-    return _post("resumeJob", f"/v1/jobs/{number:d}/resume", Job, repeatable=False)
+    return post("resumeJob", f"/v1/jobs/{number:d}/resume", Job, repeatable=False)
 
 
 def cancel_job(number: int) -> Call[Job]:
     """End a job for good; what it has indexed stays."""
-    return _post("cancelJob", f"/v1/jobs/{number:d}/cancel", Job, repeatable=False)
+    return post("cancelJob", f"/v1/jobs/{number:d}/cancel", Job, repeatable=False)
 
 
 def retry_job(number: int, *, refused: bool | None = None) -> Call[RetriedJob]:
     """Give its failed tasks, and with ``refused`` its refused instances, another chance."""
     path = f"/v1/jobs/{number:d}/retry"
-    return _post("retryJob", path, RetriedJob, {"refused": refused}, repeatable=False)
+    return post("retryJob", path, RetriedJob, {"refused": refused}, repeatable=False)
 
 
 def add_instance(image: Upload) -> Call[Instance]:
     """Bring one image into the index; it is on disk before this returns. Sent again, it is found
     to be there."""
-    return _upload("addInstance", "/v1/instances", Instance, "file", (image,))
+    return upload("addInstance", "/v1/instances", Instance, "file", (image,))
 
 
 def delete_instances(
@@ -399,7 +349,7 @@ def delete_instances(
         "issuer": issuer,
         "dry_run": dry_run,
     }
-    call = _get("deleteInstances", "/v1/instances", Deleted, options)
+    call = get("deleteInstances", "/v1/instances", Deleted, options)
     return replace(call, method="DELETE", repeatable=bool(dry_run))
 
 
@@ -408,95 +358,18 @@ def create_embed_token(
 ) -> Call[EmbedToken]:
     """A token with which the site of ``origin`` shows the cases related to a study."""
     fields = {"study": study, "origin": origin, "acting_user": acting_user, "minutes": minutes}
-    return _post("createEmbedToken", "/v1/embed-tokens", EmbedToken, fields, repeatable=False)
+    return post("createEmbedToken", "/v1/embed-tokens", EmbedToken, fields, repeatable=False)
 
 
 def health() -> Call[Health]:
     """An index is open and answers."""
-    return _get("getHealth", "/healthz", Health)
+    return get("getHealth", "/healthz", Health)
 
 
 def ready() -> Call[Ready]:
     """The service has all that it needs."""
-    return _get("getReadiness", "/readyz", Ready)
-
-
-def _get(
-    operation: str, path: str, answer: type[M], options: Mapping[str, Any] | None = None
-) -> Call[M]:
-    return Call(operation, "GET", path, _document(answer), _pairs(options or {}))
-
-
-def _post(
-    operation: str,
-    path: str,
-    answer: type[M],
-    fields: Mapping[str, Any] | None = None,
-    *,
-    repeatable: bool = True,
-) -> Call[M]:
-    body = None
-    if fields is not None:
-        body = {name: value for name, value in fields.items() if value not in (None, [])}
-    return Call(operation, "POST", path, _document(answer), json=body, repeatable=repeatable)
-
-
-def _upload(
-    operation: str,
-    path: str,
-    answer: type[M],
-    field: str,
-    images: tuple[Upload, ...],
-    options: Mapping[str, Any] | None = None,
-) -> Call[M]:
-    sent = tuple(repeatable_upload(one) for one in images)
-    pairs = _pairs(options or {})
-    return Call(operation, "POST", path, _document(answer), pairs, field=field, uploads=sent)
+    return get("getReadiness", "/readyz", Ready)
 
 
 def _texts(given: Texts) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
-
-
-def _pairs(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    pairs: list[tuple[str, str]] = []
-    for name, value in options.items():
-        if isinstance(value, list):
-            pairs += [(name, str(one)) for one in value]
-        elif isinstance(value, bool):
-            pairs.append((name, "true" if value else "false"))
-        elif value is not None:
-            pairs.append((name, str(value)))
-    return tuple(pairs)
-
-
-def _part(text: str) -> str:
-    """A text as one part of a path."""
-    if text in ("", ".", ".."):
-        raise ValueError(f"{text!r} is no id and no UID; answers of a search have them")
-    return quote(text, safe="")
-
-
-def _content(answer: httpx.Response) -> bytes:
-    return answer.content
-
-
-def _nothing(_: httpx.Response) -> None:
-    """Of a stream, which is read as it comes."""
-
-
-def _document(kind: type[M]) -> Callable[[httpx.Response], M]:
-    def read(answer: httpx.Response) -> M:
-        try:
-            return kind.model_validate_json(answer.content)
-        except ValidationError as error:
-            # The first of its errors without the value, which may identify somebody.
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the document"
-            raise UnexpectedAnswer(
-                f"the answer is no {kind.__name__} ({place}: {first['msg']}); is this the address "
-                "of the service, and is this client as old as it, or older?",
-                answer.headers.get("X-Request-Id"),
-            ) from None
-
-    return read

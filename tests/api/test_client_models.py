@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from api.client import AsyncClient, Client, calls
 from api.client.answers import Problem
-from api.client.calls import Call
+from api.client.call import Call
 
 Shape = str | tuple[str, Any] | frozenset[Any]
 
@@ -37,7 +37,7 @@ def asked() -> dict[str, tuple[Callable[..., Call[Any]], Call[Any]]]:
     found = {}
     for name, function in vars(calls).items():
         if inspect.isfunction(function) and function.__module__ == calls.__name__:
-            if name.startswith("_") or name == "page_after":
+            if name.startswith("_"):
                 continue
             call = function(**_least(function))
             assert call.operation not in found
