@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
-	bench-api bench-served bench-start conformance conformance-statement weights clean
+	bench-api bench-served bench-start client conformance conformance-statement weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -81,6 +81,11 @@ conformance-statement: $(VENV)/.installed-dev
 # The shipped model, from DATA, in build/weights.
 weights: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.weights $(DATA) build/weights
+
+# The Python client as a wheel of its own, in dist.
+client: $(VENV)/.installed
+	$(BIN)/python -m bench.client_package build/client
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist build/client
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

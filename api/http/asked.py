@@ -26,10 +26,12 @@ __all__ = [
     "IN_PLACE_OF_A_FILE",
     "MOST_IMAGES",
     "AskedByBody",
+    "AskedByForm",
     "ManyAsked",
     "RecommendFields",
     "SearchFields",
     "SearchOptions",
+    "UploadFields",
     "own_group",
 ]
 
@@ -81,7 +83,15 @@ class SearchOptions(_Options):
     facets: bool = Field(True, description="Count the values of the images that match.")
 
 
-class SearchFields(SearchOptions):
+class UploadFields(SearchOptions):
+    page: str | None = Field(
+        None,
+        description="`next_page` of the same question's answer, for the hits that follow.",
+        examples=["cells-16:10"],
+    )
+
+
+class SearchFields(UploadFields):
     image_id: str | None = Field(
         None,
         alias="id",
@@ -102,11 +112,6 @@ class SearchFields(SearchOptions):
         None,
         description="Study Instance UID; the middle one of its indexed images is taken.",
         examples=[EXAMPLE_STUDY],
-    )
-    page: str | None = Field(
-        None,
-        description="`next_page` of the same question's answer, for the hits that follow.",
-        examples=["cells-16:10"],
     )
 
 
@@ -191,11 +196,17 @@ async def _by_body(request: Request) -> AsyncIterator[Asked]:
         )
 
 
+async def _by_form(request: Request) -> AsyncIterator[Asked]:
+    async with read_body(request, UploadFields, files="file", only_forms=True) as body:
+        yield replace(_asked(body.fields, body.uploads[0]), page=body.fields.page or None)
+
+
 async def _many_by_body(request: Request) -> AsyncIterator[tuple[Asked, ...]]:
     async with read_body(request, SearchOptions, files="files", most=MOST_IMAGES) as body:
         yield tuple(_asked(body.fields, upload) for upload in body.uploads)
 
 
 AskedByBody = Annotated[Asked, Depends(_by_body)]
+AskedByForm = Annotated[Asked, Depends(_by_form)]
 ManyAsked = Annotated[tuple[Asked, ...], Depends(_many_by_body)]
 """One request for each image, with the same options."""

@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile as AnyUpload
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-__all__ = ["Body", "Fields", "body_content", "body_schemas", "read_body"]
+__all__ = ["EXAMPLE_BYTES", "FORM", "Body", "Fields", "body_content", "body_schemas", "read_body"]
 
 JSON, FORM, LINKED = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
 _MOST_JSON = 1024**2
 _MOST_FIELDS = 1000
 _JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 _BINARY = {"type": "string", "format": "binary"}
+EXAMPLE_BYTES = "(the bytes of the file)"
+"""What stands for a file in examples."""
 _TOO_MANY = re.compile(r"Too many files")
 
 
@@ -42,22 +44,27 @@ class Body(Generic[_M]):
 
 @asynccontextmanager
 async def read_body(
-    request: Request, model: type[_M], *, files: str | None = None, most: int = 1
+    request: Request,
+    model: type[_M],
+    *,
+    files: str | None = None,
+    most: int = 1,
+    only_forms: bool = False,
 ) -> AsyncIterator[Body[_M]]:
     """The body of a request; its uploads are closed at the end.
 
     Args:
         files: name of the form's field that has files; None = only JSON is taken.
-        most: how many files may come.
+        most: how many files may come. only_forms: no JSON is taken, and a file has to come.
 
     Raises:
         HTTPException: 400, the body cannot be parsed. 413: its JSON is too long. 415: it is of
             another type.
         RequestValidationError: a field is unknown, or of the wrong type, or there are too many
-            files.
+            files, or none where one has to come.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if _JSON_TYPE.fullmatch(kind):
+    if not only_forms and _JSON_TYPE.fullmatch(kind):
         yield Body(_of_json(await _json_text(request), model))
     elif files is not None and kind in (FORM, LINKED):
         try:
@@ -67,13 +74,16 @@ async def read_body(
                 _too_many(files, f"more than {_MOST_FIELDS}", most)
             raise
         try:
-            yield _of_form(form, model, files, most)
+            body = _of_form(form, model, files, most)
+            if only_forms and not body.uploads:
+                raise RequestValidationError([_error(files, "a file has to be sent; none came")])
+            yield body
         finally:
             await form.close()
-    elif not kind and not await request.body():
+    elif not only_forms and not kind and not await request.body():
         yield Body(_checked(model, {}, strict=False))
     else:
-        taken = JSON if files is None else f"{FORM} or {JSON}"
+        taken = JSON if files is None else FORM if only_forms else f"{FORM} or {JSON}"
         raise HTTPException(415, f"the Content-Type is {kind[:80] or 'not given'}; send {taken}")
 
 
@@ -164,22 +174,25 @@ def body_content(
     name: str,
     files: str | None = None,
     most: int = 1,
-    form_example: Mapping[str, Any] | None = None,
     about_files: str = "",
     without: tuple[str, ...] = (),
+    only_forms: bool = False,
 ) -> dict[str, Any]:
     """The ``requestBody`` of a route's entry in the OpenAPI document.
 
     A form has to have a file there, so that clients that are made of the document can send one;
-    what needs none is sent as JSON.
+    what needs none is sent as JSON. Where both are taken, JSON comes first: many makers of clients
+    know the first one alone, and for the form there is an operation of its own.
 
     Args:
         name: of the schemas: ``NameRequest`` of JSON, ``NameUpload`` of a form.
-        files: as of :func:`read_body`. most: how many files; more than one = a list.
+        files, only_forms: as of :func:`read_body`. most: how many files; more than one = a list.
         without: fields that stand in place of a file, and are not in the form.
     """
     plain = model.model_json_schema(by_alias=True)
     content: dict[str, Any] = {}
+    if most == 1 and not only_forms:
+        content[JSON] = {"schema": {**plain, "title": f"{name}Request"}, "example": dict(example)}
     if files is not None:
         kept = {one: part for one, part in plain["properties"].items() if one not in without}
         binary: dict[str, Any] = dict(_BINARY) if most == 1 else {"type": "array", "items": _BINARY}
@@ -188,11 +201,9 @@ def body_content(
         upload = {**plain, "title": f"{name}Upload"}
         upload["properties"] = {files: {**binary, "description": about_files}, **kept}
         upload["required"] = [files]
-        content[FORM] = {"schema": upload}
-        if form_example is not None:
-            content[FORM]["example"] = dict(form_example)
-    if most == 1:
-        content[JSON] = {"schema": {**plain, "title": f"{name}Request"}, "example": dict(example)}
+        bytes_of = EXAMPLE_BYTES if most == 1 else [EXAMPLE_BYTES]
+        form_example = {files: bytes_of, **{n: v for n, v in example.items() if n in kept}}
+        content[FORM] = {"schema": upload, "example": form_example}
     return {"required": True, "content": content}
 
 

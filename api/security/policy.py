@@ -45,6 +45,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/images/{id}/preview"): Scope.SEARCH,
     ("GET", "/v1/facets"): Scope.SEARCH,
     ("POST", "/v1/search/batch"): Scope.SEARCH,
+    ("POST", "/v1/search/upload"): Scope.SEARCH,
+    ("POST", "/v1/recommend/upload"): Scope.SEARCH,
     ("GET", "/v1/duplicates"): Scope.SEARCH,
     ("GET", "/v1/model"): Scope.SEARCH,
     ("GET", "/v1/stats"): Scope.SEARCH,

@@ -111,6 +111,27 @@ def test_a_body_of_another_type_is_a_415(client, path) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/recommend"])
+def test_an_upload_has_an_operation_of_its_own(client, indexed, path) -> None:
+    file = {"file": indexed.files["ct"][0].read_bytes()}
+    options = {"k": "3", "where": ["modality=CT"]}
+    one, other = (client.post(f"{path}{end}", files=file, data=options) for end in ("", "/upload"))
+    assert [hit["id"] for hit in one.json()["hits"]] == [hit["id"] for hit in other.json()["hits"]]
+    assert len(other.json()["hits"]) > 1
+    for sent in ({"data": {"k": "3"}}, {"files": {"k": (None, "3")}}):
+        without = client.post(f"{path}/upload", **sent)
+        assert (without.status_code, without.json()["errors"][0]["field"]) == (422, "file")
+    named = client.post(f"{path}/upload", json={"study": "1.2.4.0"})
+    assert named.status_code == 415
+    assert "send multipart/form-data" in named.json()["detail"]
+
+
+def test_an_upload_is_the_only_image_of_its_operation(client, indexed) -> None:
+    file = {"file": indexed.files["ct"][0].read_bytes()}
+    answer = client.post("/v1/search/upload", files=file, data={"sop": "1.2.3.0"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "sop")
+
+
 # The document
 
 
@@ -143,7 +164,7 @@ def test_all_examples_are_what_the_document_says(document) -> None:
         found += component.get("examples", [])
         for example in found:
             jsonschema.Draft202012Validator(schema).validate(example)
-        if kind == "application/json":
+        if not kind.startswith("image/"):
             assert found, f"{name} has no example"
             checked.append(name)
     assert len(checked) > 20
@@ -172,6 +193,12 @@ def test_clients_made_of_the_document_can_upload(document) -> None:
         assert (part["type"], part["format"]) == ("string", "binary")
         assert form["additionalProperties"] is False
     assert schemas["SearchBatchUpload"]["properties"]["files"]["maxItems"] == 64
+    # Many makers of clients take the first kind of body alone.
+    for path in ("/v1/search/upload", "/v1/recommend/upload", "/v1/search/batch", "/v1/instances"):
+        bodies = document["paths"][path]["post"]["requestBody"]
+        assert (list(bodies["content"]), bodies["required"]) == (["multipart/form-data"], True)
+    assert schemas["Body_addInstance"]["properties"]["file"]["format"] == "binary"
+    assert schemas["Body_addInstance"]["required"] == ["file"]
     assert "file" not in schemas["SearchRequest"]["properties"]
     assert {"id", "sop", "frame", "series", "study"} <= set(schemas["SearchRequest"]["properties"])
 

@@ -122,6 +122,9 @@ def left(new_site: Callable[..., Any], contents: dict[str, bytes]) -> _Left:
     return _Left(report, records, files, said)
 
 
+_UPLOADS = ("/v1/search", "/v1/recommend", "/v1/search/upload", "/v1/recommend/upload")
+
+
 def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """What the service says, headers and bodies, of everything that can be asked."""
     points = list(archive.store.scroll(Filter()))
@@ -157,7 +160,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
         form = {"k": "50", "exclude": "none"}
         for name, content in contents.items():
             file = {"file": (name, content)}
-            for address in ("/v1/search", "/v1/recommend", "/"):
+            for address in (*_UPLOADS, "/"):
                 answer = client.post(address, files=file, data=form)
                 yield f"{address} with {name}", repr(answer.headers).encode() + answer.content
         for address, data in (
@@ -171,6 +174,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
     told = set(service.openapi()["paths"]) - {"/"}
     assert told == {
         *("/healthz", "/readyz", "/metrics", "/v1/facets", "/v1/search", "/v1/search/batch"),
+        *("/v1/search/upload", "/v1/recommend/upload"),
         *("/v1/recommend", "/v1/studies/{uid}/related", "/v1/images/{id}"),
         *("/v1/images/{id}/thumbnail", "/v1/images/{id}/preview", "/v1/duplicates"),
         *("/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/v1/embed-tokens"),

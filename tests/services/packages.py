@@ -93,8 +93,12 @@ PACKAGES = {
         Package("dcmtk", "DCMTK, which pushes images by C-STORE", find_dcmtk),
         Package("nginx", "nginx, a proxy", lambda: find_program("nginx")),
         Package("chromium", "Chromium, a browser", lambda: find_program("chromium")),
-        Package("nodejs", "Node.js, which runs an identity provider", lambda: find_program("node")),
-        Package("npm", "npm, which installs that provider", lambda: find_program("npm")),
+        Package(
+            "nodejs",
+            "Node.js: an identity provider, clients of TypeScript",
+            lambda: find_program("node"),
+        ),
+        Package("npm", "npm, which installs what Node.js runs", lambda: find_program("npm")),
         Package("openssl", "OpenSSL, which makes certificates", lambda: find_program("openssl")),
     )
 }

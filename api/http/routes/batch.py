@@ -87,7 +87,7 @@ _EXAMPLE: dict[str, Any] = {
             files="files",
             most=MOST_IMAGES,
             about_files="Image files; they are not kept.",
-            example={},
+            example={"k": 10, "where": ["modality=CT"]},
         )
     },
 )

@@ -6,6 +6,7 @@ from fastapi import APIRouter, File, HTTPException, Query, Request, Response, Up
 from pydantic import BaseModel, ConfigDict
 
 from api.http.audit import record_before
+from api.http.bodies import EXAMPLE_BYTES, FORM
 from api.http.problems import problem_responses
 from api.http.serving import Serving
 from api.http.work import Work
@@ -86,11 +87,20 @@ class DeletedDocument(BaseModel):
         200: {"model": InstanceDocument, "description": "The same file was there before."},
         **problem_responses(413, 422, 503),
     },
+    openapi_extra={
+        "requestBody": {"content": {FORM: {"example": {"file": EXAMPLE_BYTES}}}},
+    },
 )
 def add_instance(
     request: Request,
     response: Response,
-    file: Annotated[UploadFile, File(description="A DICOM, PNG, JPEG, TIFF … file.")],
+    file: Annotated[
+        UploadFile,
+        # Makers of clients know this word of OpenAPI 3.0 better than what took its place.
+        File(
+            description="A DICOM, PNG, JPEG, TIFF … file.", json_schema_extra={"format": "binary"}
+        ),
+    ],
 ) -> InstanceDocument:
     """It is an image of the caller's tenant alone, whatever others have handed in. The file is on
     disk before it is indexed, so that an interruption loses nothing; sent again, it is found to be

@@ -9,6 +9,8 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["service"])
 
+_EXAMPLE = "# TYPE precedent_requests_in_flight gauge\nprecedent_requests_in_flight 1.0\n"
+
 
 @router.get(
     "/metrics",
@@ -16,7 +18,7 @@ router = APIRouter(tags=["service"])
     summary="Figures of the service, in the format of Prometheus",
     response_class=Response,
     responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _EXAMPLE}}},
         **problem_responses(503),
     },
 )

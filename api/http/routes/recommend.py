@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api.http.asked import RecommendFields, own_group
 from api.http.bodies import Body, body_content, read_body
-from api.http.deps import EXAMPLE_STUDY, ArchiveDep, ReadersDep, Where, point_id
+from api.http.deps import EXAMPLE_STUDY, ArchiveDep, Readers, ReadersDep, Where, point_id
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
@@ -29,6 +29,7 @@ router = APIRouter(tags=["recommendation"])
 _K = {"minimum": 1, "maximum": MAX_K}
 _GROUP = {"enum": [*GROUPS, "none"]}
 _DIVERSITY = {"minimum": 0, "maximum": 1}
+_ABOUT_FILE = "DICOM, PNG, JPEG … file to like; it is not kept."
 _ABOUT_K = "Hits wanted; the service's setting when absent."
 _ABOUT_GROUPS = "The best image of each `study` or `patient`; `none`: all images."
 _ABOUT_EXCLUDE = (
@@ -144,6 +145,11 @@ async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
         yield body
 
 
+async def _by_form(request: Request) -> AsyncIterator[Body[RecommendFields]]:
+    async with read_body(request, RecommendFields, files="file", only_forms=True) as body:
+        yield body
+
+
 @router.post(
     "/v1/recommend",
     operation_id="recommend",
@@ -156,7 +162,7 @@ async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
             RecommendFields,
             name="Recommend",
             files="file",
-            about_files="DICOM, PNG, JPEG … file to like; it is not kept.",
+            about_files=_ABOUT_FILE,
             example={"like": _EXAMPLE_IDS, "k": 10, "where": ["modality=CT"]},
         )
     },
@@ -176,6 +182,46 @@ def post_recommend(
 
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
+    return _of_body(request, archive, readers, body, response)
+
+
+@router.post(
+    "/v1/recommend/upload",
+    operation_id="recommendUpload",
+    summary="Find the cases most like an image that is sent",
+    response_description="As of a recommendation.",
+    response_model=RecommendationDocument,
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
+    openapi_extra={
+        "requestBody": body_content(
+            RecommendFields,
+            name="Recommend",
+            files="file",
+            about_files=_ABOUT_FILE,
+            example={"k": 10, "where": ["modality=CT"]},
+            only_forms=True,
+        )
+    },
+)
+def post_recommend_upload(
+    request: Request,
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    body: Annotated[Body[RecommendFields], Depends(_by_form)],
+    response: Response,
+) -> RecommendationDocument | Response:
+    """What `recommend` does with a form: an operation with one kind of body and a file that has to
+    come, for clients that are made of this document."""
+    return _of_body(request, archive, readers, body, response)
+
+
+def _of_body(
+    request: Request,
+    archive: TenantArchive,
+    readers: Readers,
+    body: Body[RecommendFields],
+    response: Response,
+) -> RecommendationDocument | Response:
     fields = body.fields
     wanted = _Choices(
         fields.k,

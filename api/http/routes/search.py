@@ -6,7 +6,13 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from api.http.asked import IN_PLACE_OF_A_FILE, AskedByBody, SearchFields
+from api.http.asked import (
+    IN_PLACE_OF_A_FILE,
+    AskedByBody,
+    AskedByForm,
+    SearchFields,
+    UploadFields,
+)
 from api.http.bodies import body_content
 from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
 from api.http.fhir.accept import wants_fhir
@@ -28,6 +34,7 @@ __all__ = ["EXAMPLE", "Found", "answered", "query_of", "router"]
 
 router = APIRouter(tags=["search"])
 
+_ABOUT_FILE = "DICOM, PNG, JPEG, TIFF or NIfTI file, among others; it is not kept."
 _EXAMPLE_SOP = "1.2.826.0.1.3680043.8.498.1.1.7"
 EXAMPLE = {
     "ood": {
@@ -109,7 +116,7 @@ EXAMPLE = {
             SearchFields,
             name="Search",
             files="file",
-            about_files="DICOM, PNG, JPEG, TIFF or NIfTI file, among others; it is not kept.",
+            about_files=_ABOUT_FILE,
             without=IN_PLACE_OF_A_FILE,
             example={"sop": _EXAMPLE_SOP, "frame": 0, "k": 10, "where": ["modality=CT"]},
         )
@@ -134,6 +141,45 @@ def search(
 
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
+    return _answer(request, asked, archive, readers, response)
+
+
+@router.post(
+    "/v1/search/upload",
+    operation_id="searchUpload",
+    summary="Find the images most like one that is sent",
+    response_description="Hits, most similar first, with how they were found.",
+    response_model=SearchDocument,
+    responses={
+        200: {"content": {"application/json": {"example": EXAMPLE}, **BUNDLE}},
+        **problem_responses(400, 404, 406, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": body_content(
+            UploadFields,
+            name="Search",
+            files="file",
+            about_files=_ABOUT_FILE,
+            example={"k": 10, "where": ["modality=CT"]},
+            only_forms=True,
+        )
+    },
+)
+def search_upload(
+    request: Request,
+    asked: AskedByForm,
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    response: Response,
+) -> SearchDocument | Response:
+    """What `search` does with a form: an operation with one kind of body and a file that has to
+    come, for clients that are made of this document."""
+    return _answer(request, asked, archive, readers, response)
+
+
+def _answer(
+    request: Request, asked: Asked, archive: TenantArchive, readers: Readers, response: Response
+) -> SearchDocument | Response:
     as_fhir = wants_fhir(request)
     found = answered(asked, archive, readers)
     tell(request, found.seen)
