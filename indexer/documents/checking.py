@@ -28,7 +28,7 @@ def check_document(file: bytes, subjects: Sequence[Subject]) -> None:
     for keyword in ("PatientID", "StudyInstanceUID"):
         if str(made.get(keyword, "")) != header[keyword]:
             raise _wrong(f"it has another {keyword} than the image")
-    for element in _elements(made):
+    for element in made.iterall():
         if element.VR == "UI" and not all(map(is_uid, _values(element.value))):
             raise _wrong(f"{element.keyword} holds what is no UID of up to 64 characters")
         if element.keyword == "CodeMeaning" and len(str(element.value)) > 64:
@@ -70,10 +70,6 @@ def _named(made: Dataset) -> Iterator[tuple[str, str]]:
         if element.VR == "SQ":
             for item in element.value:
                 yield from _named(item)
-
-
-def _elements(made: Dataset) -> Iterator[object]:
-    return made.iterall()
 
 
 def _values(value: object) -> list[str]:

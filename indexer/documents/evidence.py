@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 import engine
-from engine.errors import DocumentError
+from engine.errors import DocumentError, PrecedentError
 from engine.extras import install_command
 from indexer.documents.content import Subject
 from indexer.imaging.patient_header import COPIED
@@ -36,7 +36,7 @@ def making() -> Iterator[None]:
     warning quotes them.
 
     Raises:
-        DocumentError: the libraries are not installed.
+        DocumentError: the libraries are not installed, or cannot write what a header has.
     """
     hushed("pydicom")
     hushed("highdicom")
@@ -48,7 +48,16 @@ def making() -> Iterator[None]:
     # Filters of warnings belong to the whole process.
     with _making, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except PrecedentError:
+            raise
+        except Exception as error:
+            # What the libraries say quotes the header.
+            raise DocumentError(
+                "the header of an original has what no document can hold "
+                f"({type(error).__name__}); correct it in the archive, and index it again"
+            ) from None
 
 
 def evidence_of(subject: Subject) -> Dataset:

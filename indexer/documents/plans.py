@@ -69,9 +69,15 @@ class Plan:
         cls, kind: Kind, image: str, hits: Sequence[Listed], now: datetime, **more: Any
     ) -> "Plan":
         """A plan of a document that does not exist yet."""
-        made_at = now.isoformat(timespec="seconds")
-        uids = {"sop": str(generate_uid(None)), "series": str(generate_uid(None))}
-        return cls(kind, image, tuple(map(_finite, hits)), made_at=made_at, **uids, **more)
+        return cls(
+            kind,
+            image,
+            tuple(map(_finite, hits)),
+            sop=str(generate_uid(None)),
+            series=str(generate_uid(None)),
+            made_at=now.isoformat(timespec="seconds"),
+            **more,
+        )
 
     @property
     def is_report(self) -> bool:

@@ -105,9 +105,9 @@ def _tree(report: Report) -> Any:
     def text(name: CodedConcept, value: str) -> Any:
         return TextContentItem(name, value, relationship_type=contains)
 
-    def number(name: str, value: float) -> Any:
+    def number(name: str, value: float | int) -> Any:
         unit = CodedConcept("1", "UCUM", "no units")
-        item = NumContentItem(own(name), float(value), unit, relationship_type=contains)
+        item = NumContentItem(own(name), value, unit, relationship_type=contains)
         return container(own(name), [item])
 
     def case(one: Case) -> Any:
