@@ -67,6 +67,8 @@ class ReportFields(_Fields):
     - `k`, `where`, `exact`, `group_by`, `exclude_own`: as of what is related to a study.
     """
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"format": "sr", "k": 5}]})
+
     format: Literal["sr", "pdf"] = "sr"
     id: Annotated[str | None, Field(examples=[EXAMPLE_ID])] = None
     sop: _Uid | None = None
@@ -81,6 +83,8 @@ class ReportFields(_Fields):
 
 class EarlierFields(_Fields):
     """`k`: how many similar earlier images of the patient are named at most."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"k": 20}]})
 
     k: _Count = 20
 

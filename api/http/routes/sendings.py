@@ -1,6 +1,6 @@
 """Sends DICOM documents to destinations that the settings name, and says what became of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,6 +28,33 @@ __all__ = ["SendingDocument", "SendingRequest", "router"]
 router = APIRouter(tags=["documents"])
 
 _EXAMPLE_SENDING = "0b9d3c5a1f8e4d6c9a7b2e4f6a8c0d1e"
+_EXAMPLE = {
+    "id": _EXAMPLE_SENDING,
+    "destination": "pacs",
+    "state": "sent",
+    "attempts": 1,
+    "made_at": "2026-03-01T09:05:00+00:00",
+    "next_at": None,
+    "ended_at": "2026-03-01T09:05:01+00:00",
+    "why": None,
+    "commitment": "answered",
+    "instances": [
+        {
+            "kind": "sr",
+            "sop": "2.25.296866306171802571153736239870500456699",
+            "state": "stored",
+            "status": "0x0000",
+            "detail": None,
+            "committed": True,
+        }
+    ],
+}
+_TOLD: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": _EXAMPLE}}}
+}
+_LISTED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": {"sendings": [_EXAMPLE]}}}}
+}
 _Id = Annotated[str, Path(alias="id", description="Id of a sending.", examples=[_EXAMPLE_SENDING])]
 _Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
 
@@ -93,34 +120,7 @@ class SendingDocument(BaseModel):
       came in time) or "answered".
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": _EXAMPLE_SENDING,
-                    "destination": "pacs",
-                    "state": "sent",
-                    "attempts": 1,
-                    "made_at": "2026-03-01T09:05:00+00:00",
-                    "next_at": None,
-                    "ended_at": "2026-03-01T09:05:01+00:00",
-                    "why": None,
-                    "commitment": "answered",
-                    "instances": [
-                        {
-                            "kind": "sr",
-                            "sop": "2.25.296866306171802571153736239870500456699",
-                            "state": "stored",
-                            "status": "0x0000",
-                            "detail": None,
-                            "committed": True,
-                        }
-                    ],
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(frozen=True)
 
     id: str
     destination: str
@@ -181,7 +181,10 @@ class DestinationDocument(BaseModel):
 class DestinationsDocument(BaseModel):
     """`destinations`: where the settings let the caller's tenant send documents."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={"examples": [{"destinations": [{"name": "pacs", "kind": "dicom"}]}]},
+    )
 
     destinations: list[DestinationDocument]
 
@@ -207,8 +210,10 @@ def list_destinations(request: Request, archive: ArchiveDep) -> DestinationsDocu
     status_code=201,
     response_description="All documents are stored there.",
     responses={
+        201: {"content": {"application/json": {"example": _EXAMPLE}}},
         202: {
             "model": SendingDocument,
+            "content": {"application/json": {"example": _EXAMPLE}},
             "description": "Not all of them are; `state` says whether they are tried again.",
         },
         **problem_responses(400, 404, 409, 422, 502, 503),
@@ -248,7 +253,7 @@ def send_documents(
     "/v1/sendings",
     operation_id="listSendings",
     summary="What was sent, and what became of it",
-    responses=problem_responses(422, 503),
+    responses={**_LISTED, **problem_responses(422, 503)},
 )
 def list_sendings(request: Request) -> SendingsDocument:
     """Those that ended are listed for as long as the setting `documents.keep_days` says."""
@@ -261,7 +266,7 @@ def list_sendings(request: Request) -> SendingsDocument:
     "/v1/sendings/{id}",
     operation_id="getSending",
     summary="What became of a sending",
-    responses=problem_responses(404, 422, 503),
+    responses={**_TOLD, **problem_responses(404, 422, 503)},
 )
 def get_sending(request: Request, sending_id: _Id) -> SendingDocument:
     """Each of its documents, and whether and when it is tried again."""
@@ -273,7 +278,7 @@ def get_sending(request: Request, sending_id: _Id) -> SendingDocument:
     "/v1/sendings/{id}/retry",
     operation_id="retrySending",
     summary="Try a sending again",
-    responses=problem_responses(404, 409, 422, 503),
+    responses={**_TOLD, **problem_responses(404, 409, 422, 503)},
 )
 def retry_sending(request: Request, sending_id: _Id) -> SendingDocument:
     """What is not stored is tried again within seconds, also what was refused."""
@@ -285,7 +290,7 @@ def retry_sending(request: Request, sending_id: _Id) -> SendingDocument:
     "/v1/sendings/{id}/cancel",
     operation_id="cancelSending",
     summary="End a sending",
-    responses=problem_responses(404, 409, 422, 503),
+    responses={**_TOLD, **problem_responses(404, 409, 422, 503)},
 )
 def cancel_sending(request: Request, sending_id: _Id) -> SendingDocument:
     """What is stored at the destination stays there."""
