@@ -94,6 +94,7 @@ def test_what_cannot_be_made_or_sent_is_said(service: Callable[..., TestClient])
     assert (never.status_code, never.json()["code"]) == (404, "sending-not-found")
 
 
+@pytest.mark.slow
 def test_a_destination_that_is_away_is_tried_again(
     service: Callable[..., TestClient], patients: Settings
 ) -> None:

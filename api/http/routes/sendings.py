@@ -49,6 +49,15 @@ _EXAMPLE = {
         }
     ],
 }
+_WAITING = {
+    **_EXAMPLE,
+    "state": "waiting",
+    "next_at": "2026-03-01T09:05:30+00:00",
+    "ended_at": None,
+    "why": "destination 'pacs' cannot store now (HTTP 503)",
+    "commitment": "not-asked",
+    "instances": [],
+}
 _TOLD: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"example": _EXAMPLE}}}
 }
@@ -213,7 +222,7 @@ def list_destinations(request: Request, archive: ArchiveDep) -> DestinationsDocu
         201: {"content": {"application/json": {"example": _EXAMPLE}}},
         202: {
             "model": SendingDocument,
-            "content": {"application/json": {"example": _EXAMPLE}},
+            "content": {"application/json": {"example": _WAITING}},
             "description": "Not all of them are; `state` says whether they are tried again.",
         },
         **problem_responses(400, 404, 409, 422, 502, 503),
