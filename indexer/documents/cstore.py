@@ -81,7 +81,7 @@ def _stored(link: Any, document: Document) -> Fate:
         return Fate(document.sop, "refused", None, "the node does not take this kind of document")
     made = dcmread(io.BytesIO(document.file))
     if ExplicitVRLittleEndian not in accepted:
-        made.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        made = _in_implicit_vr(made)
     status = link.send_c_store(made).get("Status")
     if status is None:
         return Fate(document.sop, "waiting", None, "no answer came in time")
@@ -93,6 +93,14 @@ def _stored(link: Any, document: Document) -> Fate:
     if status in _BUSY:
         return Fate(document.sop, "waiting", code, "the node is out of resources")
     return Fate(document.sop, "refused", code, "the node refuses it; its log says why")
+
+
+def _in_implicit_vr(made: Dataset) -> Dataset:
+    made.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    again = io.BytesIO()
+    made.save_as(again, implicit_vr=True, little_endian=True)
+    again.seek(0)
+    return dcmread(again)
 
 
 class _Commitment:
