@@ -79,7 +79,7 @@ def _stored(link: Any, document: Document) -> Fate:
     }
     if not accepted:
         return Fate(document.sop, "refused", None, "the node does not take this kind of document")
-    made = dcmread(io.BytesIO(document.file))
+    made: Dataset = dcmread(io.BytesIO(document.file))
     if ExplicitVRLittleEndian not in accepted:
         made = _in_implicit_vr(made)
     status = link.send_c_store(made).get("Status")

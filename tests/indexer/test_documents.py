@@ -96,7 +96,8 @@ def test_a_report_is_in_the_study_of_the_query_and_coded(site: Site) -> None:
     found = list(items(made))
     values = {
         name: [
-            item.MeasuredValueSequence[0].FloatingPointValue
+            item.MeasuredValueSequence[0].get("FloatingPointValue")
+            or float(item.MeasuredValueSequence[0].NumericValue)
             for item in found
             if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeValue == name
         ]
