@@ -22,6 +22,9 @@ PrecedentError
  │    └── SourceChanged     … or is another one by now
  ├── JobError               a job cannot be made, found, or changed as asked
  │    └── JobNotFound       there is no job of this number
+ ├── DocumentError          a DICOM document cannot be made of an answer, or not be sent
+ │    ├── DestinationUnknown   the settings name no such destination
+ │    └── SendingNotFound   there is no sending of this id
  ├── AccessError            a key or session cannot be made or found
  │    ├── NotAuthenticated  it is not known who asks
  │    ├── NotAllowed        whoever asks may not have this
@@ -34,7 +37,9 @@ from enum import StrEnum
 __all__ = [
     "AccessError",
     "AuditError",
+    "DestinationUnknown",
     "DiskFull",
+    "DocumentError",
     "FingerprintMismatch",
     "ImageNotFound",
     "ImageRefused",
@@ -48,6 +53,7 @@ __all__ = [
     "ProviderUnavailable",
     "QueryError",
     "RefusalReason",
+    "SendingNotFound",
     "SettingsError",
     "SourceChanged",
     "SourceError",
@@ -140,6 +146,18 @@ class JobError(PrecedentError):
 
 class JobNotFound(JobError):
     code = "job-not-found"
+
+
+class DocumentError(PrecedentError):
+    code = "document"
+
+
+class DestinationUnknown(DocumentError):
+    code = "destination-unknown"
+
+
+class SendingNotFound(DocumentError):
+    code = "sending-not-found"
 
 
 class AuditError(LedgerError):

@@ -90,7 +90,9 @@ class OidcSettings(BaseModel):
     scope_claim: _Text = "groups"
     """The claim whose values give scopes: a list, or text with blanks between. Dots lead into
     nested claims, as in "realm_access.roles"."""
-    scopes: Mapping[Literal["search", "index", "admin", "audit", "metrics"], tuple[_Text, ...]] = {}
+    scopes: Mapping[
+        Literal["search", "index", "admin", "audit", "metrics", "send"], tuple[_Text, ...]
+    ] = {}
     """For each scope of ours the values of ``scope_claim`` that give it; others give nothing."""
     tenant: _Tenant | None = None
     """The tenant of everybody, where there is but one …"""

@@ -29,6 +29,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from engine.documents_settings import Destination, DocumentsSettings, refuse_secrets
 from engine.environment import nearest, warn_of_unknown
 from engine.errors import SettingsError
 from engine.integration_settings import (
@@ -410,6 +411,9 @@ class Settings(BaseSettings):
     ] = Field(default_factory=dict)
     """Sources by name, for `precedent index --source NAME` and jobs."""
     receive: ReceiveSettings = ReceiveSettings()
+    documents: DocumentsSettings = DocumentsSettings()
+    destinations: dict[str, Destination] = Field(default_factory=dict)
+    """Where DICOM documents may be sent, by name."""
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
     oidc: OidcSettings = OidcSettings()
@@ -434,6 +438,7 @@ class Settings(BaseSettings):
                 f"oidc.client_secret does not belong into {_config_file()}; put it into a file of "
                 "its own, named by oidc.client_secret_file, or into PRECEDENT_OIDC__CLIENT_SECRET"
             )
+        refuse_secrets(toml.toml_data, _config_file())
         return init_settings, env_settings, toml
 
 

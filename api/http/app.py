@@ -39,6 +39,7 @@ from api.http.routes import (
     about,
     batch,
     cds_hooks,
+    documents,
     duplicates,
     embed_tokens,
     fhir,
@@ -50,7 +51,9 @@ from api.http.routes import (
     metrics as metrics_route,
     recommend,
     search,
+    sendings,
 )
+from api.http.sender import Sender
 from api.http.serving import Serving
 from api.http.slots import ALWAYS_ANSWERED, Load, Slots
 from api.http.throttle import Throttle
@@ -81,6 +84,8 @@ _ROUTES = (
     jobs_create,
     ingest,
     embed_tokens,
+    documents,
+    sendings,
     health,
     metrics_route,
 )
@@ -211,6 +216,7 @@ def _lifespan(
             try:
                 serving = opened.enter_context(Serving(settings, given))
                 work = opened.enter_context(Work(settings, serving))
+                sender = opened.enter_context(Sender(settings, serving, audit))
             except PrecedentError as error:
                 # For whoever runs the service: the server itself logs a long traceback, and ends.
                 app.state.failed = error
@@ -239,6 +245,7 @@ def _lifespan(
                 "events": Events(),
                 "metrics": metrics,
                 "work": work,
+                "sender": sender,
             }
 
     return lifespan

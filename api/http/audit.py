@@ -40,6 +40,7 @@ _BEGUN = 102
 _PATIENCE_S = 15.0
 """How long an answer is held back at most, as while a database server does not react."""
 _JOBS = "/v1/jobs/"
+_SENDINGS = "/v1/sendings/"
 _MOST_DIGITS = 10
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
@@ -185,7 +186,7 @@ def named_by(address: Address) -> Seen:
     """The image or study that the path names, if it is well-formed: else it may be any text."""
     image, study = address.named.get("id", ""), address.named.get("uid", "")
     images: tuple[str, ...] = ()
-    if image:
+    if image and not address.template.startswith(_SENDINGS):
         try:
             images = (str(UUID(image)),)
         except ValueError:

@@ -18,6 +18,8 @@ from api.http.observing import note_problem
 from api.http.request_ids import request_id_of
 from engine.errors import (
     AuditError,
+    DestinationUnknown,
+    DocumentError,
     ImageNotFound,
     ImageRefused,
     JobError,
@@ -30,6 +32,7 @@ from engine.errors import (
     ProviderUnavailable,
     QueryError,
     RefusalReason,
+    SendingNotFound,
     SourceChanged,
     SourceError,
     SourceGone,
@@ -185,6 +188,11 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
     ),
     JobError: _Kind("job", HTTPStatus.CONFLICT, "The job does not allow this"),
     JobNotFound: _Kind("job-not-found", HTTPStatus.NOT_FOUND, "No such job"),
+    DocumentError: _Kind("document", HTTPStatus.CONFLICT, "No document can be made or sent"),
+    DestinationUnknown: _Kind(
+        "destination-unknown", HTTPStatus.BAD_REQUEST, "There is no such destination"
+    ),
+    SendingNotFound: _Kind("sending-not-found", HTTPStatus.NOT_FOUND, "No such sending"),
     SourceError: _Kind(
         "source",
         HTTPStatus.BAD_GATEWAY,

@@ -8,13 +8,14 @@ __all__ = ["PAGES", "POLICY", "PUBLIC", "Scope"]
 
 class Scope(StrEnum):
     """What a key allows: to search, to index and delete, to administer, to read the audit log, to
-    read figures of the service as a whole."""
+    read figures of the service as a whole, to have documents that name patients, and send them."""
 
     SEARCH = "search"
     INDEX = "index"
     ADMIN = "admin"
     AUDIT = "audit"
     METRICS = "metrics"
+    SEND = "send"
 
 
 PUBLIC = None
@@ -66,6 +67,15 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/instances"): Scope.INDEX,
     ("DELETE", "/v1/instances"): Scope.INDEX,
     ("POST", "/v1/jobs"): Scope.INDEX,
+    ("POST", "/v1/studies/{uid}/report"): Scope.SEND,
+    ("POST", "/v1/studies/{uid}/key-objects"): Scope.SEND,
+    ("POST", "/v1/key-objects"): Scope.SEND,
+    ("GET", "/v1/destinations"): Scope.SEND,
+    ("POST", "/v1/sendings"): Scope.SEND,
+    ("GET", "/v1/sendings"): Scope.SEND,
+    ("GET", "/v1/sendings/{id}"): Scope.SEND,
+    ("POST", "/v1/sendings/{id}/retry"): Scope.SEND,
+    ("POST", "/v1/sendings/{id}/cancel"): Scope.SEND,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 

@@ -37,7 +37,7 @@ from indexer.imaging.pixels import PIXEL_KEYWORDS, PixelData, layout_of
 from indexer.imaging.quiet import hushed
 from indexer.imaging.voi import VOI_KEYWORDS, View, check_view
 
-__all__ = ["DicomImage", "is_dicom", "read_dicom"]
+__all__ = ["DicomImage", "inflated", "is_dicom", "read_dicom"]
 
 _KEYWORDS = (
     *HEADER_KEYWORDS,
@@ -102,11 +102,7 @@ def read_dicom(
 def _read(
     fp: BinaryIO, size: int, limits: ImageLimits, policy: FramePolicy, view: View
 ) -> DicomImage:
-    encoding = find_dataset(fp)
-    if encoding.syntax == DeflatedExplicitVRLittleEndian:
-        fp = _inflate(fp, encoding, limits)
-        size = fp.seek(0, io.SEEK_END)
-        encoding = find_dataset(fp)
+    fp, size, encoding = inflated(fp, size, limits)
     parsed = parse_dataset(fp, size, encoding, _TAGS, PIXEL_KEYWORDS, limits.max_nesting)
     header, head, structure = parsed.header, parsed.head, parsed.structure
     if not has_preamble(fp) and not _is_plausible(header):
@@ -142,6 +138,20 @@ def _read(
 
     found, unreadable = readable_frames(numbers, stored.held, stored.missing, shown)
     return DicomImage(header, found, layout.frames, unreadable)
+
+
+def inflated(fp: BinaryIO, size: int, limits: ImageLimits) -> tuple[BinaryIO, int, Encoding]:
+    """The file, or a copy with its dataset inflated if that is deflated; its size, and where the
+    dataset starts.
+
+    Raises:
+        ImageRefused: the dataset cannot be inflated within ``limits``.
+    """
+    encoding = find_dataset(fp)
+    if encoding.syntax != DeflatedExplicitVRLittleEndian:
+        return fp, size, encoding
+    copy = _inflate(fp, encoding, limits)
+    return copy, copy.seek(0, io.SEEK_END), find_dataset(copy)
 
 
 def _inflate(fp: BinaryIO, encoding: Encoding, limits: ImageLimits) -> BinaryIO:

@@ -17,7 +17,7 @@ from engine.settings import ImageLimits, ZipLimits
 from indexer.files.compressed import UnpackedStream, is_compressed
 from indexer.files.dicom_structure import has_preamble
 from indexer.files.limits import check_file_size
-from indexer.files.locators import TarMember, ZipMember
+from indexer.files.locators import Image, TarMember, ZipMember
 from indexer.files.open_file import BoundedReader, open_file
 from indexer.files.tar_archive import is_tar, tar_content
 from indexer.files.zip_archive import Entry, is_zip, read_directory, unpacked
@@ -33,6 +33,8 @@ from indexer.imaging.voi import View
 __all__ = [
     "Frame",
     "Instance",
+    "content_of",
+    "digest_of",
     "read_image",
     "read_image_bytes",
     "read_tar_member",
@@ -146,6 +148,41 @@ def read_tar_member(
     pieces = tar_content(member, limits, zip_limits)
     with _refusing(), _copy(pieces, limits) as copy:
         return _read_member(*copy, how)
+
+
+@contextmanager
+def content_of(
+    image: Image, limits: ImageLimits, zip_limits: ZipLimits
+) -> Iterator[tuple[BinaryIO, int]]:
+    """The content of an image for the block, unpacked where it is packed, and its size in bytes.
+
+    Whatever goes wrong in the block because of the content is a refusal as well.
+
+    Raises:
+        ImageRefused: with the reason, for whatever is wrong with the file or its archive.
+    """
+    how = _How(limits, zip_limits, 1, b"", "header")
+    with _refusing(), ExitStack() as opened:
+        fp, size = _opened(image, limits, zip_limits, opened)
+        check_file_size(size, limits)
+        if is_compressed(fp) and not has_preamble(fp):
+            fp, size = opened.enter_context(_copy(_unpacked(fp, size, how), limits))
+        yield fp, size
+
+
+def _opened(
+    image: Image, limits: ImageLimits, zip_limits: ZipLimits, opened: ExitStack
+) -> tuple[BinaryIO, int]:
+    if isinstance(image, bytes):
+        return io.BytesIO(image), len(image)
+    if isinstance(image, ZipMember):
+        archive = opened.enter_context(open_file(image.archive))
+        entry = _entry(archive, image, zip_limits)
+        return opened.enter_context(_copy(unpacked(archive, entry, limits, zip_limits), limits))
+    if isinstance(image, TarMember):
+        return opened.enter_context(_copy(tar_content(image, limits, zip_limits), limits))
+    fp = opened.enter_context(open_file(image))
+    return fp, fp.size
 
 
 def _read_member(fp: BinaryIO, size: int, how: _How) -> Instance:
@@ -262,7 +299,7 @@ def _unpacked(fp: BinaryIO, size: int, how: _How) -> Iterator[bytes]:
 
 
 def _read_plain(fp: BinaryIO, size: int, how: _How) -> Instance:
-    digest = _sha256(fp, size)
+    digest = digest_of(fp, size)
     policy = how.policy
     if not has_preamble(fp):
         if is_raster(fp):
@@ -279,7 +316,8 @@ def _read_plain(fp: BinaryIO, size: int, how: _How) -> Instance:
     return Instance(record, digest, image.frames, image.frames_declared, image.partial, differing)
 
 
-def _sha256(fp: BinaryIO, size: int) -> str:
+def digest_of(fp: BinaryIO, size: int) -> str:
+    """The SHA-256 of the content, hex. Raises ImageRefused if it is not of this size any more."""
     fp.seek(0)
     digest = hashlib.sha256()
     hashed = 0

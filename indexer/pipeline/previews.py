@@ -23,7 +23,7 @@ from indexer.imaging.voi import Window
 from indexer.pipeline.reader_pool import ReaderPool
 from indexer.sources.opening import SourceSpec
 
-__all__ = ["PreviewReader"]
+__all__ = ["PreviewReader", "gone", "image_of"]
 
 
 class PreviewReader:
@@ -74,7 +74,7 @@ class PreviewReader:
             QueryError: there is no such frame, or it has no grey values for a window.
             ImageRefused: the file cannot be read. SourceError: its server cannot be reached.
         """
-        image = _image(record, locator, self._settings)
+        image = image_of(record, locator, self._settings)
         task = ReadTask(
             image=image,
             limits=self._settings.limits,
@@ -89,7 +89,7 @@ class PreviewReader:
         ((_, found),) = self._pool.map([task])
         if isinstance(found, ImageRefused):
             if found.reason is RefusalReason.UNREADABLE:
-                raise _gone(record, locator, self._settings)
+                raise gone(record, locator, self._settings)
             raise found
         on_server = isinstance(image, bytes)
         same = found.sop == record.sop if on_server else found.content_sha256 == content
@@ -115,19 +115,28 @@ def _check(found: Preview, frame: int, window: Window | None) -> None:
         )
 
 
-def _image(record: ImageRecord, locator: str, settings: Settings) -> Image:
+def image_of(record: ImageRecord, locator: str, settings: Settings) -> Image:
+    """The content of an indexed image's file, where it is now.
+
+    Args:
+        record: of the image. locator: of its file.
+
+    Raises:
+        SourceGone: the file, or the setting that says where it is, is not there any more.
+        ImageRefused: it cannot be opened. SourceError: its server cannot be reached.
+    """
     scheme = locator.partition(":")[0]
     if scheme in ("file", *ARCHIVE_SCHEMES):
         from indexer.sources.folder import FolderSource
 
         if not file_path(locator.partition("#")[0]).is_file():
-            raise _gone(record, locator, settings)
+            raise gone(record, locator, settings)
         (found,) = FolderSource([], zip_limits=settings.zip).images([locator])
     else:
         found = _from_server(record, locator, settings)
     if isinstance(found, ImageRefused):
         if found.reason is RefusalReason.UNREADABLE:
-            raise _gone(record, locator, settings)
+            raise gone(record, locator, settings)
         raise found
     return found
 
@@ -137,10 +146,10 @@ def _from_server(record: ImageRecord, locator: str, settings: Settings) -> Image
     spec = SourceSpec(name=record.source)
     try:
         if not any(locator.startswith(start) for start in spec.scope(settings)):
-            raise _gone(record, locator, settings)
+            raise gone(record, locator, settings)
         source = spec.open(_impatient(settings, record.source or ""))
     except SettingsError:
-        raise _gone(record, locator, settings) from None
+        raise gone(record, locator, settings) from None
     (found,) = source.images([locator])
     return found
 
@@ -151,7 +160,7 @@ def _impatient(settings: Settings, name: str) -> Settings:
     return settings.model_copy(update={"sources": {name: named}})
 
 
-def _gone(record: ImageRecord, locator: str, settings: Settings) -> SourceGone:
+def gone(record: ImageRecord, locator: str, settings: Settings) -> SourceGone:
     """The error that says what is missing, and by which setting it was found; never where."""
     name = record.source or "folder"
     folder = DataDir(settings.data_dir).received_for(record.tenant)

@@ -21,6 +21,7 @@ GIVES = {
     "admin": "it",
     "audit": "privacy",
     "metrics": "monitoring",
+    "send": "reporting",
 }
 _EVERY = list(GIVES.values())
 PROGRAMS: dict[str, dict[str, Any]] = {

@@ -91,6 +91,7 @@ PACKAGES = {
         Package("orthanc", "Orthanc, a PACS", lambda: find_program("Orthanc")),
         Package("orthanc-dicomweb", "the DICOMweb plugin of Orthanc", _find_orthanc_plugin),
         Package("dcmtk", "DCMTK, which pushes images by C-STORE", find_dcmtk),
+        Package("dicom3tools", "dciodvfy, which checks DICOM", lambda: find_program("dciodvfy")),
         Package("nginx", "nginx, a proxy", lambda: find_program("nginx")),
         Package("chromium", "Chromium, a browser", lambda: find_program("chromium")),
         Package(

@@ -1,0 +1,1 @@
+"""DICOM documents of an answer: made of it, read back, and sent to a PACS."""
