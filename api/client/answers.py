@@ -14,6 +14,8 @@ __all__ = [
     "BatchResult",
     "CreatedJob",
     "Deleted",
+    "Destination",
+    "Destinations",
     "DuplicateGroup",
     "DuplicateImage",
     "Duplicates",
@@ -36,10 +38,14 @@ __all__ = [
     "RetriedJob",
     "SearchAnswer",
     "SearchEvidence",
+    "Sending",
+    "Sendings",
+    "SentInstance",
     "Source",
     "Sources",
     "Stats",
     "Suggestion",
+    "ViewerLink",
     "Vote",
     "Whoami",
 ]
@@ -91,6 +97,15 @@ class Image(_Answer):
     burned_in: bool | None
 
 
+class ViewerLink(_Answer):
+    """A link that opens a hit in one of the hospital's viewers; ``beside``: with the query."""
+
+    name: str
+    title: str
+    url: str
+    beside: str | None
+
+
 class Hit(Image):
     """An indexed image that was found: ``similarity`` in [-1, 1], ``hamming`` in bits, ``likeness``
     in [0, 1] or None."""
@@ -100,6 +115,7 @@ class Hit(Image):
     likeness: float | None
     name: str | None
     missing_frames: str | None
+    viewers: list[ViewerLink]
 
 
 class OodVerdict(_Answer):
@@ -115,7 +131,8 @@ class OodVerdict(_Answer):
 
 
 class SearchEvidence(_Answer):
-    """How the hits of a search were found."""
+    """How the hits of a search were found. Counts of the fields in ``facets_at_least`` are lower
+    bounds."""
 
     rung: str
     radius: int | None
@@ -125,6 +142,7 @@ class SearchEvidence(_Answer):
     candidates: int
     estimated: bool
     facets_estimated: bool
+    facets_at_least: list[str]
     compared: int
     approximate: bool
     ranked: int
@@ -217,6 +235,8 @@ class Facets(_Answer):
     """Number of images by field and value, of the ``count`` that match."""
 
     facets: dict[str, dict[str, int]]
+    facets_estimated: bool
+    facets_at_least: list[str]
     count: int
 
 
@@ -279,6 +299,7 @@ class Stats(_Answer):
     points: int
     instances: dict[str, int]
     facets: dict[str, dict[str, int]]
+    facets_at_least: list[str]
     model: str
     index: IndexState
 
@@ -296,6 +317,7 @@ class Sources(_Answer):
     """The sources of the caller's images."""
 
     sources: list[Source]
+    images_at_least: bool
 
 
 class Whoami(_Answer):
@@ -399,3 +421,50 @@ class Ready(_Answer):
 
     status: str
     checked: list[str]
+
+
+class Destination(_Answer):
+    """Where documents may be sent: "dicom" (C-STORE) or "stow" (STOW-RS)."""
+
+    name: str
+    kind: str
+
+
+class Destinations(_Answer):
+    """Those of the caller's tenant."""
+
+    destinations: list[Destination]
+
+
+class SentInstance(_Answer):
+    """What became of one document: "stored", "refused" or "waiting". ``committed``: whether the
+    destination answers for it; None: it did not say."""
+
+    kind: str
+    sop: str
+    state: str
+    status: str | None
+    detail: str | None
+    committed: bool | None
+
+
+class Sending(_Answer):
+    """Documents on their way to a destination: "waiting" to be tried again, "sent", "failed" or
+    "cancelled"."""
+
+    id: str
+    destination: str
+    state: str
+    attempts: int
+    made_at: str
+    next_at: str | None
+    ended_at: str | None
+    why: str | None
+    commitment: str
+    instances: list[SentInstance]
+
+
+class Sendings(_Answer):
+    """The newest first."""
+
+    sendings: list[Sending]

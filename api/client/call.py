@@ -87,10 +87,17 @@ def post(
 ) -> Call[M]:
     """A request with a JSON body of these fields, without those that are None; None: without a
     body."""
-    body = None
-    if fields is not None:
-        body = {name: value for name, value in fields.items() if value not in (None, [])}
+    body = None if fields is None else _given(fields)
     return Call(operation, "POST", path, _document(answer), json=body, repeatable=repeatable)
+
+
+def download(operation: str, path: str, fields: Mapping[str, Any]) -> Call[bytes]:
+    """A request with a JSON body of these fields, without those that are None, for a file."""
+    return Call(operation, "POST", path, content, json=_given(fields))
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, [])}
 
 
 def upload(
@@ -128,7 +135,7 @@ def part(text: str) -> str:
 
 
 def content(answer: httpx.Response) -> bytes:
-    """Of a picture."""
+    """Of a picture or a file."""
     return answer.content
 
 

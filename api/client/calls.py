@@ -5,14 +5,16 @@ Fields and options have the names of the HTTP API, but for ``image``, its upload
 which is ``id`` there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 from .answers import (
     BatchAnswer,
     CreatedJob,
     Deleted,
+    Destinations,
     Duplicates,
     EmbedToken,
     Facets,
@@ -26,11 +28,13 @@ from .answers import (
     RecommendationAnswer,
     RetriedJob,
     SearchAnswer,
+    Sending,
+    Sendings,
     Sources,
     Stats,
     Whoami,
 )
-from .call import Call, content, get, nothing, pairs, part, post, upload
+from .call import Call, content, download, get, nothing, pairs, part, post, upload
 from .uploads import Upload
 
 __all__ = ["Texts"]
@@ -359,6 +363,98 @@ def create_embed_token(
     """A token with which the site of ``origin`` shows the cases related to a study."""
     fields = {"study": study, "origin": origin, "acting_user": acting_user, "minutes": minutes}
     return post("createEmbedToken", "/v1/embed-tokens", EmbedToken, fields, repeatable=False)
+
+
+def make_report(
+    uid: str,
+    *,
+    format: str | None = None,  # noqa: A002 - as the HTTP API has it
+    image_id: str | None = None,
+    sop: str | None = None,
+    frame: int | None = None,
+    series: str | None = None,
+    k: int | None = None,
+    where: Texts = (),
+    exact: bool | None = None,
+    group_by: str | None = None,
+    exclude_own: str | None = None,
+) -> Call[bytes]:
+    """A DICOM instance, in the study with this Study Instance UID, of the cases most like it.
+
+    Args:
+        format: "sr", a structured report, or "pdf". image_id, sop (and frame), series: the image of
+            the study that is the query; without any the whole study is. The rest as of ``related``.
+    """
+    fields = {
+        "format": format,
+        "id": image_id,
+        "sop": sop,
+        "frame": frame,
+        "series": series,
+        "k": k,
+        "where": _texts(where),
+        "exact": exact,
+        "group_by": group_by,
+        "exclude_own": exclude_own,
+    }
+    return download("makeReport", f"/v1/studies/{part(uid)}/report", fields)
+
+
+def select_earlier_images(uid: str, *, k: int | None = None) -> Call[bytes]:
+    """A zip of Key Object Selections: similar earlier images of the patient of a study, one for
+    each of the studies that have them."""
+    return download("selectEarlierImages", f"/v1/studies/{part(uid)}/key-objects", {"k": k})
+
+
+def select_for_teaching(images: Sequence[str]) -> Call[bytes]:
+    """A zip of Key Object Selections for a teaching collection, one for each image by its id."""
+    return download("selectForTeaching", "/v1/key-objects", {"images": list(images)})
+
+
+def destinations() -> Call[Destinations]:
+    """Where documents may be sent."""
+    return get("listDestinations", "/v1/destinations", Destinations)
+
+
+def send_documents(
+    destination: str,
+    *,
+    report: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Any] | None = None,
+    teaching: Mapping[str, Any] | None = None,
+) -> Call[Sending]:
+    """Send documents to a destination that the service's settings name: one of a ``report`` and
+    ``earlier`` images, each with the ``study`` and the fields of ``make_report`` and
+    ``select_earlier_images`` by their names in the HTTP API, and ``teaching``, with ``images``."""
+    fields = {
+        "destination": destination,
+        "report": None if report is None else dict(report),
+        "earlier": None if earlier is None else dict(earlier),
+        "teaching": None if teaching is None else dict(teaching),
+    }
+    return post("sendDocuments", "/v1/sendings", Sending, fields, repeatable=False)
+
+
+def sendings() -> Call[Sendings]:
+    """What was sent, and what became of it."""
+    return get("listSendings", "/v1/sendings", Sendings)
+
+
+def sending(sending_id: str) -> Call[Sending]:
+    """What became of a sending."""
+    return get("getSending", f"/v1/sendings/{part(sending_id)}", Sending)
+
+
+def retry_sending(sending_id: str) -> Call[Sending]:
+    """Try again what is not stored at the destination."""
+    path = f"/v1/sendings/{part(sending_id)}/retry"
+    return post("retrySending", path, Sending, repeatable=False)
+
+
+def cancel_sending(sending_id: str) -> Call[Sending]:
+    """End a sending; what is stored at the destination stays there."""
+    path = f"/v1/sendings/{part(sending_id)}/cancel"
+    return post("cancelSending", path, Sending, repeatable=False)
 
 
 def health() -> Call[Health]:

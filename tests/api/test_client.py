@@ -197,6 +197,7 @@ _STATS = {
     "points": 1,
     "instances": {},
     "facets": {},
+    "facets_at_least": [],
     "model": "m",
     "index": {"profile": "hash", "quantised": False, "cells": None},
 }
