@@ -6,6 +6,7 @@ moment leaves at worst one attempt too many, which a PACS takes for the same ins
 """
 
 import json
+import logging
 import re
 import time
 import uuid
@@ -40,6 +41,10 @@ from indexer.documents.plans import Plan, plan_from, plan_text
 
 __all__ = ["Outbox", "Sending", "destinations_of", "moment"]
 
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""Of the files: one of another format is left alone."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_PAUSE = 3600.0
 _DAY = 86_400.0
@@ -272,7 +277,12 @@ class Outbox:
     def _read(self, sending: str) -> Sending | None:
         try:
             written = json.loads((self._folder / f"{sending}.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            written = {}
+        if written.pop("format", None) != _FORMAT:
+            logger.warning("sending %s is left alone: another version noted it", sending)
             return None
         return Sending(
             **{
@@ -283,7 +293,11 @@ class Outbox:
         )
 
     def _write(self, sending: Sending) -> None:
-        text = {**asdict(sending), "plans": [plan_text(one) for one in sending.plans]}
+        text = {
+            "format": _FORMAT,
+            **asdict(sending),
+            "plans": [plan_text(one) for one in sending.plans],
+        }
         write_atomically(self._folder / f"{sending.id}.json", json.dumps(text).encode())
 
     def _forget_old(self, now: float) -> None:
