@@ -57,7 +57,8 @@ def store(name: str, to: DicomDestination, documents: Sequence[Document]) -> Del
         why = "refuses the association" if link.is_rejected else "cannot be reached"
         raise Unreachable(
             f"destination {name!r} {why}: check the AE titles, host and port in "
-            f"destinations.{name}, and that the node knows {to.calling_ae_title}"
+            f"destinations.{name}, that the node knows {to.calling_ae_title}, and, with TLS on one "
+            "side or both, tls, ca_file and cert_file"
         )
     try:
         delivery = Delivery(tuple(_stored(link, one) for one in documents))

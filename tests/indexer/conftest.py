@@ -1,5 +1,6 @@
 """Archives indexed for real, with a model that is quick to load."""
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from services.needed import package
 from sites import Site, drawn, png_of
 
 from engine.model.checkpoint import save_checkpoint
@@ -80,3 +82,15 @@ def site(store_root: Path, model: Path) -> Iterator[Site]:
 def draw() -> Callable[[int], bytes]:
     """Seed → the bytes of a PNG."""
     return lambda seed: png_of(drawn(seed))
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1 that signed itself, with its key beside it in ``key.pem``."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = (package("openssl"), "req", "-x509", "-newkey", "ec")
+    kind = ("-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    subject = ("-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", folder / "key.pem", "-out", folder / "cert.pem")
+    subprocess.run([*made, *kind, *subject, *files], check=True, capture_output=True)
+    return folder / "cert.pem"

@@ -6,19 +6,16 @@ import json
 import logging
 import re
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from dicom_files import dataset, encode
 from loopback_pacs import LoopbackPacs, Reply, multipart
-from services.needed import package
 
 from engine.errors import ImageRefused, QueryError, SettingsError, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
@@ -920,38 +917,6 @@ def test_what_a_redirect_brings_along_is_not_read(pacs):
 
 
 # ---------------------------------------------------------------- TLS
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> Path:
-    """A certificate of 127.0.0.1 that signed itself, with its key beside it."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *(
-                package("openssl"),
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-            ),
-            *(
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=test",
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-            ),
-            *("-keyout", folder / "key.pem", "-out", folder / "cert.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return folder / "cert.pem"
 
 
 @pytest.fixture

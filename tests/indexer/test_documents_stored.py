@@ -2,10 +2,12 @@
 
 import gc
 import io
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from engine.documents_settings import DicomDestination, StowDestination
+from engine.errors import SettingsError
 from indexer.documents import cstore, stow
 from indexer.documents.delivery import Unreachable
 from indexer.documents.making import Document
@@ -61,9 +64,17 @@ class Node:
         link.send_n_event_report(said, 1, StorageCommitmentPushModel, "1.2.840.10008.1.20.1.1")
 
     @contextmanager
-    def running(self) -> Iterator[DicomDestination]:
+    def running(self, certificate: Path | None = None) -> Iterator[DicomDestination]:
+        """certificate: of the node, which then takes TLS alone, from who has this one too."""
+        context = None
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+            context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+            context.verify_mode = ssl.CERT_REQUIRED
         handlers = [(evt.EVT_C_STORE, self.store), (evt.EVT_N_ACTION, self.commit)]
-        server = self._ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        server = self._ae.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=context
+        )
         try:
             yield DicomDestination(
                 kind="dicom",
@@ -90,6 +101,25 @@ def test_a_node_answers_for_each_document() -> None:
     assert delivery.commitment == "answered"
     assert [one.committed for one in delivery.fates] == [True, True, None, None]
     assert {str(one.PatientName) for one in node.stored} == {"Müller^Anna"}
+
+
+# pynetdicom leaves the socket of a connection that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_node_with_tls_is_trusted_by_its_certificate_and_wants_ours(certificate: Path) -> None:
+    node = Node([0x0000] * 2, commits=True)
+    own = {"cert_file": certificate, "key_file": certificate.with_name("key.pem")}
+    with node.running(certificate) as to:
+        known = to.model_copy(update={"tls": True, "ca_file": certificate, **own})
+        delivery = cstore.store("pacs", known, [document(0)])
+        assert (delivery.fates[0].state, delivery.commitment) == ("stored", "answered")
+        for change in ({"ca_file": None}, {"tls": False}, {"cert_file": None, "key_file": None}):
+            with pytest.raises(Unreachable, match=r"cannot be reached.*ca_file"):
+                cstore.store("pacs", known.model_copy(update=change), [document(1)])
+        missing = known.model_copy(update={"ca_file": certificate.with_name("none.pem")})
+        with pytest.raises(SettingsError, match=r"destinations\.pacs"):
+            cstore.store("pacs", missing, [document(1)])
+    assert len(node.stored) == 1
+    gc.collect()
 
 
 # pynetdicom leaves the socket of a connection that failed to the garbage collector.
