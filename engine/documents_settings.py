@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     HttpUrl,
     SecretStr,
@@ -15,7 +12,7 @@ from pydantic import (
 )
 
 from engine.errors import SettingsError
-from engine.tenants import is_tenant
+from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 
 __all__ = [
     "Destination",
@@ -27,27 +24,7 @@ __all__ = [
 ]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _tenant(written: str) -> str:
-    if not is_tenant(written):
-        raise ValueError(f"{written[:80]!r} is no tenant; write it as in north or ward-3")
-    return written
-
-
-def _path(written: Path) -> Path:
-    try:
-        return written.expanduser()
-    except RuntimeError:
-        raise ValueError("the home folder that ~ stands for is not known") from None
-
-
-_File = Annotated[Path, AfterValidator(_path)]
-
-
-class DocumentsSettings(_Group):
+class DocumentsSettings(SettingsGroup):
     """What DICOM documents hold, and for how long they are tried to be sent."""
 
     identify_other_patients: bool = False
@@ -61,13 +38,13 @@ class DocumentsSettings(_Group):
     """How long it can be asked what became of a sending that has ended."""
 
 
-class DestinationSettings(_Group):
+class DestinationSettings(SettingsGroup):
     """What all destinations have."""
 
-    tenant: Annotated[str, AfterValidator(_tenant)] | None = None
+    tenant: TenantSetting | None = None
     """Whose documents may be sent there; None = those of `default`."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
-    ca_file: _File | None = None
+    ca_file: PathSetting | None = None
     """Certificates to trust instead of the system's."""
 
 
@@ -80,8 +57,8 @@ class DicomDestination(DestinationSettings):
     port: Annotated[int, Field(ge=1, le=65535)]
     calling_ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
     tls: bool = False
-    cert_file: _File | None = None
-    key_file: _File | None = None
+    cert_file: PathSetting | None = None
+    key_file: PathSetting | None = None
     """Certificate and key to show to the node, both in PEM."""
     commitment: bool = True
     """Whether the node is asked to commit itself to what it stored, if it offers that."""
@@ -105,10 +82,10 @@ class StowDestination(DestinationSettings):
     """Its root, below which `/studies` is."""
     username: str | None = None
     password: SecretStr | None = None
-    password_file: _File | None = None
+    password_file: PathSetting | None = None
     token: SecretStr | None = None
     """Sent as a bearer token."""
-    token_file: _File | None = None
+    token_file: PathSetting | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "StowDestination":

@@ -9,9 +9,10 @@ from string import Formatter
 from typing import Annotated, Literal
 from urllib.parse import quote_plus, unquote_plus, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from engine.loopback import is_loopback
+from engine.settings_fields import SettingsGroup
 
 __all__ = ["PLACEHOLDERS", "CdsHooksSettings", "FhirSettings", "ViewerName", "ViewerSettings"]
 
@@ -105,11 +106,7 @@ _TITLES = {
 }
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ViewerSettings(_Group):
+class ViewerSettings(SettingsGroup):
     """A viewer in which hits can be opened: one that is known here, or one with a template."""
 
     kind: Literal["ohif", "weasis", "stone", "orthanc-explorer-2"] | None = None
@@ -195,7 +192,7 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-class FhirSettings(_Group):
+class FhirSettings(SettingsGroup):
     """Answers in FHIR R4."""
 
     patients: Literal["none", "pseudonym"] = "none"
@@ -209,7 +206,7 @@ class FhirSettings(_Group):
     image was indexed from, at that moment."""
 
 
-class CdsHooksSettings(_Group):
+class CdsHooksSettings(SettingsGroup):
     """The service for CDS Hooks."""
 
     hook: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,63}$")] = "imaging-study"

@@ -1,13 +1,13 @@
 """Settings of OpenID Connect: whose tokens are believed, and what they allow."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from engine.loopback import is_loopback
+from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 
 __all__ = ["OidcSettings"]
 
@@ -37,26 +37,15 @@ def _address(written: str) -> str:
     return written
 
 
-def _home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ValueError("the home folder that ~ stands for is not known") from None
-
-
 _Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
 _Address = Annotated[str, AfterValidator(_address)]
-_Path = Annotated[Path, AfterValidator(_home)]
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
-_Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class OidcSettings(BaseModel):
+class OidcSettings(SettingsGroup):
     """OpenID Connect; off without ``issuer``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     issuer: _Address | None = None
     """The identity provider, exactly as its tokens name it; its configuration is read from
@@ -70,7 +59,7 @@ class OidcSettings(BaseModel):
     """The page's registration with the provider; None = nobody signs in to the page by it."""
     client_secret: SecretStr | None = None
     """Of that registration, from the environment alone; None = a public client, or the file."""
-    client_secret_file: _Path | None = None
+    client_secret_file: PathSetting | None = None
     """A file that has nothing but the secret."""
     page_url: _Address | None = None
     """The page's address as browsers see it. ``/login/oidc/callback`` below it has to be among the
@@ -94,11 +83,11 @@ class OidcSettings(BaseModel):
         Literal["search", "index", "admin", "audit", "metrics", "send"], tuple[_Text, ...]
     ] = {}
     """For each scope of ours the values of ``scope_claim`` that give it; others give nothing."""
-    tenant: _Tenant | None = None
+    tenant: TenantSetting | None = None
     """The tenant of everybody, where there is but one …"""
     tenant_claim: _Text | None = None
     """… or else the claim that decides on it, by a value of …"""
-    tenants: Mapping[str, _Tenant] = {}
+    tenants: Mapping[str, TenantSetting] = {}
     """… these, each with its tenant."""
     skew_seconds: Annotated[int, Field(ge=0, le=300)] = 60
     """By how much clocks may differ."""
@@ -115,7 +104,7 @@ class OidcSettings(BaseModel):
     allowed_hosts: tuple[_Text, ...] = ()
     """Other hosts that the provider's configuration may name, as in "keys.example" or
     "keys.example:8443". Nothing else than these and the issuer's is ever asked."""
-    ca_file: _Path | None = None
+    ca_file: PathSetting | None = None
     """Certificates to trust instead of the usual ones."""
 
     @model_validator(mode="after")

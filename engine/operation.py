@@ -9,9 +9,10 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from engine.loopback import is_loopback
+from engine.settings_fields import SettingsGroup
 
 __all__ = ["OperationSettings"]
 
@@ -81,10 +82,8 @@ def _at_once() -> int:
     return min(max(8, 4 * (usable or 1)), 32)
 
 
-class OperationSettings(BaseModel):
+class OperationSettings(SettingsGroup):
     """How much the service takes on, whom it believes, and what it tells of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_connections: Annotated[int, Field(ge=8)] = 512
     """Connections open at a time; further ones are answered 503."""

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     HttpUrl,
     SecretStr,
@@ -40,7 +39,7 @@ from engine.integration_settings import (
 )
 from engine.oidc_settings import OidcSettings
 from engine.operation import OperationSettings
-from engine.tenants import is_tenant
+from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 
 __all__ = [
     "AuditSettings",
@@ -70,26 +69,7 @@ def _cores() -> int:
     return min(usable or 1, 16)
 
 
-def _home(path: Path) -> Path:
-    """The path with a leading "~" expanded, as a shell would.
-
-    Raises:
-        ValueError: nobody knows whose home that is.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ValueError("the home folder that ~ stands for is not known") from None
-
-
-_PathSetting = Annotated[Path, AfterValidator(_home)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageLimits(_Group):
+class ImageLimits(SettingsGroup):
     """Limits of one image file, checked before anything is decoded."""
 
     max_file_bytes: Annotated[int, Field(gt=0)] = 2 * 1024**3
@@ -104,7 +84,7 @@ class ImageLimits(_Group):
     """Depth of nested DICOM sequences."""
 
 
-class ZipLimits(_Group):
+class ZipLimits(SettingsGroup):
     """Limits of a zip or tar archive, checked in its directory or headers and again while
     unpacking; and of files that gzip or Zstandard packed."""
 
@@ -115,7 +95,7 @@ class ZipLimits(_Group):
     """Largest ratio of unpacked to packed size of a member, or of what is packed as a whole."""
 
 
-class IndexingSettings(_Group):
+class IndexingSettings(SettingsGroup):
     """How an archive is indexed: reading, encoding, and which frames become points."""
 
     readers: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores)
@@ -149,7 +129,7 @@ class IndexingSettings(_Group):
     """Longer side of a thumbnail, in pixels."""
 
 
-class StoreSettings(_Group):
+class StoreSettings(SettingsGroup):
     """Where the points are stored, and the profile of a new index."""
 
     url: str | None = None
@@ -189,7 +169,7 @@ class StoreSettings(_Group):
         return values
 
 
-class LedgerSettings(_Group):
+class LedgerSettings(SettingsGroup):
     """Where the ledger, the record of instances and jobs, is kept."""
 
     url: SecretStr | None = None
@@ -197,14 +177,14 @@ class LedgerSettings(_Group):
     in the data folder."""
 
 
-class AuditSettings(_Group):
+class AuditSettings(SettingsGroup):
     """The audit log: who had access to which images. It lies beside the ledger."""
 
     enabled: bool = True
     """Record every access, and answer none that cannot be recorded."""
 
 
-class JobSettings(_Group):
+class JobSettings(SettingsGroup):
     """How jobs are divided into chunks of instances and given to workers."""
 
     broker: SecretStr | None = None
@@ -236,25 +216,14 @@ def _window(written: str) -> str:
     return written
 
 
-def _tenant(written: str) -> str:
-    """Checks the name of a tenant.
-
-    Raises:
-        ValueError: none may be named so.
-    """
-    if not is_tenant(written):
-        raise ValueError(f"{written[:80]!r} is no tenant; write it as in north or ward-3")
-    return written
-
-
-class SourceSettings(_Group):
+class SourceSettings(SettingsGroup):
     """Settings that all sources of images have."""
 
     window: Annotated[str, AfterValidator(_window)] | None = None
     """Local time of day in which the source may be read, as in "20:00-06:00"; None = always."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
     """Most chunks of the source that are processed at the same time; None = no limit."""
-    tenant: Annotated[str, AfterValidator(_tenant)] | None = None
+    tenant: TenantSetting | None = None
     """Whose its images are; None = that of `--tenant`."""
 
 
@@ -262,7 +231,7 @@ class FolderSettings(SourceSettings):
     """Folders, files, archives and DICOMDIRs that every worker sees under these paths."""
 
     kind: Literal["folder"]
-    paths: tuple[_PathSetting, ...]
+    paths: tuple[PathSetting, ...]
     labels: Literal["folder"] | None = None
 
 
@@ -275,7 +244,7 @@ class DicomWebSettings(SourceSettings):
     password: SecretStr | None = None
     token: SecretStr | None = None
     """Sent as a bearer token."""
-    ca_file: _PathSetting | None = None
+    ca_file: PathSetting | None = None
     """Certificates to trust instead of the system's."""
     allowed_hosts: tuple[str, ...] = ()
     """Other hosts to which the server may redirect."""
@@ -288,9 +257,6 @@ class DicomWebSettings(SourceSettings):
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """How often one request is sent at most, when the server is busy or unreachable."""
-    patience_seconds: Annotated[float, Field(ge=0)] = 600.0
-    """For how long work that fills an index waits for a server that has gone away, as while it is
-    upgraded. Searches do not."""
     page: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Studies, series or instances in the answer to one QIDO-RS request."""
 
@@ -306,7 +272,7 @@ def _uid(written: str) -> str:
     return written
 
 
-class ReceiveSettings(_Group):
+class ReceiveSettings(SettingsGroup):
     """The C-STORE SCP, which receives instances that a PACS sends."""
 
     ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
@@ -328,7 +294,7 @@ class ReceiveSettings(_Group):
     batch: Annotated[int, Field(ge=1)] = 500
 
 
-class SearchSettings(_Group):
+class SearchSettings(SettingsGroup):
     """How a query is answered."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
@@ -388,9 +354,9 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    data_dir: _PathSetting = Path("precedent-data")
+    data_dir: PathSetting = Path("precedent-data")
     """Index, ledger and thumbnails."""
-    model: _PathSetting | None = None
+    model: PathSetting | None = None
     """Folder of a checkpoint; None = the shipped one."""
     device: str = "auto"
     """Where the model runs: "cpu", "cuda", "cuda:1", …; "auto" = a GPU where there is one."""

@@ -156,7 +156,7 @@ def _from_server(record: ImageRecord, locator: str, settings: Settings) -> Image
 
 def _impatient(settings: Settings, name: str) -> Settings:
     """The settings, with a source that is not waited for: a person waits for the picture."""
-    named = settings.sources[name].model_copy(update={"patience_seconds": 0.0, "attempts": 1})
+    named = settings.sources[name].model_copy(update={"attempts": 1})
     return settings.model_copy(update={"sources": {name: named}})
 
 

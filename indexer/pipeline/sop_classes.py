@@ -95,7 +95,7 @@ class _Servers:
         from indexer.sources.dicomweb.server import WebServer
 
         seconds = min(named.timeout_seconds, _SECONDS)
-        hasty = {"attempts": 1, "patience_seconds": 0.0, "timeout_seconds": seconds}
+        hasty = {"attempts": 1, "timeout_seconds": seconds}
         return WebServer(name, named.model_copy(update=hasty))
 
 
