@@ -42,8 +42,14 @@ def create(
     """Make a key and show it, this once: it is kept nowhere."""
     until = None if expires is None else _end(expires)
     with _keys(data_dir) as known:
-        key, written = known.create(name, scope or [Scope.SEARCH], tenant=tenant, expires_at=until)
-        note(key=key.id, scopes=sorted(key.scopes), tenant=key.tenant)
+        key, written = known.create(
+            name,
+            scope or [Scope.SEARCH],
+            tenant=tenant,
+            expires_at=until,
+            announce=lambda key: record_before(**_named(key)),
+        )
+        note(**_named(key))
     if as_json:
         write_json({**_document(key), "key": written})
         return
@@ -116,6 +122,10 @@ def _state(key: ApiKey) -> str:
         return "valid"
     word = "valid until" if key.holds(datetime.now(UTC)) else "expired"
     return f"{word} {key.expires_at:%Y-%m-%d %H:%M}"
+
+
+def _named(key: ApiKey) -> dict[str, Any]:
+    return {"key": key.id, "scopes": sorted(key.scopes), "tenant": key.tenant}
 
 
 def _document(key: ApiKey) -> dict[str, Any]:

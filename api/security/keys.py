@@ -67,8 +67,12 @@ class Keys:
         *,
         tenant: str = DEFAULT_TENANT,
         expires_at: datetime | None = None,
+        announce: Callable[[ApiKey], object] = lambda _: None,
     ) -> tuple[ApiKey, str]:
         """A new key, and the text that is its only copy.
+
+        Args:
+            announce: is told of the key before there is one; if it raises, there is none.
 
         Raises:
             AccessError: no scope, no name, an ill-formed tenant, or an end that has passed.
@@ -85,6 +89,7 @@ class Keys:
         if expires_at is not None and expires_at <= now:
             raise AccessError(f"{expires_at.isoformat()} has passed; name a time to come")
         key = ApiKey(secrets.token_hex(8), name, tenant, frozenset(scopes), now, expires_at)
+        announce(key)
         secret = secrets.token_urlsafe(32)
         row = {
             "id": key.id,

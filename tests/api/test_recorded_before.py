@@ -83,7 +83,9 @@ def test_what_cannot_be_recorded_is_not_shown(site: Settings, indexed) -> None:
     exporting = ["audit", "export", str(exported), "--data-dir", str(site.data_dir)]
     assert CliRunner().invoke(app, exporting).exit_code == 1
     assert not exported.exists()
-    # Nor was anything deleted.
+    # Nor was anything deleted, or a key made, which would close an open service.
+    with open_database(site, DataDir(site.data_dir).ledger) as database:
+        assert not Keys(database).exist()
     with Archive(site) as archive:
         assert archive.ledger.counts() == {"done": 35}
 
