@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.addresses import Addresses, path_of
 from api.http.head import is_head
 from api.security.policy import POLICY
 from engine.records import OodVerdict
@@ -128,7 +128,7 @@ class Observed:
         self._app = app
         self._observers = observers
         self._lines = lines
-        self._routes = [(compile_path(path)[0], path) for path in {path for _, path in POLICY}]
+        self._addresses = Addresses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -158,8 +158,8 @@ class Observed:
             _current.reset(token)
 
     def _route(self, scope: Scope) -> str:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return next((name for pattern, name in self._routes if pattern.match(path)), UNMATCHED)
+        found = self._addresses.find(path_of(scope))
+        return UNMATCHED if found is None else found.template
 
 
 def _log(seen: Observation) -> None:
