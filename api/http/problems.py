@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -281,6 +282,9 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            # In the middle of its body: nobody is there for an answer, and nothing went wrong here.
+            return
         except Exception as error:
             _log_unexpected(error)
             if started:

@@ -3,8 +3,11 @@
 import io
 import json
 import logging
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from fastapi import APIRouter
@@ -156,3 +159,22 @@ def test_lines_for_requests_can_be_left_out(settings: Settings, log: io.StringIO
     with LoopbackClient(create_service(settings.model_copy(update={"server": server}))) as client:
         client.get("/healthz")
     assert not [line for line in lines(log) if line["logger"] == "precedent.requests"]
+
+
+def test_a_client_that_leaves_amid_its_upload_is_no_error(indexed, tmp_path, caplog) -> None:
+    request = (
+        "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    )
+    with (
+        served(create_service(indexed.copy(tmp_path / "data"))) as address,
+        caplog.at_level(logging.INFO),
+    ):
+        parts = urlsplit(address)
+        with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
+            connection.sendall(request.encode())
+        until = time.monotonic() + 60
+        while "client left" not in caplog.messages:
+            assert time.monotonic() < until, caplog.text
+            time.sleep(0.01)
+    assert [one.message for one in caplog.records if one.levelno >= logging.ERROR] == []

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,9 +143,29 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             *("/v1/images/" + point.id + "/preview" for point in points),
             *("/v1/duplicates", "/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/readyz"),
             *("/metrics", "/v1/jobs", "/v1/jobs/1", "/v1/jobs/1/report", "/v1/jobs/1/events"),
+            *("/cds-services", "/v1/destinations", "/v1/sendings", "/v1/sendings/1"),
         ]
         for address in asked:
             answer = client.get(address)
+            yield address, repr(answer.headers).encode() + answer.content
+        for study in studies:
+            for address in (f"/fhir/ImagingStudy/{study}", f"/v1/studies/{study}/related?k=50"):
+                answer = client.get(address, headers={"Accept": "application/fhir+json"})
+                assert answer.status_code == 200
+                yield f"{address} in FHIR", repr(answer.headers).encode() + answer.content
+            hook = {"hook": "imaging-study", "hookInstance": str(uuid.UUID(int=1))}
+            hook = {**hook, "context": {"studyInstanceUID": study}}
+            answer = client.post("/cds-services/related-studies", json=hook)
+            assert answer.status_code == 200
+            yield "a card", repr(answer.headers).encode() + answer.content
+            # Documents name their patient: an open service makes none.
+            for address in ("report", "key-objects"):
+                answer = client.post(f"/v1/studies/{study}/{address}", json={})
+                assert answer.status_code in (401, 403)
+                yield address, repr(answer.headers).encode() + answer.content
+        for address in ("key-objects", "sendings", "sendings/1/retry", "sendings/1/cancel"):
+            answer = client.post(f"/v1/{address}", json={"images": [first]})
+            assert answer.status_code in (401, 403)
             yield address, repr(answer.headers).encode() + answer.content
         for change in ("pause", "resume", "cancel", "retry"):
             answer = client.post(f"/v1/jobs/1/{change}")
@@ -180,6 +201,10 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
         *("/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/v1/embed-tokens"),
         *("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/report", "/v1/jobs/{id}/events"),
         *("/v1/jobs/{id}/pause", "/v1/jobs/{id}/resume", "/v1/jobs/{id}/cancel"),
+        *("/fhir/ImagingStudy/{uid}", "/cds-services", "/cds-services/related-studies"),
+        *("/v1/studies/{uid}/report", "/v1/studies/{uid}/key-objects", "/v1/key-objects"),
+        *("/v1/destinations", "/v1/sendings", "/v1/sendings/{id}"),
+        *("/v1/sendings/{id}/retry", "/v1/sendings/{id}/cancel"),
         # What is handed in is kept as it is, like what is pushed; tests/api/test_instances.py.
         *("/v1/jobs/{id}/retry", "/v1/instances"),
     }

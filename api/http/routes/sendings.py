@@ -71,11 +71,17 @@ _Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
 class _ReportToSend(ReportFields):
     """A report, as of `POST /v1/studies/{uid}/report`, in the study `study`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"study": EXAMPLE_STUDY, "format": "sr", "k": 5}]}
+    )
+
     study: _Uid
 
 
 class _EarlierToSend(EarlierFields):
     """Key objects, as of `POST /v1/studies/{uid}/key-objects`, for the study `study`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"study": EXAMPLE_STUDY, "k": 20}]})
 
     study: _Uid
 
