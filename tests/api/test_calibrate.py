@@ -69,6 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_one_folder_is_split_into_reference_and_calibration(pictures, model, capsys) -> None:
     calibrate(pictures, "--model", model, "--json")
     document = json.loads(capsys.readouterr().out)

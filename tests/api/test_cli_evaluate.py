@@ -87,6 +87,7 @@ def on(folders: dict[str, Path]) -> tuple[str | Path, ...]:
     return ("--database", folders["database"], "--queries", folders["queries"])
 
 
+@pytest.mark.slow
 def test_two_folders_in_json(run: Run, folders: dict[str, Path], indexed) -> None:
     found = document(run(*on(folders), "--k", "5", "--json"))
     assert found["model"] == Encoder.load(indexed.settings.model or Path()).manifest.fingerprint

@@ -96,6 +96,7 @@ def precedent(monkeypatch, capsys) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.mark.slow
 def test_an_archive_trains_on_its_own_tags(archive, precedent, tmp_path):
     (archive / "notes.txt").write_text("no image")
     document = precedent(

@@ -171,6 +171,7 @@ def test_no_job_of_anything_else(fresh, asked, status):
     assert "shelf" not in answer.text.replace(str(asked), "") or "source" in asked
 
 
+@pytest.mark.slow
 def test_jobs_are_of_the_tenant_of_their_source(indexed, tmp_path):
     folder = indexed.files["ct"][0].parent
     sources = {
@@ -302,6 +303,7 @@ def test_a_deletion_that_was_killed_is_finished_for_its_tenant_alone(
     assert left() == tenants - {deleted_by, "default"}
 
 
+@pytest.mark.slow
 def test_a_deletion_that_was_killed_is_finished_by_a_service_that_runs(indexed, tmp_path):
     settings = indexed.copy(tmp_path / "data")
     with LoopbackClient(create_service(settings)) as client:

@@ -200,6 +200,7 @@ def test_a_token_with_a_defect_is_none(
     assert token not in refused.text
 
 
+@pytest.mark.slow
 def test_a_real_token_ends(provider: IdentityProvider) -> None:
     settings = settings_of(provider, audience=SHORT)
     token = provider.token("right", SHORT)
@@ -311,6 +312,7 @@ def test_an_outage_is_bridged_for_a_while_and_told_after_that() -> None:
         outbound.close()
 
 
+@pytest.mark.slow
 def test_a_service_starts_without_its_provider_and_answers_503(indexed, tmp_path: Path) -> None:
     with IdentityProvider(PROGRAMS) as mine:
         token = mine.token("right")

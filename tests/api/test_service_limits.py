@@ -144,6 +144,7 @@ def test_a_body_of_a_byte_a_moment_is_cut(strict: str, indexed) -> None:
     assert searches(strict, indexed.files["ct"][0].read_bytes())
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_steadily_is_taken(strict: str, indexed) -> None:
     """Though it takes longer than one may take over nothing."""
     body = PART + indexed.files["ct"][0].read_bytes() + b"\r\n--b--\r\n"
@@ -156,6 +157,7 @@ def test_a_body_that_comes_steadily_is_taken(strict: str, indexed) -> None:
         assert wire.rest().startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_a_body_must_be_complete_in_the_end(start: Start) -> None:
     address = start(body_grace_seconds=1, min_body_bytes_per_second=1000, max_body_seconds=1)
     with Wire(address) as wire:
@@ -185,6 +187,7 @@ def test_headers_a_byte_at_a_time_are_not_waited_for(strict: str) -> None:
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_closed_and_a_used_one_kept(strict: str) -> None:
     with Wire(strict) as wire:
         ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -329,6 +332,7 @@ def test_a_request_that_waits_too_long_is_answered(start: Start, slow: threading
         assert first.result().status_code == 200
 
 
+@pytest.mark.slow
 def test_slow_uploads_take_no_room_from_searches(start: Start, indexed) -> None:
     address = start(max_at_once=1, max_waiting=0, max_uploads=3)
     content = indexed.files["ct"][0].read_bytes()

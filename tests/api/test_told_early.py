@@ -99,6 +99,7 @@ def test_a_server_that_refuses_the_key(indexed, command, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [("jobs", "submit", "{image}"), ("worker",)])
+@pytest.mark.slow
 def test_a_broker_that_refuses_the_password(indexed, command, monkeypatch, tmp_path):
     with Redis("right") as broker:
         monkeypatch.setenv("PRECEDENT_JOBS__BROKER", broker.url.replace("right", "wrong"))

@@ -24,6 +24,7 @@ def test_without_a_server_it_says_what_is_missing(monkeypatch, capsys):
     assert "set PRECEDENT_TEST_QDRANT_URL" in said.err
 
 
+@pytest.mark.slow
 def test_each_table_has_its_rows_and_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(CONTRACT)
     from loopback import Loopback

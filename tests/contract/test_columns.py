@@ -391,6 +391,7 @@ def test_what_was_deleted_before_a_kill_is_erased_after_it(store_root, collectio
             assert not any(needle in data for data in left)
 
 
+@pytest.mark.slow
 def test_many_readers_see_whole_states_while_others_write(store_root, collection):
     """Points are only ever replaced, each keeping its modality: no count may change."""
     with EdgeStore.create(store_root / "whole", collection) as store:

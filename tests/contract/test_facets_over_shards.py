@@ -145,6 +145,7 @@ def test_a_search_says_so(site):
     assert without["evidence"]["facets_at_least"] == []
 
 
+@pytest.mark.slow
 def test_counts_alone_say_so(site):
     facets, stats, sources = (
         site.client.get(f"/v1/{name}").json() for name in ("facets", "stats", "sources")
@@ -157,6 +158,7 @@ def test_counts_alone_say_so(site):
     assert few["facets"][FIELD] == {"station 000": few["count"]}
 
 
+@pytest.mark.slow
 def test_the_page_says_so(site):
     for address in ("/", f"/?like={IMAGE}"):
         page = site.client.get(address).text

@@ -180,7 +180,13 @@ SEARCHES: dict[str, tuple[str, dict[str, Any], Query]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
+_QUICK = ("filtered", "by cells", "without facets")
+KINDS = [
+    kind if kind in _QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in SEARCHES
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by", ["vector", "id"])
 def test_a_search_takes_two_round_trips(kind, by, held, stores, points, climbing):
     name, settings, query = SEARCHES[kind]
@@ -247,7 +253,7 @@ def test_a_recommendation_takes_two_round_trips(held, stores, points, climbing):
         assert len(trips) <= 2, trips
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_asked_ahead_changes_no_answer(
     kind, stores, points, embedded, climbing, monkeypatch
 ):

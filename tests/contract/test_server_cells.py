@@ -199,6 +199,7 @@ def test_the_recall_is_that_of_the_whole_index(place, make_points):
 
 @pytest.mark.usefixtures("many_asked")
 @pytest.mark.parametrize("drifts", [False, True])
+@pytest.mark.slow
 def test_cells_are_measured_again_when_much_was_added(place, make_points, drifts):
     """What the collection says of its cells is true of it as it is now; where the images that came
     are so different that searches by them miss too much, there are others."""
@@ -474,6 +475,7 @@ def test_killed_at_any_step_a_retraining_leaves_every_search_right(
     assert seen == {45, 185}  # the former cells, or the new ones
 
 
+@pytest.mark.slow
 def test_two_that_make_cells_at_once_do_each_other_no_harm(place, make_points):
     points, first, second = make_points(400), place.store(), place.store()
     first.upsert(points)

@@ -80,6 +80,7 @@ def test_one_that_is_stopped_is_named_and_one_that_goes_on_answers(
         assert store.count(ALL) == 1000
 
 
+@pytest.mark.slow
 def test_a_call_that_takes_longer_than_silence_may_is_not_cut(place, monkeypatch):
     """As a long arrangement: it says that it goes on."""
     monkeypatch.setattr(client, "LOOK_SECONDS", 0.02)

@@ -61,6 +61,7 @@ def snapshot(full, store_root) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_progress_is_told_after_each_chunk(full, snapshot):
     written, restored = [], []
     write_snapshot(full, snapshot, lambda *step: written.append(step))
@@ -101,6 +102,7 @@ def test_a_restored_store_has_all_that_the_other_had(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_a_restored_store_is_the_same_file(snapshot, source, store_root, collection):
     store = source.create(store_root / f"{source.name}-again", collection, Profile(quantised=True))
     restore_snapshot(snapshot, store)

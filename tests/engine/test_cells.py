@@ -898,6 +898,7 @@ def lists(search: SearchEngine, seen: Observations) -> dict[object, tuple[Hit, .
 
 
 @pytest.mark.parametrize("coarse", ["cells", "codes"])
+@pytest.mark.slow
 def test_equals_come_in_the_same_order_however_the_rows_lie(
     twins, encoder, tmp_path, coarse
 ) -> None:

@@ -35,6 +35,7 @@ def points(rng: np.random.Generator, first: int, count: int, modality: str) -> l
 
 
 @pytest.mark.parametrize("coarse", ["codes", "cells"])
+@pytest.mark.slow
 def test_answers_stay_right_while_images_come_and_go(store_root, encoder, monkeypatch, coarse):
     monkeypatch.setattr(columns, "LEAST_POINTS", 1000)
     monkeypatch.setattr(ladder, "_FEW", 300)

@@ -124,6 +124,7 @@ def collapsed(store_of, request: pytest.FixtureRequest) -> EdgeStore:
     return store_of(np.full((700, BITS // 8), 0xA5, np.uint8), z)
 
 
+@pytest.mark.slow
 def test_where_all_codes_are_the_same_nothing_is_missed(collapsed, block) -> None:
     for similarity in (0.95, 0.99):
         found = list(duplicates(collapsed, similarity=similarity, max_bits=0))

@@ -70,7 +70,7 @@ def assert_invariant(made, images, threads) -> None:
         assert bits_of(made(32), [np.zeros_like(images[0]), images[2]])[1] == expected[2]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_shipped_model_gives_an_image_its_bits_in_every_batch(precision, threads):
     loaded = Encoder.load(SHIPPED, precision=precision)
 

@@ -119,6 +119,7 @@ def close(found: list[int], expected: list[int], z: np.ndarray, number: int) -> 
 # Sizes
 
 
+@pytest.mark.slow
 def test_where_counting_takes_time_few_are_counted_and_many_estimated(store):
     served = Served(store)
     assert size_of(served, ALL, COUNT) == Size(COUNT)

@@ -80,6 +80,7 @@ def trained(tmp_path_factory):
     return run(out), out
 
 
+@pytest.mark.slow
 def test_training_learns_to_tell_unseen_images_apart(trained):
     manifest, out = trained
     network, loaded = load_checkpoint(out)
@@ -142,6 +143,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(trained, tm
     assert not (tmp_path / "state.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_weights(tmp_path):
     short = replace(CONFIG, epochs=1, batch_size=60)
     digests = [

@@ -611,6 +611,7 @@ def test_a_source_that_is_suddenly_empty_does_not_empty_the_index(site, jobs, ho
 
 
 @sqlite_quick
+@pytest.mark.slow
 def test_nothing_goes_for_a_source_that_was_not_looked_through(site, jobs, monkeypatch):
     site.index()
 

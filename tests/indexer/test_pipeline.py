@@ -201,6 +201,7 @@ def sample(new_site: Callable[..., Any]) -> tuple[Any, IndexingReport]:
     return site, site.index(now=lambda: at)
 
 
+@pytest.mark.slow
 def test_a_sample_becomes_points_with_what_its_headers_say(
     sample: tuple[Any, IndexingReport],
 ) -> None:

@@ -82,6 +82,7 @@ def test_every_image_decodes_to_pixels_that_show_something(
         assert len(np.unique(pixels)) > 50, path
 
 
+@pytest.mark.slow
 def test_syntaxes_photometrics_and_kinds_of_objects_are_mixed(
     sample: SampleReport, datasets: dict[Path, Dataset]
 ) -> None:
