@@ -28,7 +28,7 @@ from engine.codes import band_widths, radius
 from engine.search.sizes import Size, sample_of, sampled_parts, size_of
 from engine.settings import SearchSettings
 from engine.store.base import PARTS, Coarse, Filter, VectorStore
-from engine.store.cells import LEAST_POINTS
+from engine.store.cells import LEAST_POINTS, Cells
 
 __all__ = ["Climb", "Rung", "climb", "enough_for", "looked_into", "radii"]
 
@@ -48,7 +48,8 @@ _LARGEST_SHARE = 0.4
 _MANY = 10**9
 """More images than decide for any rung."""
 _CODES_SUFFICE = 0.99
-"""Codes go before cells where they find this share of the most similar images in the index."""
+"""Codes go before cells where they find this share of the most similar images in the index, and
+leave at most ``_SMALL`` candidates by ``candidates_share``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ def _rungs(
     graph_first = has_graph and settings.coarse == "auto" and not by_code
     few = matching <= (_FEW if cells else _COST_OF_LOOKUP * enough_for(matching, k, settings))
     codes_first = settings.coarse == "codes" or (
-        settings.coarse == "auto" and (cells is None or cells.code_recall >= _CODES_SUFFICE)
+        settings.coarse == "auto" and (cells is None or _codes_suffice(cells, settings))
     )
     if by_code or (codes_first and not graph_first and not few):
         for r in radii(store.collection.bits):
@@ -276,6 +277,13 @@ def _rungs(
             yield Rung("cells", cells=probes)
             probes *= 2
     yield Rung("dense")
+
+
+def _codes_suffice(cells: Cells, settings: SearchSettings) -> bool:
+    """Whether codes find nearly all, and leave few enough: their candidates lie anywhere in the
+    index, those of cells beside each other, which makes the same number a multiple quicker."""
+    few = settings.candidates_share * cells.points <= _SMALL
+    return few and cells.code_recall >= _CODES_SUFFICE
 
 
 def _coarse(

@@ -431,11 +431,13 @@ def test_a_radius_is_exact_for_codes_of_any_length(encoder, store_root, bits) ->
 
 
 class Measured:
-    """The store, as if it had measured another share of neighbours by their codes."""
+    """The store, as if it had measured another share of neighbours by their codes, and had had
+    another number of points then."""
 
-    def __init__(self, store: EdgeStore, code_recall: float) -> None:
+    def __init__(self, store: EdgeStore, code_recall: float, points: int | None = None) -> None:
         self._store = store
-        self.cells = replace(store.cells, code_recall=code_recall)
+        cells = replace(store.cells, code_recall=code_recall)
+        self.cells = cells if points is None else replace(cells, points=points)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
@@ -457,6 +459,15 @@ def test_the_setting_says_what_is_tried_first(archive, engine, coarse, code_reca
     answer = engine(store, **{**CODES, "coarse": coarse}).answer(archive.seen(0), Query(10))
     assert answer.evidence.rung == first
     assert next(iter(answer.evidence.rungs_tried)).startswith(first)
+
+
+@pytest.mark.parametrize(("points", "first"), [(260_000, "codes"), (270_000, "cells")])
+def test_of_very_many_images_cells_are_read_sooner(archive, engine, points, first) -> None:
+    """2,000 candidates of codes, at .75 % of the images."""
+    options = {**CODES, "coarse": "auto", "candidates_share": 0.0075}
+    search = engine(Measured(archive.store, 1.0, points), **options)
+    tried = search.answer(archive.seen(0), Query(10)).evidence.rungs_tried
+    assert next(iter(tried)).startswith(first)
 
 
 def test_by_codes_nothing_is_looked_up_in_cells(archive, engine) -> None:
