@@ -159,10 +159,10 @@ def capacity(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(figures: dict[str, Any]) -> dict[str, Any]:
-    """What ``precedent plan`` reckons with for an embedded index, of the kind nearest to real
-    archives: all as it is at the largest count, and the growth over the counts."""
+    """What ``precedent plan`` reckons with for an embedded index: all as it is at the largest count
+    that was measured, and the growth over the counts of the same kind of vectors."""
     whole = [one for one in figures["systems"] if "failed" not in one and one["system"] in OURS]
-    kind = "real" if any(one["kind"] == "real" for one in whole) else "synthetic"
+    kind = max(KINDS, key=lambda kind: sorted({o["count"] for o in whole if o["kind"] == kind})[1:])
     profiles = {}
     for name in OURS:
         there = sorted(
@@ -318,11 +318,13 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--only-known", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    systems = known(RESULTS) if arguments.only_known else measurements(arguments)
-    figures = summary(systems)
+    systems = [] if arguments.only_known else measurements(arguments)
+    figures = summary([*known(RESULTS), *(one for one in systems if "failed" in one)])
     show(Console(width=150), figures)
     plot(figures, PLOT)
-    print(remember(embedded=measured(figures)))
+    embedded = measured(figures)
+    if embedded["profiles"]:
+        print(remember(embedded=embedded))
     print(write_results("search", figures))
 
 
