@@ -9,6 +9,7 @@ from typing import Any
 from api.security.seen import Seen
 
 __all__ = [
+    "BEGUN",
     "MOST_NAMED",
     "START",
     "Entry",
@@ -23,6 +24,8 @@ __all__ = [
 MOST_NAMED = 1000
 """Most studies and most images that a row names; how many there were stands beside them. All that
 one search can show."""
+BEGUN = 102
+"""Status of the row of what is about to be done (HTTP: Processing)."""
 START = "0" * 64
 """What the first row of a chain has for the hash of the row before."""
 _LONGEST = 200

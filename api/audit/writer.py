@@ -12,7 +12,10 @@ from api.audit.log import AuditLog
 from api.audit.rows import Entry, Head, Row
 from engine.errors import AuditError, PrecedentError
 
-__all__ = ["Writer"]
+__all__ = ["PATIENCE_S", "Writer", "too_slow"]
+
+PATIENCE_S = 15.0
+"""How long a row is waited for at most, as while a database server does not react."""
 
 _MOST_AT_ONCE = 256
 
@@ -63,6 +66,17 @@ class Writer:
             else:
                 self._waiting.put((entry, written))
         return written
+
+    def commit(self, entry: Entry) -> None:
+        """Adds a row; on return it is committed.
+
+        Raises:
+            AuditError: it cannot be, or was not within some seconds.
+        """
+        try:
+            self.write(entry).result(PATIENCE_S)
+        except TimeoutError:
+            raise too_slow() from None
 
     def close(self) -> None:
         """Commits what waits, and closes the log."""
@@ -130,3 +144,8 @@ def _unforeseen(error: Exception) -> AuditError:
     return AuditError(
         f"the audit log failed in a way that was not foreseen ({type(error).__name__})"
     )
+
+
+def too_slow() -> AuditError:
+    """The error that a row was not committed in time."""
+    return AuditError(f"the audit log took more than {PATIENCE_S:g} s; see to its database")

@@ -42,8 +42,6 @@ UNRECORDED = frozenset(
 _AT_THEIR_END = frozenset({"index", "receive", "worker", "reencode"})
 """Commands that go on for long, and tell of counts alone: their row is written when they end."""
 _INTERRUPTED = 130
-_BEGUN = 102
-"""Status of the row of what is about to be done, as over HTTP."""
 
 
 class _Access:
@@ -86,14 +84,14 @@ class _Access:
         if not _is_there(self._settings):
             return
         from api.audit.log import open_log, system_user
-        from api.audit.rows import Entry
+        from api.audit.rows import BEGUN, Entry
         from api.security.seen import Seen
 
         entry = Entry(
             system_user(),
             self._action,
             status,
-            "ok" if status in (0, _BEGUN) else "failed",
+            "ok" if status in (0, BEGUN) else "failed",
             Seen.joined(self._seen),
             socket.gethostname(),
             about=dict(self._about),
@@ -169,7 +167,9 @@ def record_before(seen: "Seen | None" = None, **about: Any) -> None:
     note(seen, **about)
     access = _CURRENT.get()
     if access is not None:
-        access.record(_BEGUN)
+        from api.audit.rows import BEGUN
+
+        access.record(BEGUN)
 
 
 def recorded(command: Any, name: str) -> Any:

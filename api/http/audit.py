@@ -9,8 +9,8 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
 
-from api.audit.rows import Entry, Who, outcome_of
-from api.audit.writer import Writer
+from api.audit.rows import BEGUN, Entry, Who, outcome_of
+from api.audit.writer import PATIENCE_S, Writer, too_slow
 from api.http.addresses import Address, Addresses, path_of
 from api.http.head import is_head
 from api.http.problems import log_problem, problem_of, problem_response
@@ -35,10 +35,6 @@ ALWAYS = frozenset(
 """Public routes whose accesses are recorded all the same: they begin and end a session, or ask for
 a credential of their own."""
 _REFUSED = (401, 403, 429)
-_BEGUN = 102
-"""Status of the row of what is about to be done (HTTP: Processing)."""
-_PATIENCE_S = 15.0
-"""How long an answer is held back at most, as while a database server does not react."""
 _JOBS = "/v1/jobs/"
 _SENDINGS = "/v1/sendings/"
 _MOST_DIGITS = 10
@@ -98,21 +94,18 @@ class Audited:
             raise AuditError("the service has no audit log yet; start it before it is asked")
         written = asyncio.wrap_future(writer.write(_entry(scope, state, found, status)))
         try:
-            await asyncio.wait_for(asyncio.shield(written), _PATIENCE_S)
+            await asyncio.wait_for(asyncio.shield(written), PATIENCE_S)
         except TimeoutError:
             # What becomes of it is of no interest any more.
             written.add_done_callback(lambda future: future.cancelled() or future.exception())
-            raise _too_slow() from None
+            raise too_slow() from None
 
     def _record_before(self, scope: AsgiScope, state: Mapping[str, Any]) -> None:
         """See :func:`record_before`."""
         found, writer = self._addresses.find(path_of(scope)), state.get("audit")
         if found is None or writer is None:
             raise AuditError("the service has no audit log yet; start it before it is asked")
-        try:
-            writer.write(_entry(scope, state, found, _BEGUN)).result(_PATIENCE_S)
-        except TimeoutError:
-            raise _too_slow() from None
+        writer.commit(_entry(scope, state, found, BEGUN))
 
 
 def record_before(request: Request) -> None:
@@ -125,10 +118,6 @@ def record_before(request: Request) -> None:
     record: Callable[[], None] | None = getattr(request.state, "record_before", None)
     if record is not None:
         record()
-
-
-def _too_slow() -> AuditError:
-    return AuditError(f"the audit log took more than {_PATIENCE_S:g} s; see to its database")
 
 
 def is_recorded(method: str, address: Address, status: int) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Self
 
-from api.audit.rows import Entry, Who
+from api.audit.rows import BEGUN, Entry, Who
 from api.audit.writer import Writer
 from api.http.serving import Serving
 from api.security.seen import Seen
-from engine.errors import AuditError, PrecedentError
+from engine.errors import PrecedentError
 from engine.settings import Settings
 from indexer.archive import TenantArchive
 from indexer.documents.headers import Headers
@@ -23,7 +23,6 @@ __all__ = ["Sender"]
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
-_PATIENCE_S = 15.0
 _ACTION = "POST /v1/sendings"
 
 
@@ -92,7 +91,7 @@ class Sender:
                 said = str(error)
 
     def _attempt(self, sending: Sending) -> None:
-        self._record(sending, 102, "ok")
+        self._record(sending, BEGUN, "ok")
         with self._serving.request() as (archive, _):
             own = TenantArchive(archive, sending.tenant)
             done = self.outbox.attempt(sending, own, self.headers)
@@ -113,7 +112,4 @@ class Sender:
         }
         who = Who("service", sending.asked_by.get("id"), "precedent serve", sending.tenant)
         entry = Entry(who, _ACTION, status, outcome, Seen((), tuple(images)), None, None, about)
-        try:
-            self._audit.write(entry).result(_PATIENCE_S)
-        except TimeoutError:
-            raise AuditError("the audit log is too slow; see to its database") from None
+        self._audit.commit(entry)

@@ -97,6 +97,7 @@ class Outbox:
         self._settings = settings
         self._clock = clock
         self._folder = DataDir(settings.data_dir).root / "outbox"
+        self._told: set[str] = set()
 
     def add(
         self, destination: str, plans: Sequence[Plan], tenant: str, asked_by: Mapping[str, Any]
@@ -282,7 +283,9 @@ class Outbox:
         except ValueError:
             written = {}
         if written.pop("format", None) != _FORMAT:
-            logger.warning("sending %s is left alone: another version noted it", sending)
+            if sending not in self._told:
+                self._told.add(sending)
+                logger.warning("sending %s is left alone: another version noted it", sending)
             return None
         return Sending(
             **{

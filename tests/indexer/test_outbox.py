@@ -21,5 +21,8 @@ def test_what_another_version_noted_is_left_alone(tmp_path, caplog) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2, "new": "field"}))
     (tmp_path / "outbox" / f"{broken.id}.json").write_text("{")
     assert outbox.all("default") == [kept]
+    # Whoever looks every few seconds is told once.
+    assert outbox.due() == []
+    assert outbox.all("default") == [kept]
     assert caplog.text.count("another version noted it") == 2
     assert path.is_file()
