@@ -166,5 +166,8 @@ def outcome_of(status: int) -> str:
 def _short(text: str | None) -> str | None:
     if text is None:
         return None
+    short = text[:_LONGEST]
+    if short.isprintable():
+        return short
     # What a terminal would obey, such as in a name that another service gave, shows as a mark.
-    return "".join(one if one.isprintable() else "\ufffd" for one in text[:_LONGEST])
+    return "".join(one if one.isprintable() else "\ufffd" for one in short)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, write_json
-from api.security.keys import ApiKey, Keys
+from api.security.keys import REMEMBERED_SECONDS, ApiKey, Keys
 from api.security.policy import Scope
 from engine.errors import AccessError
 from engine.settings import load_settings
@@ -83,11 +84,13 @@ def revoke(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """End a key; services refuse it from their next request on."""
+    """End a key; from when this returns, every service refuses it."""
     with _keys(data_dir) as known:
         record_before(key=known.named(key).id)
         ended = known.revoke(key)
         note(key=ended.id)
+    # Until no service remembers it.
+    time.sleep(REMEMBERED_SECONDS)
     if as_json:
         write_json(_document(ended))
     else:

@@ -29,12 +29,21 @@ class Addresses:
         routes: dict[str, dict[str, Scope | None]] = {}
         for (method, template), needed in POLICY.items():
             routes.setdefault(template, {})[method] = needed
+        self._exact = {
+            template: Address(template, methods, {})
+            for template, methods in routes.items()
+            if "{" not in template
+        }
         self._routes: list[tuple[re.Pattern[str], str, Mapping[str, Scope | None]]] = [
-            (compile_path(template)[0], template, methods) for template, methods in routes.items()
+            (compile_path(template)[0], template, methods)
+            for template, methods in routes.items()
+            if template not in self._exact
         ]
 
     def find(self, path: str) -> Address | None:
         """The route of this path; None = the policy has none."""
+        if (found := self._exact.get(path)) is not None:
+            return found
         for pattern, template, methods in self._routes:
             if match := pattern.match(path):
                 return Address(template, methods, match.groupdict())

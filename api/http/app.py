@@ -55,7 +55,7 @@ from api.http.routes import (
 )
 from api.http.sender import Sender
 from api.http.serving import Serving
-from api.http.slots import ALWAYS_ANSWERED, Load, Slots
+from api.http.slots import ALWAYS_ANSWERED, Load, Overload, Slots
 from api.http.throttle import Throttle
 from api.http.timing import Timed
 from api.http.tracing import Traces, tracing
@@ -153,6 +153,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     app.add_middleware(UnexpectedErrors)
     if settings.audit.enabled:
         app.add_middleware(Audited)
+    app.add_middleware(Overload, server=server, load=load)
     app.add_middleware(Timed)
     # It answers preflights itself, and says of some answers that other origins may have them.
     app.add_middleware(Origins, server=server)

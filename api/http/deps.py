@@ -2,7 +2,7 @@
 
 import queue
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -182,7 +182,9 @@ def served(request: Request) -> Iterator[tuple[TenantArchive, Readers]]:
         yield TenantArchive(archive, _NOBODY if caller is None else caller.tenant), readers
 
 
-def _serving(request: Request) -> Iterator[tuple[TenantArchive, Readers]]:
+# These are coroutines though they await nothing: FastAPI sends each function that is none through
+# the thread pool, which takes longer than what these do.
+async def _serving(request: Request) -> AsyncIterator[tuple[TenantArchive, Readers]]:
     with served(request) as found:
         yield found
 
@@ -190,11 +192,11 @@ def _serving(request: Request) -> Iterator[tuple[TenantArchive, Readers]]:
 _Serving = Annotated[tuple[TenantArchive, Readers], Depends(_serving)]
 
 
-def _archive(serving: _Serving) -> TenantArchive:
+async def _archive(serving: _Serving) -> TenantArchive:
     return serving[0]
 
 
-def _readers(serving: _Serving) -> Readers:
+async def _readers(serving: _Serving) -> Readers:
     return serving[1]
 
 

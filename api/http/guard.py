@@ -40,7 +40,10 @@ class Guard:
             return
         try:
             needed = self._needed(scope)
-            caller = await run_in_threadpool(self._access.identified, _request(scope))
+            asked = _request(scope)
+            caller = self._access.at_hand(asked)
+            if caller is None:
+                caller = await run_in_threadpool(self._access.identified, asked)
             # Known before it is refused: the audit log names who was refused.
             scope.setdefault("state", {})["caller"] = caller
             check_scope(caller, needed)
@@ -54,8 +57,6 @@ class Guard:
             log_problem(problem, error)
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
             return
-        asked = _request(scope)
-        scope.setdefault("state", {})["caller"] = caller
         # For answers that last: whether the caller may still have them.
         scope["state"]["still_allowed"] = lambda: self._access.caller(asked, needed)
         await self._app(scope, receive, send)

@@ -28,14 +28,13 @@ class _OpenArchive:
     """An open archive and its readers.
 
     opened: closes the readers, and the archive unless it was given. requests: how many are being
-    answered from it. retired: another archive has replaced it; its last request closes it.
+    answered from it.
     """
 
     archive: Archive
     readers: Readers
     opened: ExitStack = field(default_factory=ExitStack)
     requests: int = 0
-    retired: bool = False
 
 
 class Serving:
@@ -43,7 +42,7 @@ class Serving:
 
     A thread checks every two seconds which index is in force. As long as there is none, requests
     are refused. When another index comes into force, new requests get that one; requests that have
-    begun keep theirs, which is closed after the last of them.
+    begun keep theirs, which the thread closes after the last of them.
 
     Args:
         settings: of the archive to open.
@@ -60,6 +59,7 @@ class Serving:
         self._opening = threading.Lock()
         self._stopped = threading.Event()
         self._current: _OpenArchive | None = None
+        self._replaced: list[_OpenArchive] = []
         if given is not None:
             self._current = self._with_readers(given)
         else:
@@ -82,8 +82,9 @@ class Serving:
         self._stopped.set()
         if self._watcher is not None:
             self._watcher.join()
-        if self._current is not None:
-            self._current.opened.close()
+        for one in (*self._replaced, self._current):
+            if one is not None:
+                one.opened.close()
 
     @contextmanager
     def request(self) -> Iterator[tuple[Archive, Readers]]:
@@ -98,9 +99,6 @@ class Serving:
         finally:
             with self._lock:
                 mine.requests -= 1
-                over = mine.retired and mine.requests == 0
-            if over:
-                mine.opened.close()
 
     def check_model(self) -> None:
         """Checks that a model is open. Raises ModelError."""
@@ -152,6 +150,7 @@ class Serving:
     def _watch(self) -> None:
         said = ""
         while not self._stopped.wait(_CHECK_SECONDS):
+            self._close_replaced()
             failed = "the index in force cannot be opened"
             try:
                 if self._current is None:
@@ -185,12 +184,17 @@ class Serving:
 
     def _replace(self, settings: Settings) -> None:
         new = self._open(settings)
-        over = False
         with self._lock:
-            old, self._current = self._current, new
-            if old is not None:
-                old.retired = True
-                over = old.requests == 0
-        if old is not None and over:
-            old.opened.close()
+            if self._current is not None:
+                self._replaced.append(self._current)
+            self._current = new
+        self._close_replaced()
         _log.warning("another index is in force: model %s", new.archive.manifest.fingerprint)
+
+    def _close_replaced(self) -> None:
+        """Closes the archives that another one has replaced and no request is answered from."""
+        with self._lock:
+            over = [one for one in self._replaced if one.requests == 0]
+            self._replaced = [one for one in self._replaced if one.requests > 0]
+        for one in over:
+            one.opened.close()

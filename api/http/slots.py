@@ -12,7 +12,7 @@ from api.http.problems import problem_of, problem_response
 from api.http.request_ids import request_id_of
 from engine.settings import ServerSettings
 
-__all__ = ["ALWAYS_ANSWERED", "Load", "Slots", "is_always_answered"]
+__all__ = ["ALWAYS_ANSWERED", "Load", "Overload", "Slots", "is_always_answered"]
 
 ALWAYS_ANSWERED = ("/healthz", "/livez", "/readyz", "/metrics")
 """Paths that are never refused for want of room: they tell how the service is."""
@@ -32,6 +32,31 @@ class Load:
     at_work: int = 0
     waiting: int = 0
     uploading: int = 0
+
+    def full(self, server: ServerSettings) -> str | None:
+        """Why no further request finds room; None = it does."""
+        if self.at_work < server.max_at_once or self.waiting < server.max_waiting:
+            return None
+        return f"{self.at_work} requests are being answered and {self.waiting} wait"
+
+
+class Overload:
+    """ASGI middleware that refuses requests as long as there is no room, before anything is done
+    for them: it stands outside of what asks databases. If refusing cost as much as asking who
+    somebody is and recording it, a crowd would leave no time for those who were let in.
+    """
+
+    def __init__(self, app: ASGIApp, server: ServerSettings, load: Load) -> None:
+        self._app = app
+        self._server = server
+        self._load = load
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        full = self._load.full(self._server) if scope["type"] == "http" else None
+        if full is None or is_always_answered(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(_full(full), scope, receive, send)
 
 
 class Slots:
@@ -79,8 +104,7 @@ class Slots:
             else:
                 self._load.uploading += 1
         except HTTPException as error:
-            problem = problem_of(error, scope["path"], request_id_of(scope))
-            await problem_response(problem, _RETRY)(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
         try:
             await self._app(scope, received, sent)
@@ -91,10 +115,8 @@ class Slots:
 
     async def take(self) -> None:
         """Waits for a slot. Raises HTTPException: 503, there is none, or not in time."""
-        if self._free.locked() and self._load.waiting >= self._server.max_waiting:
-            raise _full(
-                f"{self._load.at_work} requests are being answered and {self._load.waiting} wait"
-            )
+        if (full := self._load.full(self._server)) is not None:
+            raise _full(full)
         self._load.waiting += 1
         try:
             async with asyncio.timeout(self._server.max_waiting_seconds):
@@ -130,3 +152,8 @@ class _Slot:
 
 def _full(what: str) -> HTTPException:
     return HTTPException(503, f"the service is busy: {what}; try again shortly", dict(_RETRY))
+
+
+async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
+    problem = problem_of(error, scope["path"], request_id_of(scope))
+    await problem_response(problem, _RETRY)(scope, receive, send)

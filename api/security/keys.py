@@ -20,8 +20,10 @@ from engine.tenants import DEFAULT_TENANT, is_tenant
 from indexer.ledger.database import Database
 from indexer.ledger.schema import keys
 
-__all__ = ["ApiKey", "Keys", "public_id"]
+__all__ = ["REMEMBERED_SECONDS", "ApiKey", "Keys", "public_id"]
 
+REMEMBERED_SECONDS = 0.25
+"""A service does not look a key up again for so long after it was found to hold."""
 _WRITTEN = re.compile(r"prc_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", re.ASCII)
 _NOBODY = "0" * 64
 
@@ -49,7 +51,7 @@ def _now() -> datetime:
 
 class Keys:
     """The keys in a database. Every process that has it open sees a change at once: nothing is
-    remembered between requests.
+    remembered here.
 
     Args:
         database: the ledger's.

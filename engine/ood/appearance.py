@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ModelError
-from engine.ood.base import State, fitted, nearest, some
+from engine.ood.base import Reference, State, fitted, nearest, some
 from engine.records import Observations
 
 __all__ = ["AppearanceDetector"]
@@ -37,7 +37,7 @@ class AppearanceDetector:
     def __init__(self, k: int = 10) -> None:
         self.k = k
         self._origin = np.zeros(0, dtype=np.float32)
-        self._reference: NDArray[np.float32] | None = None
+        self._reference: Reference | None = None
         self._spacing = np.zeros(0, dtype=np.float32)
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:  # noqa: ARG002
@@ -49,9 +49,10 @@ class AppearanceDetector:
         looks = _looks(some(known, self.name))
         self._origin = looks.mean(axis=0)
         # float16 changes a distance by at most 1e-3, and halves the size of the stored gate.
-        self._reference = (looks - self._origin).astype(np.float16).astype(np.float32)
+        kept = (looks - self._origin).astype(np.float16).astype(np.float32)
+        self._reference = Reference.of(kept)
         # k + 1, as the nearest image is the image itself.
-        own, _ = nearest(self._reference, self._reference, self.k + 1)
+        own, _ = nearest(kept, self._reference, self.k + 1)
         self._spacing = np.maximum(own[:, -1], _LEAST_SPACING)
         return self
 
@@ -72,7 +73,7 @@ class AppearanceDetector:
         """
         return {
             "origin": self._origin,
-            "reference": fitted(self._reference, self.name).astype(np.float16),
+            "reference": fitted(self._reference, self.name).rows.astype(np.float16),
             "spacing": self._spacing,
             "k": np.array([self.k]),
         }
@@ -81,7 +82,7 @@ class AppearanceDetector:
     def from_state(cls, state: State) -> Self:
         detector = cls(int(state["k"].item()))
         detector._origin, detector._spacing = state["origin"], state["spacing"]
-        detector._reference = state["reference"].astype(np.float32)
+        detector._reference = Reference.of(state["reference"].astype(np.float32))
         return detector
 
 

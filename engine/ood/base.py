@@ -3,6 +3,7 @@
 A detector is fitted on known images and then scores others; a higher score = more foreign.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine.records import Observations
 
 __all__ = [
     "Detector",
+    "Reference",
     "State",
     "fitted",
     "log_sum_exp",
@@ -87,13 +89,29 @@ def logits_of(observations: Observations, name: str) -> NDArray[np.float32]:
     return observations.logits
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Known images that others are compared with. rows: float32 (R, F). squares: float32 (R,), the
+    squared length of each: adding them up takes longer than a comparison."""
+
+    rows: NDArray[np.float32]
+    squares: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32]) -> Self:
+        return cls(rows, np.square(rows).sum(axis=1))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 def nearest(
-    asked: NDArray[np.float32], reference: NDArray[np.float32], k: int
+    asked: NDArray[np.float32], reference: Reference, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Euclidean distances to the k nearest references, and their rows, nearest first.
 
     Args:
-        asked: float32 (N, F). reference: float32 (R, F).
+        asked: float32 (N, F).
         k: number of neighbours; all R if there are fewer.
 
     Returns:
@@ -102,11 +120,11 @@ def nearest(
     k = min(k, len(reference))
     distances = np.empty((len(asked), k), dtype=np.float32)
     rows = np.empty((len(asked), k), dtype=np.int64)
-    squares = np.square(reference).sum(axis=1)
     for start in range(0, len(asked), _ROWS):
         part = asked[start : start + _ROWS]
         # |a − b|² = |a|² + |b|² − 2 a·b
-        all_squares = np.square(part).sum(axis=1)[:, None] + squares - 2 * (part @ reference.T)
+        all_squares = np.square(part).sum(axis=1)[:, None] + reference.squares
+        all_squares -= 2 * (part @ reference.rows.T)
         found = np.argpartition(all_squares, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(all_squares, found, axis=1)
         order = near.argsort(axis=1, kind="stable")

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ood.base import State, fitted, nearest, some
+from engine.ood.base import Reference, State, fitted, nearest, some
 from engine.records import Observations
 
 __all__ = ["KnnDetector"]
@@ -25,12 +25,12 @@ class KnnDetector:
 
     def __init__(self, k: int = 10) -> None:
         self.k = k
-        self._reference: NDArray[np.float32] | None = None
+        self._reference: Reference | None = None
 
     @property
     def reference(self) -> NDArray[np.float32]:
         """float32 (R, D), z of the known images. Raises ModelError: not fitted."""
-        return fitted(self._reference, self.name)
+        return fitted(self._reference, self.name).rows
 
     def fit(self, known: Observations, labels: NDArray[np.int64] | None = None) -> Self:  # noqa: ARG002
         """Keeps z of the known images, rounded to float16 as it is stored.
@@ -39,12 +39,13 @@ class KnnDetector:
             ModelError: there are no images.
         """
         # float16 changes a score by at most 1e-4, and halves the size of the stored gate.
-        self._reference = some(known, self.name).z.astype(np.float16).astype(np.float32)
+        kept = some(known, self.name).z.astype(np.float16).astype(np.float32)
+        self._reference = Reference.of(kept)
         return self
 
     def score(self, observations: Observations) -> NDArray[np.float32]:
         """float32 (N,) in [0, 2]."""
-        distances, _ = nearest(observations.z, self.reference, self.k)
+        distances, _ = nearest(observations.z, fitted(self._reference, self.name), self.k)
         # |a − b|² = 2 − 2 a·b, of unit vectors.
         return (np.square(distances[:, -1]) / 2).astype(np.float32)
 
@@ -55,5 +56,5 @@ class KnnDetector:
     @classmethod
     def from_state(cls, state: State) -> Self:
         detector = cls(int(state["k"].item()))
-        detector._reference = state["reference"].astype(np.float32)
+        detector._reference = Reference.of(state["reference"].astype(np.float32))
         return detector

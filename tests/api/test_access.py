@@ -4,7 +4,9 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +24,8 @@ from sqlalchemy import text
 from starlette.routing import Mount, Route
 
 from api.cli.serve import serve_until_stopped
-from api.security.keys import Keys
+from api.security.access import Access, Request
+from api.security.keys import REMEMBERED_SECONDS, Keys
 from api.security.policy import POLICY, Scope
 from api.service import create_service
 from engine.errors import AccessError, NotAuthenticated, SettingsError, StoreLocked
@@ -320,6 +323,38 @@ def test_a_key_ends_when_it_was_to_end(ledger_url: str) -> None:
         clock.now += timedelta(minutes=1)
         with pytest.raises(NotAuthenticated):
             keys.authenticated(written)
+
+
+def test_a_key_is_remembered_for_a_moment_and_no_longer(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    DataDir(settings.data_dir).make()
+    now = 100.0
+    with (
+        closing(Access(settings, lambda: now)) as access,
+        Database(f"sqlite:///{DataDir(settings.data_dir).ledger}") as database,
+    ):
+        keys = Keys(database)
+        key, written = keys.create("k", [Scope.SEARCH])
+        ends = datetime.now(UTC) + timedelta(milliseconds=200)
+        short = keys.create("short", [Scope.SEARCH], expires_at=ends)[1]
+        asked, wrong, briefly = (
+            Request([("authorization", f"Bearer {one}")], "127.0.0.1")
+            for one in (written, written[:-1] + "_", short)
+        )
+        assert access.at_hand(asked) is None
+        assert access.identified(asked) == access.at_hand(asked)
+        assert access.at_hand(wrong) is None
+        assert access.at_hand(Request([*asked.headers, *asked.headers], "127.0.0.1")) is None
+        assert access.identified(briefly) == access.at_hand(briefly)
+        keys.revoke(key.id)
+        now += REMEMBERED_SECONDS
+        assert access.at_hand(asked) is None
+        with pytest.raises(NotAuthenticated):
+            access.identified(asked)
+        # One that expires meanwhile is not remembered beyond that.
+        now -= REMEMBERED_SECONDS
+        time.sleep(max(0, (ends - datetime.now(UTC)).total_seconds()))
+        assert access.at_hand(briefly) is None
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,9 @@ def test_overload_gives_503_and_no_collapse(start: Start, indexed, slow: threadi
             time.sleep(0.05)
         # Those that are refused are so at once; health and figures are told meanwhile.
         assert client.get("/healthz").status_code == 200
+        # It is not even asked who they are: what a proxy handed on is 403 where there is room.
+        handed_on = {"Via": "1.1 proxy"}
+        assert client.get("/v1/facets", headers=handed_on).status_code == 503
         slow.set()
         answers = [one.result() for one in asked]
     assert Counter(one.status_code for one in answers) == {200: 5, 503: 15}
@@ -317,6 +320,7 @@ def test_overload_gives_503_and_no_collapse(start: Start, indexed, slow: threadi
             assert one.json()["code"] == "service-unavailable"
             assert one.json()["request_id"] == one.headers["x-request-id"]
     assert searches(address, indexed.files["ct"][0].read_bytes())
+    assert httpx2.get(f"{address}/v1/facets", headers=handed_on).status_code == 403
 
 
 def test_a_request_that_waits_too_long_is_answered(start: Start, slow: threading.Event) -> None:

@@ -12,7 +12,7 @@ from api.http.observing import note_search
 from api.http.problems import Problem, problem_of, problem_responses
 from api.http.request_ids import request_id_of
 from api.http.routes.search import EXAMPLE, query_of
-from api.http.timing import tell_stages
+from api.http.timing import search_answer
 from api.http.viewers import links_from
 from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
@@ -76,6 +76,7 @@ _EXAMPLE: dict[str, Any] = {
     operation_id="searchBatch",
     summary="Find the images most like each of several",
     response_description="For each image its hits, or why it cannot be used.",
+    response_model=BatchDocument,
     responses={
         200: {"content": {"application/json": {"example": _EXAMPLE}}},
         **problem_responses(400, 413, 415, 422, 503),
@@ -96,8 +97,7 @@ def search_batch(
     archive: ArchiveDep,
     readers: ReadersDep,
     request: Request,
-    response: Response,
-) -> BatchDocument:
+) -> Response:
     """Send up to 64 images as `files` of a form, with options for all of them; together they may
     be as large as one upload. They are encoded together, which takes less time than one by one. An
     image that cannot be used has a problem in place of an answer, and does not disturb the others.
@@ -119,7 +119,6 @@ def search_batch(
             if images
             else []
         )
-    tell_stages(response, watch.rounded())
     results = []
     for number, (upload, image) in enumerate(zip(uploads, read, strict=True)):
         name = upload.filename or str(number)
@@ -134,4 +133,4 @@ def search_batch(
             answer, names=archive.names(answer.hits), viewers=links_from(archive)
         )
         results.append(BatchResult(number=number, query=name, answer=found, problem=None))
-    return BatchDocument(results=results)
+    return search_answer(BatchDocument(results=results), watch.rounded())

@@ -14,7 +14,7 @@ from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
-from api.http.timing import tell_stages
+from api.http.timing import search_answer
 from api.http.viewers import example_link, links_from_image, links_from_study
 from api.schemas import RecommendationDocument
 from api.security.seen import Seen, tell
@@ -172,8 +172,7 @@ def post_recommend(
     archive: ArchiveDep,
     readers: ReadersDep,
     body: Annotated[Body[RecommendFields], Depends(_by_body)],
-    response: Response,
-) -> RecommendationDocument | Response:
+) -> Response:
     """Send a form with a `file`, or JSON with `like` or `study`, or several of these.
 
     A hit's similarity is relative to the liked image that it is most similar to, which `because`
@@ -182,7 +181,7 @@ def post_recommend(
 
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
-    return _of_body(request, archive, readers, body, response)
+    return _of_body(request, archive, readers, body)
 
 
 @router.post(
@@ -208,11 +207,10 @@ def post_recommend_upload(
     archive: ArchiveDep,
     readers: ReadersDep,
     body: Annotated[Body[RecommendFields], Depends(_by_form)],
-    response: Response,
-) -> RecommendationDocument | Response:
+) -> Response:
     """What `recommend` does with a form: an operation with one kind of body and a file that has to
     come, for clients that are made of this document."""
-    return _of_body(request, archive, readers, body, response)
+    return _of_body(request, archive, readers, body)
 
 
 def _of_body(
@@ -220,8 +218,7 @@ def _of_body(
     archive: TenantArchive,
     readers: Readers,
     body: Body[RecommendFields],
-    response: Response,
-) -> RecommendationDocument | Response:
+) -> Response:
     fields = body.fields
     wanted = _Choices(
         fields.k,
@@ -243,7 +240,7 @@ def _of_body(
         record=None if image is None else image.record,
         seen_id=None if image is None else archive.id_of(image),
     )
-    return _recommended(request, archive, examples, wanted, response)
+    return _recommended(request, archive, examples, wanted)
 
 
 @router.get(
@@ -261,8 +258,7 @@ def get_related(
     request: Request,
     archive: ArchiveDep,
     choices: Annotated[_Choices, Depends(_by_link)],
-    response: Response,
-) -> RecommendationDocument | Response:
+) -> Response:
     """Recommends other studies, each by its image most similar to the images of this study.
 
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
@@ -270,7 +266,7 @@ def get_related(
     With `Accept: application/fhir+json` the studies are a FHIR R4 Bundle, of type searchset.
     """
     wanted = choices.wanted(archive)
-    return _recommended(request, archive, Examples(study=uid), wanted, response)
+    return _recommended(request, archive, Examples(study=uid), wanted)
 
 
 def _recommended(
@@ -278,8 +274,7 @@ def _recommended(
     archive: TenantArchive,
     examples: Examples,
     wanted: Wanted,
-    response: Response,
-) -> RecommendationDocument | Response:
+) -> Response:
     as_fhir = wants_fhir(request)
     answer = archive.engine.recommend(examples, wanted)
     studies = [] if examples.study is None else [examples.study]
@@ -295,6 +290,5 @@ def _recommended(
         viewers = links_from_image(archive, next(iter(examples.liked), None))
     if as_fhir:
         return fhir_answer(request, archive, shown, answer.ood, viewers)
-    tell_stages(response, answer.evidence.timings_ms)
-    response.headers["Vary"] = "Accept"
-    return RecommendationDocument.from_answer(answer, archive.names(shown), viewers)
+    document = RecommendationDocument.from_answer(answer, archive.names(shown), viewers)
+    return search_answer(document, answer.evidence.timings_ms, vary="Accept")

@@ -20,7 +20,7 @@ from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
 from api.http.observing import note_search, stage
 from api.http.problems import problem_responses
-from api.http.timing import tell_stages
+from api.http.timing import search_answer
 from api.http.viewers import example_link, links_from_image
 from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
@@ -127,8 +127,7 @@ def search(
     asked: AskedByBody,
     archive: ArchiveDep,
     readers: ReadersDep,
-    response: Response,
-) -> SearchDocument | Response:
+) -> Response:
     """Send an image that is not stored as `file` of a form, or name an image of the index in JSON:
     by `id`, or by its DICOM UIDs, as `sop` (with `frame`, of an instance of several), `series` or
     `study`. A series or study of many images is represented by the one in the middle, in the order
@@ -141,7 +140,7 @@ def search(
 
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
-    return _answer(request, asked, archive, readers, response)
+    return _answer(request, asked, archive, readers)
 
 
 @router.post(
@@ -170,26 +169,22 @@ def search_upload(
     asked: AskedByForm,
     archive: ArchiveDep,
     readers: ReadersDep,
-    response: Response,
-) -> SearchDocument | Response:
+) -> Response:
     """What `search` does with a form: an operation with one kind of body and a file that has to
     come, for clients that are made of this document."""
-    return _answer(request, asked, archive, readers, response)
+    return _answer(request, asked, archive, readers)
 
 
-def _answer(
-    request: Request, asked: Asked, archive: TenantArchive, readers: Readers, response: Response
-) -> SearchDocument | Response:
+def _answer(request: Request, asked: Asked, archive: TenantArchive, readers: Readers) -> Response:
     as_fhir = wants_fhir(request)
     found = answered(asked, archive, readers)
     tell(request, found.seen)
     viewers = links_from_image(archive, found.query_id)
     if as_fhir:
         return fhir_answer(request, archive, found.answer.hits, found.answer.ood, viewers)
-    tell_stages(response, found.answer.evidence.timings_ms)
-    response.headers["Vary"] = "Accept"
     names = archive.names(found.answer.hits)
-    return SearchDocument.from_answer(found.answer, found.query_id, names, viewers)
+    document = SearchDocument.from_answer(found.answer, found.query_id, names, viewers)
+    return search_answer(document, found.answer.evidence.timings_ms, vary="Accept")
 
 
 class Found(NamedTuple):
