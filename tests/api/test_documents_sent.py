@@ -109,7 +109,9 @@ def test_a_destination_that_is_away_is_tried_again(
     assert "does not answer" in sent.json()["why"]
     address = sent.headers["location"]
     # On disk is nothing of the patient: the document is made again for each attempt.
-    kept = b"".join(path.read_bytes() for path in (patients.data_dir / "outbox").iterdir())
+    outbox = (patients.data_dir / "outbox").rglob("*")
+    kept = b"".join(path.read_bytes() for path in outbox if path.is_file())
+    assert sent.json()["id"].encode() in kept
     assert not [word for word in identifiers(ASKED) if word.encode() in kept and word[0] != "1"]
     ended = until(client, address, "failed")
     assert ended["attempts"] == 3
