@@ -55,11 +55,13 @@ def report(
     title: str = "NODE",
     called: str = "PRECEDENT",
     roles: bool = True,
+    padding: int = 0,
 ) -> int | None:
     """Reports on a request over an association of its own; the status of the answer, None = there
     was no association.
 
     failed: Failure Reasons by SOP Instance UID. roles: say that the node is the SCP, as it should.
+    padding: bytes that do not belong there.
     """
     said = Dataset()
     said.TransactionUID = asked.TransactionUID
@@ -70,6 +72,8 @@ def report(
         one = reference(sop)
         one.FailureReason = reason
         said.FailedSOPSequence = [*said.get("FailedSOPSequence", ()), one]
+    if padding:
+        said.EncapsulatedDocument = bytes(padding)
     ae = AE(title)
     ae.add_requested_context(COMMITMENT, ExplicitVRLittleEndian)
     negotiated = [build_role(COMMITMENT, scp_role=True)] if roles else None

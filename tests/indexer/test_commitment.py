@@ -150,6 +150,8 @@ def test_reports_that_nobody_asked_for_are_refused_and_logged(site: Site, caplog
     assert report(site.port, never) == INVALID_ARGUMENT
     assert report(site.port, asked, title="STRANGER") is None
     assert report(site.port, asked, called="ELSEWHERE") is None
+    # A data set that is larger than any report ends the association.
+    assert report(site.port, asked, padding=2 * 1024**2) is None
     assert site.now_is(sent).commitment == "asked"
     # Whoever may report may not store.
     assert not stores(site.port, "NODE")
