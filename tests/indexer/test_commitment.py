@@ -17,6 +17,7 @@ from pydicom.uid import ComprehensiveSRStorage
 
 from engine.errors import DocumentError
 from engine.settings import DocumentsSettings, Settings
+from indexer.documents.commitments import Transactions
 from indexer.documents.making import Document
 from indexer.documents.outbox import Outbox, commitment_nodes
 from indexer.documents.plans import Listed, Plan
@@ -187,6 +188,22 @@ def test_an_answer_waits_for_whoever_changes_the_sending(site: Site) -> None:
         assert site.now_is(sent).commitment == "asked"
     # A kill here loses nothing: the report is on disk.
     assert site.now_is(sent).commitment == "committed"
+
+
+def test_an_attempt_that_was_killed_after_it_asked_is_made_again(site: Site) -> None:
+    plans = [Plan.new("sr", IMAGE, [Listed(IMAGE, 1.0, 0)], datetime(2026, 3, 1))]
+    noted = site.outbox.add("pacs", plans, "default", {})
+    # So far it had come: the node was asked, and the sending does not say so.
+    Transactions(site.settings.data_dir / "outbox").begin("1.2.3", noted.id)
+    before = Dataset()
+    before.TransactionUID, before.ReferencedSOPSequence = "1.2.3", [reference(plans[0].sop)]
+    assert report(site.port, before) == 0x0000
+    found = site.now_is(noted)
+    assert (found.state, found.commitment) == ("waiting", "not-asked")
+    assert site.attempt(found).commitment == "asked"
+    assert report(site.port, site.node.asked[0]) == 0x0000
+    assert site.now_is(noted).commitment == "committed"
+    assert not list((site.settings.data_dir / "outbox" / "reports").iterdir())
 
 
 def test_what_stays_unanswered_is_said_and_a_late_answer_counts(site: Site) -> None:
