@@ -34,6 +34,9 @@ class DocumentsSettings(SettingsGroup):
     """How often a sending is attempted before it has failed."""
     backoff_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Pause after the first failed attempt; it doubles with each further one, up to an hour."""
+    commitment_hours: Annotated[float, Field(gt=0)] = 24.0
+    """How long it is awaited that a node answers a request for storage commitment, after which it
+    is unanswered; an answer that comes later still counts."""
     keep_days: Annotated[float, Field(gt=0)] = 30.0
     """How long it can be asked what became of a sending that has ended."""
 
@@ -63,7 +66,11 @@ class DicomDestination(DestinationSettings):
     commitment: bool = True
     """Whether the node is asked to commit itself to what it stored, if it offers that."""
     commitment_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
-    """For how long its answer to that is waited for."""
+    """For how long an attempt waits for its answer to that."""
+    commitment_ae_titles: tuple[
+        Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")], ...
+    ] = ()
+    """AE titles under which it answers over an association of its own, besides ``ae_title``."""
 
     @model_validator(mode="after")
     def _fits(self) -> "DicomDestination":

@@ -10,21 +10,26 @@ from typing import BinaryIO
 __all__ = ["write_atomically", "writing_atomically"]
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, data: bytes, *, durable: bool = True, private: bool = False
+) -> None:
     """Writes a temporary file beside ``path`` and renames it; the process may be killed any time.
 
     durable: also flush the file to disk, so that it survives a power cut; False is much faster
         for many small files.
+    private: only its owner can read it.
     """
-    with writing_atomically(path, durable=durable) as stream:
+    with writing_atomically(path, durable=durable, private=private) as stream:
         stream.write(data)
 
 
 @contextmanager
-def writing_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def writing_atomically(
+    path: Path, *, durable: bool = True, private: bool = False
+) -> Iterator[BinaryIO]:
     """A stream whose content becomes the file at ``path`` when the block ends without an error.
 
-    durable: as for :func:`write_atomically`.
+    durable, private: as for :func:`write_atomically`.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -33,7 +38,8 @@ def writing_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
+        if not private:
+            Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -225,6 +225,10 @@ class SourceSettings(SettingsGroup):
     """Most chunks of the source that are processed at the same time; None = no limit."""
     tenant: TenantSetting | None = None
     """Whose its images are; None = that of `--tenant`."""
+    uids: Literal["kept", "replaced"] = "kept"
+    """Whether its images have the UIDs under which the hospital's systems know them, or others,
+    "replaced" by de-identification before they got here. Of such ones no documents, FHIR resources
+    and links of viewers are made, which would lead nowhere."""
 
 
 class FolderSettings(SourceSettings):

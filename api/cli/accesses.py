@@ -21,6 +21,8 @@ __all__ = ["RECORDED", "UNRECORDED", "accessed", "note", "record_before", "recor
 RECORDED = frozenset(
     {
         *("search", "recommend", "duplicates", "evaluate"),
+        *("report", "key-objects", "send"),
+        *("sendings list", "sendings show", "sendings retry", "sendings cancel"),
         *("index", "receive", "worker", "reencode", "restore", "snapshot", "delete"),
         *("jobs submit", "jobs pause", "jobs resume", "jobs cancel", "jobs retry", "jobs report"),
         *("keys create", "keys revoke"),

@@ -25,6 +25,10 @@ COMMANDS = {
     "search": ("search", "Find the images that look like these."),
     "recommend": ("recommend", "Find the cases most like examples."),
     "duplicates": ("duplicates", "List images that are the same picture, or nearly."),
+    "report": ("documents", "Write the report of a study as a DICOM file."),
+    "key-objects": ("documents", "Write key objects of similar images as DICOM files."),
+    "send": ("sendings", "Send a report or key objects to a PACS."),
+    "sendings": ("sendings", "List, show, retry and cancel what is sent."),
     "info": ("info", "What is in the index, and what was refused."),
     "serve": ("serve", "Answer searches over HTTP, with a page to try them on."),
     "keys": ("keys", "Make, list and revoke the API keys of the service."),
@@ -68,7 +72,8 @@ class _Commands(TyperGroup):
         """The command of this name, from its module: a function, or a group of commands."""
         if cmd_name not in COMMANDS:
             return None
-        found = getattr(import_module(f"api.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        module = import_module(f"api.cli.{COMMANDS[cmd_name][0]}")
+        found = getattr(module, cmd_name.replace("-", "_"))
         if not gc.isenabled():
             # What was imported stays: it is not searched for garbage, now or later.
             gc.freeze()

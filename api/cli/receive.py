@@ -48,11 +48,13 @@ def receive(
     PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='["PACS"]' says who may send. An instance is acknowledged
     once it is on disk, in the folder `received` of the data folder. After Ctrl-C or SIGTERM no more
     associations are accepted, and it ends when the waiting instances are indexed. A second signal
-    ends it at once; the next start indexes the rest.
+    ends it at once; the next start indexes the rest. Destinations of documents that were asked for
+    storage commitment report to the same port.
     """
     from indexer.archive import Archive
     from indexer.datadir.disk_space import check_room
     from indexer.datadir.layout import DataDir
+    from indexer.documents.outbox import commitment_nodes
     from indexer.sources.pushed.inbox import Inbox, index_in_rounds
     from indexer.sources.pushed.storescp import StoreScp
 
@@ -61,7 +63,7 @@ def receive(
     given = {"host": host, "port": port}
     wanted = {name: value for name, value in given.items() if value is not None}
     options = settings.receive.model_copy(update=wanted)
-    scp = StoreScp(options)
+    scp = StoreScp(options, commitment_nodes(settings))
     whose = tenant_of(tenant, settings, "storescp")
     folder = DataDir(settings.data_dir).received_for(whose)
     check_room(settings.data_dir, settings.indexing.min_free_bytes)

@@ -131,13 +131,14 @@ def serve_until_stopped(settings: Settings, ready: Callable[[str], None] = annou
             "with `precedent keys create NAME --scope search`, or listen on 127.0.0.1"
         )
     if server.receive:
+        from indexer.documents.outbox import commitment_nodes
         from indexer.sources.pushed.inbox import Inbox
         from indexer.sources.pushed.storescp import StoreScp
 
         logging.getLogger("indexer.sources.pushed").setLevel(logging.INFO)
         # All before an address is printed: whether somebody may send, whether that port is free,
         # and whether no other process receives.
-        StoreScp(settings.receive)
+        StoreScp(settings.receive, commitment_nodes(settings))
         listening(settings.receive.host, settings.receive.port, "--receive").close()
         whose = tenant_of(None, settings, "storescp")
         received = DataDir(settings.data_dir).received_for(whose)

@@ -438,7 +438,7 @@ class Destinations(_Answer):
 
 class SentInstance(_Answer):
     """What became of one document: "stored", "refused" or "waiting". ``committed``: whether the
-    destination answers for it; None: it did not say."""
+    destination answers for it; None: it did not say. ``failure``: the reason if it does not."""
 
     kind: str
     sop: str
@@ -446,6 +446,7 @@ class SentInstance(_Answer):
     status: str | None
     detail: str | None
     committed: bool | None
+    failure: str | None
 
 
 class Sending(_Answer):

@@ -435,9 +435,9 @@ def send_documents(
     return post("sendDocuments", "/v1/sendings", Sending, fields, repeatable=False)
 
 
-def sendings() -> Call[Sendings]:
+def sendings(*, limit: int | None = None) -> Call[Sendings]:
     """What was sent, and what became of it."""
-    return get("listSendings", "/v1/sendings", Sendings)
+    return get("listSendings", "/v1/sendings", Sendings, {"limit": limit})
 
 
 def sending(sending_id: str) -> Call[Sending]:

@@ -79,9 +79,10 @@ class Intake:
                 target=self._index_rounds, args=(options.keep,), name="rounds", daemon=True
             )
             if scp:
+                from indexer.documents.outbox import commitment_nodes
                 from indexer.sources.pushed.storescp import StoreScp
 
-                receiver = StoreScp(options)
+                receiver = StoreScp(options, commitment_nodes(settings))
                 port = receiver.start(self._inbox)
                 opened.callback(receiver.stop, _STOP_SECONDS)
                 _log.warning("%s takes C-STORE on %s:%d", receiver.ae_title, options.host, port)

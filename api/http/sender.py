@@ -15,8 +15,9 @@ from engine.settings import Settings
 from indexer.archive import TenantArchive
 from indexer.documents.headers import Headers
 from indexer.documents.making import Document
-from indexer.documents.outbox import Outbox, Sending
+from indexer.documents.outbox import Outbox
 from indexer.documents.plans import Plan
+from indexer.documents.sendings import Sending
 
 __all__ = ["Sender"]
 
@@ -80,6 +81,7 @@ class Sender:
         said = ""
         while not self._stopped.wait(_LOOK_SECONDS):
             try:
+                self.outbox.tidy()
                 for sending in self.outbox.due():
                     if self._stopped.is_set():
                         return

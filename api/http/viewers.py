@@ -8,6 +8,7 @@ from engine.integration_settings import ViewerSettings
 from engine.records import ImageRecord
 from engine.settings import Settings
 from indexer.archive import TenantArchive
+from indexer.sources.uids import why_unknown
 
 __all__ = ["ViewerLinks", "example_link", "links_from", "links_from_image", "links_from_study"]
 
@@ -25,12 +26,16 @@ class ViewerLinks:
     """
 
     def __init__(self, settings: Settings, query: ImageRecord | None = None) -> None:
+        self._settings = settings
         self._viewers = settings.viewers
-        self._query = query
+        known = query is not None and why_unknown(query, settings) is None
+        self._query = query if known else None
 
     def __call__(self, record: ImageRecord) -> list[ViewerLink]:
         """The links of a hit, in the order of the settings. A hit without DICOM UIDs has none, nor
-        has one of a source that no viewer has."""
+        has one of a source that no viewer has, or whose UIDs no other system knows."""
+        if why_unknown(record, self._settings) is not None:
+            return []
         return [
             ViewerLink(
                 name=name, title=viewer.shown_as(name), url=url, beside=self._beside(viewer, record)

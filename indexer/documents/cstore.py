@@ -3,33 +3,47 @@
 import io
 import ssl
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
 from engine.documents_settings import DicomDestination
 from engine.errors import SettingsError
-from indexer.documents.delivery import Delivery, Fate, Unreachable
+from indexer.documents.delivery import Asking, Delivery, Fate, Unreachable, with_report
 from indexer.documents.making import Document
 from indexer.imaging.quiet import hushed
+from indexer.sources.dicomweb.trust import trusting
+from indexer.sources.pushed.commitment import (
+    COMMITMENT_CLASS,
+    COMMITMENT_INSTANCE,
+    CommitmentNodes,
+    CommitmentReport,
+    answer_to,
+)
 
 __all__ = ["store"]
 
-_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+_LOOK_SECONDS = 0.1
+"""Between looks at whether the node has reported over another association."""
 _WARNINGS = range(0xB000, 0xC000)
 _BUSY = range(0xA700, 0xA800)
 
 
-def store(name: str, to: DicomDestination, documents: Sequence[Document]) -> Delivery:
+def store(
+    name: str, to: DicomDestination, documents: Sequence[Document], asking: Asking | None = None
+) -> Delivery:
     """Stores documents over one association.
 
     Args:
         name: of the destination in the settings.
+        asking: where it is noted that the node was asked to commit itself; None = nowhere, and only
+            what it says on the same association is heard.
 
     Raises:
         Unreachable: the node does not answer, or wants no association now.
@@ -37,7 +51,7 @@ def store(name: str, to: DicomDestination, documents: Sequence[Document]) -> Del
     """
     # Its debug lines have whole data sets.
     hushed("pynetdicom")
-    asking = _Commitment()
+    commitment = _Commitment(asking)
     scu = AE(ae_title=to.calling_ae_title)
     scu.connection_timeout = scu.acse_timeout = to.timeout_seconds
     scu.dimse_timeout = scu.network_timeout = to.timeout_seconds
@@ -45,13 +59,13 @@ def store(name: str, to: DicomDestination, documents: Sequence[Document]) -> Del
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
             scu.add_requested_context(kind, syntax)
     if to.commitment:
-        scu.add_requested_context(StorageCommitmentPushModel)
+        scu.add_requested_context(COMMITMENT_CLASS)
     link = scu.associate(
         to.host,
         to.port,
         ae_title=to.ae_title,
         tls_args=(_tls(name, to), to.host) if to.tls else None,
-        evt_handlers=[(evt.EVT_N_EVENT_REPORT, asking.reported)],
+        evt_handlers=[(evt.EVT_N_EVENT_REPORT, commitment.reported)],
     )
     if not link.is_established:
         why = "refuses the association" if link.is_rejected else "cannot be reached"
@@ -63,7 +77,7 @@ def store(name: str, to: DicomDestination, documents: Sequence[Document]) -> Del
     try:
         delivery = Delivery(tuple(_stored(link, one) for one in documents))
         if to.commitment and link.is_established:
-            delivery = asking.asked(link, delivery, documents, to.commitment_seconds)
+            delivery = commitment.asked(link, delivery, documents, to.commitment_seconds)
         return delivery
     finally:
         if link.is_established:
@@ -107,26 +121,32 @@ def _in_implicit_vr(made: Dataset) -> Dataset:
 class _Commitment:
     """The answer of a node to the request that it commit itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, asking: Asking | None) -> None:
+        self._asking = asking
         self._came = threading.Event()
         self._transaction = str(generate_uid(None))
-        self._said: Dataset | None = None
+        self._said: CommitmentReport | None = None
 
     def reported(self, event: Any) -> tuple[int, None]:
-        """Handles N-EVENT-REPORT."""
-        said = event.event_information
-        if said.get("TransactionUID") != self._transaction:
-            return 0x0112, None
-        self._said = said
+        """Handles N-EVENT-REPORT on the association by which it was asked."""
+        nodes = CommitmentNodes({}, self._taken)
+        return answer_to(
+            lambda: event.event_information, event.assoc.acceptor.ae_title, nodes
+        ), None
+
+    def _taken(self, report: CommitmentReport, _: str) -> bool:
+        if report.transaction != self._transaction:
+            return False
+        self._said = report
         self._came.set()
-        return 0x0000, None
+        return True
 
     def asked(
         self, link: Any, delivery: Delivery, documents: Sequence[Document], seconds: float
     ) -> Delivery:
+        """The delivery after the node was asked to commit itself to what it stored."""
         offered = any(
-            context.abstract_syntax == StorageCommitmentPushModel
-            for context in link.accepted_contexts
+            context.abstract_syntax == COMMITMENT_CLASS for context in link.accepted_contexts
         )
         if not offered:
             return Delivery(delivery.fates, "not-offered")
@@ -138,16 +158,32 @@ class _Commitment:
         ]
         if not asked.ReferencedSOPSequence:
             return delivery
-        status, _ = link.send_n_action(asked, 1, StorageCommitmentPushModel, _COMMITMENT_INSTANCE)
-        if status.get("Status") != 0:
+        if self._asking is not None:
+            # Before: the node may report over another association at once.
+            self._asking.begin(self._transaction)
+        status, _ = link.send_n_action(asked, 1, COMMITMENT_CLASS, COMMITMENT_INSTANCE)
+        if status.get("Status") not in (0x0000, None):
             return Delivery(delivery.fates, "refused")
-        if not self._came.wait(seconds) or self._said is None:
-            return Delivery(delivery.fates, "asked")
-        done, failed = (
-            {str(one.ReferencedSOPInstanceUID) for one in self._said.get(name, ())}
-            for name in ("ReferencedSOPSequence", "FailedSOPSequence")
+        # Without a status the association broke off, and the node may have been asked.
+        fates = tuple(
+            replace(one, transaction=self._transaction) if one.state == "stored" else one
+            for one in delivery.fates
         )
-        return delivery.committed(done, failed, "answered")
+        said = self._heard(link, seconds)
+        return Delivery(fates if said is None else with_report(fates, said), "asked")
+
+    def _heard(self, link: Any, seconds: float) -> CommitmentReport | None:
+        """What the node says in this time, over this association or another one."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            if self._came.wait(max(0.0, min(_LOOK_SECONDS, left))):
+                return self._said
+            other = None if self._asking is None else self._asking.report(self._transaction)
+            if other is not None or left <= 0:
+                return other
+            if self._asking is None and not link.is_established:
+                return None
 
 
 def _reference(sop: str, kind: str) -> Dataset:
@@ -157,13 +193,13 @@ def _reference(sop: str, kind: str) -> Dataset:
 
 
 def _tls(name: str, to: DicomDestination) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=to.ca_file)
-        if to.cert_file is not None:
+    context = trusting(to.ca_file, f"destinations.{name}.ca_file")
+    if to.cert_file is not None:
+        try:
             context.load_cert_chain(to.cert_file, to.key_file)
-    except (OSError, ValueError):
-        raise SettingsError(
-            f"certificates of destinations.{name} (ca_file, cert_file, key_file) cannot be read; "
-            "name files in PEM"
-        ) from None
+        except (OSError, ValueError):
+            raise SettingsError(
+                f"settings destinations.{name}.cert_file and key_file are no readable certificate "
+                "and its key; name files in PEM"
+            ) from None
     return context

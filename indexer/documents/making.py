@@ -20,6 +20,7 @@ from indexer.documents.key_objects import key_objects
 from indexer.documents.plans import Kind, Plan
 from indexer.documents.structured_report import structured_report
 from indexer.imaging.patient_header import PatientHeader
+from indexer.sources.uids import why_unknown
 
 __all__ = ["Document", "make_document", "original_of"]
 
@@ -46,7 +47,8 @@ def original_of(archive: TenantArchive, image_id: str) -> Original:
 
     Raises:
         ImageNotFound: there is no such image.
-        DocumentError: its file is not known any more, or it is no DICOM instance.
+        DocumentError: its file is not known any more, it is no DICOM instance, or no other system
+            knows it.
     """
     try:
         found = archive.original(image_id)
@@ -57,6 +59,8 @@ def original_of(archive: TenantArchive, image_id: str) -> Original:
         raise DocumentError(
             f"image {found.id} has no DICOM UIDs, so no document can be about it; index it as DICOM"
         )
+    if (why := why_unknown(record, archive.settings)) is not None:
+        raise DocumentError(f"no document can be about image {found.id}: {why}")
     return found
 
 
@@ -85,7 +89,10 @@ def _report(plan: Plan, archive: TenantArchive, headers: Headers) -> tuple[bytes
     mine = [
         original_of(archive, one.image)
         for one, record in zip(plan.hits, records, strict=True)
-        if patient is not None and record.patient == patient and record.sop is not None
+        if patient is not None
+        and record.patient == patient
+        and record.sop is not None
+        and why_unknown(record, archive.settings) is None
     ]
     read = headers.of([original, *mine])
     query = Subject(original.record, read[0])

@@ -1,22 +1,18 @@
-"""Sendings of documents: what is to be sent where, what became of it, and when it is tried again.
+"""The outbox: what is to be sent where, what became of it, and when it is tried again.
 
-A sending is a file of the data folder with the plans of its documents: UIDs and similarities, and
-nothing of a patient. Each attempt makes the documents again, with the same UIDs, so a kill at any
-moment leaves at worst one attempt too many, which a PACS takes for the same instances.
+Each attempt makes the documents again, with the same UIDs, so a kill at any moment leaves at worst
+one attempt too many, which a PACS takes for the same instances. What nodes report on storage
+commitment is noted before they get an answer, whoever changes the sending at that moment.
 """
 
-import json
 import logging
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from engine.documents_settings import Destination, DicomDestination
 from engine.errors import (
@@ -28,53 +24,34 @@ from engine.errors import (
     SourceError,
     StoreError,
 )
-from engine.files import write_atomically
 from engine.settings import Settings
 from engine.tenants import DEFAULT_TENANT
 from indexer.archive import TenantArchive
 from indexer.datadir.layout import DataDir
 from indexer.documents import cstore, stow
-from indexer.documents.delivery import Delivery, Fate, Unreachable
+from indexer.documents.commitments import Asked, Transactions, called_by_nodes, titles_of
+from indexer.documents.delivery import (
+    Asking,
+    Delivery,
+    Fate,
+    Unreachable,
+    commitment_of,
+    with_report,
+)
 from indexer.documents.headers import Headers
 from indexer.documents.making import Document, make_document
-from indexer.documents.plans import Plan, plan_from, plan_text
+from indexer.documents.plans import Plan
+from indexer.documents.sendings import Sending, SendingFiles
+from indexer.sources.pushed.commitment import CommitmentNodes, CommitmentReport
 
-__all__ = ["Outbox", "Sending", "destinations_of", "moment"]
+__all__ = ["Outbox", "commitment_nodes", "destinations_of"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-"""Of the files: one of another format is left alone."""
-_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_PAUSE = 3600.0
-_DAY = 86_400.0
-_ENDED = ("sent", "failed", "cancelled")
-
-
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """Documents on their way to one destination.
-
-    state: "waiting" to be tried (again), "sent" (all are stored), "failed" or "cancelled".
-    fates: of the documents, in order. commitment: see :class:`Delivery`.
-    attempts: how many there were. next_at, made_at, ended_at: seconds since 1970.
-    why: what was in the way last; None = nothing.
-    asked_by: who asked for it, for the audit log.
-    """
-
-    id: str
-    tenant: str
-    destination: str
-    plans: tuple[Plan, ...]
-    state: str
-    fates: tuple[Fate, ...]
-    made_at: float
-    next_at: float
-    attempts: int = 0
-    ended_at: float | None = None
-    commitment: str = "not-asked"
-    why: str | None = None
-    asked_by: Mapping[str, Any] = field(default_factory=dict)
+_HOUR, _DAY = 3600.0, 86_400.0
+_TIDY_SECONDS = 60.0
+"""Between looks at what is not awaited any more, or is to be forgotten."""
 
 
 def destinations_of(settings: Settings, tenant: str) -> dict[str, Destination]:
@@ -84,6 +61,13 @@ def destinations_of(settings: Settings, tenant: str) -> dict[str, Destination]:
         for name, one in sorted(settings.destinations.items())
         if (one.tenant or DEFAULT_TENANT) == tenant
     }
+
+
+def commitment_nodes(settings: Settings) -> CommitmentNodes | None:
+    """The nodes that may report on storage commitment over an association of their own, to the
+    outbox of the data folder; None = none is ever asked."""
+    called = called_by_nodes(settings)
+    return CommitmentNodes(called, Outbox(settings).take) if called else None
 
 
 class Outbox:
@@ -96,8 +80,10 @@ class Outbox:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._clock = clock
-        self._folder = DataDir(settings.data_dir).root / "outbox"
-        self._told: set[str] = set()
+        folder = DataDir(settings.data_dir).root / "outbox"
+        self._files = SendingFiles(folder, settings.documents.commitment_hours * _HOUR)
+        self._transactions = Transactions(folder)
+        self._tidied = -_TIDY_SECONDS
 
     def add(
         self, destination: str, plans: Sequence[Plan], tenant: str, asked_by: Mapping[str, Any]
@@ -108,9 +94,8 @@ class Outbox:
             DestinationUnknown: the settings give the tenant no such destination.
         """
         self._destination(destination, tenant)
+        self.tidy()
         now = self._clock()
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._forget_old(now)
         fates = tuple(Fate(plan.sop, "waiting") for plan in plans)
         # A process that is killed before the first attempt leaves it to another.
         pause = self._settings.documents.backoff_seconds
@@ -118,12 +103,16 @@ class Outbox:
             uuid.uuid4().hex, tenant, destination, tuple(plans), "waiting", fates, now, now + pause,
             asked_by=asked_by,
         )  # fmt: skip
-        self._write(made)
+        self._files.write(made)
         return made
 
     def of(self, sending: str, tenant: str) -> Sending:
         """A sending of the tenant. Raises SendingNotFound."""
-        found = self._read(sending) if _ID.fullmatch(sending) else None
+        self._apply_reports()
+        return self._of(sending, tenant)
+
+    def _of(self, sending: str, tenant: str) -> Sending:
+        found = self._files.read(sending)
         if found is None or found.tenant != tenant:
             raise SendingNotFound(
                 f"there is no sending {sending[:64]!r}; what has ended is forgotten after "
@@ -131,16 +120,108 @@ class Outbox:
             )
         return found
 
-    def all(self, tenant: str) -> list[Sending]:
-        """The sendings of a tenant, the newest first."""
-        found = [one for one in self._every() if one.tenant == tenant]
+    def newest(self, tenant: str, limit: int) -> list[Sending]:
+        """The latest sendings of a tenant, the newest first."""
+        self._apply_reports()
+        found = islice((one for one in self._files.newest() if one.tenant == tenant), limit)
         return sorted(found, key=lambda one: (-one.made_at, one.id))
 
     def due(self) -> list[Sending]:
         """Sendings of all tenants that are to be attempted now, the longest due first."""
         now = self._clock()
-        found = [one for one in self._every() if one.state == "waiting" and one.next_at <= now]
+        found = [one for one in self._files.waiting(now) if one.next_at <= now]
         return sorted(found, key=lambda one: (one.next_at, one.id))
+
+    def tidy(self) -> None:
+        """Puts what nodes have reported into its sendings; once a minute, ends the waiting for
+        answers that have not come, and forgets what ended long ago."""
+        self._apply_reports()
+        now = self._clock()
+        if now - self._tidied < _TIDY_SECONDS:
+            return
+        self._tidied = now
+        for one in self._files.overdue(now):
+            with self._files.held(one.id) as mine:
+                found = self._files.read(one.id) if mine else None
+                if found is not None and found.ended_at is not None:
+                    self._files.write(self._unanswered(found, now))
+        before = now - self._settings.documents.keep_days * _DAY
+        self._files.forget(before)
+        self._transactions.forget(before)
+
+    def _unanswered(self, found: Sending, now: float) -> Sending:
+        awaited = self._settings.documents.commitment_hours * _HOUR
+        if found.commitment != "asked" or (found.ended_at or now) + awaited > now:
+            return found
+        logger.warning(
+            "sending %s: %r has not answered the request for storage commitment; it reports to the "
+            "AE title, host and port that it has for this program (precedent serve --receive)",
+            found.id,
+            found.destination,
+        )
+        return replace(found, commitment="unanswered")
+
+    def take(self, report: CommitmentReport, sender: str) -> bool:
+        """Notes what a node reports on storage commitment; whether it was asked in this
+        transaction. Then the report is on disk, and in its sending as soon as no attempt of that
+        is under way.
+
+        Args:
+            sender: AE title of the node.
+
+        Raises:
+            OSError: it cannot be noted.
+        """
+        sending = self._transactions.sending_of(report.transaction)
+        found = None if sending is None else self._files.read(sending)
+        if found is None:
+            return False
+        to = self._settings.destinations.get(found.destination)
+        if not isinstance(to, DicomDestination) or sender.strip() not in titles_of(to):
+            return False
+        self._transactions.note(report)
+        # What cannot be written now is by the next look.
+        with suppress(OSError):
+            self._apply_reports()
+        return True
+
+    def _apply_reports(self) -> None:
+        for transaction in self._transactions.reported():
+            sending = self._transactions.sending_of(transaction)
+            if sending is None:
+                self._transactions.applied(transaction)
+                continue
+            # Whoever is changing the sending leaves the report to the next look.
+            with self._files.held(sending) as mine:
+                found = self._files.read(sending) if mine else None
+                if found is not None:
+                    self._files.write(self._with_report(found, transaction))
+                if mine:
+                    self._transactions.applied(transaction)
+
+    def _with_report(self, found: Sending, transaction: str) -> Sending:
+        report = self._transactions.report(transaction)
+        if report is None:
+            return found
+        fates = with_report(found.fates, report)
+        if fates == found.fates:
+            return found
+        found = replace(found, fates=fates, commitment=commitment_of(fates, found.commitment))
+        return self._not_kept(found)
+
+    def _not_kept(self, found: Sending) -> Sending:
+        """The sending, with what its destination does not commit itself to as what is in the way;
+        it is logged as well."""
+        failed = [one for one in found.fates if one.committed is False]
+        if not failed:
+            return found
+        reasons = ", ".join(sorted({one.failure or "no reason" for one in failed}))
+        why = (
+            f"destination {found.destination!r} does not commit itself to {len(failed)} of "
+            f"{len(found.fates)} documents ({reasons}); its log says why"
+        )
+        logger.error("sending %s: %s", found.id, why)
+        return replace(found, why=found.why or why)
 
     def attempt(
         self,
@@ -157,24 +238,26 @@ class Outbox:
             archive: of the sending's tenant.
             made: its documents, if they were made at this moment.
         """
-        with self._held(sending.id) as mine:
-            found = self.of(sending.id, sending.tenant)
+        with self._files.held(sending.id) as mine:
+            found = self._of(sending.id, sending.tenant)
             if not mine or found.state != "waiting":
                 return found
             by_sop = {one.sop: one for one in made}
             done = self._attempted(
                 found, lambda plan: by_sop.get(plan.sop) or make_document(plan, archive, headers)
             )
-            self._write(done)
-            return done
+            self._files.write(done)
+        # What the node has reported since it was asked.
+        return self.of(sending.id, sending.tenant)
 
     def retry(self, sending: str, tenant: str) -> Sending:
-        """Makes a sending wait for an attempt now, what was refused included.
+        """Makes a sending wait for an attempt now, what was refused included, and what is stored
+        and the destination does not commit itself to.
 
         Raises:
-            SendingNotFound. DocumentError: everything is stored, or it was cancelled.
+            SendingNotFound. DocumentError: nothing of it is to be sent, or it was cancelled.
         """
-        return self._change(sending, tenant, ("waiting", "failed"), self._again)
+        return self._change(sending, tenant, _may_be_tried, self._again)
 
     def cancel(self, sending: str, tenant: str) -> Sending:
         """Ends a sending; what is stored already stays at its destination.
@@ -182,15 +265,28 @@ class Outbox:
         Raises:
             SendingNotFound. DocumentError: it has ended already.
         """
-        return self._change(sending, tenant, ("waiting", "failed"), self._cancelled)
+        return self._change(
+            sending, tenant, lambda one: one.state in ("waiting", "failed"), self._cancelled
+        )
 
     def _again(self, found: Sending) -> Sending:
+        # A destination that has not answered is asked anew, with the instances that it has already.
+        unsure = (False, None) if found.commitment == "unanswered" else (False,)
         fates = tuple(
-            one if one.state == "stored" else Fate(one.sop, "waiting") for one in found.fates
+            one
+            if one.state == "stored" and one.committed not in unsure
+            else Fate(one.sop, "waiting")
+            for one in found.fates
         )
-        now = self._clock()
         return replace(
-            found, state="waiting", fates=fates, attempts=0, next_at=now, ended_at=None, why=None
+            found,
+            state="waiting",
+            fates=fates,
+            attempts=0,
+            next_at=self._clock(),
+            ended_at=None,
+            why=None,
+            commitment=commitment_of(fates, "not-asked"),
         )
 
     def _cancelled(self, found: Sending) -> Sending:
@@ -200,17 +296,17 @@ class Outbox:
         self,
         sending: str,
         tenant: str,
-        among: tuple[str, ...],
+        may_be: Callable[[Sending], bool],
         change: Callable[[Sending], Sending],
     ) -> Sending:
         self.of(sending, tenant)
-        with self._held(sending) as mine:
-            found = self.of(sending, tenant)
-            if not mine or found.state not in among:
+        with self._files.held(sending) as mine:
+            found = self._of(sending, tenant)
+            if not mine or not may_be(found):
                 state = found.state if mine else "being attempted at this moment"
                 raise DocumentError(f"sending {sending} is {state}, which cannot be changed so")
             changed = change(found)
-            self._write(changed)
+            self._files.write(changed)
             return changed
 
     def _attempted(self, found: Sending, make: Callable[[Plan], Document]) -> Sending:
@@ -219,7 +315,8 @@ class Outbox:
         try:
             to = self._destination(found.destination, found.tenant)
             documents = [make(plan) for plan in found.plans if plan.sop in left]
-            delivery = _store(found.destination, to, documents)
+            asking = Asked(self._transactions, found.id)
+            delivery = _store(found.destination, to, documents, asking)
         except (Unreachable, SourceError, StoreError) as error:
             why = error.words if isinstance(error, Unreachable) else _source_away(error)
             return self._later(replace(found, why=why))
@@ -228,14 +325,15 @@ class Outbox:
             return self._ended(found, "failed", str(error))
         by_sop = {one.sop: one for one in delivery.fates}
         fates = tuple(by_sop.get(one.sop, one) for one in found.fates)
-        found = replace(found, fates=fates, commitment=delivery.commitment, why=None)
+        commitment = commitment_of(fates, delivery.commitment)
+        found = replace(found, fates=fates, commitment=commitment, why=None)
         waiting = next((one for one in fates if one.state == "waiting"), None)
         if waiting is not None:
             return self._later(replace(found, why=waiting.detail))
         refused = next((one for one in fates if one.state == "refused"), None)
         if refused is not None:
             return self._ended(found, "failed", refused.detail)
-        return self._ended(found, "sent", None)
+        return self._not_kept(self._ended(found, "sent", None))
 
     def _later(self, found: Sending) -> Sending:
         options = self._settings.documents
@@ -256,74 +354,20 @@ class Outbox:
             )
         return to
 
-    @contextmanager
-    def _held(self, sending: str) -> Iterator[bool]:
-        """Whether this process may change the sending in the block: one does at a time."""
-        lock = FileLock(self._folder / f"{sending}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
-    def _every(self) -> Iterator[Sending]:
-        for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
-            if _ID.fullmatch(path.stem) and (found := self._read(path.stem)) is not None:
-                yield found
-
-    def _read(self, sending: str) -> Sending | None:
-        try:
-            written = json.loads((self._folder / f"{sending}.json").read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            written = {}
-        if written.pop("format", None) != _FORMAT:
-            if sending not in self._told:
-                self._told.add(sending)
-                logger.warning("sending %s is left alone: another version noted it", sending)
-            return None
-        return Sending(
-            **{
-                **written,
-                "plans": tuple(map(plan_from, written["plans"])),
-                "fates": tuple(Fate(**one) for one in written["fates"]),
-            }
-        )
-
-    def _write(self, sending: Sending) -> None:
-        text = {
-            "format": _FORMAT,
-            **asdict(sending),
-            "plans": [plan_text(one) for one in sending.plans],
-        }
-        write_atomically(self._folder / f"{sending.id}.json", json.dumps(text).encode())
-
-    def _forget_old(self, now: float) -> None:
-        before = now - self._settings.documents.keep_days * _DAY
-        for one in self._every():
-            if one.state in _ENDED and (one.ended_at or now) < before:
-                for ending in ("json", "lock"):
-                    (self._folder / f"{one.id}.{ending}").unlink(missing_ok=True)
+def _may_be_tried(found: Sending) -> bool:
+    """Whether something of it is not where it is to be, for all that is known."""
+    if found.state == "sent":
+        return found.commitment in ("failed", "unanswered")
+    return found.state in ("waiting", "failed")
 
 
-def _store(name: str, to: Destination, documents: Sequence[Document]) -> Delivery:
+def _store(name: str, to: Destination, documents: Sequence[Document], asking: Asking) -> Delivery:
     if isinstance(to, DicomDestination):
-        return cstore.store(name, to, documents)
+        return cstore.store(name, to, documents, asking)
     return stow.store(name, to, documents)
 
 
 def _source_away(error: Exception) -> str:
     what = "index" if isinstance(error, StoreError) else "source of an image"
     return f"the {what} is not available at the moment"
-
-
-def moment(seconds: float | None) -> str | None:
-    """Seconds since 1970 as ISO 8601, UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

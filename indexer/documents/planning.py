@@ -16,6 +16,7 @@ from indexer.documents.headers import Headers
 from indexer.documents.making import original_of
 from indexer.documents.plans import Listed, Plan, listed_of, verdict_of
 from indexer.imaging.patient_header import PatientHeader
+from indexer.sources.uids import why_unknown
 
 __all__ = ["MOST_HITS", "ReportAsked", "plan_earlier", "plan_report", "plan_teaching"]
 
@@ -101,7 +102,11 @@ def plan_earlier(
         raise ImageNotFound(f"study {study[:64]!r} names no patient, who could have others")
     wanted = Wanted(k, Filter((Match("patient", (patient,)),)), group_by=None, exclude="study")
     answer = archive.engine.recommend(Examples(study=study), wanted)
-    hits = listed_of(answer)
+    hits = [
+        listed
+        for listed, one in zip(listed_of(answer), answer.hits, strict=True)
+        if why_unknown(one.hit.record, archive.settings) is None
+    ]
     found = [original_of(archive, one.image) for one in hits]
     mine, *theirs = headers.of([original, *found])
     by_study: dict[str, list[Listed]] = {}

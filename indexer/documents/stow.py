@@ -1,7 +1,6 @@
 """Sends documents to a DICOMweb server by STOW-RS (PS3.18, 10.5)."""
 
 import json
-import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from engine.documents_settings import StowDestination
 from engine.errors import SettingsError
 from indexer.documents.delivery import Delivery, Fate, Unreachable
 from indexer.documents.making import Document
+from indexer.sources.dicomweb.trust import trusting
 
 __all__ = ["store"]
 
@@ -41,10 +41,11 @@ def store(name: str, to: StowDestination, documents: Sequence[Document]) -> Deli
     )
     kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
     headers = {"Accept": "application/dicom+json", "Content-Type": kind, **_credentials(name, to)}
+    certificates = trusting(to.ca_file, f"destinations.{name}.ca_file")
     try:
         # Proxies and .netrc of the environment are not for an archive.
         with httpx.Client(
-            verify=_tls(name, to), trust_env=False, timeout=to.timeout_seconds
+            verify=certificates, trust_env=False, timeout=to.timeout_seconds
         ) as client:
             url = str(to.url).rstrip("/") + "/studies"
             sent = body + b"--%s--\r\n" % boundary.encode()
@@ -141,13 +142,3 @@ def _from_file(name: str, path: Path | None) -> str | None:
             "has none; put it there, alone in one line"
         )
     return found
-
-
-def _tls(name: str, to: StowDestination) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=to.ca_file)
-    except (OSError, ValueError):
-        raise SettingsError(
-            f"setting destinations.{name}.ca_file is no readable file of certificates; name one "
-            "in PEM"
-        ) from None

@@ -56,6 +56,8 @@ def commands(site: Settings, image: Path) -> list[list[str]]:
         ["audit", "search", *both[:2]],
         ["audit", "export", *both[:2]],
         ["keys", "create", "ward", *both[:2]],
+        ["report", "1.2.4.0", "--out", str(site.data_dir / "report.dcm"), *both],
+        ["sendings", "list", *both[:2]],
     ]
 
 
@@ -83,6 +85,7 @@ def test_what_cannot_be_recorded_is_not_shown(site: Settings, indexed) -> None:
     exporting = ["audit", "export", str(exported), "--data-dir", str(site.data_dir)]
     assert CliRunner().invoke(app, exporting).exit_code == 1
     assert not exported.exists()
+    assert not (site.data_dir / "report.dcm").exists()
     # Nor was anything deleted, or a key made, which would close an open service.
     with open_database(site, DataDir(site.data_dir).ledger) as database:
         assert not Keys(database).exist()

@@ -98,7 +98,7 @@ def test_a_node_answers_for_each_document() -> None:
         ("waiting", "0xA700"),
         ("refused", "0x0110"),
     ]
-    assert delivery.commitment == "answered"
+    assert delivery.commitment == "asked"
     assert [one.committed for one in delivery.fates] == [True, True, None, None]
     assert {str(one.PatientName) for one in node.stored} == {"Müller^Anna"}
 
@@ -111,7 +111,7 @@ def test_a_node_with_tls_is_trusted_by_its_certificate_and_wants_ours(certificat
     with node.running(certificate) as to:
         known = to.model_copy(update={"tls": True, "ca_file": certificate, **own})
         delivery = cstore.store("pacs", known, [document(0)])
-        assert (delivery.fates[0].state, delivery.commitment) == ("stored", "answered")
+        assert (delivery.fates[0].state, delivery.fates[0].committed) == ("stored", True)
         for change in ({"ca_file": None}, {"tls": False}, {"cert_file": None, "key_file": None}):
             with pytest.raises(Unreachable, match=r"cannot be reached.*ca_file"):
                 cstore.store("pacs", known.model_copy(update=change), [document(1)])

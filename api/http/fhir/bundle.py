@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse
 from api.http.fhir.accept import MEDIA_TYPE
 from api.http.fhir.imaging_study import FhirStudies, is_study_uid
 from api.schemas import ViewerLink, ViewerLinksOf
+from engine.errors import DocumentError
 from engine.records import Hit, ImageRecord, OodVerdict
 from indexer.archive import TenantArchive
 from indexer.pipeline.sop_classes import sop_classes
+from indexer.sources.uids import why_unknown
 
 __all__ = ["STUDIES", "FhirAnswer", "fhir_answer", "resource_answer", "study_resource"]
 
@@ -42,7 +44,11 @@ def fhir_answer(
     score, in [0, 1]: below 0 is 0. Links of viewers are links of its entry. Hits without Study
     Instance UID are no ImagingStudy: an OperationOutcome says how many, and what else is to be
     known of the answer.
+
+    Raises:
+        DocumentError: no other system knows one of the images by its UIDs.
     """
+    _check_known(archive, (hit.record for hit in hits))
     base = str(request.base_url).rstrip("/")
     by_study: dict[str, list[Hit]] = {}
     for hit in hits:
@@ -87,7 +93,12 @@ def fhir_answer(
 def study_resource(
     archive: TenantArchive, study: str, images: Sequence[tuple[str, ImageRecord]]
 ) -> dict[str, Any]:
-    """The resource of one study. images: ids and records of images of it."""
+    """The resource of one study. images: ids and records of images of it.
+
+    Raises:
+        DocumentError: no other system knows the study by its UID.
+    """
+    _check_known(archive, (record for _, record in images))
     classes = _classes(archive, images)
     return FhirStudies(archive.settings.fhir, archive.tenant, classes).resource(study, images)
 
@@ -109,6 +120,15 @@ def _score(hit: Hit) -> float:
     if not math.isfinite(hit.similarity):
         return 0.0
     return round(min(1.0, max(0.0, float(hit.similarity))), 6)
+
+
+def _check_known(archive: TenantArchive, records: Iterable[ImageRecord]) -> None:
+    for record in records:
+        if (why := why_unknown(record, archive.settings)) is not None:
+            raise DocumentError(
+                f"no answer in FHIR can name a study of it: {why}; leave the source out, as by "
+                f"where=source!={record.source or 'folder'}, or ask for application/json"
+            )
 
 
 def _links(viewers: Sequence[ViewerLink]) -> list[dict[str, str]]:

@@ -24,10 +24,11 @@ from api.http.observing import note_search
 from api.http.problems import problem_responses
 from api.http.viewers import ViewerLinks, links_from_study
 from api.security.seen import Seen, tell
-from engine.errors import ImageNotFound, QueryError
+from engine.errors import DocumentError, ImageNotFound, QueryError
 from engine.integration_settings import CdsHooksSettings
 from engine.search.pool import Suggestion
 from engine.search.recommend import Examples, Recommendation, Wanted
+from indexer.sources.uids import why_unknown
 
 __all__ = ["router"]
 
@@ -111,7 +112,7 @@ async def _by_body(request: Request) -> AsyncIterator[Body[HookRequest]]:
     summary="A card with the cases most like an imaging study",
     responses={
         200: {"content": {"application/json": {"example": _EXAMPLE_CARDS}}},
-        **problem_responses(400, 412, 413, 415, 422, 503),
+        **problem_responses(400, 409, 412, 413, 415, 422, 503),
     },
     openapi_extra={
         "requestBody": body_content(
@@ -138,6 +139,7 @@ def call_cds_service(
     that is not indexed, nor where nothing is like it. Cards have no identifier of a patient and no
     UID but those in links of viewers. The request's `fhirServer` is never asked.
 
+    409: the study's UIDs were replaced before it was indexed (setting `sources.NAME.uids`).
     412: the request does not say which study.
     """
     asked, hooks = body.fields, archive.settings.cds_hooks
@@ -154,6 +156,9 @@ def call_cds_service(
             "ImagingStudy with an identifier of the system urn:dicom:uid as prefetch.study",
         )
     for study in studies:
+        record = archive.first_of_study(study)
+        if record is not None and (why := why_unknown(record, archive.settings)) is not None:
+            raise DocumentError(f"no card can be about study {study}: {why}")
         try:
             answer = archive.engine.recommend(Examples(study=study), Wanted(k=hooks.hits))
         except ImageNotFound:

@@ -28,7 +28,7 @@ _MOST_IMAGES = 1000
     summary="A study as ImagingStudy of FHIR R4",
     response_description="What the index has of the study.",
     response_class=FhirAnswer,
-    responses={200: {"content": RESOURCE}, **problem_responses(404, 406, 422, 503)},
+    responses={200: {"content": RESOURCE}, **problem_responses(404, 406, 409, 422, 503)},
 )
 def get_imaging_study(
     uid: Annotated[
@@ -39,6 +39,8 @@ def get_imaging_study(
 ) -> Response:
     """The series and instances of the study that are indexed, up to 1,000 images; the study may
     have more. Of FHIR's interactions this is the only one: there is no search and no write here.
+
+    409: the study's UIDs were replaced before it was indexed (setting `sources.NAME.uids`).
     """
     wants_fhir(request)
     where = Filter((Match("study", (uid,)),))

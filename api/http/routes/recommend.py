@@ -156,7 +156,7 @@ async def _by_form(request: Request) -> AsyncIterator[Body[RecommendFields]]:
     summary="Find the cases most like examples",
     response_description="Hits, most similar first, with votes on labels and how they were found.",
     response_model=RecommendationDocument,
-    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 409, 413, 415, 422, 503)},
     openapi_extra={
         "requestBody": body_content(
             RecommendFields,
@@ -190,7 +190,7 @@ def post_recommend(
     summary="Find the cases most like an image that is sent",
     response_description="As of a recommendation.",
     response_model=RecommendationDocument,
-    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 409, 413, 415, 422, 503)},
     openapi_extra={
         "requestBody": body_content(
             RecommendFields,
@@ -249,7 +249,7 @@ def _of_body(
     summary="Find the cases most like a study",
     response_description="As of a recommendation.",
     response_model=RecommendationDocument,
-    responses={**_ANSWERED, **problem_responses(400, 404, 406, 422, 503)},
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 409, 422, 503)},
 )
 def get_related(
     uid: Annotated[

@@ -109,7 +109,7 @@ EXAMPLE = {
     response_model=SearchDocument,
     responses={
         200: {"content": {"application/json": {"example": EXAMPLE}, **BUNDLE}},
-        **problem_responses(400, 404, 406, 413, 415, 422, 503),
+        **problem_responses(400, 404, 406, 409, 413, 415, 422, 503),
     },
     openapi_extra={
         "requestBody": body_content(
@@ -151,7 +151,7 @@ def search(
     response_model=SearchDocument,
     responses={
         200: {"content": {"application/json": {"example": EXAMPLE}, **BUNDLE}},
-        **problem_responses(400, 404, 406, 413, 415, 422, 503),
+        **problem_responses(400, 404, 406, 409, 413, 415, 422, 503),
     },
     openapi_extra={
         "requestBody": body_content(

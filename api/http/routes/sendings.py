@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.audit import record_before, who_is
@@ -21,7 +21,8 @@ from api.http.sender import Sender
 from api.security.seen import Seen, tell, tell_about
 from engine.errors import DestinationUnknown, QueryError
 from engine.settings import Settings
-from indexer.documents.outbox import Sending, destinations_of, moment
+from indexer.documents.outbox import destinations_of
+from indexer.documents.sendings import Sending, document_of
 
 __all__ = ["SendingDocument", "SendingRequest", "router"]
 
@@ -37,7 +38,7 @@ _EXAMPLE = {
     "next_at": None,
     "ended_at": "2026-03-01T09:05:01+00:00",
     "why": None,
-    "commitment": "answered",
+    "commitment": "committed",
     "instances": [
         {
             "kind": "sr",
@@ -46,6 +47,7 @@ _EXAMPLE = {
             "status": "0x0000",
             "detail": None,
             "committed": True,
+            "failure": None,
         }
     ],
 }
@@ -66,6 +68,10 @@ _LISTED: dict[int | str, dict[str, Any]] = {
 }
 _Id = Annotated[str, Path(alias="id", description="Id of a sending.", examples=[_EXAMPLE_SENDING])]
 _Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+_Limit = Annotated[int, Query(description="The latest so many.", ge=1, le=1000)]
+_Commitment = Literal[
+    "not-asked", "not-offered", "refused", "asked", "committed", "failed", "unanswered"
+]
 
 
 class _ReportToSend(ReportFields):
@@ -112,7 +118,8 @@ class SentInstanceDocument(BaseModel):
 
     - `state`: "stored"; "refused" for good; "waiting" to be tried again.
     - `status`: of the destination's answer, as in "0x0000" (C-STORE), "200", or a Failure Reason.
-    - `committed`: whether the destination answers for it; null: it did not say.
+    - `committed`: whether the destination answers for it (storage commitment); null: it did not
+      say. `failure`: the Failure Reason if it does not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -123,6 +130,7 @@ class SentInstanceDocument(BaseModel):
     status: str | None
     detail: str | None
     committed: bool | None
+    failure: str | None
 
 
 class SendingDocument(BaseModel):
@@ -131,8 +139,8 @@ class SendingDocument(BaseModel):
     - `state`: "waiting" to be tried again, at `next_at`; "sent": all are stored; "failed": some
       were refused, or all attempts made; "cancelled".
     - `attempts`: how many there were. `why`: what was in the way last.
-    - `commitment`: storage commitment: "not-asked", "not-offered", "refused", "asked" (no answer
-      came in time) or "answered".
+    - `commitment`: storage commitment: "not-asked", "not-offered", "refused", "asked" (the answer
+      is awaited), "committed", "failed" (not of all documents), or "unanswered".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -145,33 +153,12 @@ class SendingDocument(BaseModel):
     next_at: str | None
     ended_at: str | None
     why: str | None
-    commitment: str
+    commitment: _Commitment
     instances: list[SentInstanceDocument]
 
     @classmethod
     def of(cls, sending: Sending) -> "SendingDocument":
-        return cls(
-            id=sending.id,
-            destination=sending.destination,
-            state=sending.state,  # type: ignore[arg-type]  # one of these
-            attempts=sending.attempts,
-            made_at=moment(sending.made_at) or "",
-            next_at=moment(sending.next_at) if sending.state == "waiting" else None,
-            ended_at=moment(sending.ended_at),
-            why=sending.why,
-            commitment=sending.commitment,
-            instances=[
-                SentInstanceDocument(
-                    kind=plan.kind,
-                    sop=fate.sop,
-                    state=fate.state,  # type: ignore[arg-type]  # one of these
-                    status=fate.status,
-                    detail=fate.detail,
-                    committed=fate.committed,
-                )
-                for plan, fate in zip(sending.plans, sending.fates, strict=True)
-            ],
-        )
+        return cls.model_validate(document_of(sending))
 
 
 class SendingsDocument(BaseModel):
@@ -270,10 +257,10 @@ def send_documents(
     summary="What was sent, and what became of it",
     responses={**_LISTED, **problem_responses(422, 503)},
 )
-def list_sendings(request: Request) -> SendingsDocument:
+def list_sendings(request: Request, limit: _Limit = 100) -> SendingsDocument:
     """Those that ended are listed for as long as the setting `documents.keep_days` says."""
     sender: Sender = request.state.sender
-    found = sender.outbox.all(request.state.caller.tenant)
+    found = sender.outbox.newest(request.state.caller.tenant, limit)
     return SendingsDocument(sendings=[SendingDocument.of(one) for one in found])
 
 
@@ -296,7 +283,8 @@ def get_sending(request: Request, sending_id: _Id) -> SendingDocument:
     responses={**_TOLD, **problem_responses(404, 409, 422, 503)},
 )
 def retry_sending(request: Request, sending_id: _Id) -> SendingDocument:
-    """What is not stored is tried again within seconds, also what was refused."""
+    """What is not stored is tried again within seconds, also what was refused, and what the
+    destination does not commit itself to."""
     sender: Sender = request.state.sender
     return _told(request, sender.outbox.retry(sending_id, request.state.caller.tenant))
 

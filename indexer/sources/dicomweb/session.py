@@ -24,6 +24,7 @@ from requests.adapters import HTTPAdapter
 from engine.errors import SettingsError, SourceError
 from engine.settings import DicomWebSettings
 from indexer.sources.dicomweb.failure import Failed, broken_off, of_status, unanswered
+from indexer.sources.dicomweb.trust import trusting
 
 __all__ = ["Session"]
 
@@ -66,7 +67,9 @@ class Session(requests.Session):
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update({"User-Agent": "precedent", "Accept-Encoding": "gzip"})
         self.headers.update(_credentials(name, settings))
-        adapter = _Adapter(_tls(name, settings), settings.max_connections)
+        adapter = _Adapter(
+            trusting(settings.ca_file, f"sources.{name}.ca_file"), settings.max_connections
+        )
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
@@ -243,16 +246,6 @@ def _credentials(name: str, settings: DicomWebSettings) -> dict[str, str]:
             f"sources.{name}.password there must be a name without one"
         )
     return {"Authorization": "Basic " + b64encode(f"{user}:{password}".encode()).decode()}
-
-
-def _tls(name: str, settings: DicomWebSettings) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=settings.ca_file)
-    except (OSError, ValueError):
-        raise SettingsError(
-            f"setting sources.{name}.ca_file is {str(settings.ca_file)!r}, which is no readable "
-            "file of certificates; name one in PEM"
-        ) from None
 
 
 def _port(parts: SplitResult) -> int:

@@ -1,7 +1,8 @@
 """A C-STORE SCP (PS3.4, annex B): stores what a PACS pushes in the inbox, byte for byte.
 
 pynetdicom does the networking. This adds limits on peers: PDUs are limited in size and time, and
-data sets are written to disk as they arrive instead of being collected in memory.
+data sets are written to disk as they arrive instead of being collected in memory. On the same port
+nodes report on storage commitment (annex J), for which documents asked them.
 """
 
 import logging
@@ -26,7 +27,7 @@ from pynetdicom import (
 )
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
@@ -35,6 +36,7 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 from engine.errors import SettingsError
 from engine.settings import ReceiveSettings
 from indexer.sources.pushed.arrival import Answer, Arrival
+from indexer.sources.pushed.commitment import CommitmentNodes, answer_to, report_context
 from indexer.sources.pushed.inbox import Inbox
 from indexer.sources.pushed.sop_classes import accepted_sop_classes
 
@@ -50,6 +52,8 @@ _LARGEST_PDU_BYTES = 1024**2
 """A longer PDU ends the connection. Association requests with very many contexts may exceed what
 senders are told."""
 _COMMAND_BYTES = 64 * 1024
+_REPORT_BYTES = 1024**2
+"""The largest report on storage commitment: those of some thousand instances are smaller."""
 _RECEIVE_BYTES = 64 * 1024
 
 _ASSOCIATE_SECONDS = 15.0
@@ -67,12 +71,16 @@ class StoreScp:
     While it runs, log messages and warnings of pynetdicom and pydicom are suppressed in the whole
     process: they would quote what peers send.
 
+    Args:
+        nodes: may report on storage commitment, and nothing else unless they are allowed to send;
+            None = there are none.
+
     Raises:
-        SettingsError: no AE title is allowed to send, or one is invalid.
+        SettingsError: no AE title is allowed to send or to report, or one is invalid.
     """
 
-    def __init__(self, receive: ReceiveSettings) -> None:
-        if not receive.allowed_ae_titles:
+    def __init__(self, receive: ReceiveSettings, nodes: CommitmentNodes | None = None) -> None:
+        if not receive.allowed_ae_titles and nodes is None:
             raise SettingsError(
                 "receive.allowed_ae_titles is empty, so that nobody may send; name the AE titles "
                 "that may, as in PRECEDENT_RECEIVE__ALLOWED_AE_TITLES='[\"PACS\"]'"
@@ -82,19 +90,22 @@ class StoreScp:
             _check_title("allowed_ae_titles", title)
         self.ae_title = receive.ae_title.strip()
         self._allowed = [title.strip() for title in receive.allowed_ae_titles]
+        self._nodes = nodes
         self._address = (receive.host, receive.port)
         self._refusing = False
         self._server: ThreadedAssociationServer | None = None
         self._silence = ExitStack()
         self._ae = AE(self.ae_title)
         self._ae.require_called_aet = True
-        self._ae.require_calling_aet = self._allowed
+        self._ae.require_calling_aet = [*self._allowed, *(nodes.called if nodes else ())]
         self._ae.maximum_associations = receive.max_associations
         self._ae.maximum_pdu_size = _PDU_BYTES
         self._ae.acse_timeout = _ASSOCIATE_SECONDS
         self._ae.dimse_timeout = _SILENT_SECONDS
         self._ae.network_timeout = _SILENT_SECONDS
         self.contexts = _contexts(accepted_sop_classes(receive.sop_classes))
+        self._with_reports = _Contexts([*self.contexts, report_context()])
+        self._reports_alone = _Contexts([build_context(_VERIFICATION), report_context()])
 
     def start(self, inbox: Inbox) -> int:
         """Starts listening; returns the port. Received instances go to ``inbox``.
@@ -111,9 +122,11 @@ class StoreScp:
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, self._opened, [inbox]),
                     (evt.EVT_CONN_CLOSE, self._closed),
+                    (evt.EVT_REQUESTED, self._requested),
                     (evt.EVT_ACCEPTED, self._accepted),
                     (evt.EVT_REJECTED, self._rejected),
                     (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_N_EVENT_REPORT, self._reported),
                 ],
             )
         except OSError as error:
@@ -155,6 +168,27 @@ class StoreScp:
         association.dul.daemon = True
         association.dimse = _Messages(association, inbox)
 
+    def _requested(self, event: Event) -> None:
+        """Offers a node that may report what it may, under the title by which it knows us."""
+        asked = event.assoc.requestor.primitive
+        if asked is None or self._nodes is None:
+            return
+        titles = self._nodes.called.get(asked.calling_ae_title)
+        if titles is None:
+            return
+        acceptor = event.assoc.acceptor
+        sends = asked.calling_ae_title in self._allowed
+        acceptor.supported_contexts = self._with_reports if sends else self._reports_alone
+        if asked.called_ae_title in titles:
+            acceptor.ae_title = asked.called_ae_title
+
+    def _reported(self, event: Event) -> tuple[int, None]:
+        """Answers an N-EVENT-REPORT. Runs in a thread of its own."""
+        sender = event.assoc.requestor.ae_title
+        if self._nodes is None:
+            raise RuntimeError("a report came over a context that was not offered")
+        return answer_to(lambda: event.event_information, sender, self._nodes), None
+
     def _closed(self, event: Event) -> None:
         network = event.assoc.dul
         if network.state_machine.current_state == "Sta2":
@@ -184,7 +218,7 @@ class StoreScp:
         peer = event.assoc.requestor
         request = peer.primitive
         called = getattr(request, "called_ae_title", None)
-        if peer.ae_title not in self._allowed:
+        if peer.ae_title not in self._ae.require_calling_aet:
             why = f"its AE title {peer.ae_title!r} is not among receive.allowed_ae_titles"
         elif called != self.ae_title:
             why = f"it called {called!r}, and this is {self.ae_title!r}"
@@ -303,16 +337,24 @@ class _Connection(AssociationSocket):
 
 
 class _DataSet(BytesIO):
-    """Takes the place of pynetdicom's buffer for a data set, and passes the bytes to an arrival."""
+    """Takes the place of pynetdicom's buffer for a data set, and passes the bytes to an arrival.
 
-    def __init__(self, begin: Callable[[], Arrival]) -> None:
+    Args:
+        begin: gives that; None = the data set is a small one, which is kept here.
+    """
+
+    def __init__(self, begin: Callable[[], Arrival | None]) -> None:
         super().__init__()
         self._begin = begin
         self.arrival: Arrival | None = None
 
     def write(self, data: Any, /) -> int:
-        if self.arrival is None:
+        if self.arrival is None and self.tell() == 0:
             self.arrival = self._begin()
+        if self.arrival is None:
+            if self.tell() + len(data) > _REPORT_BYTES:
+                raise ValueError("a report is too large")
+            return super().write(data)
         self.arrival.write(data)
         return len(data)
 
@@ -352,9 +394,12 @@ class _Messages(DIMSEServiceProvider):
             arrival.discard()
         self._arrivals = []
 
-    def _begin(self) -> Arrival:
-        """The arrival for the data set of the current message, whose command set is complete."""
+    def _begin(self) -> Arrival | None:
+        """The arrival for the data set of the current message, whose command set is complete; None
+        = it is a report."""
         message = self.message
+        if isinstance(message, N_EVENT_REPORT_RQ):
+            return None
         used = None if message is None else message.context_id
         accepted = self.assoc.accepted_contexts
         context = next((one for one in accepted if one.context_id == used), None)
