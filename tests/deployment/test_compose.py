@@ -62,7 +62,9 @@ def environment(monkeypatch, tmp_path):
     return use
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize(
+    "name", ["compose.yaml", "compose.gpu.yaml", "compose.cluster.yaml", "qdrant.yaml"]
+)
 def test_it_follows_the_compose_specification(name):
     if find_spec("check_jsonschema") is None:
         pytest.fail("the schema comes with check-jsonschema; pip install check-jsonschema")
