@@ -1,6 +1,7 @@
 """Checks of the index, embedded or on a Qdrant server, and of it beside the ledger."""
 
 from collections.abc import Iterator
+
 from sqlalchemy import distinct, func, select
 
 from engine.errors import LedgerError, StoreError

@@ -3,8 +3,10 @@
 import json
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -12,9 +14,9 @@ from urllib.request import urlopen
 
 import httpx2
 import pytest
+import uvicorn
 from deployed import DOCKER, compose
 from services.needed import package, program
-from services.running import served
 from services.server import HOST, Server
 
 from api.http.proxies import Proxies
@@ -103,6 +105,22 @@ def replica(name: str) -> Any:
     return Proxies(answer, [HOST])
 
 
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of a server that runs it in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, HOST, 0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        yield f"{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 class Running:
     """The proxy, two replicas, and a client that trusts the certificate."""
 
@@ -112,8 +130,7 @@ class Running:
             self.first.enter_context(served(replica("api-1"))),
             opened.enter_context(served(replica("api-2"))),
         ]
-        plain = [one.removeprefix("http://") for one in addresses]
-        self.proxy = opened.enter_context(ClusterProxy(plain))
+        self.proxy = opened.enter_context(ClusterProxy(addresses))
         self.client = opened.enter_context(
             httpx2.Client(base_url=self.proxy.url, verify=self.proxy.trust, timeout=30)
         )
