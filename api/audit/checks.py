@@ -75,7 +75,7 @@ def check_audit(examined: Examined) -> Iterator[Finding]:
     elif (flaw := _flaw(latest)) is not None:
         yield Finding("audit", "error", thing, f"it was tampered with: {flaw}", _VERIFY)
     else:
-        when = f", the latest of {latest[0].at[:16]} UTC" if latest else ""
+        when = f", the latest of {latest[0].at[:16].replace('T', ' ')} UTC" if latest else ""
         yield Finding("audit", "ok", thing, f"the latest {len(latest):,} rows are whole{when}")
 
 

@@ -183,7 +183,7 @@ class Database:
             if code == sqlite3.SQLITE_FULL:
                 return "make room on its disk, and the same command goes on"
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                return "it is damaged: restore it from the backup"
+                return "it is damaged: check the disk, and restore it from the backup"
             return "check the disk and its permissions"
         state = getattr(cause, "sqlstate", None)
         if state is None or state.startswith(("08", "28", "3D", "57P")):
