@@ -6,6 +6,7 @@ at. Nothing is locked, repaired or written.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,17 @@ from engine.store.base import Collection, Filter
 from engine.store.cells import LEAST_POINTS
 from engine.store.check import Check, check_cells
 from engine.store.columns_look import ColumnsSeen, look_at_columns
-from engine.store.edge_layout import COLUMNS, EPOCH, check_collection, described
+from engine.store.edge_conversion import in_conversion
+from engine.store.edge_layout import (
+    COLUMNS,
+    EPOCH,
+    FORMAT,
+    check_collection,
+    described,
+    format_of,
+)
 from engine.store.holder import Holder
-from engine.store.sharing.client import RemoteStore
+from engine.store.sharing.client import OwnerGone, RemoteStore
 from engine.store.sharing.place import connected, socket_path
 
 __all__ = ["EmbeddedSeen", "look_at_embedded"]
@@ -62,6 +71,8 @@ def look_at_embedded(directory: Path, wanted: Collection | None) -> EmbeddedSeen
                 checks += _of_remote(remote, points)
         elif waited:
             checks.append(_of_silent(directory))
+        elif format_of(directory) < FORMAT or in_conversion(directory):
+            checks.append(_of_an_earlier_version(directory))
         else:
             seen = look_at_columns(directory / COLUMNS, directory / EPOCH, found)
             # What is still to be read from the shard is not counted.
@@ -80,7 +91,8 @@ def _asked(directory: Path) -> tuple[RemoteStore | None, bool]:
         path = socket_path(directory)
         connection = connected(path)
         if connection is not None:
-            return RemoteStore(path, connection), False
+            with suppress(OwnerGone):  # as one that was stopped
+                return RemoteStore(path, connection), False
         if not is_held(lock):
             return None, False
         if time.monotonic() > deadline:
@@ -110,6 +122,15 @@ def _of_silent(directory: Path) -> Check:
         "bad",
         f"the index in {directory} is open in another process ({holder}), which does not answer",
         f"{onward}, and look again; if it was stopped, continue it with `kill -CONT`",
+    )
+
+
+def _of_an_earlier_version(directory: Path) -> Check:
+    return Check(
+        "format",
+        "warning",
+        f"the index in {directory} is of an earlier version",
+        f"back it up; it is converted when it is opened: {_OPENED}",
     )
 
 
