@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from filelock import FileLock
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
+from services.brokers import Redis
 from services.server import free_ports
 
 from api.audit.log import open_log
@@ -31,6 +33,8 @@ from engine.ood.detectors import KnnDetector
 from engine.records import Observations
 from engine.settings import Settings
 from engine.store import edge_checks
+from engine.store.sharing import client
+from engine.store.sharing.place import listening
 from indexer.archive import Archive
 from indexer.doctor.examined import Examined
 from indexer.doctor.finding import Finding
@@ -154,10 +158,14 @@ def test_a_process_that_has_the_index_is_asked(installation):
     assert found_of(document, "counts")["value"] == "35 images in both"
 
 
-def test_a_process_that_does_not_answer_is_named(installation, monkeypatch):
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_process_that_does_not_answer_is_named(installation, monkeypatch, listens):
     monkeypatch.setattr(edge_checks, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "_GREETING_SECONDS", 0.05)
     (installation.root / "index.pid").write_text("4711\nprecedent index\n2026-01-01 08:00:00\n")
-    with FileLock(installation.root / "index.lock"):
+    with FileLock(installation.root / "index.lock"), ExitStack() as opened:
+        if listens:  # and was stopped then
+            opened.enter_context(listening(installation.root / "index.sock"))
         code, document, _ = installation.doctor()
     holder = found_of(document, "store.holder")
     assert (code, holder["level"]) == (1, "error")
@@ -501,6 +509,18 @@ def test_destinations_are_asked_only_when_they_may_be(installation):
     assert "refuses the credentials (HTTP 401)" in by_thing["destination web"]["value"]
     told = {one["value"] for one in quietly["findings"] if one["check"] == "destinations"}
     assert told == {"not asked; --destinations asks it"}
+
+
+@pytest.mark.slow
+def test_a_broker_is_asked_with_its_password(installation):
+    with Redis("of-redis") as broker:
+        installation.variables["PRECEDENT_JOBS__BROKER"] = broker.url
+        _, document, _ = installation.doctor()
+        assert found_of(document, "broker")["value"] == "it answers"
+        installation.variables["PRECEDENT_JOBS__BROKER"] = broker.url.replace("of-redis", SECRET)
+        code, document, text = installation.doctor()
+    assert (code, found_of(document, "broker")["value"]) == (1, "it refuses user or password")
+    assert SECRET not in text
 
 
 @pytest.mark.slow
