@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
-	bench-api bench-served bench-start client conformance conformance-statement weights clean
+	bench-api bench-served bench-start client conformance conformance-statement docs-settings \
+	weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -77,6 +78,10 @@ conformance: $(VENV)/.installed-bench
 # The tables of docs/dicom-conformance.md.
 conformance-statement: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.statement
+
+# The tables of docs/settings.md.
+docs-settings: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.settings_page
 
 # The shipped model, from DATA, in build/weights.
 weights: $(VENV)/.installed-dev

@@ -47,6 +47,7 @@ class DestinationSettings(SettingsGroup):
     tenant: TenantSetting | None = None
     """Whose documents may be sent there; None = those of `default`."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """For how long one answer of it is waited for."""
     ca_file: PathSetting | None = None
     """Certificates to trust instead of the system's."""
 
@@ -55,14 +56,21 @@ class DicomDestination(DestinationSettings):
     """A node that takes documents by C-STORE."""
 
     kind: Literal["dicom"]
+    """That this destination takes C-STORE."""
     ae_title: Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
+    """The AE title of the node."""
     host: Annotated[str, Field(min_length=1)]
+    """Its name or address."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    """Its port."""
     calling_ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
+    """The AE title by which the node knows this service."""
     tls: bool = False
+    """Whether the association is over TLS."""
     cert_file: PathSetting | None = None
+    """With TLS: the certificate to show to the node, in PEM …"""
     key_file: PathSetting | None = None
-    """Certificate and key to show to the node, both in PEM."""
+    """… and its key, in PEM."""
     commitment: bool = True
     """Whether the node is asked to commit itself to what it stored, if it offers that."""
     commitment_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
@@ -85,14 +93,19 @@ class StowDestination(DestinationSettings):
     """A DICOMweb server that takes documents by STOW-RS."""
 
     kind: Literal["stow"]
+    """That this destination takes STOW-RS."""
     url: HttpUrl
     """Its root, below which `/studies` is."""
     username: str | None = None
+    """With a password: who sends (HTTP Basic)."""
     password: SecretStr | None = None
+    """Of that user, from the environment alone …"""
     password_file: PathSetting | None = None
+    """… or a file that has nothing but it."""
     token: SecretStr | None = None
     """Sent as a bearer token."""
     token_file: PathSetting | None = None
+    """A file that has nothing but the token."""
 
     @model_validator(mode="after")
     def _fits(self) -> "StowDestination":

@@ -122,10 +122,13 @@ class OperationSettings(SettingsGroup):
     hsts_seconds: Annotated[int, Field(ge=0)] = 0
     """For how long browsers remember to come over TLS alone; sent over TLS only. 0 = not sent."""
     metrics_host: str = "127.0.0.1"
+    """The address of that port of its own."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """A port of its own on which anybody who reaches it may read /metrics; None = there is none."""
     log_format: Literal["console", "json"] = "console"
+    """Lines for people, or a JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least urgent lines that are written."""
     log_requests: bool = True
     """Whether each request gets a line."""
     traces_url: str | None = None

@@ -2,14 +2,15 @@
 
 Nested settings take a double underscore: ``PRECEDENT_SEARCH__MIN_CANDIDATES=200``.
 The TOML file is ``precedent.toml`` in the working directory, or what ``PRECEDENT_CONFIG``
-names. Unknown names in the file are refused, so that a misspelt setting does not go unnoticed.
+names. A secret may lie in a file of its own, which ``PRECEDENT_…_FILE`` names. Unknown names in the
+settings file are refused, so that a misspelt setting does not go unnoticed.
 """
 
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError as SettingsSourceError,
@@ -39,6 +41,8 @@ from engine.integration_settings import (
 )
 from engine.oidc_settings import OidcSettings
 from engine.operation import OperationSettings
+from engine.settings_by_file import with_files
+from engine.settings_entries import setting_at, without_a_kind
 from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "SourceSettings",
     "StoreSettings",
     "ZipLimits",
+    "config_file",
     "load_settings",
 ]
 
@@ -73,9 +78,11 @@ class ImageLimits(SettingsGroup):
     """Limits of one image file, checked before anything is decoded."""
 
     max_file_bytes: Annotated[int, Field(gt=0)] = 2 * 1024**3
+    """Bytes of a file, and of a member of an archive, unpacked."""
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
     """Rows × columns of one frame."""
     max_frames: Annotated[int, Field(gt=0)] = 100_000
+    """Frames of one instance."""
     max_decoded_bytes: Annotated[int, Field(gt=0)] = 1024**3
     """Bytes of all the pixels that have to be decoded at once."""
     min_side: Annotated[int, Field(gt=0)] = 8
@@ -89,6 +96,7 @@ class ZipLimits(SettingsGroup):
     unpacking; and of files that gzip or Zstandard packed."""
 
     max_members: Annotated[int, Field(gt=0)] = 100_000
+    """Files in one archive."""
     max_total_bytes: Annotated[int, Field(gt=0)] = 200 * 1024**3
     """Of all members together, unpacked. Each member is limited by ``limits.max_file_bytes``."""
     max_ratio: Annotated[float, Field(ge=1)] = 200.0
@@ -138,11 +146,13 @@ class StoreSettings(SettingsGroup):
     """Several nodes of one cluster, instead of ``url``: when one is away, the next one that is
     ready is asked. All have the same ``grpc_port``."""
     api_key: SecretStr | None = None
+    """The key or token that the server asks for; None = it asks for none."""
     collection: str = "precedent"
     """Name of the collection on the server."""
     prefer_grpc: bool = True
     """Ask over gRPC, but for many payloads, which REST brings faster; False = all over REST."""
     grpc_port: Annotated[int, Field(ge=1, le=65535)] = 6334
+    """The port on which the server, or each node, speaks gRPC."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Timeout of one request to the server."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
@@ -151,6 +161,7 @@ class StoreSettings(SettingsGroup):
     """For how long work that fills an index, or writes a snapshot, waits for a server that has gone
     away, as while it is upgraded. Searches do not."""
     shards: Annotated[int, Field(ge=1)] = 1
+    """Into how many parts a new index is divided: as many as there are nodes, at least."""
     replication_factor: Annotated[int, Field(ge=1)] = 1
     """Copies of each shard. Shards and copies apply when the collection is created."""
     profile: Literal["hash", "precise"] = "hash"
@@ -235,17 +246,25 @@ class FolderSettings(SourceSettings):
     """Folders, files, archives and DICOMDIRs that every worker sees under these paths."""
 
     kind: Literal["folder"]
+    """That this source is of folders and files."""
     paths: tuple[PathSetting, ...]
+    """Folders, files, archives and DICOMDIRs, as every worker sees them."""
     labels: Literal["folder"] | None = None
+    """With "folder" the name of the folder in which an image lies is its label; None = it has
+    none."""
 
 
 class DicomWebSettings(SourceSettings):
     """A DICOMweb server (QIDO-RS and WADO-RS)."""
 
     kind: Literal["dicomweb"]
+    """That this source is a DICOMweb server."""
     url: HttpUrl
+    """Its root, below which `/studies` is."""
     username: str | None = None
+    """With a password: who asks the server (HTTP Basic)."""
     password: SecretStr | None = None
+    """Of that user. It belongs into a variable, or into a file that one names."""
     token: SecretStr | None = None
     """Sent as a bearer token."""
     ca_file: PathSetting | None = None
@@ -253,12 +272,14 @@ class DicomWebSettings(SourceSettings):
     allowed_hosts: tuple[str, ...] = ()
     """Other hosts to which the server may redirect."""
     retrieve: Literal["instance", "series"] = "instance"
+    """What one request brings: an instance, or a whole series."""
     max_connections: Annotated[int, Field(ge=1, le=64)] = 4
     """Most connections of one worker. Times ``max_workers`` this is the most that the server sees,
     but for one more connection while the instances of a new job are being listed."""
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
     """Most requests per second of one worker; None = no limit."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Timeout of one request to the server."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """How often one request is sent at most, when the server is busy or unreachable."""
     page: Annotated[int, Field(ge=1, le=10_000)] = 500
@@ -280,13 +301,17 @@ class ReceiveSettings(SettingsGroup):
     """The C-STORE SCP, which receives instances that a PACS sends."""
 
     ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
+    """The AE title under which it is called."""
     host: str = "127.0.0.1"
+    """The address on which it listens; "0.0.0.0" = on all of the machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
+    """The port on which it listens; 0 = a free one."""
     allowed_ae_titles: tuple[str, ...] = ()
     """Calling AE titles that are accepted; by default none is."""
     sop_classes: tuple[Annotated[str, AfterValidator(_uid)], ...] = ()
     """UIDs of private SOP classes that are accepted besides the standard's."""
     max_associations: Annotated[int, Field(ge=1, le=256)] = 8
+    """Associations at a time; further ones are told to come again."""
     max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
     """Bytes of received instances that are not indexed yet; above this senders are told to wait."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
@@ -296,12 +321,14 @@ class ReceiveSettings(SettingsGroup):
     idle_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Indexing starts when nothing was received for this long, or ``batch`` instances wait."""
     batch: Annotated[int, Field(ge=1)] = 500
+    """Instances that are indexed together, at most."""
 
 
 class SearchSettings(SettingsGroup):
     """How a query is answered."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Hits of an answer, where the question does not say how many."""
     coarse: Literal["auto", "codes", "cells"] = "auto"
     """How candidates are selected: by their "codes", or by the "cells" in which they lie; "auto" =
     by codes where the index has measured that these find the most similar images, else by cells."""
@@ -334,8 +361,11 @@ class ServerSettings(OperationSettings):
     """Where the HTTP server listens, the largest upload it accepts, and how it is operated."""
 
     host: str = "127.0.0.1"
+    """The address on which it listens; any other than a loopback address needs a key."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """The port on which it listens; 0 = a free one."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 64 * 1024**2
+    """Size of the body of a request, as of an image that is searched for."""
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
     """How long after SIGTERM requests are still taken, while `/readyz` says that none should be
     sent: as long as whoever distributes them needs to notice."""
@@ -401,18 +431,25 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file())
         if "client_secret" in toml.toml_data.get("oidc", {}):
             # Such files are copied, mailed and put under version control.
             raise SettingsError(
-                f"oidc.client_secret does not belong into {_config_file()}; put it into a file of "
+                f"oidc.client_secret does not belong into {config_file()}; put it into a file of "
                 "its own, named by oidc.client_secret_file, or into PRECEDENT_OIDC__CLIENT_SECRET"
             )
-        refuse_secrets(toml.toml_data, _config_file())
+        refuse_secrets(toml.toml_data, config_file())
+        if isinstance(env_settings, EnvSettingsSource):
+            env_settings.env_vars = with_files(env_settings.env_vars, settings_cls)
         return init_settings, env_settings, toml
 
 
-def _config_file() -> Path | None:
+def config_file() -> Path | None:
+    """The settings file; None = there is none.
+
+    Raises:
+        SettingsError: the one that is named is not there.
+    """
     named = os.environ.get(_CONFIG_VARIABLE)
     if named is None:
         return Path(_CONFIG_DEFAULT) if Path(_CONFIG_DEFAULT).is_file() else None
@@ -434,7 +471,15 @@ def _known_names() -> dict[str, str]:
             names += [f"{name}.{inner}" for inner in group.model_fields]
         else:
             names.append(name)
+            if SecretStr in get_args(group):
+                names.append(f"{name}_file")  # engine/settings_by_file.py
     return {"PRECEDENT_" + name.upper().replace(".", "__"): name for name in names}
+
+
+def _without_a_kind(group: int | str, name: int | str) -> str:
+    written = TomlConfigSettingsSource(Settings, toml_file=config_file()).toml_data
+    file = config_file() or _CONFIG_DEFAULT
+    return without_a_kind(str(group), str(name), Settings, os.environ, written, file)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -451,7 +496,9 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "union_tag_not_found":
+            raise SettingsError(_without_a_kind(*first["loc"])) from None
+        name = setting_at(first["loc"], Settings)
         variable = "PRECEDENT_" + name.upper().replace(".", "__")
         if first["type"] == "extra_forbidden":
             meant = nearest(name, _known_names().values())
@@ -465,7 +512,7 @@ def load_settings(**overrides: Any) -> Settings:
             f"setting {name}: {first['msg']}; set it in {variable} or {_CONFIG_DEFAULT}"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{_config_file()} is no TOML: {error}") from None
+        raise SettingsError(f"{config_file()} is no TOML: {error}") from None
     except SettingsSourceError as error:
         group = re.search(r'field "(\w+)"', str(error))
         variable = f"PRECEDENT_{group[1].upper()}" if group else "a PRECEDENT_… variable"

@@ -1,19 +1,36 @@
 """What groups of settings share: how they are checked, and fields that several of them have."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from engine.tenants import is_tenant
 
-__all__ = ["PathSetting", "SettingsGroup", "TenantSetting"]
+__all__ = ["PathSetting", "SettingsGroup", "TenantSetting", "models_in"]
 
 
 class SettingsGroup(BaseModel):
     """Settings under one name. They do not change, and a name that is not among them is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The classes of groups that the annotation of a field stands for, of entries by name too; none
+    where it is of a value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        yield from models_in(inner[1])
+    elif origin is Annotated:
+        yield from models_in(inner[0])
+    elif origin in (Union, UnionType):
+        for one in inner:
+            yield from models_in(one)
 
 
 def _home(path: Path) -> Path:

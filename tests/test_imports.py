@@ -118,6 +118,8 @@ finally:
         (("jobs", "list"), {"pydicom", "PIL"}),
         (("plan", "--images", "50M"), {"numpy", "sqlalchemy"}),
         (("profile",), {"pydicom", "PIL"}),
+        (("settings",), {"numpy", "sqlalchemy", "pydicom"}),
+        (("doctor",), {"celery"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -36,6 +36,8 @@ UNRECORDED = frozenset(
         *("info", "profile", "jobs list", "jobs show", "keys list"),
         # Its requests are recorded one by one, and this adds a row of its own.
         *("serve", "audit forget"),
+        # They look at the installation, and show nothing of an image.
+        *("doctor", "settings"),
         # They look into no archive, or into a synthetic one.
         *("plan", "sample", "demo", "train", "calibrate"),
     }

@@ -44,6 +44,8 @@ COMMANDS = {
     "snapshot": ("storage", "Write all points of the index to one file."),
     "restore": ("storage", "Add the points of a snapshot to the index."),
     "delete": ("delete", "Remove a study, patient, instance, source or tenant."),
+    "doctor": ("doctor", "Look for what is wrong with this installation."),
+    "settings": ("settings", "What is in force, from where, and what it means."),
     "plan": ("plan", "Say what an archive of some size will need."),
     "sample": ("sample", "Write a synthetic DICOM archive to try things on."),
     "demo": ("demo", "Calibrate on a sample archive, index it, search, serve."),

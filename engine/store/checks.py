@@ -5,23 +5,31 @@ that may not see the cluster, is left out or is a warning, and never an error.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import Literal
 
 from qdrant_client import QdrantClient, models
 
 from engine.errors import StoreError
 from engine.settings import StoreSettings
+from engine.store.base import Collection
+from engine.store.check import Check, check_cells
 from engine.store.connection import Connection, connect
 from engine.store.nodes import Nodes, is_ready
 from engine.store.server_collection import in_force
+from engine.store.server_layout import noted
 from engine.store.server_limits import UNLIMITED, Limits
 from engine.store.server_version import RUN_ON, minor_of
 
-__all__ = ["Check", "check_layout", "check_plan", "check_server", "check_versions"]
+__all__ = [
+    "Check",
+    "check_layout",
+    "check_plan",
+    "check_server",
+    "check_versions",
+    "count_points",
+]
 
-State = Literal["good", "warning", "bad"]
 _LOOKS = 3
 """How often each node is asked for the number of points: a node that reads from copies which differ
 answers now this, now that."""
@@ -29,19 +37,12 @@ _SECONDS = 5.0
 """For one request of a check, which is sent once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What was found. name: of the check. sentence: says it. way_out: what to do about it; "" when
-    there is nothing to do."""
-
-    name: str
-    state: State
-    sentence: str
-    way_out: str = ""
-
-
-def check_server(settings: StoreSettings) -> list[Check]:
+def check_server(settings: StoreSettings, wanted: Collection | None = None) -> list[Check]:
     """All checks of the server or cluster that the settings name; [] = the index is embedded.
+
+    Args:
+        wanted: the kind of points that the index must hold, which is checked as well, and that
+            there is one; None = any, or none.
 
     Raises:
         SettingsError: the settings name no usable server.
@@ -51,7 +52,7 @@ def check_server(settings: StoreSettings) -> list[Check]:
     hasty = _hasty(settings)
     client = connect(hasty)
     try:
-        return list(_checks(Connection(client, hasty)))
+        return list(_checks(Connection(client, hasty), wanted))
     finally:
         client.close()
 
@@ -61,7 +62,7 @@ def _hasty(settings: StoreSettings) -> StoreSettings:
     return settings.model_copy(update={"attempts": 1, "timeout_seconds": seconds})
 
 
-def _checks(connection: Connection) -> Iterator[Check]:
+def _checks(connection: Connection, wanted: Collection | None) -> Iterator[Check]:
     client = connection.client
     nodes = client.each() if isinstance(client, Nodes) else []
     if nodes:
@@ -70,16 +71,20 @@ def _checks(connection: Connection) -> Iterator[Check]:
         yield check_versions(connection.ask(client.info).version)
         name = in_force(connection)
         if name is None:
+            yield from _of_nothing(connection, wanted)
             return
         info = connection.ask(client.get_collection, name)
     except StoreError as error:
         yield Check("server", "bad", str(error))
         return
+    yield from _of_model(name, info, wanted)
     yield _of_status(name, info)
     yield _of_writes(name, info)
     yield from _of_limits(name, info)
     yield from _of_copies(connection, name)
     params = info.config.params
+    if (cells := _of_cells(name, info)) is not None:
+        yield cells
     count = _count_nodes(connection) or len(nodes) or 1
     shards, copies = params.shard_number or 1, params.replication_factor or 1
     if (layout := check_layout(shards, copies, count, made=True)) is not None:
@@ -190,6 +195,69 @@ def _of_nodes(urls: Sequence[str]) -> Check:
         f"{len(away)} of {len(urls)} nodes of store.urls away or not ready: {', '.join(away)}",
         "start them, or look into their logs",
     )
+
+
+def count_points(settings: StoreSettings) -> int | None:
+    """How many points the index on the server has; None = that cannot be found out now."""
+    hasty = _hasty(settings)
+    client = connect(hasty)
+    connection = Connection(client, hasty)
+    try:
+        name = in_force(connection)
+        return None if name is None else connection.ask(client.count, name, exact=True).count
+    except StoreError:
+        return None
+    finally:
+        client.close()
+
+
+def _of_nothing(connection: Connection, wanted: Collection | None) -> Iterator[Check]:
+    if wanted is not None:
+        yield Check(
+            "index",
+            "bad",
+            f"{connection.server} has no index {connection.settings.collection!r}",
+            "make one with `precedent index PATH…`, or name another collection with "
+            "PRECEDENT_STORE__COLLECTION",
+        )
+
+
+def _of_model(name: str, info: models.CollectionInfo, wanted: Collection | None) -> Iterator[Check]:
+    if wanted is None:
+        return
+    try:
+        found = noted(info, f"collection {name!r}")
+    except StoreError as error:
+        yield Check("index", "bad", str(error))
+        return
+    if found is None:
+        yield Check(
+            "index",
+            "bad",
+            f"collection {name!r} was not made by Precedent",
+            "name another collection with PRECEDENT_STORE__COLLECTION",
+        )
+    elif found.collection != wanted:
+        yield Check(
+            "model",
+            "bad",
+            f"the index was made by model {found.collection.model}, and the model is "
+            f"{wanted.model}",
+            "name the model of the index with PRECEDENT_MODEL, or bring the index to this one with "
+            "`precedent reencode --model`",
+        )
+    else:
+        yield Check("model", "good", f"collection {name!r} was made by model {wanted.model}")
+
+
+def _of_cells(name: str, info: models.CollectionInfo) -> Check | None:
+    try:
+        found = noted(info, f"collection {name!r}")
+    except StoreError:
+        return None
+    if found is None:
+        return None
+    return check_cells(found.cells, info.points_count or 0)
 
 
 def _of_status(name: str, info: models.CollectionInfo) -> Check:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from engine.errors import StoreError
 from engine.files import write_atomically
@@ -31,10 +31,19 @@ from engine.store.column_file import ColumnFile
 from engine.store.combinations import Combinations
 from engine.store.rows import KEYS, Erasure, IdLookup, TextReader, View, keys_of
 
-__all__ = ["Columns", "Outdated", "written"]
+__all__ = [
+    "FORMAT",
+    "PENDING",
+    "STATE",
+    "Columns",
+    "Outdated",
+    "layout",
+    "read_cells",
+    "written",
+]
 
-_FORMAT = 1
-_STATE, _PENDING = "state.json", "pending"
+FORMAT = 1
+STATE, PENDING = "state.json", "pending"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _ID_BYTES = 16
 _HEADER_BYTES = 48
@@ -46,6 +55,20 @@ _TAIL = 0.25
 
 class Outdated(Exception):
     """The columns do not fit the shard; they have to be made from it again."""
+
+
+def layout(collection: Collection) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
+    """The files of fixed rows that columns have: of each the type of its values and their shape."""
+    return {
+        "z": (np.float32, (collection.dim,)),
+        "ids": (np.uint8, (_ID_BYTES,)),
+        "codes": (np.uint8, (collection.bits // 8,)),
+        **dict.fromkeys(KEYS, (np.uint64, ())),
+        "cell": (np.uint32, ()),
+        "combination": (np.uint32, ()),
+        "gone": (np.uint32, ()),
+        "ends": (np.uint64, ()),
+    }
 
 
 class Columns:
@@ -60,9 +83,9 @@ class Columns:
         self._folder = folder
         self._collection = collection
         try:
-            state = json.loads((folder / _STATE).read_bytes())
+            state = json.loads((folder / STATE).read_bytes())
             if (state["format"], state["dim"], state["bits"], state["model"]) != (
-                _FORMAT,
+                FORMAT,
                 collection.dim,
                 collection.bits,
                 collection.model,
@@ -103,14 +126,8 @@ class Columns:
         collection, folder = self._collection, self._folder / str(generation)
         self._generation = generation
         self._files = {
-            "z": ColumnFile(folder / "z", np.float32, (collection.dim,)),
-            "ids": ColumnFile(folder / "ids", np.uint8, (_ID_BYTES,)),
-            "codes": ColumnFile(folder / "codes", np.uint8, (collection.bits // 8,)),
-            **{name: ColumnFile(folder / name, np.uint64) for name in KEYS},
-            "cell": ColumnFile(folder / "cell", np.uint32),
-            "combination": ColumnFile(folder / "combination", np.uint32),
-            "gone": ColumnFile(folder / "gone", np.uint32),
-            "ends": ColumnFile(folder / "ends", np.uint64),
+            name: ColumnFile(folder / name, dtype, width)
+            for name, (dtype, width) in layout(collection).items()
         }
         self._texts = ColumnFile(folder / "records", np.uint8)
         self._reader = TextReader(folder / "records")
@@ -127,7 +144,7 @@ class Columns:
         if len(self._texts.rows) < self._text_end:
             raise Outdated("the records are too short")
         folder = self._folder / str(self._generation)
-        cells = _read_cells(folder / "cells.npz", self._collection.model)
+        cells = read_cells(folder / "cells.npz", self._collection.model)
         gone = self._files["gone"].rows[:rows]
         there = np.flatnonzero(gone == 0)
         self._lookup = IdLookup(self._files["ids"].rows, there)
@@ -176,7 +193,7 @@ class Columns:
 
     def note(self, ids: Iterable[uuid.UUID]) -> None:
         """Writes down which points are about to be written or deleted."""
-        path = self._folder / _PENDING
+        path = self._folder / PENDING
         new = not path.exists()
         with written(path), path.open("ab") as file:
             if new:
@@ -280,11 +297,11 @@ class Columns:
                 file.sync()
             self._combinations.sync()
             self._note_state()
-            (self._folder / _PENDING).unlink(missing_ok=True)
+            (self._folder / PENDING).unlink(missing_ok=True)
 
     def _note_state(self) -> None:
         state = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "model": self._collection.model,
             "dim": self._collection.dim,
             "bits": self._collection.bits,
@@ -295,12 +312,12 @@ class Columns:
             "settled": self.settled,
             "epoch": self.epoch,
         }
-        write_atomically(self._folder / _STATE, json.dumps(state).encode())
+        write_atomically(self._folder / STATE, json.dumps(state).encode())
 
     @property
     def is_written_to(self) -> bool:
         """Whether anything was noted since the last :meth:`sync`."""
-        return (self._folder / _PENDING).exists()
+        return (self._folder / PENDING).exists()
 
     def pending(self) -> list[str] | None:
         """Ids of the points that may differ from the shard; None = :meth:`sync` was the last call.
@@ -309,7 +326,7 @@ class Columns:
             Outdated: the machine was started again since.
         """
         try:
-            noted = (self._folder / _PENDING).read_bytes()
+            noted = (self._folder / PENDING).read_bytes()
         except FileNotFoundError:
             return None
         boot = _boot()
@@ -415,7 +432,12 @@ class Columns:
         self._opened.close()
 
 
-def _read_cells(path: Path, model: str) -> Cells | None:
+def read_cells(path: Path, model: str) -> Cells | None:
+    """The cells in a file; None = there is none.
+
+    Raises:
+        Outdated: they are of another model. Exception: the file is damaged.
+    """
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as found:

@@ -40,6 +40,8 @@ from engine.store.counts import Facets
 from engine.store.edge_conversion import convert, in_conversion, recover
 from engine.store.edge_layout import (
     COLLECTION,
+    COLUMNS,
+    EPOCH,
     FORMAT,
     build,
     check_collection,
@@ -60,10 +62,6 @@ __all__ = ["EdgeStore"]
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = "columns"
-_EPOCH = "epoch"
-"""Names the latest flush, as the columns do, so that it is seen without opening the shard that both
-are of one time."""
 _UPSERT_AT_ONCE, _UPSERT_BESIDE_SEARCHES = 256, 16
 """Points in one call of Qdrant Edge, which keeps all other threads waiting meanwhile."""
 _SEARCHED_LATELY = 5.0
@@ -268,7 +266,7 @@ class EdgeStore:
                 self._bring_up_to_date(self._columns)
             except Outdated:
                 before = self._columns
-                self._columns = self._derived(self._directory / _COLUMNS)
+                self._columns = self._derived(self._directory / COLUMNS)
                 before.close()
             self._is_in_doubt = False
 
@@ -283,7 +281,7 @@ class EdgeStore:
         """Makes columns durable that fit the shard, which is so already."""
         columns.epoch = uuid.uuid4().hex
         with written(self._directory):
-            write_atomically(self._directory / _EPOCH, columns.epoch.encode())
+            write_atomically(self._directory / EPOCH, columns.epoch.encode())
         columns.sync()
 
     def optimise(self) -> None:
@@ -432,7 +430,7 @@ class EdgeStore:
     # Columns
 
     def _opened_columns(self) -> Columns:
-        folder = self._directory / _COLUMNS
+        folder = self._directory / COLUMNS
         try:
             with ExitStack() as opened:
                 columns = Columns(folder, self._collection)
@@ -453,7 +451,7 @@ class EdgeStore:
         """
         ids = columns.pending()
         if ids is None:
-            epoch = self._directory / _EPOCH
+            epoch = self._directory / EPOCH
             if not epoch.is_file() or epoch.read_text() != columns.epoch:
                 raise Outdated("they are of another time")
             return

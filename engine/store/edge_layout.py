@@ -22,6 +22,8 @@ from engine.store.holder import Holder
 
 __all__ = [
     "COLLECTION",
+    "COLUMNS",
+    "EPOCH",
     "FORMAT",
     "build",
     "check_collection",
@@ -38,6 +40,10 @@ __all__ = [
 FORMAT = 2
 """1: a payload field and an index for each field of the record, float16, no columns."""
 COLLECTION = "collection.json"
+COLUMNS = "columns"
+EPOCH = "epoch"
+"""Names the latest flush, as the columns do, so that it is seen without opening the shard that both
+are of one time."""
 _SEGMENTS = 8
 """Segments of a shard. With fewer of them, more is built anew whenever points were added."""
 _READ_AT_ONCE = 1000

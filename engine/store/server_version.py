@@ -5,7 +5,7 @@ import re
 __all__ = ["OLDEST", "RUN_ON", "minor_of"]
 
 RUN_ON = "1.18.3"
-"""The contract (tests/contract) and a cluster of three nodes were run on it. docker/compose.yaml
+"""The contract (tests/contract) and a cluster of three nodes were run on it. docker/qdrant.yaml
 names it too, and tests/contract/behaviours.py says where it differs from what one would guess."""
 OLDEST = (1, 16)
 """Earlier versions keep no metadata of collections."""

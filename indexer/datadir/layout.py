@@ -19,6 +19,7 @@ __all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
 _FORMAT = 1
 """Version of the data folder's layout."""
 _KEY_BYTES = 32
+_OURS_ALONE = 0o700
 FIRST_INDEX = "index"
 """Name of the folder of the embedded index that none has replaced yet."""
 
@@ -143,7 +144,8 @@ class DataDir:
         """
         self._check_format()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            # Thumbnails and the ledger are in it.
+            self.root.mkdir(mode=_OURS_ALONE, parents=True, exist_ok=True)
             if not self._about.exists():
                 about = {"format": _FORMAT, "precedent": __version__}
                 write_atomically(self._about, json.dumps(about).encode())

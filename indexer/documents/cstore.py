@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from engine.documents_settings import DicomDestination
 from engine.errors import SettingsError
@@ -27,7 +28,7 @@ from indexer.sources.pushed.commitment import (
     answer_to,
 )
 
-__all__ = ["store"]
+__all__ = ["check", "echo", "store"]
 
 _LOOK_SECONDS = 0.1
 """Between looks at whether the node has reported over another association."""
@@ -49,31 +50,14 @@ def store(
         Unreachable: the node does not answer, or wants no association now.
         SettingsError: certificates cannot be used.
     """
-    # Its debug lines have whole data sets.
-    hushed("pynetdicom")
     commitment = _Commitment(asking)
-    scu = AE(ae_title=to.calling_ae_title)
-    scu.connection_timeout = scu.acse_timeout = to.timeout_seconds
-    scu.dimse_timeout = scu.network_timeout = to.timeout_seconds
+    scu = _scu(to)
     for kind in dict.fromkeys(one.sop_class for one in documents):
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
             scu.add_requested_context(kind, syntax)
     if to.commitment:
         scu.add_requested_context(COMMITMENT_CLASS)
-    link = scu.associate(
-        to.host,
-        to.port,
-        ae_title=to.ae_title,
-        tls_args=(_tls(name, to), to.host) if to.tls else None,
-        evt_handlers=[(evt.EVT_N_EVENT_REPORT, commitment.reported)],
-    )
-    if not link.is_established:
-        why = "refuses the association" if link.is_rejected else "cannot be reached"
-        raise Unreachable(
-            f"destination {name!r} {why}: check the AE titles, host and port in "
-            f"destinations.{name}, that the node knows {to.calling_ae_title}, and, with TLS on one "
-            "side or both, tls, ca_file and cert_file"
-        )
+    link = _associated(name, to, scu, [(evt.EVT_N_EVENT_REPORT, commitment.reported)])
     try:
         delivery = Delivery(tuple(_stored(link, one) for one in documents))
         if to.commitment and link.is_established:
@@ -82,6 +66,59 @@ def store(
     finally:
         if link.is_established:
             link.release()
+
+
+def check(name: str, to: DicomDestination) -> None:
+    """Reads what an association needs; asks nobody. Raises SettingsError: it cannot be used."""
+    if to.tls:
+        _tls(name, to)
+
+
+def echo(name: str, to: DicomDestination) -> None:
+    """Asks the node whether it is there (C-ECHO).
+
+    Raises:
+        Unreachable: it does not answer, or wants no association. SettingsError: as :func:`store`.
+    """
+    scu = _scu(to)
+    scu.add_requested_context(Verification)
+    link = _associated(name, to, scu, [])
+    try:
+        status = link.send_c_echo().get("Status") if link.is_established else None
+    finally:
+        if link.is_established:
+            link.release()
+    if status != 0:
+        said = "no answer" if status is None else f"status 0x{status:04X}"
+        raise Unreachable(f"destination {name!r} takes no C-ECHO ({said}): its log says why")
+
+
+def _scu(to: DicomDestination) -> AE:
+    # Its debug lines have whole data sets.
+    hushed("pynetdicom")
+    scu = AE(ae_title=to.calling_ae_title)
+    scu.connection_timeout = scu.acse_timeout = to.timeout_seconds
+    scu.dimse_timeout = scu.network_timeout = to.timeout_seconds
+    return scu
+
+
+def _associated(name: str, to: DicomDestination, scu: AE, handlers: list[Any]) -> Any:
+    """An association. Raises Unreachable: there is none."""
+    link = scu.associate(
+        to.host,
+        to.port,
+        ae_title=to.ae_title,
+        tls_args=(_tls(name, to), to.host) if to.tls else None,
+        evt_handlers=handlers,
+    )
+    if not link.is_established:
+        why = "refuses the association" if link.is_rejected else "cannot be reached"
+        raise Unreachable(
+            f"destination {name!r} {why}: check the AE titles, host and port in "
+            f"destinations.{name}, that the node knows {to.calling_ae_title}, and, with TLS on one "
+            "side or both, tls, ca_file and cert_file"
+        )
+    return link
 
 
 def _stored(link: Any, document: Document) -> Fate:

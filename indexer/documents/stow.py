@@ -15,7 +15,7 @@ from indexer.documents.delivery import Delivery, Fate, Unreachable
 from indexer.documents.making import Document
 from indexer.sources.dicomweb.trust import trusting
 
-__all__ = ["store"]
+__all__ = ["check", "reach", "store"]
 
 _FAILED, _REFERENCED = "00081198", "00081199"
 _REFERENCED_SOP, _FAILURE_REASON = "00081155", "00081197"
@@ -56,6 +56,44 @@ def store(name: str, to: StowDestination, documents: Sequence[Document]) -> Deli
             f"destination {name!r} does not answer ({type(error).__name__}); check "
             f"destinations.{name}.url"
         ) from None
+
+
+def check(name: str, to: StowDestination) -> None:
+    """Reads what a request needs; asks nobody. Raises SettingsError: it cannot be used."""
+    _credentials(name, to)
+    _tls(name, to)
+
+
+def reach(name: str, to: StowDestination) -> int:
+    """Asks the server for anything, and returns the status of its answer, which is not read.
+
+    Raises:
+        Unreachable: it does not answer, is broken, or refuses the credentials.
+        SettingsError: as :func:`store`.
+    """
+    headers = {"Accept": "application/dicom+json", **_credentials(name, to)}
+    url = str(to.url).rstrip("/") + "/studies?limit=1"
+    try:
+        with (
+            httpx.Client(
+                verify=_tls(name, to), trust_env=False, timeout=to.timeout_seconds
+            ) as client,
+            client.stream("GET", url, headers=headers) as answer,
+        ):
+            status = answer.status_code
+    except httpx.HTTPError as error:
+        raise Unreachable(
+            f"destination {name!r} does not answer ({type(error).__name__}): check "
+            f"destinations.{name}.url"
+        ) from None
+    if status in (401, 403):
+        raise Unreachable(
+            f"destination {name!r} refuses the credentials (HTTP {status}): correct those of "
+            f"destinations.{name}"
+        )
+    if status >= 500:
+        raise Unreachable(f"destination {name!r} is broken (HTTP {status}): its log says why")
+    return status
 
 
 def _read(answer: httpx.Response) -> Any:

@@ -28,7 +28,7 @@ from indexer.jobs.records import MOST_URGENT, Due
 from indexer.jobs.runner import JobRunner
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["Dispatcher", "celery_app", "check_broker", "serve"]
+__all__ = ["Dispatcher", "celery_app", "check_broker", "refuses", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -108,12 +108,17 @@ def check_broker(settings: Settings) -> None:
             connection.connect()
             connection.channel().close()
         except Exception as error:  # of amqp, redis and kombu, which have no base in common
-            if type(error).__name__ not in _REFUSALS and not _DENIED.search(str(error)):
+            if not refuses(error):
                 return
             raise JobError(
                 f"the message broker refuses user or password ({type(error).__name__}); correct "
                 "them in PRECEDENT_JOBS__BROKER"
             ) from None
+
+
+def refuses(error: Exception) -> bool:
+    """Whether a broker that raises this refuses user or password, rather than being away."""
+    return type(error).__name__ in _REFUSALS or _DENIED.search(str(error)) is not None
 
 
 class Dispatcher:

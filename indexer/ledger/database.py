@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from engine.errors import LedgerError
 from engine.extras import install_command
@@ -60,21 +62,29 @@ class Database:
         url: as in "sqlite:////folder/ledger.sqlite" or "postgresql+psycopg://user@host/name".
         tables: which tables it is opened for; they may share it with others.
         patience_s: how long to wait for another SQLite connection to end its transaction.
+        reads_only: it is taken as it is: nothing is made or migrated, and nothing can be written.
 
     Raises:
         LedgerError: it cannot be opened or used.
     """
 
     def __init__(
-        self, url: str | URL, tables: Tables = LEDGER, patience_s: float = _PATIENCE_S
+        self,
+        url: str | URL,
+        tables: Tables = LEDGER,
+        patience_s: float = _PATIENCE_S,
+        *,
+        reads_only: bool = False,
     ) -> None:
         self._tables = tables
         self._url = _parsed(url)
         self._place = _shown(self._url)
         self.dialect = self._url.get_backend_name()
         """sqlite or postgresql."""
-        self._engine = _engine(self._url, patience_s)
+        self._engine = _reading_engine(self._url) if reads_only else _engine(self._url, patience_s)
         self._reading = self._engine.execution_options(**{_READ: True})
+        if reads_only:
+            return
         try:
             self._bring_up_to_date()
         except BaseException:
@@ -89,6 +99,15 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def revision(self) -> str | None:
+        """The revision of its tables; None = it records none.
+
+        Raises:
+            LedgerError: it has no such tables, or cannot be read.
+        """
+        with self.begin(read=True) as connection:
+            return revision_of(connection, self._tables)
 
     def of(self, tenant: str) -> TenantDatabase:
         """A tenant's share of it."""
@@ -160,8 +179,11 @@ class Database:
         if self.dialect == "sqlite":
             if _is_busy(cause):
                 return "another process has been writing to it for long; wait for it to end"
-            if getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_FULL:
                 return "make room on its disk, and the same command goes on"
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                return "it is damaged: check the disk, and restore it from the backup"
             return "check the disk and its permissions"
         state = getattr(cause, "sqlstate", None)
         if state is None or state.startswith(("08", "28", "3D", "57P")):
@@ -245,6 +267,23 @@ def _engine(url: URL, patience_s: float = _PATIENCE_S) -> Engine:
         ) from None
     event.listen(engine, "before_cursor_execute", _check_tenant)
     return engine
+
+
+def _reading_engine(url: URL) -> Engine:
+    """For looking alone. An SQLite file that nobody has open is not even given its log."""
+    if url.get_backend_name() != "sqlite":
+        options = {
+            "connect_timeout": "5",
+            "options": "-c default_transaction_read_only=on -c statement_timeout=30000",
+        }
+        return _engine(url.update_query_dict(options))
+    file = Path(str(url.database)).absolute()
+    how = "mode=ro" if file.with_name(f"{file.name}-wal").exists() else "immutable=1"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{quote(str(file))}?{how}", uri=True, timeout=5)
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 def _configure(connection: Any, _: object) -> None:

@@ -42,6 +42,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "snapshot": ["file"],
     "restore": ["nowhere.snapshot"],
     "delete": ["--study", "1.2", "--yes"],
+    "doctor": ["--help"],
+    "settings": ["search"],
     "plan": ["--images", "10"],
     "sample": ["--help"],
     "demo": ["--help"],

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import grpc
+import numpy as np
 import pytest
 from behaviours import GreyAfterRestart, StrictMode
 from loopback import Loopback
@@ -12,6 +13,8 @@ from reached import Reached, reached
 from troubles import Trouble
 
 from engine.settings import StoreSettings
+from engine.store.cells import Cells
+from engine.store.check import check_cells
 from engine.store.checks import Check, check_layout, check_plan, check_server, check_versions
 from engine.store.connection import Connection, connect
 from engine.store.server import ServerStore
@@ -247,3 +250,29 @@ def test_a_node_that_is_away_is_named_and_not_counted(halves, collection, make_p
     assert found["counts"].sentence == "4 points at the one node that is ready"
     halves.engines[1].unready = set()
     assert by_name(halves.settings)["nodes"].state == "good"
+
+
+# Cells
+
+
+def cells(points: int, recall: float) -> Cells:
+    return Cells(np.eye(4, dtype=np.float32), "model", points, 2, recall, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("found", "points", "state", "said"),
+    [
+        (None, 9_999, None, ""),
+        (None, 10_000, "warning", "has no cells"),
+        (cells(10_000, 0.997), 12_000, "good", "2 cells and find 99.7% of the most similar"),
+        (cells(10_000, 0.985), 12_000, "good", "98.5% of the most similar (made for 99.5 %)"),
+        (cells(10_000, 0.97), 12_000, "warning", "97.0% of the most similar, less than 98%"),
+        (cells(10_000, 0.997), 40_000, "warning", "made for 10,000 images, and there are 40,000"),
+    ],
+)
+def test_cells_are_told_that_find_too_little_or_are_outgrown(found, points, state, said):
+    check = check_cells(found, points)
+    assert (None if check is None else check.state) == state
+    if check is not None:
+        assert said in check.sentence
+        assert (check.way_out == "") == (state == "good")

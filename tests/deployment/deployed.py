@@ -32,8 +32,23 @@ _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})")
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
-    """A compose file, its variables not replaced."""
-    return yaml.safe_load((DOCKER / name).read_text())
+    """A compose file, its variables not replaced, with what its services extend."""
+    document: dict[str, Any] = yaml.safe_load((DOCKER / name).read_text())
+    services = document["services"]
+    for service, own in services.items():
+        if (base := own.pop("extends", None)) is not None:
+            there = compose(base["file"])["services"][base["service"]]
+            services[service] = _extended(there, own)
+    return document
+
+
+def _extended(there: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A service that extends another one: tables are joined, and all else of its own comes in
+    place of the other's. Lists, which Compose joins by rules of their own, may not be in both."""
+    both = there.keys() & own.keys()
+    assert not {name for name in both if isinstance(own[name], list)}
+    joined = {name: there[name] | own[name] for name in both if isinstance(own[name], dict)}
+    return there | own | joined
 
 
 def variables(text: str) -> list[tuple[str, str, str]]:
@@ -61,9 +76,9 @@ def interpolated(document: Any, values: Mapping[str, str]) -> Any:
     return _VARIABLE.sub(replaced, document)
 
 
-def example_variables() -> tuple[dict[str, str], set[str]]:
-    """.env.example: the variables that it sets, and those that are commented out."""
-    lines = (DOCKER / ".env.example").read_text().splitlines()
+def example_variables(name: str = ".env.example") -> tuple[dict[str, str], set[str]]:
+    """An example of variables: those that it sets, and those that are commented out."""
+    lines = (DOCKER / name).read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
     offered = {m[1] for line in lines if (m := re.match(r"# (\w+)=", line))}
     return given, offered
@@ -84,9 +99,12 @@ def check_command(words: Sequence[str]) -> None:
 
 def is_setting(variable: str) -> bool:
     """Whether a PRECEDENT_… variable is one that the settings look at."""
-    group, *rest = variable.removeprefix("PRECEDENT_").lower().split("__")
     if variable == "PRECEDENT_CONFIG":
         return True
+    secret = variable.removesuffix("_FILE")
+    if secret not in (variable, "PRECEDENT_CONFIG") and is_setting(secret):
+        return True
+    group, *rest = variable.removeprefix("PRECEDENT_").lower().split("__")
     if group not in Settings.model_fields:
         return False
     kind: Any = Settings.model_fields[group].annotation

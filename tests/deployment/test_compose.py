@@ -62,7 +62,9 @@ def environment(monkeypatch, tmp_path):
     return use
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize(
+    "name", ["compose.yaml", "compose.gpu.yaml", "compose.cluster.yaml", "qdrant.yaml"]
+)
 def test_it_follows_the_compose_specification(name):
     if find_spec("check_jsonschema") is None:
         pytest.fail("the schema comes with check-jsonschema; pip install check-jsonschema")
@@ -75,15 +77,20 @@ def test_it_follows_the_compose_specification(name):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("more", [[], ["-f", "compose.gpu.yaml"]], ids=["cpu", "gpu"])
-def test_docker_compose_takes_it(more, tmp_path):
+@pytest.mark.parametrize(
+    "files",
+    [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"], ["compose.cluster.yaml"]],
+    ids=["cpu", "gpu", "cluster"],
+)
+def test_docker_compose_takes_it(files, tmp_path):
     command = next((c for c in (["docker", "compose"], ["docker-compose"]) if is_second(c)), None)
     if command is None:
         pytest.skip("there is no Docker Compose 2 here, and Debian 12 has none to install")
     env_file = tmp_path / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in REQUIRED.items()))
+    named = [word for file in files for word in ("-f", file)]
     done = subprocess.run(
-        [*command, "--env-file", env_file, "-f", "compose.yaml", *more, "--profile", "receive",
+        [*command, "--env-file", env_file, *named, "--profile", "receive",
          "config", "--quiet"],
         cwd=DOCKER,
         capture_output=True,

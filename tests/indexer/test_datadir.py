@@ -169,3 +169,11 @@ def test_a_run_is_dead_only_where_its_lock_says_so(
         (tmp_path / "runs" / "1.lock").touch()
         assert not locks.is_alive(1)
         assert not (tmp_path / "runs" / "1.lock").exists()
+
+
+def test_a_new_folder_is_its_users_alone(tmp_path: Path) -> None:
+    DataDir(tmp_path / "new").make()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "there").mkdir(mode=0o750)
+    DataDir(tmp_path / "there").make()
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o750

@@ -1,0 +1,1 @@
+"""What is wrong with an installation: checks that look, and change nothing."""
