@@ -61,7 +61,7 @@ def store(name: str, to: StowDestination, documents: Sequence[Document]) -> Deli
 def check(name: str, to: StowDestination) -> None:
     """Reads what a request needs; asks nobody. Raises SettingsError: it cannot be used."""
     _credentials(name, to)
-    _tls(name, to)
+    trusting(to.ca_file, f"destinations.{name}.ca_file")
 
 
 def reach(name: str, to: StowDestination) -> int:
@@ -73,10 +73,11 @@ def reach(name: str, to: StowDestination) -> int:
     """
     headers = {"Accept": "application/dicom+json", **_credentials(name, to)}
     url = str(to.url).rstrip("/") + "/studies?limit=1"
+    certificates = trusting(to.ca_file, f"destinations.{name}.ca_file")
     try:
         with (
             httpx.Client(
-                verify=_tls(name, to), trust_env=False, timeout=to.timeout_seconds
+                verify=certificates, trust_env=False, timeout=to.timeout_seconds
             ) as client,
             client.stream("GET", url, headers=headers) as answer,
         ):
