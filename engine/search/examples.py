@@ -125,9 +125,7 @@ def fetched(store: VectorStore, examples: Examples) -> Fetched:
     return Fetched(liked, [made[one] for one in examples.disliked], len(liked) + left_out)
 
 
-def _of(
-    store: VectorStore, field: str, uid: str, disliked: Sequence[str]
-) -> tuple[list[str], int]:
+def _of(store: VectorStore, field: str, uid: str, disliked: Sequence[str]) -> tuple[list[str], int]:
     """Ids of up to 32 evenly spaced images of the study or series, including the first and the
     last; and how many it has that are not disliked."""
     records = {

@@ -232,9 +232,7 @@ def _filters(where: Filter, by: str, names: Sequence[str]) -> Iterable[Filter]:
         yield replace(where, must=(*where.must, Match(by, chunk)))
 
 
-def _compared(
-    images: _Images, liked: Sequence[Example], disliked: Collection[Example]
-) -> Cases:
+def _compared(images: _Images, liked: Sequence[Example], disliked: Collection[Example]) -> Cases:
     if not images.points:
         return Cases()
     points, starts = images.points, images.starts

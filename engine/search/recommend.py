@@ -372,7 +372,14 @@ def _climbs(
         return [Climb(Rung("exact"), where, size, size, {})] * len(liked)
     return [
         climb(
-            store, example.z, example.code, where, _depth(wanted), settings, wider=wider, sized=sized
+            store,
+            example.z,
+            example.code,
+            where,
+            _depth(wanted),
+            settings,
+            wider=wider,
+            sized=sized,
         )
         for example in liked
     ]

@@ -134,5 +134,7 @@ def test_an_archive_changes_over_to_a_model_of_a_clip_tower(
     answer = said(capsys, "search", image, *where, "--model", model, "-k", 3, "--json")
     assert answer["evidence"]["model"] == manifest.fingerprint
     assert answer["hits"][0]["path"] == str(image)
-    again = said(capsys, "index", archive, "--data-dir", tmp_path / "new", "--model", model, "--json")
+    again = said(
+        capsys, "index", archive, "--data-dir", tmp_path / "new", "--model", model, "--json"
+    )
     assert again["indexed"] == 16
