@@ -125,13 +125,12 @@ def standardised(of: Compared) -> Array:
     return score
 
 
-def centred(share: float, then: Rule = mean_of_best) -> Rule:
+def centred(then: Rule = mean_of_best) -> Rule:
     """Vectors from the mean of what lies near: what all series near by have in common says nothing
-    about which of them is most alike."""
+    about which of them is most alike. Only these are put into another order."""
 
     def rule(of: Compared) -> Array:
-        middle = share * _mean_of(of, of.near())
-        return then(_moved(of, middle, None))
+        return _first_of_all(of, then(_moved(of, _mean_of(of, of.near()), None)))
 
     return rule
 
@@ -147,7 +146,27 @@ def whitened(shrink: float, then: Rule = mean_of_best) -> Rule:
         covariance = apart.T @ apart / len(rows)
         values, axes = np.linalg.eigh(covariance)
         values = values.clip(0) + shrink * values.sum() / len(values)
-        return then(_moved(of, middle, axes / np.sqrt(values)))
+        return _first_of_all(of, then(_moved(of, middle, axes / np.sqrt(values))))
+
+    return rule
+
+
+def _first_of_all(of: Compared, score: Array) -> Array:
+    """The score for series near by, before all others, which stay in the order of the mean."""
+    near = of.near()
+    found = mean_of_best(of) - 10
+    found[near] = score[near]
+    return found
+
+
+def with_mean(other: Rule) -> Rule:
+    """The sum of a score and the mean of best matches, each in its spread among series near by."""
+
+    def rule(of: Compared) -> Array:
+        near = of.near()
+        parts = [one(of) for one in (mean_of_best, other)]
+        apart = [(one - one[near].mean()) / (one[near].std() + 1e-9) for one in parts]
+        return _first_of_all(of, (apart[0] + apart[1]) / 10)
 
     return rule
 
@@ -174,18 +193,14 @@ RULES: dict[str, Rule] = {
     "three quarters": trimmed(0.75),
     "median": median,
     "by distance": by_distance,
-    "in order, .02": in_order(0.02),
     "in order, .1": in_order(0.1),
     "in order, .5": in_order(0.5),
     "distinct slices": distinct,
     "standardised": standardised,
-    "half centred": centred(0.5),
-    "centred": centred(1.0),
-    "centred, both ways": centred(1.0, both_ways),
-    "centred, in order": centred(1.0, in_order(0.2)),
-    "centred, best image": centred(1.0, best_image),
+    "centred": centred(),
+    "centred, both ways": centred(both_ways),
     "whitened, .1": whitened(0.1),
     "whitened, 1": whitened(1.0),
     "whitened, both ways": whitened(1.0, both_ways),
-    "whitened, in order": whitened(1.0, in_order(0.2)),
+    "mean and whitened": with_mean(whitened(0.1)),
 }

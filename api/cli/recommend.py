@@ -48,8 +48,8 @@ def recommend(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="Compare each 'image' by itself, or whole 'series' or 'study', by the mean of each "
-            "example's best match in it. Series if a series is given, else images, if left out."
+            help="Compare each 'image' by itself, or whole 'series' or 'study' by the mean of each "
+            "example's best match. If left out: series where a series is given, else images."
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,

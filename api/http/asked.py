@@ -123,8 +123,8 @@ _ABOUT_OWN = (
 _DIVERSITY = {"minimum": 0, "maximum": 1}
 _RULES = {"enum": list(RULES)}
 ABOUT_RULE = (
-    "`image`: a case is as similar as its image that is most like an example. `series`, `study`: as "
-    "the mean, over the examples, of the best match of each in a series, or in a study."
+    "`image`: a case is as similar as its image that is most like an example. `series`, `study`: "
+    "as the mean, over the examples, of the best match of each in a series, or in a study."
 )
 
 

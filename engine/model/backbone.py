@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 TIMM = "timm:"
 """Begins the name of a tower that is a timm model."""
 DESCRIBED = "clip"
-"""Name of a tower that its ``vision`` describes by itself: fields of open_clip's CLIPVisionCfg, with
+"""Name of a tower that its ``vision`` describes by itself: fields of open_clip's CLIPVisionCfg, and
 embed_dim and quick_gelu of the model."""
 _REPOSITORY = "hf-hub:"
 # A file with less than this share of the tower's values belongs to another tower. Members of a

@@ -133,8 +133,8 @@ def _of(store: VectorStore, field: str, uid: str, disliked: Sequence[str]) -> tu
     }
     if not records:
         raise ImageNotFound(
-            f"no indexed image is of {field} {uid[:64]!r}; {_SEVERAL[field]} are in the answers of a "
-            "search"
+            f"no indexed image is of {field} {uid[:64]!r}; {_SEVERAL[field]} are in the "
+            "answers of a search"
         )
     ids = sorted(records.keys() - set(disliked), key=lambda one: place(one, records[one]))
     if not ids:

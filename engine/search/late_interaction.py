@@ -198,7 +198,7 @@ def _images_of(store: VectorStore, where: Filter, by: str, names: Sequence[str])
     for chosen in _filters(where, by, names):
         count = store.count(chosen)
         if count > _MOST_READ:
-            sampled, chosen = True, sample_of(chosen, sampled_parts(count, _MOST_READ))  # noqa: PLW2901
+            sampled, chosen = True, sample_of(chosen, sampled_parts(count, _MOST_READ))
         for point in store.scroll(chosen):
             cases.setdefault(_case(point.id, point.record, by), []).append(point)
     most = max(_FEWEST_IMAGES, min(_IMAGES, _ALL_IMAGES // max(len(cases), 1)))

@@ -239,7 +239,7 @@ def recommend(
                 cases = late_interaction.most_alike(
                     store, liked, disliked, asked, where, wanted.rule, wider * needed
                 )
-                whole, found = True, cases.suggestions
+                whole, found = True, list(cases.suggestions)
             hits = [one.hit for one in found]
             if wanted.group_by is not None:
                 hits = list(first_of_each(hits, wanted.group_by, nobody))

@@ -1,4 +1,4 @@
-"""Whole series and studies compared with examples, on every store, beside the plain Python of it."""
+"""Whole series and studies compared with examples, on every store, beside plain Python."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -168,7 +168,7 @@ def test_another_tenants_series_take_no_part(store, points) -> None:
     answer = recommend(north, SearchSettings(), lambda _: None, examples, wanted)
     assert {one.hit.record.tenant for one in answer.hits} == {"north"}
     assert {one.hit.record.series for one in answer.hits} == {f"1.2.3.{n}" for n in range(4, 8)}
-    with pytest.raises(ImageNotFound, match="no indexed image is of series '1.2.3.20'"):
+    with pytest.raises(ImageNotFound, match=r"no indexed image is of series '1\.2\.3\.20'"):
         recommend(north, SearchSettings(), lambda _: None, Examples(series="1.2.3.20"), wanted)
 
 

@@ -356,8 +356,8 @@ def get_related(
     """Recommends other studies, each by its image most similar to the images of this study.
 
     Of a study with more than 32 images, 32 that are evenly spaced over it are the examples. With
-    `rule=study` whole studies are compared: a study is as similar as the mean, over the examples, of
-    the best match of each in it.
+    `rule=study` whole studies are compared: a study is as similar as the mean, over the examples,
+    of the best match of each in it.
 
     With `Accept: application/fhir+json` the studies are a FHIR R4 Bundle, of type searchset.
     """
