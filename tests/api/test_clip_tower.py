@@ -7,10 +7,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from commands import run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from api.cli.main import main
 from engine.errors import ModelError
 from engine.model.backbone import TappedTower
 from engine.model.manifest import WEIGHTS, read_manifest
@@ -101,21 +101,20 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def said(capsys, *arguments: object) -> dict:
-    assert main([str(one) for one in arguments]) == 0, capsys.readouterr()
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+def said(*arguments: object) -> dict:
+    return json.loads(run(*arguments, "--json").splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_an_archive_changes_over_to_a_model_of_a_clip_tower(
-    indexed, archive, tmp_path, monkeypatch, capsys
+    indexed, archive, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("PRECEDENT_INDEXING__READERS", "1")
     clip = saved(tmp_path / "clip", VISION, name="open_clip_model.safetensors")
     model, data = tmp_path / "model", tmp_path / "data"
     quick = ("--size", SIDE, "--taps", 0, 2, "--epochs", 1, "--batch-size", 8)
-    options = (*quick, "--decoder-epochs", 0, "--normalise", "fixed", "--freeze-tower", "--json")
-    trained = said(capsys, "train", archive, "--out", model, "--tower", clip, *options)
+    options = (*quick, "--decoder-epochs", 0, "--normalise", "fixed", "--freeze-tower")
+    trained = said("train", archive, "--out", model, "--tower", clip, *options)
     manifest = read_manifest(model)
     assert trained["model"] == manifest.fingerprint
     assert (manifest.network.tower.name, manifest.preprocess.mean) == ("clip", (0.2, 0.3, 0.4))
@@ -126,15 +125,13 @@ def test_an_archive_changes_over_to_a_model_of_a_clip_tower(
     for file in clip.iterdir():
         file.unlink()
     where = ("--data-dir", data)
-    report = said(capsys, "index", archive, *where, "--model", indexed.settings.model, "--json")
+    report = said("index", archive, *where, "--model", indexed.settings.model)
     assert report["indexed"] == 16
-    done = said(capsys, "reencode", *where, "--model", model, "--json")
+    done = said("reencode", *where, "--model", model)
     assert done["model"] == manifest.fingerprint
     image = archive / "down" / "1.png"
-    answer = said(capsys, "search", image, *where, "--model", model, "-k", 3, "--json")
+    answer = said("search", image, *where, "--model", model, "-k", 3)
     assert answer["evidence"]["model"] == manifest.fingerprint
     assert answer["hits"][0]["path"] == str(image)
-    again = said(
-        capsys, "index", archive, "--data-dir", tmp_path / "new", "--model", model, "--json"
-    )
+    again = said("index", archive, "--data-dir", tmp_path / "new", "--model", model)
     assert again["indexed"] == 16
