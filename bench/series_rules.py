@@ -1,8 +1,8 @@
 """Rules by which a series is compared with others, tried beside each other.
 
 A rule takes the slices of a query series and those of all series, and gives for each series a
-score; higher is more alike. What the engine has is ``best image`` and the one named in
-``bench.series.OURS``; the others were tried.
+score; higher is more alike. The engine has ``best image`` (its rule "image") and ``mean of best``
+("series", "study"); the others were tried.
 """
 
 from collections.abc import Callable
