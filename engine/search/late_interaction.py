@@ -46,6 +46,8 @@ _MOST_READ = 50_000
 """Of more images in the cases to be compared, those in some of the store's 256 parts are looked
 at."""
 _VALUES_AT_ONCE = 256
+_AT_ONCE = 1000
+"""Images read with one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +209,11 @@ def _images_of(store: VectorStore, where: Filter, by: str, names: Sequence[str])
         points.sort(key=lambda point: place(point.id, point.record))
         larger += len(points) > most or sampled
         ids.append([point.id for point in evenly_spaced(points, most)])
+    every = [one for case in ids for one in case]
     found = {
         point.id: point
-        for point in store.get([one for case in ids for one in case], with_z=True)
+        for start in range(0, len(every), _AT_ONCE)
+        for point in store.get(every[start : start + _AT_ONCE], with_z=True)
         if point.z is not None
     }
     points, starts = [], []

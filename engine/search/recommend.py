@@ -65,7 +65,7 @@ class Wanted:
     k, where, exact: as in :class:`Query`.
     rule: one of ``RULES``. "image": a case is as similar as its image that is most like an example.
         "series", "study": as the mean, over the examples, of the best match of each in a series, or
-        in a study.
+        in a study; ``exact`` is then of the images that name the cases to compare.
     group_by: "study" or "patient": only the best image, or series, of each; None = all.
     exclude: "study" excludes the studies of the liked examples, "patient" also their patients.
     diversity: in [0, 1]; 0 = the most similar images, higher values avoid hits that resemble each
