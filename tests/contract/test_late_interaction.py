@@ -11,7 +11,7 @@ from backends import BACKENDS
 
 from engine.errors import ImageNotFound, QueryError
 from engine.records import ImageRecord, Observations, Point
-from engine.search import late_interaction
+from engine.search import examples as of_examples, late_interaction
 from engine.search.examples import Examples, taken_of
 from engine.search.recommend import Recommendation, Wanted, recommend
 from engine.settings import SearchSettings
@@ -174,13 +174,13 @@ def test_another_tenants_series_take_no_part(store, points) -> None:
 
 def test_of_what_is_long_some_images_are_compared(store, points, monkeypatch) -> None:
     wanted = Wanted(50, rule="series", group_by=None)
-    longest = asked(store, Examples(series=f"1.2.3.{SERIES - 1}"), wanted).evidence
-    assert (longest.liked, longest.liked_of) == (32, LONG)
     whole = asked(store, Examples(series="1.2.3.0"), wanted)
     assert whole.evidence.cases_sampled == 0
     assert whole.evidence.ranked == 19 * SLICES + LONG + 5
     monkeypatch.setattr(late_interaction, "_IMAGES", 10)
+    monkeypatch.setattr(of_examples, "MAX_EXAMPLES", 4)
     some = asked(store, Examples(series="1.2.3.0"), wanted)
+    assert (some.evidence.liked, some.evidence.liked_of) == (4, SLICES)
     assert some.evidence.cases_sampled == 1
     assert some.evidence.ranked == 19 * SLICES + 10 + 5
     monkeypatch.setattr(late_interaction, "_MOST_READ", 60)
