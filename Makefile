@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
-	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-shifts \
-	bench-api bench-served bench-start client conformance conformance-statement docs-settings \
-	weights clean
+	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
+	bench-shifts bench-api bench-served bench-start client conformance conformance-statement \
+	docs-settings weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -55,6 +55,9 @@ bench-index: $(VENV)/.installed-dev
 
 bench-retrieval: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.retrieval $(DATA)
+
+bench-series: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.series $(DATA)
 
 # Beside other indexes, which are installed for it. What was measured before is kept.
 bench-search: $(VENV)/.installed-bench

@@ -260,10 +260,12 @@ class SearchDocument(_Document):
 
 
 class SuggestionDocument(HitDocument):
-    """A recommended image.
+    """A recommended image; by the rules `series` and `study` the one of a series or study that is
+    most like an example.
 
-    - `because`: id of the liked example that it is most similar to; null: the uploaded image.
-    - `similarity`, `hamming`: relative to that example.
+    - `because`: id of the liked example that it is most similar to; null: an uploaded image.
+    - `hamming`: relative to that example. `similarity`: too; by the rules `series` and `study` the
+      mean, over the examples, of the similarity of each to its best match in the series or study.
     """
 
     because: str | None
@@ -285,25 +287,32 @@ class VoteDocument(_Document):
 class BasisDocument(_Document):
     """How the recommended images were found.
 
-    - `liked`, `disliked`: number of examples.
+    - `rule`: what was compared with the examples: "image", each image; "series" or "study", all
+      images of each series or study.
+    - `liked`, `disliked`: number of examples. `liked_of`: how many images there are of what is
+      liked; where they are more, evenly spaced ones were the examples.
     - `diversity`: as asked for.
     - `model`: fingerprint of the model. `bits`: length of its codes.
-    - `precision`: "fp32" or "bf16", in which the uploaded example was encoded; null: none was
+    - `precision`: "fp32" or "bf16", in which uploaded examples were encoded; null: none was
       uploaded. `index_precision`: that of the index; null: not recorded.
     - `rungs`: number of liked examples searched for on each rung (see EvidenceDocument). Empty if
       nothing was searched, because an example is foreign and the service refuses such queries.
     - `candidates`: images that passed the coarse filter and the facet filters, summed over the
       liked examples. If `estimated`, the number is an estimate, and may be too high.
     - `approximate`: a graph or quantised vectors chose among them, and may have missed some.
-    - `ranked`: distinct images compared with every example.
-    - `nearer_to_disliked`: of these, images left out because they are nearer to a disliked example
-      than to any liked one.
+    - `ranked`: distinct images compared with every example. `cases`: series or studies that were
+      compared; null: images were. `cases_sampled`: of so many of them evenly spaced images were
+      compared, not all.
+    - `nearer_to_disliked`: images, series or studies left out because they are nearer to a disliked
+      example than to any liked one.
     - `rendering`, `rendered_otherwise`: as in EvidenceDocument.
     - `note`: anything unusual about this search, in words.
     - `timings_ms`: milliseconds by stage.
     """
 
+    rule: Literal["image", "series", "study"]
     liked: int
+    liked_of: int
     disliked: int
     diversity: float
     model: str
@@ -315,6 +324,8 @@ class BasisDocument(_Document):
     estimated: bool
     approximate: bool
     ranked: int
+    cases: int | None
+    cases_sampled: int
     nearer_to_disliked: int
     rendering: str | None
     rendered_otherwise: int

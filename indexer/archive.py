@@ -463,6 +463,11 @@ class TenantArchive:
         found = self.store.scroll(Filter((Match("study", (study,)),)), page=1)
         return next((point.record for point in found), None)
 
+    def study_of_series(self, series: str) -> str | None:
+        """The study of an indexed series; None = it is not indexed, or names no study."""
+        found = self.store.scroll(Filter((Match("series", (series,)),)), page=1)
+        return next((point.record.study for point in found), None)
+
     def locators(self, ids: Sequence[str]) -> dict[str, str]:
         """Where images of this tenant come from, by id; without those whose file the ledger does
         not know. For local use only."""

@@ -1,4 +1,5 @@
-"""``precedent recommend``: finds the cases most similar to an image, a study or liked images."""
+"""``precedent recommend``: finds the cases most similar to an image, a series, a study or liked
+images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,6 @@ from api.cli.options import (
     tenant_of,
     write_json,
 )
-from engine.errors import ImageRefused
 from engine.search.query import parse_group
 from engine.settings import load_settings
 
@@ -25,7 +25,13 @@ __all__ = ["recommend"]
 
 
 def recommend(
-    image: Annotated[Path | None, typer.Argument(help="DICOM, PNG, JPEG …")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="DICOM, PNG, JPEG …; several, or a folder of them, are the slices of a series.",
+            metavar="[IMAGE]...",
+        ),
+    ] = None,
     like: Annotated[
         list[str] | None, typer.Option(help="Id of an indexed image to like.", metavar="ID")
     ] = None,
@@ -36,11 +42,21 @@ def recommend(
     study: Annotated[
         str | None, typer.Option(help="Study Instance UID; its images are liked.")
     ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Series Instance UID; its images are liked.")
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare each 'image' by itself, or whole 'series' or 'study' by the mean of each "
+            "example's best match. If left out: series where a series is given, else images."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
     tenant: TenantOption = None,
     group_by: Annotated[
-        str, typer.Option(help="One hit of each 'study' or 'patient'; 'none': all images.")
+        str, typer.Option(help="One hit of each 'study' or 'patient'; 'none': all.")
     ] = "study",
     exclude_own: Annotated[
         str, typer.Option(help="Leave out the examples' own 'study' or 'patient', or 'none'.")
@@ -53,20 +69,24 @@ def recommend(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Find the cases most like examples: an image, a study, or indexed images by id.
+    """Find the cases most like examples: an image, a series, a study, or indexed images by id.
 
     Give one or several of them, and with --dislike images to keep away from. Unless asked for
     otherwise, images of the examples' own patients are left out, and each other study is shown by
-    its best image.
+    its best image. Of a series with more than 32 images, 32 that are evenly spaced are examples.
     """
+    from api.cli.slices import Slices, read_slices
     from api.cli.terminal import recommendation_table
     from api.schemas import local_document
     from api.security.seen import Seen
     from engine.errors import QueryError
+    from engine.search.examples import taken_of
     from engine.search.query import parse_where
     from engine.search.recommend import Examples, Wanted
-    from indexer.archive import Archive, QueryImage
+    from indexer.archive import Archive
 
+    given = images or []
+    whole = series is not None or len(given) > 1 or any(path.is_dir() for path in given)
     wanted = Wanted(
         k=k,
         where=parse_where(where or []),
@@ -74,26 +94,34 @@ def recommend(
         group_by=parse_group(group_by),
         exclude=parse_group(exclude_own),
         diversity=diversity,
+        rule=rule or ("series" if whole else "image"),
     )
-    if image is None and not like and study is None:
-        raise QueryError("say what the cases should be like: an IMAGE, --like ID or --study UID")
+    if not given and not like and study is None and series is None:
+        raise QueryError(
+            "say what the cases should be like: an IMAGE or a folder, --like ID or --study UID, or "
+            "--series UID"
+        )
     settings = load_settings(data_dir=data_dir, model=model)
     with Archive(settings, tenant=tenant_of(tenant, settings)) as archive:
-        read: QueryImage | None = None
-        if image is not None:
+        sent = Slices([], 0)
+        if given:
             with archive.query_reader() as reader:
-                (result,) = reader.read([image])
-            if isinstance(result, ImageRefused):
-                refuse(image, result, as_json=as_json)
+                sent = read_slices(reader, given)
+            if sent.refused is not None:
+                refuse(*sent.refused, as_json=as_json)
                 return 1
-            read = result
+        records = [one.record for one in sent.images]
+        taken = taken_of(records, wanted.rule)
+        canvases = [sent.images[at].canvas for at in taken]
         examples = Examples(
             liked=tuple(like or ()),
             disliked=tuple(dislike or ()),
             study=study,
-            seen=None if read is None else archive.engine.observed([read.canvas]),
-            record=None if read is None else read.record,
-            seen_id=None if read is None else read.id_in(archive.tenant),
+            series=series,
+            seen=archive.engine.observed(canvases) if canvases else None,
+            seen_of=sent.in_all,
+            records=tuple(records[at] for at in taken),
+            seen_ids=tuple(one.id_in(archive.tenant) for one in sent.images),
         )
         answer = archive.engine.recommend(examples, wanted)
         studies = [] if study is None else [study]
@@ -103,11 +131,13 @@ def recommend(
         note(Seen.of(hits, asked=asked, studies=studies, ood=answer.ood))
         paths = archive.paths([one.hit.id for one in answer.hits])
     document = local_document(answer, paths)
+    named = [str(path) for path in given]
     if as_json:
-        named_image = None if image is None else str(image)
-        write_json({**document, "query": named_image})
+        query = None if not named else named[0] if len(named) == 1 else named
+        write_json({**document, "query": query})
     else:
-        named = [str(image)] if image is not None else []
-        named += [f"study {study}"] if study is not None else []
-        Console().print(recommendation_table(", ".join([*named, *(like or ())]), document))
+        shown = named if len(named) <= 2 else [f"{len(named)} files, {named[0]} …"]
+        shown += [f"study {study}"] if study is not None else []
+        shown += [f"series {series}"] if series is not None else []
+        Console().print(recommendation_table(", ".join([*shown, *(like or ())]), document))
     return 0

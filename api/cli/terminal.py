@@ -41,6 +41,7 @@ _T = TypeVar("_T")
 _HEADINGS = ("#", "similarity", "Hamming", "modality", "body part", "labels", "like", "where")
 _NUMERIC = {"#", "similarity", "Hamming"}
 _OPTIONAL = {"modality", "body part", "labels", "like"}
+_CASES = {"series": "series", "study": "studies"}
 
 
 _LINE_EVERY_S = 30.0
@@ -180,6 +181,8 @@ def recommendation_table(name: str, document: dict[str, Any]) -> Table:
     ]
     table = _hits_table(name, rows, 0)
     examples = f"{evidence['liked']} liked" if several else "one example"
+    if evidence["liked_of"] > evidence["liked"]:
+        examples = f"{evidence['liked']} of {evidence['liked_of']:,} liked"
     if evidence["disliked"]:
         examples += f", {evidence['disliked']} disliked"
     rungs = ", ".join(
@@ -191,6 +194,10 @@ def recommendation_table(name: str, document: dict[str, Any]) -> Table:
         if rungs
         else "nothing was searched"
     )
+    if evidence["cases"] is not None and rungs:
+        how += f"; {evidence['cases']:,} {_CASES[evidence['rule']]} compared whole"
+        if evidence["cases_sampled"]:
+            how += f", {evidence['cases_sampled']:,} of them by some of their images"
     lines = [f"{examples}; {how}; {_model_and_time(evidence)}", *_remarks(evidence)]
     lines += _partial_hits(rows, 0)
     if evidence["nearer_to_disliked"]:

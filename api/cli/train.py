@@ -56,7 +56,11 @@ def train(
     ] = 10,
     network: Annotated[str, typer.Option(help="'small' for a CPU, or 'paper'.")] = "small",
     tower: Annotated[
-        str | None, typer.Option(help="An open_clip model, or 'timm:' and a timm model.")
+        str | None,
+        typer.Option(
+            help="An open_clip model, 'timm:' and a timm model, or a folder with a CLIP model as "
+            "open_clip saves it, whose weights are then taken."
+        ),
     ] = None,
     taps: Annotated[
         tuple[int, int] | None,
@@ -144,12 +148,20 @@ def train(
         raise QueryError("--images-per-class needs classes; use other --labels than none")
     logging.getLogger("engine.training").setLevel(logging.INFO)
     from engine.model.network import HashingNetwork
+    from engine.model.tower_folder import read_tower_folder
     from engine.training.decoder import DecoderConfig, train_decoder
     from engine.training.trainer import TrainConfig, train as run
 
     network_config = _network(network, tower, taps, fusion, head, bits)
     side = _NETWORKS[network] if size is None else size
+    told = None
+    if tower is not None and Path(tower).is_dir():
+        told = read_tower_folder(Path(tower))
+        network_config = replace(network_config, tower=told.tower(network_config.tower.taps))
+        pretrained = pretrained or str(told.weights)
     preprocess = _preprocess(side, colour, normalise, network_config.tower, pretrained)
+    if told is not None and normalise == "fixed" and told.mean and told.std:
+        preprocess = replace(preprocess, mean=told.mean, std=told.std)
     config = TrainConfig(
         epochs=epochs,
         batch_size=batch_size,

@@ -186,7 +186,7 @@ class BatchAnswer(_Answer):
 
 
 class Suggestion(Hit):
-    """A recommended image. ``because``: id of the example that it is most like; None: the
+    """A recommended image. ``because``: id of the example that it is most like; None: an
     upload."""
 
     because: str | None
@@ -201,9 +201,12 @@ class Vote(_Answer):
 
 
 class RecommendationEvidence(_Answer):
-    """How recommended images were found."""
+    """How recommended images were found. ``rule``: "image", or "series" or "study" where whole ones
+    were compared, ``cases`` of them; ``liked`` of ``liked_of`` images were the examples."""
 
+    rule: str
     liked: int
+    liked_of: int
     disliked: int
     diversity: float
     model: str
@@ -215,6 +218,8 @@ class RecommendationEvidence(_Answer):
     estimated: bool
     approximate: bool
     ranked: int
+    cases: int | None
+    cases_sampled: int
     nearer_to_disliked: int
     rendering: str | None
     rendered_otherwise: int

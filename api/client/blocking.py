@@ -86,6 +86,7 @@ class Client:
     search_pages = _asks_on(calls.search)
     search_batch = _asks(calls.search_batch)
     recommend = _asks(calls.recommend)
+    recommend_series = _asks(calls.recommend_series)
     related = _asks(calls.related)
     image = _asks(calls.image)
     thumbnail = _asks(calls.thumbnail)

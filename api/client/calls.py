@@ -123,6 +123,8 @@ def recommend(
     like: Texts = (),
     dislike: Texts = (),
     study: str | None = None,
+    series: str | None = None,
+    rule: str | None = None,
     k: int | None = None,
     where: Texts = (),
     exact: bool | None = None,
@@ -131,17 +133,21 @@ def recommend(
     diversity: float | None = None,
 ) -> Call[RecommendationAnswer]:
     """The cases most like examples: an ``image`` that is sent, ids of indexed images to ``like``
-    and ``dislike``, all images of a ``study``.
+    and ``dislike``, all images of a ``study`` or ``series``.
 
     Args:
         k, where, exact: as of ``search``. group_by: the best image of each "study" or "patient", or
             "none". exclude_own: leave out the examples' "study", "patient" or "none".
         diversity: 0 for the most similar ones, up to 1 for ones that differ from each other.
+        rule: "image" for cases by their one image that is most like an example; "series" or "study"
+            for whole ones, by the mean of each example's best match.
     """
     options = {
         "like": _texts(like),
         "dislike": _texts(dislike),
         "study": study,
+        "series": series,
+        "rule": rule,
         "k": k,
         "where": _texts(where),
         "exact": exact,
@@ -154,9 +160,37 @@ def recommend(
     return upload("recommend", "/v1/recommend", RecommendationAnswer, "file", (image,), options)
 
 
+def recommend_series(
+    images: Sequence[Upload],
+    *,
+    rule: str | None = None,
+    k: int | None = None,
+    where: Texts = (),
+    exact: bool | None = None,
+    group_by: str | None = None,
+    exclude_own: str | None = None,
+    diversity: float | None = None,
+) -> Call[RecommendationAnswer]:
+    """The cases most like a series, of which up to 64 slices are sent. Options as of
+    ``recommend``; whole series are compared unless ``rule`` says otherwise."""
+    options = {
+        "rule": rule,
+        "k": k,
+        "where": _texts(where),
+        "exact": exact,
+        "group_by": group_by,
+        "exclude_own": exclude_own,
+        "diversity": diversity,
+    }
+    sent = tuple(images)
+    path = "/v1/recommend/series"
+    return upload("recommendSeries", path, RecommendationAnswer, "files", sent, options)
+
+
 def related(
     uid: str,
     *,
+    rule: str | None = None,
     k: int | None = None,
     where: Texts = (),
     group_by: str | None = None,
@@ -166,6 +200,7 @@ def related(
 ) -> Call[RecommendationAnswer]:
     """The cases most like a study, by its Study Instance UID; options as of ``recommend``."""
     options = {
+        "rule": rule,
         "k": k,
         "where": _texts(where),
         "group_by": group_by,

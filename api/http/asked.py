@@ -20,9 +20,10 @@ from api.http.deps import (
 from engine.errors import QueryError
 from engine.search.query import MAX_RADIUS, parse_group
 from engine.search.ranking import ORDERS
-from engine.search.recommend import MAX_EXAMPLES
+from engine.search.recommend import MAX_EXAMPLES, RULES
 
 __all__ = [
+    "ABOUT_RULE",
     "IN_PLACE_OF_A_FILE",
     "MOST_IMAGES",
     "AskedByBody",
@@ -31,6 +32,7 @@ __all__ = [
     "RecommendFields",
     "SearchFields",
     "SearchOptions",
+    "SeriesFields",
     "UploadFields",
     "own_group",
 ]
@@ -115,6 +117,17 @@ class SearchFields(UploadFields):
     )
 
 
+_ABOUT_OWN = (
+    "Leave out the examples' own `study`, or their `patient`, or `none`; `patient` when absent."
+)
+_DIVERSITY = {"minimum": 0, "maximum": 1}
+_RULES = {"enum": list(RULES)}
+ABOUT_RULE = (
+    "`image`: a case is as similar as its image that is most like an example. `series`, `study`: "
+    "as the mean, over the examples, of the best match of each in a series, or in a study."
+)
+
+
 class RecommendFields(_Options):
     like: list[str] = Field(
         [],
@@ -131,6 +144,14 @@ class RecommendFields(_Options):
     study: str | None = Field(
         None, description="Study Instance UID; its images are liked.", examples=[EXAMPLE_STUDY]
     )
+    series: str | None = Field(
+        None, description="Series Instance UID; its images are liked. Not beside `study`."
+    )
+    rule: str | None = Field(
+        None,
+        description=f"{ABOUT_RULE} When absent, `series` for a liked series, else `image`.",
+        json_schema_extra=_RULES,  # type: ignore[arg-type]
+    )
     group_by: str = Field(
         "study",
         description="The best image of each `study` or `patient`; `none`: all images.",
@@ -138,8 +159,7 @@ class RecommendFields(_Options):
     )
     exclude_own: str | None = Field(
         None,
-        description="Leave out the examples' own `study`, or their `patient`, or `none`; "
-        "`patient` when absent.",
+        description=_ABOUT_OWN,
         json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
     )
     exclude: str | None = Field(
@@ -150,7 +170,30 @@ class RecommendFields(_Options):
     diversity: float = Field(
         0.0,
         description="0: the most similar ones; up to 1: ones that differ from each other.",
-        json_schema_extra={"minimum": 0, "maximum": 1},
+        json_schema_extra=_DIVERSITY,  # type: ignore[arg-type]
+    )
+
+
+class SeriesFields(_Options):
+    rule: str = Field(
+        "series",
+        description=ABOUT_RULE,
+        json_schema_extra=_RULES,  # type: ignore[arg-type]
+    )
+    group_by: str = Field(
+        "study",
+        description="The best series of each `study` or `patient`; `none`: all.",
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    exclude_own: str | None = Field(
+        None,
+        description=_ABOUT_OWN,
+        json_schema_extra=GROUP_VALUES,  # type: ignore[arg-type]
+    )
+    diversity: float = Field(
+        0.0,
+        description="0: the most similar ones; up to 1: ones that differ from each other.",
+        json_schema_extra=_DIVERSITY,  # type: ignore[arg-type]
     )
 
 

@@ -48,6 +48,7 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/search/batch"): Scope.SEARCH,
     ("POST", "/v1/search/upload"): Scope.SEARCH,
     ("POST", "/v1/recommend/upload"): Scope.SEARCH,
+    ("POST", "/v1/recommend/series"): Scope.SEARCH,
     ("GET", "/v1/duplicates"): Scope.SEARCH,
     ("GET", "/v1/model"): Scope.SEARCH,
     ("GET", "/v1/stats"): Scope.SEARCH,

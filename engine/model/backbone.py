@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.model.config import TowerConfig
 
-__all__ = ["HUB", "TappedTower", "tower_statistics"]
+__all__ = ["DESCRIBED", "HUB", "TIMM", "TappedTower", "tower_statistics"]
 
 HUB = "hub"
 """Value of ``pretrained`` that stands for the weights that timm publishes for the tower."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_TIMM = "timm:"
+TIMM = "timm:"
+"""Begins the name of a tower that is a timm model."""
+DESCRIBED = "clip"
+"""Name of a tower that its ``vision`` describes by itself: fields of open_clip's CLIPVisionCfg, and
+embed_dim and quick_gelu of the model."""
 _REPOSITORY = "hf-hub:"
 # A file with less than this share of the tower's values belongs to another tower. Members of a
 # family, such as ResNet-18 to ResNet-152, share half of their values by name and shape, or more.
@@ -98,7 +102,7 @@ def tower_statistics(
     """
     vision, _, _ = _architecture(config)
     declared: set[tuple[Any, Any]]
-    if config.name.startswith(_TIMM) or (pretrained == HUB and vision.get("timm_model_name")):
+    if config.name.startswith(TIMM) or (pretrained == HUB and vision.get("timm_model_name")):
         published = timm.get_pretrained_cfg(vision["timm_model_name"])
         declared = {(published.mean, published.std)} if published else set()
     else:
@@ -114,12 +118,19 @@ def tower_statistics(
 
 def _architecture(config: TowerConfig) -> tuple[dict[str, Any], int, bool]:
     """open_clip's vision configuration of the tower, embedding size, and if it has QuickGELU."""
-    if config.name.startswith(_TIMM):
-        name = config.name.removeprefix(_TIMM)
+    if config.name.startswith(TIMM):
+        name = config.name.removeprefix(TIMM)
         if not timm.is_model(name):
             raise ModelError(f"timm has no model {name!r}; timm.list_models() names them all")
         made_by_timm = {"timm_model_name": name, "timm_pool": "avg", "timm_proj": "linear"}
         return {**made_by_timm, **config.vision}, 16, False
+    if config.name == DESCRIBED:
+        if not config.vision:
+            raise ModelError(
+                f"tower {DESCRIBED!r} is described by the folder of a CLIP model; give that folder"
+            )
+        told = dict(config.vision)
+        return told, told.pop("embed_dim", 16), told.pop("quick_gelu", False)
     # get_model_config would look for other names in the network and in folders.
     if config.name not in open_clip.list_models():
         raise ModelError(

@@ -32,7 +32,8 @@ FUSIONS = {
 class TowerConfig:
     """An image tower that open_clip can build.
 
-    name: an open_clip model ("RN50", "ViT-B-32", …), or "timm:" and a timm model.
+    name: an open_clip model ("RN50", "ViT-B-32", …), "timm:" and a timm model, or "clip": what
+        ``vision`` describes.
     vision: fields of open_clip's vision configuration to override.
     taps: indices of the shallow and the deep intermediate, as ``forward_intermediates``
         counts them; negative ones count from the end.

@@ -4,18 +4,20 @@ The coarse filter (ladder.py) runs once for each liked example, and the most sim
 each are collected. Every candidate is then compared with all examples. Its similarity is the
 highest r to any liked example, and it is left out if its r to some disliked example is higher (the
 "best score" rule). The examples are not averaged: the mean of a chest and a hand resembles neither.
+By another rule whole series or studies are compared instead (late_interaction.py).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from uuid import UUID
 
 import numpy as np
 
-from engine.errors import ImageNotFound, QueryError, StoreError
-from engine.records import Hit, ImageRecord, Observations, OodVerdict
+from engine.errors import QueryError
+from engine.records import Hit, Observations, OodVerdict
+from engine.search import late_interaction
 from engine.search.diversity import diverse
+from engine.search.examples import MAX_EXAMPLES, Examples, fetched
 from engine.search.foresight import Outlook
 from engine.search.ladder import Climb, Rung, climb, looked_into
 from engine.search.placeholders import (
@@ -27,17 +29,17 @@ from engine.search.placeholders import (
 )
 from engine.search.pool import Example, Pool, Suggestion
 from engine.search.query import Query, without_own
-from engine.search.representative import place
-from engine.search.shortlist import first_of_each
+from engine.search.shortlist import first_of_each, without_groups
 from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled, look_ahead as spelling_ahead
 from engine.search.stopwatch import Stopwatch
 from engine.settings import SearchSettings
 from engine.store.ahead import AheadStore
-from engine.store.base import Filter, Ids, Match, Nearest, VectorStore
+from engine.store.base import Filter, Ids, Nearest, VectorStore
 
 __all__ = [
     "MAX_EXAMPLES",
+    "RULES",
     "Basis",
     "Examples",
     "Recommendation",
@@ -46,57 +48,14 @@ __all__ = [
     "recommend",
 ]
 
-MAX_EXAMPLES = 32
-"""Most examples liked by id, most images of the liked study, and most disliked examples."""
-
+RULES = ("image", "series", "study")
+"""What is compared with the examples: each image, or all images of a series or a study."""
 _WIDER = 8
 """Factor by which more candidates are asked for when those found are of too few studies."""
+_MOST_CASES = 500
+"""No more series or studies are asked for than these, or than are wanted."""
 _PER_HIT, _SHORTLIST = 5, 500
 """A diverse list is chosen from this many candidates for each hit, up to the second number."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Examples:
-    """The examples of a recommendation; at least one image is liked.
-
-    liked, disliked: ids of indexed images.
-    study: a study whose images are liked; of more than 32, 32 evenly spaced ones.
-    seen: observations of one uploaded image, which is liked; None = nothing was uploaded.
-    record: record of the uploaded image's file, with its study and patient.
-    seen_id: point id of the uploaded image, by which it is left out if it is indexed.
-
-    Raises:
-        QueryError: no image is liked, an image is both liked and disliked, or there are too many.
-    """
-
-    liked: tuple[str, ...] = ()
-    disliked: tuple[str, ...] = ()
-    study: str | None = None
-    seen: Observations | None = None
-    record: ImageRecord | None = None
-    seen_id: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("liked", "disliked"):
-            ids = tuple(dict.fromkeys(_plain(one) for one in getattr(self, name)))
-            object.__setattr__(self, name, ids)
-            if len(ids) > MAX_EXAMPLES:
-                raise QueryError(f"{len(ids)} images are {name}; give up to {MAX_EXAMPLES}")
-        if not self.liked and self.study is None and self.seen is None:
-            raise QueryError("no example is liked; give an image, ids of images or a study")
-        both = [one for one in (*self.liked, self.seen_id) if one in self.disliked]
-        if both:
-            raise QueryError(
-                f"image {both[0]} is liked and disliked; take it out of one of the two"
-            )
-
-
-def _plain(image_id: str) -> str:
-    """The id in the form that the index uses; a text that is no UUID is returned as it is."""
-    try:
-        return str(UUID(image_id))
-    except ValueError:
-        return image_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +63,10 @@ class Wanted:
     """The options of a recommendation.
 
     k, where, exact: as in :class:`Query`.
-    group_by: "study" or "patient": only the best image of each; None = every image.
+    rule: one of ``RULES``. "image": a case is as similar as its image that is most like an example.
+        "series", "study": as the mean, over the examples, of the best match of each in a series, or
+        in a study; ``exact`` is then of the images that name the cases to compare.
+    group_by: "study" or "patient": only the best image, or series, of each; None = all.
     exclude: "study" excludes the studies of the liked examples, "patient" also their patients.
     diversity: in [0, 1]; 0 = the most similar images, higher values avoid hits that resemble each
         other (diversity.py).
@@ -119,11 +81,14 @@ class Wanted:
     group_by: str | None = "study"
     exclude: str | None = "patient"
     diversity: float = 0.0
+    rule: str = "image"
 
     def __post_init__(self) -> None:
         Query(self.k, self.where, exact=self.exact, group_by=self.group_by, exclude=self.exclude)
         if not 0 <= self.diversity <= 1:
             raise QueryError(f"diversity is {self.diversity}; use 0 (off) to 1")
+        if self.rule not in RULES:
+            raise QueryError(f"rule is {self.rule!r}; use one of {', '.join(RULES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +111,29 @@ class Vote:
 class Basis:
     """The evidence of a recommendation: how it was found.
 
-    liked, disliked: number of examples used.
+    rule: what was compared with the examples, see :class:`Wanted`.
+    liked, disliked: number of examples used. liked_of: how many images there are of what is liked;
+        more than ``liked`` if evenly spaced ones were taken.
     rungs: rung → number of liked examples searched for on it; empty when nothing was searched,
         because an example is foreign and the policy refuses foreign queries.
     candidates: number of candidates, summed over the liked examples.
     estimated: ``candidates`` is in part an estimate, and may be too high.
     approximate: a graph or quantised vectors preselected candidates, and may have missed some.
     ranked: number of different images that were compared with all examples.
-    nearer_to_disliked: how many of them were left out as nearer to a disliked example.
+    cases: number of series or studies that were compared; None = images were.
+    cases_sampled: of how many of them some images were compared, evenly spaced ones, not all.
+    nearer_to_disliked: how many images, or cases, were left out as nearer to a disliked example.
     model: fingerprint of the model. bits: of a code.
     index_precision: number format in which the index was computed; None = not recorded.
-    precision: number format in which the uploaded example was encoded; None = none was uploaded.
+    precision: number format in which uploaded examples were encoded; None = none was uploaded.
     note: a sentence on limits of the result for the reader, or None.
     rendering, rendered_otherwise: as in :class:`~engine.records.Evidence`.
     timings_ms: wall-clock milliseconds by stage.
     """
 
+    rule: str
     liked: int
+    liked_of: int
     disliked: int
     diversity: float
     model: str
@@ -174,6 +145,8 @@ class Basis:
     estimated: bool = False
     approximate: bool = False
     ranked: int = 0
+    cases: int | None = None
+    cases_sampled: int = 0
     nearer_to_disliked: int = 0
     note: str | None = None
     rendering: str | None = None
@@ -204,14 +177,15 @@ def recommend(
     examples: Examples,
     wanted: Wanted,
 ) -> Recommendation:
-    """The images recommended for ``examples``.
+    """The images recommended for ``examples``; of whole series or studies, the image of each that
+    is most like an example.
 
     Args:
         verdict: returns the OOD verdict on observed images, or None.
 
     Raises:
-        ImageNotFound: an example, or the example study, is not indexed.
-        QueryError: all images of the example study are disliked.
+        ImageNotFound: an example, or the example study or series, is not indexed.
+        QueryError: all images of the example study or series are disliked.
         StoreError: an example is stored without its vector.
     """
     watch = Stopwatch()
@@ -219,11 +193,14 @@ def recommend(
     with watch("fetch"):
         if isinstance(store, AheadStore):
             likely = _look_at_examples(store, examples, wanted)
-        liked, disliked = _fetched(store, examples)
+        given = fetched(store, examples)
+    liked, disliked = given.liked, given.disliked
     with watch("ood"):
         told = _strictest(verdict, liked, examples.seen)
     basis = Basis(
+        rule=wanted.rule,
         liked=len(liked),
+        liked_of=given.liked_of,
         disliked=len(disliked),
         diversity=wanted.diversity,
         model=store.collection.model,
@@ -233,9 +210,13 @@ def recommend(
     if told is not None and told.foreign and settings.ood_policy == "refuse":
         return Recommendation((), (), replace(basis, timings_ms=watch.rounded()), told)
     others, remarks = as_spelled(store, wanted.where)
-    ids = {example.id for example in (*liked, *disliked)} | {examples.seen_id}
-    others = _without(others, ids)
+    others = _without(others, {*(one.id for one in (*liked, *disliked)), *examples.seen_ids})
     own = [example.record for example in liked]
+    by_image, wider = wanted.rule == "image", 1
+    if not by_image:
+        # Of a long one not all images are examples, and the others would be a hit.
+        named = {getattr(record, wanted.rule) for record in own} - {None}
+        others = without_groups(others, wanted.rule, sorted(named))
     needed = wanted.k
     if wanted.diversity > 0:
         needed = max(needed, min(_PER_HIT * needed, _SHORTLIST))
@@ -245,27 +226,37 @@ def recommend(
         nobody = nobodies(store, settings, own, wanted.exclude, wanted.group_by)
     where = without_own(others, wanted.exclude, own, nobody)
     pool = Pool(store, liked, disliked, nobody)
-    wider = 1
+    cases = late_interaction.Cases()
     while True:
         with watch("prefilter"):
             climbs = _climbs(store, settings, liked, where, wanted, wider)
         with watch("rank"):
             asked = _asked(liked, climbs, wanted)
-            whole = pool.fill(asked, wanted.group_by, needed)
-            found = pool.suggestions()
+            if by_image:
+                whole = pool.fill(asked, wanted.group_by, needed)
+                found = pool.suggestions()
+            else:
+                cases = late_interaction.most_alike(
+                    store, liked, disliked, asked, where, wanted.rule, wider * needed
+                )
+                whole, found = True, list(cases.suggestions)
             hits = [one.hit for one in found]
             if wanted.group_by is not None:
                 hits = list(first_of_each(hits, wanted.group_by, nobody))
         # A rung may have many candidates that are all of a few studies: try again with wider rungs.
         whole_index = all(taken.rung.name in ("dense", "exact") for taken in climbs)
-        if len(hits) >= wanted.k or whole_index:
+        if len(hits) >= wanted.k or (whole_index and cases.whole):
+            break
+        if not by_image and wider * needed >= _MOST_CASES:
+            whole = False
             break
         wider *= _WIDER
     with watch("rank"):
         hits = diverse(store, hits[:needed], wanted.k, wanted.diversity)
     because = {one.hit.id: one for one in found}
     remarks = (*remarks, *remark_on(nobody, own, wanted.exclude))
-    if pool.compared == 0:
+    ranked = pool.compared if by_image else cases.images
+    if ranked == 0:
         remarks = (*remarks, *remark_on_nothing(store, others, wanted.exclude))
     basis = replace(
         basis,
@@ -273,8 +264,10 @@ def recommend(
         candidates=sum(taken.size.count for taken in climbs),
         estimated=any(taken.size.estimated for taken in climbs),
         approximate=any(taken.approximate for taken in climbs),
-        ranked=pool.compared,
-        nearer_to_disliked=pool.nearer_to_disliked,
+        ranked=ranked,
+        cases=None if by_image else cases.compared,
+        cases_sampled=cases.sampled,
+        nearer_to_disliked=pool.nearer_to_disliked + cases.nearer_to_disliked,
         note=joined(_note(climbs, whole=whole), remarks),
         timings_ms=watch.rounded(),
     )
@@ -296,10 +289,10 @@ def _look_at_examples(
         A function that returns about how many images pass the filters.
     """
     ids = [*examples.liked, *examples.disliked]
-    if examples.study is None and ids:
+    if examples.study is None and examples.series is None and ids:
         store.get_ahead(ids, with_z=True)
     spelling_ahead(store, wanted.where)
-    where = _without(wanted.where, {*ids, examples.seen_id})
+    where = _without(wanted.where, {*ids, *examples.seen_ids})
     store.count_ahead(where, exact=False)
     return lambda: store.count(where, exact=False)
 
@@ -320,11 +313,16 @@ def _look_ahead(
     store.count_ahead(where, exact=False)
     if not wanted.exact:
         for one in liked:
-            for narrowed in looked_into(store, one.z, one.code, where, wanted.k, settings, 1):
+            depth = _depth(wanted)
+            for narrowed in looked_into(store, one.z, one.code, where, depth, settings, 1):
                 store.count_ahead(narrowed, exact=False)
     sizes = Outlook(store, settings, None if likely is None else likely())
     climbs = _climbs(store, settings, liked, where, wanted, 1, sizes.of)
-    Pool.look_ahead(store, _asked(liked, climbs, wanted), wanted.group_by, needed)
+    asked = _asked(liked, climbs, wanted)
+    if wanted.rule == "image":
+        Pool.look_ahead(store, asked, wanted.group_by, needed)
+    else:
+        late_interaction.look_ahead(store, asked)
 
 
 def _asked(liked: Sequence[Example], climbs: Sequence[Climb], wanted: Wanted) -> list[Nearest]:
@@ -333,49 +331,6 @@ def _asked(liked: Sequence[Example], climbs: Sequence[Climb], wanted: Wanted) ->
         Nearest(example.z, taken.where, wanted.k, not taken.approximate, with_z=True)
         for example, taken in zip(liked, climbs, strict=True)
     ]
-
-
-def _fetched(store: VectorStore, examples: Examples) -> tuple[list[Example], list[Example]]:
-    """The liked examples, the uploaded image first, and the disliked ones."""
-    ids = [*examples.liked, *examples.disliked]
-    if examples.study is not None:
-        mine = _of_study(store, examples.study, examples.disliked)
-        ids.extend(one for one in mine if one not in ids)
-    found = {point.id: point for point in store.get(ids, with_z=True)}
-    missing = [one for one in ids if one not in found]
-    if missing:
-        named = ", ".join(repr(one[:64]) for one in missing[:5])
-        raise ImageNotFound(f"no indexed image has id {named}; ids are in the answers of a search")
-    made: dict[str, Example] = {}
-    for one, point in found.items():
-        if point.z is None:
-            raise StoreError(f"image {one} is stored without its vector; index it again")
-        # A server rounds to float16, which changes the length slightly.
-        z = point.z / np.linalg.norm(point.z)
-        made[one] = Example(one, point.record, z, point.code)
-    liked = [made[one] for one in ids if one not in examples.disliked]
-    if examples.seen is not None:
-        record = examples.record or ImageRecord()
-        uploaded = Example(None, record, examples.seen.z[0], examples.seen.codes[0])
-        liked.insert(0, uploaded)
-    return liked, [made[one] for one in examples.disliked]
-
-
-def _of_study(store: VectorStore, study: str, disliked: Sequence[str]) -> list[str]:
-    """Ids of up to 32 evenly spaced images of the study, including the first and the last."""
-    records = {
-        point.id: point.record for point in store.scroll(Filter(must=(Match("study", (study,)),)))
-    }
-    if not records:
-        raise ImageNotFound(
-            f"no indexed image is of study {study[:64]!r}; studies are in the answers of a search"
-        )
-    ids = sorted(records.keys() - set(disliked), key=lambda one: place(one, records[one]))
-    if not ids:
-        raise QueryError(f"all images of study {study!r} are disliked; nothing is left to like")
-    count = min(len(ids), MAX_EXAMPLES)
-    steps = np.linspace(0, len(ids) - 1, count).round().astype(int)
-    return [ids[step] for step in steps]
 
 
 def _strictest(
@@ -416,9 +371,23 @@ def _climbs(
         size = size or Size(0)
         return [Climb(Rung("exact"), where, size, size, {})] * len(liked)
     return [
-        climb(store, example.z, example.code, where, wanted.k, settings, wider=wider, sized=sized)
+        climb(
+            store,
+            example.z,
+            example.code,
+            where,
+            _depth(wanted),
+            settings,
+            wider=wider,
+            sized=sized,
+        )
         for example in liked
     ]
+
+
+def _depth(wanted: Wanted) -> int:
+    """How many images near each example are to be found: to rank them, or to name cases."""
+    return wanted.k if wanted.rule == "image" else late_interaction.NEAREST
 
 
 def _note(climbs: Sequence[Climb], *, whole: bool) -> str | None:

@@ -1,10 +1,17 @@
 """Which image stands for a DICOM instance, a series or a study when one is asked for."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
 from engine.errors import ImageNotFound, QueryError
 from engine.records import ImageRecord
 from engine.store.base import Filter, Match, VectorStore
 
-__all__ = ["place", "representative"]
+__all__ = ["evenly_spaced", "place", "representative"]
+
+_T = TypeVar("_T")
 
 _NAMES = {"sop": "instance", "series": "series", "study": "study"}
 
@@ -46,6 +53,12 @@ def representative(store: VectorStore, field: str, uid: str, frame: int | None =
 def place(image_id: str, record: ImageRecord) -> tuple[object, ...]:
     """Sort key of an image in its study: series, instance, frame; UIDs by their numbers."""
     return _numbers(record.series), _numbers(record.sop), record.frame, image_id
+
+
+def evenly_spaced(items: Sequence[_T], most: int) -> list[_T]:
+    """Up to ``most`` of the items, evenly spaced over them, the first and the last included."""
+    steps = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[step] for step in steps]
 
 
 def _numbers(uid: str | None) -> tuple[str, ...]:

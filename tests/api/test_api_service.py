@@ -64,6 +64,7 @@ OPERATIONS = [
     "makeReport",
     "pauseJob",
     "recommend",
+    "recommendSeries",
     "recommendUpload",
     "resumeJob",
     "retryJob",

@@ -83,6 +83,10 @@ def test_cases_like_examples_are_recommended(client: Client, indexed) -> None:
     related = client.related("1.2.4.0", k=3, where=["modality=CT"])
     assert "1.2.4.0" not in {one.study for one in related.hits}
     assert related.hits
+    series = client.recommend_series(indexed.files["ct"][:2], k=3, where="modality=CT")
+    assert (series.evidence.rule, series.evidence.cases) == ("series", 2)
+    assert client.recommend(series="1.2.5.0", k=3).evidence.rule == "series"
+    assert client.related("1.2.4.0", rule="study", k=3).evidence.rule == "study"
 
 
 def test_what_the_archive_holds_is_told(client: Client) -> None:

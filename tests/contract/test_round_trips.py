@@ -14,7 +14,7 @@ from loopback import Loopback
 from engine.codes import hamming
 from engine.errors import StoreError
 from engine.records import Observations, Point
-from engine.search import ladder
+from engine.search import ladder, late_interaction
 from engine.search.engine import SearchEngine
 from engine.search.query import Query, parse_where
 from engine.search.recommend import Examples, Wanted
@@ -251,6 +251,19 @@ def test_a_recommendation_takes_two_round_trips(held, stores, points, climbing):
         )
         assert len(found.hits) == 5
         assert len(trips) <= 2, trips
+
+
+def test_whole_studies_take_one_batch_and_three_round_trips_more(
+    held, stores, points, climbing, monkeypatch
+):
+    """One for how many images the studies have, one for what they are, one for their vectors."""
+    monkeypatch.setattr(late_interaction, "_CASES", 10)
+    examples = Examples(liked=tuple(point.id for point in points[7:90:20]))
+    wanted = Wanted(2, group_by=None, exclude=None, rule="study")
+    found, trips = held.trips_of(lambda: engine(stores[WHOLE]).recommend(examples, wanted), 5)
+    assert len(found.hits) == 2
+    assert len(trips) <= 5, trips
+    assert [operation for trip in trips for operation in trip].count("query") == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -455,7 +455,7 @@ def upload(stored: Stored, number: int) -> Observations:
 
 
 def test_an_uploaded_image_is_an_example_of_its_own(stores, stored) -> None:
-    examples = Examples(seen=upload(stored, 3), record=record(3), seen_id=id_of(3))
+    examples = Examples(seen=upload(stored, 3), records=(record(3),), seen_ids=(id_of(3),))
     answer = asked(stores[0], examples, Wanted(10, exact=True))
     found = told(answer)
     expected = naive(stored, (3,))[:10]
@@ -463,7 +463,7 @@ def test_an_uploaded_image_is_an_example_of_its_own(stores, stored) -> None:
     assert [one[1] for one in found] == pytest.approx([one[1] for one in expected], abs=1e-5)
     assert {s.because for s in answer.hits} == {None}
     # Nothing is known of its study: then only the image itself can be left out.
-    alone = asked(stores[0], replace(examples, record=None), Wanted(10, exact=True))
+    alone = asked(stores[0], replace(examples, records=()), Wanted(10, exact=True))
     assert [one[0] for one in told(alone)] == [one[0] for one in naive(stored, (3,), exclude=None)][
         :10
     ]

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from api.http.asked import RecommendFields, own_group
+from api.http.asked import (
+    ABOUT_RULE,
+    MOST_IMAGES,
+    RecommendFields,
+    SeriesFields,
+    own_group,
+)
 from api.http.bodies import Body, body_content, read_body
 from api.http.deps import EXAMPLE_STUDY, ArchiveDep, Readers, ReadersDep, Where, point_id
 from api.http.fhir.accept import wants_fhir
@@ -18,9 +24,11 @@ from api.http.timing import search_answer
 from api.http.viewers import example_link, links_from_image, links_from_study
 from api.schemas import RecommendationDocument
 from api.security.seen import Seen, tell
+from engine.errors import ImageRefused
+from engine.search.examples import taken_of
 from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
-from engine.search.recommend import Examples, Wanted
-from indexer.archive import TenantArchive
+from engine.search.recommend import RULES, Examples, Wanted
+from indexer.archive import QueryImage, TenantArchive
 
 __all__ = ["router"]
 
@@ -29,7 +37,9 @@ router = APIRouter(tags=["recommendation"])
 _K = {"minimum": 1, "maximum": MAX_K}
 _GROUP = {"enum": [*GROUPS, "none"]}
 _DIVERSITY = {"minimum": 0, "maximum": 1}
+_RULE = {"enum": list(RULES)}
 _ABOUT_FILE = "DICOM, PNG, JPEG … file to like; it is not kept."
+_ABOUT_SLICES = "The slices of a series, DICOM files among others; they are not kept."
 _ABOUT_K = "Hits wanted; the service's setting when absent."
 _ABOUT_GROUPS = "The best image of each `study` or `patient`; `none`: all images."
 _ABOUT_EXCLUDE = (
@@ -47,7 +57,9 @@ _EXAMPLE = {
         "p_values": {"knn": 0.205},
     },
     "evidence": {
+        "rule": "image",
         "liked": 2,
+        "liked_of": 2,
         "disliked": 1,
         "diversity": 0.0,
         "model": "6f2d9c0b7a31e5d4",
@@ -59,6 +71,8 @@ _EXAMPLE = {
         "estimated": False,
         "approximate": False,
         "ranked": 47,
+        "cases": None,
+        "cases_sampled": 0,
         "nearer_to_disliked": 5,
         "rendering": "3",
         "rendered_otherwise": 0,
@@ -109,6 +123,7 @@ class _Choices:
     exclude: str | None
     exact: bool
     diversity: float
+    rule: str = "image"
 
     def wanted(self, archive: TenantArchive) -> Wanted:
         return Wanted(
@@ -118,6 +133,7 @@ class _Choices:
             group_by=parse_group(self.group_by),
             exclude=self.exclude,
             diversity=self.diversity,
+            rule=self.rule,
         )
 
 
@@ -135,9 +151,10 @@ async def _by_link(
     diversity: Annotated[
         float, Query(description=_ABOUT_DIVERSITY, json_schema_extra=_DIVERSITY)
     ] = 0.0,
+    rule: Annotated[str, Query(description=ABOUT_RULE, json_schema_extra=_RULE)] = "image",
 ) -> _Choices:
     own = own_group(exclude_own, exclude, "patient")
-    return _Choices(k, tuple(where), group_by, own, exact, diversity)
+    return _Choices(k, tuple(where), group_by, own, exact, diversity, rule)
 
 
 async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
@@ -147,6 +164,13 @@ async def _by_body(request: Request) -> AsyncIterator[Body[RecommendFields]]:
 
 async def _by_form(request: Request) -> AsyncIterator[Body[RecommendFields]]:
     async with read_body(request, RecommendFields, files="file", only_forms=True) as body:
+        yield body
+
+
+async def _by_slices(request: Request) -> AsyncIterator[Body[SeriesFields]]:
+    async with read_body(
+        request, SeriesFields, files="files", most=MOST_IMAGES, only_forms=True
+    ) as body:
         yield body
 
 
@@ -173,7 +197,7 @@ def post_recommend(
     readers: ReadersDep,
     body: Annotated[Body[RecommendFields], Depends(_by_body)],
 ) -> Response:
-    """Send a form with a `file`, or JSON with `like` or `study`, or several of these.
+    """Send a form with a `file`, or JSON with `like`, `study` or `series`, or several of these.
 
     A hit's similarity is relative to the liked image that it is most similar to, which `because`
     names. The examples themselves are never hits. Other images of their patients are left out
@@ -227,6 +251,7 @@ def _of_body(
         own_group(fields.exclude_own, fields.exclude, "patient"),
         fields.exact,
         fields.diversity,
+        fields.rule or ("series" if fields.series else "image"),
     ).wanted(archive)
     image = None
     if body.uploads:
@@ -236,9 +261,73 @@ def _of_body(
         liked=tuple(point_id(one) for one in fields.like if one),
         disliked=tuple(point_id(one) for one in fields.dislike if one),
         study=fields.study or None,
+        series=fields.series or None,
         seen=None if image is None else archive.engine.observed([image.canvas]),
-        record=None if image is None else image.record,
-        seen_id=None if image is None else archive.id_of(image),
+        records=() if image is None else (image.record,),
+        seen_ids=() if image is None else (archive.id_of(image),),
+    )
+    return _recommended(request, archive, examples, wanted)
+
+
+@router.post(
+    "/v1/recommend/series",
+    operation_id="recommendSeries",
+    summary="Find the cases most like a series that is sent",
+    response_description="As of a recommendation.",
+    response_model=RecommendationDocument,
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
+    openapi_extra={
+        "requestBody": body_content(
+            SeriesFields,
+            name="RecommendSeries",
+            files="files",
+            most=MOST_IMAGES,
+            about_files=_ABOUT_SLICES,
+            example={"k": 10, "where": ["modality=MR"]},
+            only_forms=True,
+        )
+    },
+)
+def post_recommend_series(
+    request: Request,
+    archive: ArchiveDep,
+    readers: ReadersDep,
+    body: Annotated[Body[SeriesFields], Depends(_by_slices)],
+) -> Response:
+    """Send up to 64 slices of one series as `files` of a form; together they may be as large as one
+    upload. Of more than 32, 32 that are evenly spaced over the series are the examples. One that
+    cannot be used is a problem of the whole request.
+
+    A series is as similar as the mean, over the slices sent, of the similarity of each to its best
+    match in the series; its hit is the image that is most like one of the slices. Of a longer
+    series send every second or third slice.
+
+    With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
+    """
+    fields = body.fields
+    wanted = _Choices(
+        fields.k,
+        tuple(fields.where),
+        fields.group_by,
+        own_group(fields.exclude_own, None, "patient"),
+        fields.exact,
+        fields.diversity,
+        fields.rule,
+    ).wanted(archive)
+    with stage("read"):
+        read = readers.read_all(body.uploads)
+    images: list[QueryImage] = []
+    for upload, one in zip(body.uploads, read, strict=True):
+        if isinstance(one, ImageRefused):
+            name = (upload.filename or "")[:64]
+            raise ImageRefused(one.reason, f"file {len(images) + 1} ({name}): {one.detail}")
+        images.append(one)
+    taken = [images[at] for at in taken_of([one.record for one in images], wanted.rule)]
+    examples = Examples(
+        seen=archive.engine.observed([one.canvas for one in taken]),
+        seen_of=len(images),
+        records=tuple(one.record for one in taken),
+        seen_ids=tuple(archive.id_of(one) for one in images),
     )
     return _recommended(request, archive, examples, wanted)
 
@@ -261,7 +350,9 @@ def get_related(
 ) -> Response:
     """Recommends other studies, each by its image most similar to the images of this study.
 
-    Of a study with more than 32 images, 32 that are evenly spaced over it are the examples.
+    Of a study with more than 32 images, 32 that are evenly spaced over it are the examples. With
+    `rule=study` whole studies are compared: a study is as similar as the mean, over the examples,
+    of the best match of each in it.
 
     With `Accept: application/fhir+json` the studies are a FHIR R4 Bundle, of type searchset.
     """
@@ -277,15 +368,18 @@ def _recommended(
 ) -> Response:
     as_fhir = wants_fhir(request)
     answer = archive.engine.recommend(examples, wanted)
-    studies = [] if examples.study is None else [examples.study]
+    study = examples.study
+    if examples.series is not None:
+        study = archive.study_of_series(examples.series)
     # An answer names the examples that hits are like, which of a study nobody else named.
     because = (one.because for one in answer.hits if one.because is not None)
     asked = (*examples.liked, *examples.disliked, *because)
     shown = [one.hit for one in answer.hits]
+    studies = [] if study is None else [study]
     tell(request, Seen.of(shown, asked=asked, studies=studies, ood=answer.ood))
     note_search(tuple(answer.evidence.rungs), answer.ood, answer.evidence.timings_ms)
-    if examples.study is not None:
-        viewers = links_from_study(archive, examples.study)
+    if study is not None:
+        viewers = links_from_study(archive, study)
     else:
         viewers = links_from_image(archive, next(iter(examples.liked), None))
     if as_fhir:
