@@ -65,8 +65,7 @@ def search_related_studies(uid: QueryStudy, request: Request, archive: ArchiveDe
     takes_dicom_json(request)
     asked = asked_of(request, STUDY_KEYS)
     if _is_literal(asked):
-        ranking = _Ranking.of(archive, uid) if asked.literal("StudyInstanceUID") else None
-        return _looked_up(request, archive, asked, ranking)
+        return _looked_up(request, archive, asked, _Ranking.of(archive, uid))
     ranking = _Ranking.of(archive, uid, asked)
     note_search(
         tuple(ranking.answer.evidence.rungs),
