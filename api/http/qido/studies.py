@@ -138,7 +138,7 @@ class Studies:
             *("/".join(modalities), part or "", str(min(years)) if years else ""),
         ]
         series = {one.series for one in images} - {None}
-        known = {
+        known: dict[str, Sequence[str | int]] = {
             "ModalitiesInStudy": modalities,
             "StudyDescription": [" ".join(filter(None, about))[:_LONGEST_TEXT].rstrip()],
             "StudyInstanceUID": [uid],
@@ -160,7 +160,7 @@ class Studies:
         return [self._one_series(study, uid, images[uid]) for uid in sorted(images)]
 
     def _one_series(self, study: str, uid: str, images: Sequence[ImageRecord]) -> Attributes:
-        known = {
+        known: dict[str, Sequence[str | int]] = {
             "Modality": _modalities(images)[:1],
             "BodyPartExamined": _one(_commonest(one.body_part for one in images)),
             "Laterality": _one(_commonest(one.laterality for one in images)),

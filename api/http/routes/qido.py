@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
@@ -26,7 +26,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["dicomweb"])
 
-_NOTHING = {204: {"description": "Nothing matches."}}
+_NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "Nothing matches."}}
 _ABOUT_QUERY = "Study Instance UID of an indexed study, to which the others are related."
 _ABOUT_STUDY = "Study Instance UID of an indexed study."
 _FOREIGN = (
