@@ -334,7 +334,7 @@ def test_the_examples_of_the_document_are_answers_as_it_describes_them(client) -
                     required = document["components"]["schemas"][
                         media["schema"]["$ref"].rpartition("/")[2]
                     ].get("required", ())
-                    assert set(required) <= set(media["example"])
+                    assert all(one in media["example"] for one in required)
                     checked.append((method, path))
     assert ("post", "/v1/search") in checked
     assert ("post", "/v1/recommend") in checked
