@@ -1,4 +1,4 @@
-"""Settings of what other systems of a hospital get: links into viewers, FHIR, CDS Hooks.
+"""Settings of what other systems of a hospital get: links into viewers, FHIR, CDS Hooks, QIDO-RS.
 
 What is wrong with the address of a viewer is told when the settings are loaded, not by a link
 that leads nowhere.
@@ -14,7 +14,14 @@ from pydantic import AfterValidator, Field, model_validator
 from engine.loopback import is_loopback
 from engine.settings_fields import SettingsGroup
 
-__all__ = ["PLACEHOLDERS", "CdsHooksSettings", "FhirSettings", "ViewerName", "ViewerSettings"]
+__all__ = [
+    "PLACEHOLDERS",
+    "CdsHooksSettings",
+    "FhirSettings",
+    "QidoSettings",
+    "ViewerName",
+    "ViewerSettings",
+]
 
 PLACEHOLDERS = ("study", "series", "sop", "frame", "query_study")
 """What a template may name: UIDs of the hit, the number of its frame from 1, and the Study Instance
@@ -216,3 +223,38 @@ class CdsHooksSettings(SettingsGroup):
     """How many cases a card tells of."""
     source_label: _Text = "Precedent"
     """What cards name as their source."""
+
+
+def _server(written: str) -> str:
+    """Checks the address of a DICOMweb server.
+
+    Raises:
+        ValueError: it is none, or has a name, a password or a query in it.
+    """
+    try:
+        parts = urlsplit(written)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or _UNSAFE.search(written) or re.search(r"[?#@{}]", written):
+        raise ValueError(
+            f"{written[:200]!r} is no address of a DICOMweb server; write it as in "
+            "https://pacs.example/dicom-web, without name, password and query"
+        )
+    return written.rstrip("/")
+
+
+class QidoSettings(SettingsGroup):
+    """Answers of QIDO-RS: a list of related studies, for viewers."""
+
+    wado_root: Annotated[str, AfterValidator(_server)] | None = None
+    """The WADO-RS server that has the studies, as viewers reach it: answers name each study's
+    address there (Retrieve URL). None = answers name none."""
+    sources: tuple[_Text, ...] = ()
+    """The sources whose studies that server has, as answers name them in `source`; others are left
+    out. Empty = it has all of them."""
+    studies: Annotated[int, Field(ge=1, le=100)] = 25
+    """How many studies the list of what is related to one has."""
+    patients: Literal["none", "pseudonym"] = "none"
+    """What answers have as Patient ID: nothing, or a pseudonym that is the same for all studies of
+    one patient, another one in every tenant, by which the patient's studies can be asked for."""

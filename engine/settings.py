@@ -36,6 +36,7 @@ from engine.errors import SettingsError
 from engine.integration_settings import (
     CdsHooksSettings,
     FhirSettings,
+    QidoSettings,
     ViewerName,
     ViewerSettings,
 )
@@ -421,6 +422,7 @@ class Settings(BaseSettings):
     """Viewers in which hits can be opened, by name, in the order in which they are offered."""
     fhir: FhirSettings = FhirSettings()
     cds_hooks: CdsHooksSettings = CdsHooksSettings()
+    qido: QidoSettings = QidoSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,7 @@ from api.http.origins import Origins, security_headers
 from api.http.pictures import Previews
 from api.http.problems import Problem, UnexpectedErrors, install_problems, problem_responses
 from api.http.proxies import Proxies
+from api.http.qido.described import SCHEMAS as QIDO_SCHEMAS
 from api.http.readiness import Readiness
 from api.http.request_ids import RequestIds
 from api.http.routes import (
@@ -49,6 +50,7 @@ from api.http.routes import (
     jobs,
     jobs_create,
     metrics as metrics_route,
+    qido,
     recommend,
     search,
     sendings,
@@ -76,6 +78,7 @@ _ROUTES = (
     batch,
     recommend,
     fhir,
+    qido,
     cds_hooks,
     images,
     duplicates,
@@ -97,6 +100,7 @@ _NOT_STORED = (
     "application/json",
     "application/problem+json",
     "application/fhir+json",
+    "application/dicom+json",
 )
 _DESCRIPTION = (
     "Finds the earlier cases that look like this one. For research use; not a medical device. "
@@ -281,7 +285,12 @@ def _complete_openapi(app: FastAPI) -> None:
             )
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = schema.pop("$defs", {})
-            document["components"]["schemas"] |= {**parts, **FHIR_SCHEMAS, "Problem": schema}
+            document["components"]["schemas"] |= {
+                **parts,
+                **FHIR_SCHEMAS,
+                **QIDO_SCHEMAS,
+                "Problem": schema,
+            }
             body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
                 if isinstance(route, APIRoute):

@@ -131,7 +131,8 @@ def asked(route: tuple[str, str], image: str = NOWHERE, study: str = "1.2.4.0") 
     method, path = route
     if path.startswith("/v1/jobs/"):
         image = "1"
-    for name, value in (("{id}", image), ("{uid}", study), ("{path:path}", "style.css")):
+    parts = {"{id}": image, "{uid}": study, "{study}": study, "{path:path}": "style.css"}
+    for name, value in parts.items():
         path = path.replace(name, value)
     return method, path
 

@@ -71,6 +71,10 @@ OPERATIONS = [
     "retrySending",
     "search",
     "searchBatch",
+    "searchRelatedStudies",
+    "searchSeriesOfRelatedStudy",
+    "searchSeriesOfStudy",
+    "searchStudies",
     "searchUpload",
     "selectEarlierImages",
     "selectForTeaching",
@@ -330,8 +334,8 @@ def test_the_examples_of_the_document_are_answers_as_it_describes_them(client) -
                     jsonschema.Draft202012Validator(schema).validate(media["example"])
                     required = document["components"]["schemas"][
                         media["schema"]["$ref"].rpartition("/")[2]
-                    ]["required"]
-                    assert set(required) <= set(media["example"])
+                    ].get("required", ())
+                    assert all(one in media["example"] for one in required)
                     checked.append((method, path))
     assert ("post", "/v1/search") in checked
     assert ("post", "/v1/recommend") in checked

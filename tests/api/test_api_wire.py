@@ -38,7 +38,7 @@ def test_any_other_is_replaced(client, sent) -> None:
     [path for method, path in POLICY if method == "GET" and not path.endswith("/events")],
 )
 def test_head_is_get_without_its_body(client, indexed, id_of, address) -> None:
-    names = {"{uid}": "1.2.4.0", "{path:path}": "style.css"}
+    names = {"{uid}": "1.2.4.0", "{study}": "1.2.4.0", "{path:path}": "style.css"}
     names["{id}"] = "1" if "/jobs/" in address else id_of(indexed.files["ct"][0])
     for name, value in names.items():
         address = address.replace(name, value)

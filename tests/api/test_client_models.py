@@ -20,6 +20,10 @@ ELSEWHERE = {
     "getImagingStudy": "for programs that speak FHIR",
     "listCdsServices": "for programs that speak CDS Hooks",
     "callCdsService": "the same",
+    "searchRelatedStudies": "for programs that speak DICOMweb",
+    "searchStudies": "the same",
+    "searchSeriesOfStudy": "the same",
+    "searchSeriesOfRelatedStudy": "the same",
 }
 """Operations that the client does not have, and why."""
 NAMES = {"file": "image", "files": "images"}

@@ -1,0 +1,1 @@
+"""Answers in QIDO-RS (PS3.18 10.6): studies and series in DICOM JSON."""
