@@ -273,7 +273,7 @@ def _uid(written: str) -> str:
 
 
 class ReceiveSettings(SettingsGroup):
-    """The C-STORE SCP, which receives instances that a PACS sends."""
+    """Instances that a PACS sends: to the C-STORE SCP, or to the service by STOW-RS."""
 
     ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
     host: str = "127.0.0.1"
@@ -285,6 +285,8 @@ class ReceiveSettings(SettingsGroup):
     max_associations: Annotated[int, Field(ge=1, le=256)] = 8
     max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
     """Bytes of received instances that are not indexed yet; above this senders are told to wait."""
+    max_request_bytes: Annotated[int, Field(gt=0)] = 4 * 1024**3
+    """Bytes of one request of STOW-RS, with all of its instances."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Free space on the disk; below this senders are told to wait."""
     keep: bool = True

@@ -1,0 +1,178 @@
+"""STOW-RS (PS3.18, 10.5): stores instances as a PACS sends them, to be indexed as they come."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import CancelScope, to_thread
+from fastapi import APIRouter, Path, Request, Response
+
+from api.http.bodies import EXAMPLE_BYTES
+from api.http.deps import EXAMPLE_STUDY
+from api.http.dicomweb_store.answer import content_of, document_of, status_of
+from api.http.dicomweb_store.instance import Instance, Outcome
+from api.http.dicomweb_store.media import JSON, RELATED, XML, answer_type, boundary_in
+from api.http.dicomweb_store.reception import Reception
+from api.http.problems import problem_responses
+from api.http.work import Work
+from api.security.seen import Seen, tell
+from indexer.sources.pushed.turned_away import TurnedAway
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["dicomweb"])
+
+_AT_ONCE = 256 * 1024
+"""Bytes that are collected before a thread writes them."""
+_LATER = {"Retry-After": "30"}
+
+_log = logging.getLogger(__name__)
+
+_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.2"
+_STORED_ITEM: dict[str, Any] = {
+    "00081150": {"vr": "UI", "Value": [_SOP_CLASS]},
+    "00081155": {"vr": "UI", "Value": [f"{EXAMPLE_STUDY}.1.7"]},
+    "00081190": {"vr": "UR"},
+}
+_FAILED_ITEM: dict[str, Any] = {
+    "00000902": {"vr": "LO", "Value": ["it is of another study than the address names"]},
+    "00081150": {"vr": "UI", "Value": [_SOP_CLASS]},
+    "00081155": {"vr": "UI", "Value": [f"{EXAMPLE_STUDY}.2.1"]},
+    "00081197": {"vr": "US", "Value": [272]},
+}
+_STORED = {"00081199": {"vr": "SQ", "Value": [_STORED_ITEM]}}
+_FAILED = {"00081198": {"vr": "SQ", "Value": [_FAILED_ITEM]}}
+_URL = {"00081190": {"vr": "UR"}}
+
+
+def _described(*sequences: Mapping[str, Any]) -> dict[str, Any]:
+    example: dict[str, Any] = dict(_URL)
+    for one in sequences:
+        example |= one
+    return {JSON: {"schema": {"type": "object"}, "example": example}, XML: {}}
+
+
+_PROBLEMS = problem_responses(400, 406, 413, 415, 422, 503)
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **_PROBLEMS,
+    200: {"content": _described(_STORED)},
+    202: {
+        "description": "Some are stored, or all are and some with a warning.",
+        "content": _described(_FAILED, _STORED),
+    },
+    409: {"description": "None is stored.", "content": _described(_FAILED)},
+    503: {
+        "description": "None is stored for want of room, or nothing can be; send them again later.",
+        "content": {**_PROBLEMS[503]["content"], **_described(_FAILED)},
+    },
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            RELATED: {
+                "schema": {
+                    "type": "object",
+                    "description": "Each part is a DICOM file (PS3.10) as application/dicom.",
+                    "properties": {"instance": {"type": "string", "format": "binary"}},
+                },
+                "example": {"instance": EXAMPLE_BYTES},
+            }
+        },
+    }
+}
+_ABOUT_STORED = "All are stored, on disk, and will be indexed."
+
+
+@router.post(
+    "/dicomweb/studies",
+    operation_id="storeInstances",
+    summary="Store instances of any studies",
+    response_description=_ABOUT_STORED,
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra=_BODY,
+)
+async def store_instances(request: Request) -> Response:
+    """STOW-RS. The answer comes when the instances outlast a power cut; they are indexed soon after,
+    and a refusal then is in the ledger, as of what comes by C-STORE. The answer has `FailureReason`
+    and, in words, `ErrorComment` for each that is not stored. Of a body that breaks off nothing is.
+    """
+    return await _store(request, None)
+
+
+@router.post(
+    "/dicomweb/studies/{uid}",
+    operation_id="storeInstancesOfStudy",
+    summary="Store instances of one study",
+    response_description=_ABOUT_STORED,
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra=_BODY,
+)
+async def store_instances_of_study(
+    request: Request,
+    uid: Annotated[
+        str,
+        Path(
+            description="Study Instance UID.", pattern=r"^[0-9.]{1,64}$", examples=[EXAMPLE_STUDY]
+        ),
+    ],
+) -> Response:
+    """As `POST /dicomweb/studies`; instances of other studies are refused (`FailureReason` 272)."""
+    return await _store(request, uid)
+
+
+async def _store(request: Request, study: str | None) -> Response:
+    kind = answer_type(request)
+    boundary = boundary_in(request)
+    work: Work = request.state.work
+    run = partial(to_thread.run_sync, limiter=work.receivers)
+    intake = await run(work.intake, request.state.caller.tenant)
+    terms = await run(intake.terms, study)
+    reception = Reception(boundary, partial(Instance, terms))
+    try:
+        held = bytearray()
+        async for piece in request.stream():
+            held += piece
+            if len(held) >= _AT_ONCE:
+                await run(reception.feed, bytes(held))
+                held.clear()
+        outcomes = await run(_kept, reception, bytes(held))
+    finally:
+        with CancelScope(shield=True):
+            await run(reception.discard)
+    tell(request, _seen(outcomes))
+    _note(outcomes)
+    status = status_of(outcomes)
+    content = content_of(document_of(outcomes), kind)
+    return Response(content, status, _LATER if status == 503 else None, media_type=kind)
+
+
+def _kept(reception: Reception, rest: bytes) -> list[Outcome]:
+    """What became of the instances, once they are durable. rest: the last bytes of the body."""
+    reception.feed(rest)
+    reception.end()
+    return reception.keep()
+
+
+def _seen(outcomes: list[Outcome]) -> Seen:
+    named = (
+        one.identity.study
+        for one in outcomes
+        if one.refusal is None and one.identity is not None and one.identity.study
+    )
+    return Seen(tuple(dict.fromkeys(named)), results=len(outcomes))
+
+
+def _note(outcomes: list[Outcome]) -> None:
+    """Logs what was turned away: not every sender tells."""
+    turned_away = TurnedAway()
+    for one in outcomes:
+        if one.refusal is not None:
+            sop_class = "" if one.identity is None else one.identity.sop_class
+            turned_away.note(one.refusal.reason, one.refusal.comment, sop_class)
+    if turned_away:
+        stored = sum(one.refusal is None for one in outcomes)
+        _log.warning("of a request to store: %s instances taken, %s", stored, turned_away)
