@@ -1,6 +1,6 @@
 """How many instances a second are received by STOW-RS and by C-STORE, beside Orthanc.
 
-    python -m bench.stow [--instances 240] [--rounds 5]
+    python -m bench.stow [--instances 160] [--rounds 5]
 
 ``precedent serve --receive`` with an API key and the audit log, and an Orthanc with its DICOMweb
 plugin, both as they are installed, on the same disk. What is received is not indexed meanwhile:
@@ -70,7 +70,7 @@ class System:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--instances", type=int, default=240, help="of each way in a round")
+    parser.add_argument("--instances", type=int, default=160, help="of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     for program in ("Orthanc", "storescu"):
@@ -121,7 +121,7 @@ def _measured(
             for share in shares:
                 share.mkdir(parents=True)
             for index in range(instances):
-                uid = f"{sop[:-9]}{(number * len(_WAYS) + at) * 100_000 + index:09}".encode()
+                uid = f"{sop[:-9]}{10**8 + (number * len(_WAYS) + at) * 100_000 + index}".encode()
                 content = bytearray(template)
                 for start in place:
                     content[start : start + len(uid)] = uid
@@ -151,7 +151,7 @@ def _measured(
 def _template() -> tuple[bytes, list[int], str]:
     """A CT slice, where in it the SOP Instance UID stands, and that UID."""
     made = Dataset()
-    made.SOPClassUID, made.SOPInstanceUID = _CT, "1.2.826.0.1.3680043.8.498.000000000"
+    made.SOPClassUID, made.SOPInstanceUID = _CT, "1.2.826.0.1.3680043.8.498.100000000"
     made.StudyInstanceUID, made.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.2"
     made.PatientID, made.PatientName, made.Modality = "BENCH", "Bench", "CT"
     made.StudyDate = made.StudyTime = made.AccessionNumber = made.StudyID = ""
