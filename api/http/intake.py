@@ -4,8 +4,8 @@ import hashlib
 import logging
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 

@@ -180,6 +180,9 @@ class Work:
 
     def _go_on_with(self, tenant: str, folder: Path) -> None:
         """Takes up a tenant's inbox again if instances wait in it that were acknowledged before."""
+        with self._lock:
+            if tenant in self._intakes:
+                return
         files = pushed(folder)
         while paths := list(islice(files, _AT_ONCE)):
             if self._stopped.is_set():

@@ -10,8 +10,12 @@ import zlib
 from collections.abc import Container
 from dataclasses import dataclass
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from api.http.dicomweb_store.refusals import NO_UID, NOT_DEFLATED, NOT_DICOM, TOO_DEEP, Refusal
 from engine.errors import ImageRefused
@@ -103,7 +107,8 @@ def identity_of(head: bytes, max_nesting: int, *, complete: bool) -> Identity | 
     sop_class, sop = uid(_CLASS), uid(_INSTANCE)
     named = sop_of(head)
     if not (sop_class and sop):
-        if named is None or not _UID.fullmatch(encoding.sop_class):
+        # Of a data set that is out of order; without one there is nothing to be named.
+        if parsed.head is None or named is None or not _UID.fullmatch(encoding.sop_class):
             return NO_UID
         sop_class, sop = sop_class or encoding.sop_class, sop or named
     return Identity(

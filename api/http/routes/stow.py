@@ -95,9 +95,10 @@ _ABOUT_STORED = "All are stored, on disk, and will be indexed."
     openapi_extra=_BODY,
 )
 async def store_instances(request: Request) -> Response:
-    """STOW-RS. The answer comes when the instances outlast a power cut; they are indexed soon after,
-    and a refusal then is in the ledger, as of what comes by C-STORE. The answer has `FailureReason`
-    and, in words, `ErrorComment` for each that is not stored. Of a body that breaks off nothing is.
+    """STOW-RS. The answer comes when the instances outlast a power cut. They are indexed soon
+    after, and a refusal then is in the ledger, as of what comes by C-STORE. The answer has
+    `FailureReason` and, in words, `ErrorComment` for each that is not stored. Of a body that breaks
+    off nothing is.
     """
     return await _store(request, None)
 

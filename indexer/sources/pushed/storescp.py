@@ -169,7 +169,9 @@ class StoreScp:
             if messages.began is not None:
                 peer = event.assoc.requestor
                 turned = messages.turned_away
-                turned.note_proposed(str(one.abstract_syntax) for one in event.assoc.rejected_contexts)
+                turned.note_proposed(
+                    str(one.abstract_syntax) for one in event.assoc.rejected_contexts
+                )
                 # Some senders end well whatever they were answered, so that this alone tells.
                 _log.log(
                     logging.WARNING if turned else logging.INFO,
