@@ -148,6 +148,10 @@ def service(indexed, tmp_path: Path) -> Iterator[Service]:
     one.kill()
 
 
+# As a sender pynetdicom leaves the socket of a connection that is refused to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
 def test_what_four_senders_were_told_is_stored_is_indexed_or_refused_once(
     indexed, service, tmp_path
 ):
