@@ -55,6 +55,7 @@ _CT = "1.2.840.10008.5.1.4.1.1.2"
 _SIDE = 512
 _BOUNDARY = "0f3cf5c0-70e0-41ef-baef-c6f9f65ec3e1"
 _TIMEOUT_S = 120
+_PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=160, help="of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    for program in ("Orthanc", "storescu"):
-        if _program(program) is None:
-            parser.error(f"{program} is not installed; on Debian: apt install orthanc dcmtk")
+    missing = [one for one in ("Orthanc", "storescu") if _program(one) is None]
+    if missing or not _plugins():
+        parser.error(
+            f"{' and '.join(missing) or 'the DICOMweb plugin of Orthanc'} is not installed; on "
+            "Debian: apt install orthanc orthanc-dicomweb dcmtk"
+        )
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
         systems = {
             "Precedent": opened.enter_context(_precedent(Path(scratch) / "precedent")),
@@ -274,11 +278,10 @@ def _precedent(folder: Path) -> Iterator[System]:
 def _orthanc(folder: Path) -> Iterator[System]:
     folder.mkdir()
     port, dicom_port = _free_port(), _free_port()
-    plugins = sorted(Path("/usr").glob("**/libOrthancDicomWeb.so*"))
     configuration = {
         "StorageDirectory": str(folder),
         "IndexDirectory": str(folder),
-        "Plugins": [str(plugins[0])],
+        "Plugins": [str(_plugins()[0])],
         "HttpPort": port,
         "DicomPort": dicom_port,
         "DicomAet": "ORTHANC",
@@ -321,6 +324,11 @@ def _free_port() -> int:
 
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
+
+
+def _plugins() -> list[Path]:
+    """Orthanc's DICOMweb plugin, where its packages have it."""
+    return [one for at in _PLUGINS for one in sorted(Path(at).glob("**/libOrthancDicomWeb.so*"))]
 
 
 def _program(name: str) -> Path | None:

@@ -38,6 +38,8 @@ class Reception:
         self._name = self._value = b""
         self._content_type = ""
         self._ended = False
+        self.is_kept = False
+        """Whether the instances are received, as far as they are not refused."""
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -90,9 +92,12 @@ class Reception:
     def keep(self) -> list[Outcome]:
         """Receives all instances; returns, when they are durable, what became of each, in order."""
         if len(self._instances) == 1:
-            return [self._instances[0].keep()]
-        with ThreadPoolExecutor(_AT_ONCE, "stow") as threads:
-            return list(threads.map(Instance.keep, self._instances))
+            outcomes = [self._instances[0].keep()]
+        else:
+            with ThreadPoolExecutor(_AT_ONCE, "stow") as threads:
+                outcomes = list(threads.map(Instance.keep, self._instances))
+        self.is_kept = True
+        return outcomes
 
     def discard(self) -> None:
         """Removes what is not kept."""

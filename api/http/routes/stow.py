@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Request, Response
 from api.http.bodies import EXAMPLE_BYTES
 from api.http.deps import EXAMPLE_STUDY
 from api.http.dicomweb_store.answer import content_of, document_of, status_of
-from api.http.dicomweb_store.instance import Instance, Outcome
+from api.http.dicomweb_store.instance import Instance, Outcome, Terms
 from api.http.dicomweb_store.media import JSON, RELATED, XML, answer_type, boundary_in
 from api.http.dicomweb_store.reception import Reception
 from api.http.problems import problem_responses
@@ -130,8 +130,7 @@ async def _store(request: Request, study: str | None) -> Response:
     boundary = boundary_in(request)
     work: Work = request.state.work
     run = partial(to_thread.run_sync, limiter=work.receivers)
-    intake = await run(work.intake, request.state.caller.tenant)
-    terms = await run(intake.terms, study)
+    terms = await run(_terms, work, request.state.caller.tenant, study)
     reception = Reception(boundary, partial(Instance, terms))
     try:
         held = bytearray()
@@ -142,13 +141,18 @@ async def _store(request: Request, study: str | None) -> Response:
                 held.clear()
         outcomes = await run(_kept, reception, bytes(held))
     finally:
-        with CancelScope(shield=True):
-            await run(reception.discard)
+        if not reception.is_kept:
+            with CancelScope(shield=True):
+                await run(reception.discard)
     tell(request, _seen(outcomes))
     _note(outcomes)
     status = status_of(outcomes)
     content = content_of(document_of(outcomes), kind)
     return Response(content, status, _LATER if status == 503 else None, media_type=kind)
+
+
+def _terms(work: Work, tenant: str, study: str | None) -> Terms:
+    return work.intake(tenant).terms(study)
 
 
 def _kept(reception: Reception, rest: bytes) -> list[Outcome]:
