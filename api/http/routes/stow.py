@@ -1,20 +1,18 @@
 """STOW-RS (PS3.18, 10.5): stores instances as a PACS sends them, to be indexed as they come."""
 
 import logging
-from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Path, Request, Response
 
-from api.http.bodies import EXAMPLE_BYTES
 from api.http.deps import EXAMPLE_STUDY
 from api.http.dicomweb_store.answer import content_of, document_of, status_of
+from api.http.dicomweb_store.described import ABOUT_STORED, BODY, RESPONSES
 from api.http.dicomweb_store.instance import Instance, Outcome, Terms
-from api.http.dicomweb_store.media import JSON, RELATED, XML, answer_type, boundary_in
+from api.http.dicomweb_store.media import answer_type, boundary_in
 from api.http.dicomweb_store.reception import Reception
-from api.http.problems import problem_responses
 from api.http.work import Work
 from api.security.seen import Seen, tell
 from indexer.sources.pushed.turned_away import TurnedAway
@@ -29,70 +27,15 @@ _LATER = {"Retry-After": "30"}
 
 _log = logging.getLogger(__name__)
 
-_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.2"
-_STORED_ITEM: dict[str, Any] = {
-    "00081150": {"vr": "UI", "Value": [_SOP_CLASS]},
-    "00081155": {"vr": "UI", "Value": [f"{EXAMPLE_STUDY}.1.7"]},
-    "00081190": {"vr": "UR"},
-}
-_FAILED_ITEM: dict[str, Any] = {
-    "00000902": {"vr": "LO", "Value": ["it is of another study than the address names"]},
-    "00081150": {"vr": "UI", "Value": [_SOP_CLASS]},
-    "00081155": {"vr": "UI", "Value": [f"{EXAMPLE_STUDY}.2.1"]},
-    "00081197": {"vr": "US", "Value": [272]},
-}
-_STORED = {"00081199": {"vr": "SQ", "Value": [_STORED_ITEM]}}
-_FAILED = {"00081198": {"vr": "SQ", "Value": [_FAILED_ITEM]}}
-_URL = {"00081190": {"vr": "UR"}}
-
-
-def _described(*sequences: Mapping[str, Any]) -> dict[str, Any]:
-    example: dict[str, Any] = dict(_URL)
-    for one in sequences:
-        example |= one
-    return {JSON: {"schema": {"type": "object"}, "example": example}, XML: {}}
-
-
-_PROBLEMS = problem_responses(400, 406, 413, 415, 422, 503)
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **_PROBLEMS,
-    200: {"content": _described(_STORED)},
-    202: {
-        "description": "Some are stored, or all are and some with a warning.",
-        "content": _described(_FAILED, _STORED),
-    },
-    409: {"description": "None is stored.", "content": _described(_FAILED)},
-    503: {
-        "description": "None is stored for want of room, or nothing can be; send them again later.",
-        "content": {**_PROBLEMS[503]["content"], **_described(_FAILED)},
-    },
-}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            RELATED: {
-                "schema": {
-                    "type": "object",
-                    "description": "Each part is a DICOM file (PS3.10) as application/dicom.",
-                    "properties": {"instance": {"type": "string", "format": "binary"}},
-                },
-                "example": {"instance": EXAMPLE_BYTES},
-            }
-        },
-    }
-}
-_ABOUT_STORED = "All are stored, on disk, and will be indexed."
-
 
 @router.post(
     "/dicomweb/studies",
     operation_id="storeInstances",
     summary="Store instances of any studies",
-    response_description=_ABOUT_STORED,
+    response_description=ABOUT_STORED,
     response_class=Response,
-    responses=_RESPONSES,
-    openapi_extra=_BODY,
+    responses=RESPONSES,
+    openapi_extra=BODY,
 )
 async def store_instances(request: Request) -> Response:
     """STOW-RS. The answer comes when the instances outlast a power cut. They are indexed soon
@@ -107,10 +50,10 @@ async def store_instances(request: Request) -> Response:
     "/dicomweb/studies/{uid}",
     operation_id="storeInstancesOfStudy",
     summary="Store instances of one study",
-    response_description=_ABOUT_STORED,
+    response_description=ABOUT_STORED,
     response_class=Response,
-    responses=_RESPONSES,
-    openapi_extra=_BODY,
+    responses=RESPONSES,
+    openapi_extra=BODY,
 )
 async def store_instances_of_study(
     request: Request,
