@@ -279,14 +279,14 @@ class Taken:
     """Stands for an instance, and keeps what it was given."""
 
     def __init__(self, content_type: str) -> None:
-        self.content_type, self.content, self.sealed = content_type, b"", False
+        self.content_type, self.content, self.whole = content_type, b"", False
 
     def write(self, data: bytes) -> None:
-        assert not self.sealed
+        assert not self.whole
         self.content += data
 
-    def seal(self) -> None:
-        self.sealed = True
+    def end(self) -> None:
+        self.whole = True
 
 
 @given(cuts=st.lists(st.integers(0, len(_BODY)), max_size=30), end=st.none() | st.integers(0))
@@ -296,7 +296,7 @@ def test_parts_come_out_as_they_went_in_wherever_the_body_is_cut(cuts, end):
     for first, last in pairwise(sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})):
         reception.feed(body[first:last])
     taken: Any = reception.instances
-    whole = [one.content for one in taken if one.sealed]
+    whole = [one.content for one in taken if one.whole]
     assert whole == _PARTS[: len(whole)]
     if end is None:
         reception.end()
@@ -373,7 +373,7 @@ def test_what_was_acknowledged_before_a_kill_is_indexed_after_the_next_start(qui
         terms = Terms(inbox, None, {CT}, {ExplicitVRLittleEndian}, 32)
         one = Instance(terms, "application/dicom")
         one.write(slice_file(95))
-        one.seal()
+        one.end()
         assert one.keep().refusal is None
     with LoopbackClient(create_service(quick)) as client:
         until(lambda: client.get("/v1/facets?where=source=storescp").json()["count"] == 1)

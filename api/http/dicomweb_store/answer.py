@@ -67,7 +67,8 @@ def content_of(document: _Document, kind: str) -> bytes:
     if kind == XML:
         root = ElementTree.Element("NativeDicomModel", {"xmlns": _NAMESPACE})
         _fill(root, document)
-        return ElementTree.tostring(root, "utf-8", xml_declaration=True)
+        content: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+        return content
     return json.dumps(document, separators=(",", ":")).encode()
 
 

@@ -57,8 +57,9 @@ class Instance:
     """An instance that is being received: written to disk as it comes, in the form in which C-STORE
     writes it, so that it is the same file however it is sent.
 
-    :meth:`write` its bytes, :meth:`seal` it after the last one, and :meth:`keep` it; until that
-    nothing of it is received, and :meth:`discard` may be called at any time.
+    :meth:`write` its bytes, :meth:`end` it after the last one, and :meth:`keep` it; until that
+    nothing of it is received, and :meth:`discard` may be called at any time. Whoever keeps many
+    waiting has to :meth:`seal` them, or their files stay open.
 
     content_type: of the part.
     """
@@ -82,10 +83,13 @@ class Instance:
         if len(self._head) >= self._look_at:
             self._look()
 
-    def seal(self) -> None:
-        """After the last byte: it is complete on disk, or refused."""
+    def end(self) -> None:
+        """To be called after the last byte."""
         if self._refusal is None and self._arrival is None:
             self._look(complete=True)
+
+    def seal(self) -> None:
+        """Returns when it is complete on disk, or refused; its file is closed."""
         if self._arrival is not None:
             self._arrival.seal()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from fastapi import HTTPException
 from python_multipart.exceptions import FormParserError
@@ -13,9 +14,12 @@ __all__ = ["MOST_INSTANCES", "Reception"]
 
 MOST_INSTANCES = 10_000
 """Of one request."""
+_T = TypeVar("_T")
 _MOST_PREAMBLE = 64 * 1024
 _AT_ONCE = 4
 """Instances that are made durable at a time: each waits for the disk several times."""
+_MOST_OPEN = 8
+"""Instances that have come and are not written through to the disk yet."""
 
 
 class Reception:
@@ -34,6 +38,7 @@ class Reception:
         self._delimiter = b"--" + boundary
         self._instances: list[Instance] = []
         self._open: Instance | None = None
+        self._unsealed: list[Instance] = []
         self._preamble: bytearray | None = bytearray(b"\n")
         self._name = self._value = b""
         self._content_type = ""
@@ -91,11 +96,7 @@ class Reception:
 
     def keep(self) -> list[Outcome]:
         """Receives all instances; returns, when they are durable, what became of each, in order."""
-        if len(self._instances) == 1:
-            outcomes = [self._instances[0].keep()]
-        else:
-            with ThreadPoolExecutor(_AT_ONCE, "stow") as threads:
-                outcomes = list(threads.map(Instance.keep, self._instances))
+        outcomes = _side_by_side(Instance.keep, self._instances)
         self.is_kept = True
         return outcomes
 
@@ -156,9 +157,21 @@ class Reception:
             self._open.write(data[start:end])
 
     def _part_ended(self) -> None:
-        if self._open is not None:
-            self._open.seal()
+        if self._open is None:
+            return
+        self._open.end()
+        self._unsealed.append(self._open)
         self._open = None
+        if len(self._unsealed) >= _MOST_OPEN:
+            _side_by_side(Instance.seal, self._unsealed)
+            self._unsealed.clear()
 
     def _all_ended(self) -> None:
         self._ended = True
+
+
+def _side_by_side(work: Callable[[Instance], _T], instances: Sequence[Instance]) -> list[_T]:
+    if len(instances) == 1:
+        return [work(instances[0])]
+    with ThreadPoolExecutor(_AT_ONCE, "stow") as threads:
+        return list(threads.map(work, instances))
