@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
-	bench-shifts bench-api bench-served bench-start client conformance conformance-statement \
-	docs-settings weights clean
+	bench-shifts bench-api bench-served bench-start bench-stow client conformance \
+	conformance-statement docs-settings weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -69,6 +69,10 @@ bench-served: $(VENV)/.installed-bench
 
 bench-api: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.api $(DATA)
+
+# Beside Orthanc, by dcmtk's storescu: both of Debian.
+bench-stow: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.stow $(DATA)
 
 # One thread each: they run side by side. Runs that are in bench/results/runs are not made again.
 bench-quality bench-shifts bench-ood: bench-%: $(VENV)/.installed-dev

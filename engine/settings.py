@@ -299,7 +299,7 @@ def _uid(written: str) -> str:
 
 
 class ReceiveSettings(SettingsGroup):
-    """The C-STORE SCP, which receives instances that a PACS sends."""
+    """Instances that a PACS sends: to the C-STORE SCP, or to the service by STOW-RS."""
 
     ae_title: Annotated[str, Field(min_length=1, max_length=16)] = "PRECEDENT"
     """The AE title under which it is called."""
@@ -315,6 +315,8 @@ class ReceiveSettings(SettingsGroup):
     """Associations at a time; further ones are told to come again."""
     max_waiting_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
     """Bytes of received instances that are not indexed yet; above this senders are told to wait."""
+    max_request_bytes: Annotated[int, Field(gt=0)] = 4 * 1024**3
+    """Bytes of one request of STOW-RS, with all of its instances."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Free space on the disk; below this senders are told to wait."""
     keep: bool = True

@@ -54,6 +54,7 @@ from api.http.routes import (
     recommend,
     search,
     sendings,
+    stow,
 )
 from api.http.sender import Sender
 from api.http.serving import Serving
@@ -86,6 +87,7 @@ _ROUTES = (
     jobs,
     jobs_create,
     ingest,
+    stow,
     embed_tokens,
     documents,
     sendings,
@@ -149,7 +151,11 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     server = settings.server
     # The middleware added last is the outermost.
     app.add_middleware(Slots, server=server, load=load)
-    app.add_middleware(BodyLimit, max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=server.max_upload_bytes + FRAME_ALLOWANCE,
+        max_store_bytes=settings.receive.max_request_bytes,
+    )
     app.add_middleware(Throttle, rates=rates)
     app.add_middleware(Guard, access=access)
     app.add_middleware(Bodies, server=server)

@@ -5,11 +5,13 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import HTTPException
 
+from api.http.dicomweb_store.instance import Terms
 from api.http.serving import Serving
 from api.http.shares import Shares
 from api.http.turns import IndexerInTurns
@@ -70,6 +72,8 @@ class Intake:
         self._round_ended = threading.Condition()
         options = settings.receive
         folder = DataDir(settings.data_dir).received_for(tenant)
+        self._private_classes = options.sop_classes
+        self._max_nesting = settings.limits.max_nesting
         with ExitStack() as opened:
             self._inbox = opened.enter_context(
                 Inbox(folder, options, settings.limits.max_file_bytes, round_size=_ROUND)
@@ -101,6 +105,24 @@ class Intake:
         self.stop()
         self._rounds.join()
         self._opened.close()
+
+    def terms(self, study: str | None) -> Terms:
+        """On which instances are taken that wait to be indexed, as a PACS's do.
+
+        study: UID of the only one that they may be of; None = any.
+        """
+        sop_classes, syntaxes = self._accepted
+        return Terms(self._inbox, study, sop_classes, syntaxes, self._max_nesting)
+
+    @cached_property
+    def _accepted(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The UIDs of SOP classes and transfer syntaxes: those that are taken by C-STORE."""
+        from indexer.sources.pushed import sop_classes
+
+        return (
+            frozenset(sop_classes.accepted_sop_classes(self._private_classes)),
+            frozenset(sop_classes.accepted_transfer_syntaxes()),
+        )
 
     def take(self, stream: BinaryIO) -> tuple[Outcome, bool]:
         """Takes one instance in and indexes it; returns what became of it, and whether it was in

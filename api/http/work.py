@@ -4,9 +4,11 @@ import logging
 import os
 import socket
 import threading
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
+from anyio import CapacityLimiter
 from fastapi import HTTPException
 
 from api.http.intake import Intake
@@ -30,7 +32,7 @@ from indexer.jobs.records import BULK, INTERACTIVE, JobOptions
 from indexer.jobs.runner import JobRunner
 from indexer.ledger.database import Database, open_database
 from indexer.sources.opening import SourceSpec
-from indexer.sources.pushed.inbox import Inbox, ReceivedSource, handed_in
+from indexer.sources.pushed.inbox import Inbox, ReceivedSource, handed_in, pushed
 
 __all__ = ["Work"]
 
@@ -38,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 _HANDED_IN, _HANDED_IN_BY_ONE = 8, 4
 """Requests that wait for their instance to be indexed, of all tenants and of one."""
+_RECEIVERS = 8
+"""Threads that write what is being received to the disk."""
+_AT_ONCE = 1000
 _LOOK_SECONDS = 1.0
 _LOOKED_AT = 32
 
@@ -60,6 +65,7 @@ class Work:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._places = Shares(_HANDED_IN, _HANDED_IN_BY_ONE, _no_place)
+        self.receivers = CapacityLimiter(_RECEIVERS)
         self._indexer = IndexerInTurns()
         self._intakes: dict[str, Intake] = {}
         self._jobs: threading.Thread | None = None
@@ -132,6 +138,7 @@ class Work:
                 return
             try:
                 self._index_left_of(tenant, folder)
+                self._go_on_with(tenant, folder)
             except StoreLocked:
                 # Whoever receives there does it.
                 continue
@@ -170,6 +177,25 @@ class Work:
                     "%d instances that were handed in before the service ended are indexed",
                     len(left),
                 )
+
+    def _go_on_with(self, tenant: str, folder: Path) -> None:
+        """Takes up a tenant's inbox again if instances wait in it that were acknowledged before."""
+        with self._lock:
+            if tenant in self._intakes:
+                return
+        files = pushed(folder)
+        while paths := list(islice(files, _AT_ONCE)):
+            if self._stopped.is_set():
+                return
+            with self._serving.writing() as whole:
+                known = whole.of(tenant).ledger.settled([*map(file_locator, paths)])
+            if all(known.get(one.locator) == one for one in ReceivedSource(paths).instances()):
+                continue
+            with self._lock:
+                if tenant not in self._intakes:
+                    self._intakes[tenant] = self._open(tenant, scp=False)
+                    _log.warning("instances that were received before are being indexed")
+            return
 
     def submit(
         self, spec: SourceSpec, options: JobOptions, at: str, tenant: str, *, urgent: bool

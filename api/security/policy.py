@@ -71,6 +71,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/metrics"): Scope.METRICS,
     ("POST", "/v1/instances"): Scope.INDEX,
     ("DELETE", "/v1/instances"): Scope.INDEX,
+    ("POST", "/dicomweb/studies"): Scope.INDEX,
+    ("POST", "/dicomweb/studies/{uid}"): Scope.INDEX,
     ("POST", "/v1/jobs"): Scope.INDEX,
     ("POST", "/v1/studies/{uid}/report"): Scope.SEND,
     ("POST", "/v1/studies/{uid}/key-objects"): Scope.SEND,

@@ -225,6 +225,20 @@ class Ledger(Runs):
                     found.setdefault(row.locator, []).append(row.id)
         return found
 
+    def settled(self, locators: Sequence[str]) -> dict[str, Discovered]:
+        """Which of these instances are in the index or refused, by locator, as they were then."""
+        c = instances.c
+        found: dict[str, Discovered] = {}
+        for chunk in _chunks(locators):
+            with self._database.begin(read=True) as connection:
+                rows = connection.execute(
+                    select(c.locator, c.size, c.modified).where(
+                        self._own(instances), c.locator.in_(chunk), c.state != State.PENDING
+                    )
+                )
+                found |= {row.locator: Discovered(*row) for row in rows}
+        return found
+
     def finish(
         self, run: int, outcomes: Sequence[Done | Refused], at: str, *, manifest: bool = False
     ) -> None:

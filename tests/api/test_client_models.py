@@ -17,6 +17,8 @@ ELSEWHERE = {
     "getMetrics": "for Prometheus",
     "searchUpload": "`search` sends an image to the address that has it all",
     "recommendUpload": "the same",
+    "storeInstances": "for programs that speak DICOMweb",
+    "storeInstancesOfStudy": "the same",
     "getImagingStudy": "for programs that speak FHIR",
     "listCdsServices": "for programs that speak CDS Hooks",
     "callCdsService": "the same",

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
@@ -23,6 +24,14 @@ from api.service import create_service
 from indexer.ledger.database import Database
 
 CASES = 5000
+
+
+@schemathesis.serializer("multipart/related")
+def related(_: object, value: Any) -> bytes:
+    """A body of one part, which is anything."""
+    return b"--b\r\n\r\n" + str(value).encode() + b"\r\n--b--\r\n"
+
+
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.dimse_primitives import C_STORE
 from services.needed import dcmtk
 
 from engine.errors import SettingsError, StoreLocked
@@ -204,6 +206,40 @@ def test_the_log_has_a_line_for_each_association(
     assert "association of 'PACS' at 127.0.0.1: 2 instances taken, 0 refused; " in caplog.text
     assert "association of 'OTHER'" not in caplog.text
     assert "HIDDEN" not in caplog.text.upper()
+
+
+def stored_as(association: Any, sop_class: str, sop: str) -> int:
+    """The status for an instance that is sent in the context of CT as one of another class."""
+    (context,) = association.accepted_contexts
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, sop
+    request.DataSet = BytesIO(b"any bytes")
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, context.context_id)
+    _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    return answer.Status
+
+
+def test_a_class_that_is_not_its_context_s_is_refused_and_the_log_lists_what_was(
+    station: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As dicom-rs' sender does with what was not negotiated, and ends well."""
+    running = station()
+    known, unknown, find = "1.2.840.10008.5.1.4.1.1.88.33", PRIVATE, "1.2.840.10008.5.1.4.1.2.2.1"
+    contexts = [build_context(CT, ImplicitVRLittleEndian), build_context(find)]
+    association = AE("PACS").associate(LOCAL, running.port, contexts, ae_title="PRECEDENT")
+    for number, sop_class in enumerate((known, known, unknown, find)):
+        assert stored_as(association, sop_class, f"1.2.{number}") == 0x0122
+    assert stored_as(association, CT, "1.2.9") == 0
+    association.release()
+    until(lambda: "association of" in caplog.text)
+    assert running.files().keys() == {"1.2.9"}
+    (line,) = [one.getMessage() for one in caplog.records if "association of" in one.getMessage()]
+    assert ": 1 instances taken, 4 refused (2 of SOP class " + known + ": 0x0122, " in line
+    assert f"1 of SOP class {unknown}: 0x0122, " in line
+    assert f"SOP classes not taken: {find}; " in line
 
 
 def test_without_a_list_of_senders_it_does_not_start() -> None:
@@ -484,7 +520,8 @@ def test_no_path_is_made_of_what_is_no_uid(
     new = set(tmp_path.rglob("*")) - there
     assert [path.name for path in new if path.is_file()] == ["1.2.dcm"]
     assert "'PACS' was refused" in caplog.text
-    assert uid not in caplog.text + "".join(capfd.readouterr())
+    said = caplog.text + "".join(capfd.readouterr())
+    assert uid not in said.replace(CT, "")
 
 
 def test_an_instance_that_is_too_large_is_let_go_by(
@@ -512,7 +549,7 @@ def test_on_a_full_disk_the_sender_is_to_come_again(
     # The sender has a name for the status, or else its number.
     assert re.search(rf"outofresources|0x{OUT_OF_RESOURCES:04x}", done.stdout.lower())
     assert not running.files()
-    assert caplog.text.count("too little free disk space") == 1
+    assert caplog.text.count("refused for now: too little free disk space") == 1
     running.close()
     running = station()
     assert store(running.port, path).returncode == 0

@@ -25,14 +25,15 @@ _log = logging.getLogger(__name__)
 class Answer(Enum):
     """The answer to a sender: the status of a C-STORE (PS3.4, table B.2-1), and a comment.
 
-    With a status of 0xA7xx the sender may try the same instance again later; with 0xCxxx trying
-    again is useless.
+    With a status of 0xA7xx the sender may try the same instance again later; with 0xCxxx, and with
+    0x0122, trying again is useless.
     """
 
     STORED = 0x0000, ""
     NO_ROOM = 0xA700, "too much waits to be indexed; send it again later"
     DISK_FULL = 0xA700, "too little free disk space; send it again later"
     NOT_WRITTEN = 0xA700, "it could not be written; send it again later"
+    NOT_OF_CONTEXT = 0x0122, "SOP Class UID is not that of the presentation context"
     NO_UID = 0xC000, "SOP Class UID or SOP Instance UID is not valid"
     NO_DATA_SET = 0xC000, "there is no data set"
     TOO_LARGE = 0xC000, "it is larger than limits.max_file_bytes"
@@ -84,6 +85,7 @@ class Arrival:
         self._lock = Lock()
         self._bytes = 0
         self._unchecked = _CHECK_BYTES
+        self._sealed = False
         self._temporary: Path | None = None
         self._file: IO[bytes]
         if refused is None:
@@ -98,6 +100,15 @@ class Arrival:
         with self._lock:
             if self._answer is None:
                 self._answer = self._written(data)
+                if self._answer is not None:
+                    self._let_go()
+
+    def seal(self) -> None:
+        """Writes the instance through to the disk after its last byte, and closes its file: any
+        number of instances may then wait for :meth:`finish`. Until that a kill leaves nothing."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._synced()
                 if self._answer is not None:
                     self._let_go()
 
@@ -136,13 +147,25 @@ class Arrival:
             return _failed(error)
         return None
 
-    def _kept(self) -> Answer:
+    def _synced(self) -> Answer | None:
         if self._temporary is None:
             return Answer.NOT_WRITTEN
+        if self._sealed:
+            return None
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+        except OSError as error:
+            return _failed(error)
+        self._sealed = True
+        return None
+
+    def _kept(self) -> Answer:
+        failed = self._synced()
+        if failed is not None or self._temporary is None:
+            return failed or Answer.NOT_WRITTEN
+        try:
             self._room.keep(self._temporary, self._place, self._bytes)
             self._bytes, self._temporary = 0, None
             # Also if the file was there already: whoever stored it may not have synced it yet.

@@ -30,7 +30,7 @@ from indexer.files.locators import Image, file_locator, file_path
 from indexer.sources.base import Discovered, ImageSource
 from indexer.sources.pushed.arrival import Answer, Arrival, file_head, make_folder, sync_folder
 
-__all__ = ["Inbox", "ReceivedSource", "handed_in", "index_in_rounds"]
+__all__ = ["Inbox", "ReceivedSource", "handed_in", "index_in_rounds", "pushed"]
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _WHOLE = ".img"
@@ -371,6 +371,12 @@ def handed_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [path for path in _kept(folder.absolute()) if path.suffix == _WHOLE]
+
+
+def pushed(folder: Path) -> Iterator[Path]:
+    """The files in the folder of an inbox that came as instances with a UID, ordered by folder."""
+    if folder.is_dir():
+        yield from (path for path in _kept(folder.absolute()) if path.suffix != _WHOLE)
 
 
 def _kept(folder: Path) -> Iterator[Path]:

@@ -1,9 +1,12 @@
-"""The SOP classes that the C-STORE SCP accepts: of storage, also retired ones, and private ones."""
+"""What is accepted: SOP classes of storage, also retired ones, and private ones, in every transfer
+syntax that is known."""
 
 from collections.abc import Iterable
 from typing import cast
 
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import (
+    ALL_TRANSFER_SYNTAXES,
     AllStoragePresentationContexts,
     StoragePresentationContexts,
     register_uid,
@@ -11,7 +14,7 @@ from pynetdicom import (
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-__all__ = ["RETIRED", "accepted_sop_classes"]
+__all__ = ["RETIRED", "accepted_sop_classes", "accepted_transfer_syntaxes"]
 
 RETIRED = tuple(
     "1.2.840.10008.5.1." + end
@@ -54,3 +57,9 @@ def accepted_sop_classes(private: Iterable[str] = ()) -> list[str]:
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, "Storage_" + uid.replace(".", "_"), StorageServiceClass)
     return accepted
+
+
+def accepted_transfer_syntaxes() -> list[str]:
+    """The UIDs of the transfer syntaxes in which instances are accepted, the preferred one first.
+    Nothing is unpacked when it comes, so these are all."""
+    return list(dict.fromkeys([str(ExplicitVRLittleEndian), *map(str, ALL_TRANSFER_SYNTAXES)]))

@@ -18,10 +18,9 @@ from io import BytesIO
 from typing import Any, Self, cast
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom import (
     AE,
-    ALL_TRANSFER_SYNTAXES,
     build_context,
     evt,
 )
@@ -31,6 +30,8 @@ from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessag
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from engine.errors import SettingsError
@@ -38,7 +39,8 @@ from engine.settings import ReceiveSettings
 from indexer.sources.pushed.arrival import Answer, Arrival
 from indexer.sources.pushed.commitment import CommitmentNodes, answer_to, report_context
 from indexer.sources.pushed.inbox import Inbox
-from indexer.sources.pushed.sop_classes import accepted_sop_classes
+from indexer.sources.pushed.sop_classes import accepted_sop_classes, accepted_transfer_syntaxes
+from indexer.sources.pushed.turned_away import TurnedAway
 
 __all__ = ["StoreScp"]
 
@@ -200,12 +202,18 @@ class StoreScp:
             messages.discard()
             if messages.began is not None:
                 peer = event.assoc.requestor
-                _log.info(
-                    "association of %r at %s: %s instances taken, %s refused; %.1f s",
+                turned = messages.turned_away
+                turned.note_proposed(
+                    str(one.abstract_syntax) for one in event.assoc.rejected_contexts
+                )
+                # Some senders end well whatever they were answered, so that this alone tells.
+                _log.log(
+                    logging.WARNING if turned else logging.INFO,
+                    "association of %r at %s: %s instances taken, %s; %.1f s",
                     peer.ae_title,
                     peer.address,
                     messages.taken,
-                    messages.refused,
+                    turned,
                     time.monotonic() - messages.began,
                 )
 
@@ -234,8 +242,10 @@ class StoreScp:
         self._note(answer, event.assoc.requestor.ae_title)
         messages = event.assoc.dimse
         if isinstance(messages, _Messages):
-            messages.taken += answer is Answer.STORED
-            messages.refused += answer is not Answer.STORED
+            if answer is Answer.STORED:
+                messages.taken += 1
+            else:
+                messages.turned_away.note(answer.status, answer.comment, messages.sop_class)
         if answer is Answer.STORED:
             return answer.status
         told = Dataset()
@@ -270,9 +280,7 @@ def _contexts(sop_classes: Iterable[str]) -> _Contexts:
 
     Of several transfer syntaxes that a sender offers together, the first is taken.
     """
-    syntaxes = build_context(
-        _VERIFICATION, [ExplicitVRLittleEndian, *ALL_TRANSFER_SYNTAXES]
-    ).transfer_syntax
+    syntaxes = build_context(_VERIFICATION, accepted_transfer_syntaxes()).transfer_syntax
     made = _Contexts([build_context(_VERIFICATION)])
     for sop_class in sop_classes:
         context = PresentationContext()
@@ -367,8 +375,11 @@ class _Messages(DIMSEServiceProvider):
         super().__init__(association)
         self.began: float | None = None
         """When the association was accepted, on the monotonic clock; None = it is not yet."""
-        self.taken = self.refused = 0
+        self.taken = 0
         """Instances so far."""
+        self.turned_away = TurnedAway()
+        self.sop_class = ""
+        """As the last command with a data set named it."""
         self._inbox = inbox
         self._arrivals: list[Arrival] = []
 
@@ -407,8 +418,14 @@ class _Messages(DIMSEServiceProvider):
             # pynetdicom then aborts the association, or answers that the service is unknown.
             return self._inbox.turn_away(Answer.NO_DATA_SET)
         command = message.command_set
+        self.sop_class = str(command.get("AffectedSOPClassUID", ""))
+        if self.sop_class != context.abstract_syntax:
+            if uid_to_service_class(self.sop_class) is not StorageServiceClass:
+                # pynetdicom would end the association rather than have it answered.
+                command.AffectedSOPClassUID = context.abstract_syntax
+            return self._inbox.turn_away(Answer.NOT_OF_CONTEXT)
         arrival = self._inbox.arrive(
-            str(command.get("AffectedSOPClassUID", "")),
+            self.sop_class,
             str(command.get("AffectedSOPInstanceUID", "")),
             context.transfer_syntax[0],
         )
