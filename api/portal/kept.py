@@ -108,9 +108,9 @@ class KeptQueries:
             # Of another session's it is not even told that it is there.
             if found is None or found.owner != owner or found.kept.model != model:
                 raise QueryExpired(
-                    "of an upload only this is kept, in the session that sent it and for ten "
-                    "minutes after it was last used: choose the file again; filters stay as they "
-                    "are"
+                    "a search by an upload goes on in the session that sent it, until ten minutes "
+                    "after it was last used; to go on, choose the file again: the filters stay as "
+                    "they are"
                 )
             found.until = self._until()
             self._entries.move_to_end(token)

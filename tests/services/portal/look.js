@@ -42,6 +42,7 @@ async function look(page, name) {
   }
   found.looks.push({
     name,
+    passes: told.passes.length,
     ...(await page.evaluate(() => {
       const first = document.querySelector("a.picture");
       const able = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, summary")];
@@ -59,14 +60,19 @@ for (const theme of ["light", "dark"]) {
   for (const width of [1280, 390]) {
     const viewport = { width, height: width === 390 ? 844 : 800 };
     const page = await opened({ viewport, colorScheme: theme });
+    const every = (width === 1280) === (theme === "light");
     const named = (name) => `${name}-${width}-${theme}`;
     await page.goto(`${base}/`);
-    await look(page, named("front"));
+    if (every) await look(page, named("front"));
     if (width === 390) await page.locator("summary", { hasText: "Options" }).click();
     await page.locator("#file").setInputFiles(file);
     await page.locator("form.search button").click();
     await page.waitForURL(/query=/);
     await look(page, named("hits"));
+    if (!every) {
+      await page.context().close();
+      continue;
+    }
     await page.goto(page.url().replace("?", "?where=modality%3DCT&where=modality%3DMR&"));
     // The picture was kept by the browser.
     found.plain[named("kept")] = await page.locator(".asked img").isVisible();
@@ -79,6 +85,14 @@ for (const theme of ["light", "dark"]) {
     await look(page, named("image"));
     await page.goto(`${base}/?query=never`);
     await look(page, named("over"));
+    await page.goto(`${base}/`);
+    await page.locator("a.picture").first().click();
+    await page.waitForURL(/images\//);
+    await page.locator("a.button", { hasText: "More like this" }).click();
+    await page.locator('a[href^="compare"]').first().click();
+    await look(page, named("compare"));
+    await page.goto(`${base}/jobs`);
+    await look(page, named("jobs"));
     await page.context().close();
   }
 }
