@@ -225,3 +225,21 @@ def test_pages_of_a_large_study_follow_each_other(indexed, store_root: Path) -> 
     assert shown == [one.id for one in made]
     assert "Series 2" in page.text
     assert "Related cases" not in page.text
+
+
+def test_what_a_page_shows_is_in_the_audit_log(reporting) -> None:
+    client, settings = reporting
+    page = opened(client, f"/studies/{STUDIES[0].uid}")
+    shown = pictures(page)
+    pair = {"left": shown[0], "right": shown[-1]}
+    assert client.get("/compare", params=pair).status_code == 200
+    opened(client, f"/images/{shown[1]}")
+    with open_log(settings) as log:
+        rows = [row.document for row in log.between(latest_first=True)][:3]
+    image, both, study = rows
+    assert (study["action"], set(study["images"]) >= set(shown)) == ("GET /studies/{uid}", True)
+    assert study["results"] >= 3
+    assert (both["action"], both["images"]) == ("GET /compare", list(pair.values()))
+    # The images before and after are linked to.
+    assert (image["action"], image["images"][0]) == ("GET /images/{id}", shown[1])
+    assert set(image["images"]) == set(shown[:3])

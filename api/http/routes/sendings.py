@@ -23,7 +23,7 @@ from engine.errors import DestinationUnknown, QueryError
 from engine.settings import Settings
 from indexer.documents.outbox import Sending, destinations_of, moment
 
-__all__ = ["SendingDocument", "SendingRequest", "router"]
+__all__ = ["SendingDocument", "SendingRequest", "router", "send_documents"]
 
 router = APIRouter(tags=["documents"])
 
