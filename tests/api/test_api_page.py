@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from services.loopback import LoopbackClient
 
 from api.portal.facets import maker
 from api.portal.words import evidence_sentence, verdict
 from api.schemas import EvidenceDocument, OodDocument
+from api.service import create_service
 from engine.search.sizes import Size
+from indexer.archive import Archive
 
 HOSTILE_LABEL = "<script>alert(1)<script>"
 EVERYTHING = {"group_by": "none", "exclude_own": "none"}
@@ -409,3 +412,17 @@ def test_the_verdict_is_put_in_words() -> None:
     assert not any("p =" in one.title + one.meaning for one in states)
     assert states[0].figures == "p = 0.4, above 0.03; knn 0.4"
     assert states[3].figures is None
+
+
+def test_values_that_are_not_listed_can_be_typed(archive: Archive) -> None:
+    other = archive.of("default")
+    search = archive.settings.search.model_copy(update={"facet_values": 5})
+    other.settings = archive.settings.model_copy(update={"search": search})
+    with LoopbackClient(create_service(archive=other)) as client:
+        page = opened(client, where="modality!=US", k=7)
+    (form,) = (one for one in page.all("form") if "Label" in (one.get("aria-label") or ""))
+    assert form["method"] == "get"
+    assert page.all("input", name="is_labels")
+    # It asks for the same otherwise.
+    assert page.all("input", type="hidden", name="where", value="modality!=US")
+    assert page.all("input", type="hidden", name="k", value="7")

@@ -30,8 +30,8 @@ async function opened(options) {
   return page;
 }
 
-async function look(page, name) {
-  await page.waitForLoadState("networkidle");
+async function look(page, name, until = "networkidle") {
+  await page.waitForLoadState(until);
   if (pictures) await page.screenshot({ path: join(pictures, `${name}.png`), fullPage: true });
   await page.evaluate(axe);
   const told = await page.evaluate((tags) => window.axe.run(document, { runOnly: tags }), TAGS);
@@ -92,7 +92,16 @@ for (const theme of ["light", "dark"]) {
     await page.locator('a[href^="compare"]').first().click();
     await look(page, named("compare"));
     await page.goto(`${base}/jobs`);
-    await look(page, named("jobs"));
+    // Followed by a connection that stays open.
+    await look(page, named("jobs"), "load");
+    const live = page.locator("[data-live]");
+    if (await live.count()) {
+      const job = await live.first().getAttribute("data-job");
+      await page.evaluate((id) => fetch(`v1/jobs/${id}/pause`, { method: "POST" }), job);
+      const status = page.locator(`[data-job="${job}"] [data-status]`, { hasText: "paused" });
+      await status.waitFor();
+      found.keys.followed = true;
+    }
     await page.context().close();
   }
 }
@@ -139,9 +148,11 @@ for (const theme of ["light", "dark"]) {
   if (pictures) await page.screenshot({ path: join(pictures, "plain.png"), fullPage: true });
   found.plain.hits = await page.locator("meter").count();
   await page.locator(".facet a", { hasText: "CT" }).first().click();
+  await page.waitForURL(/where=/);
   found.plain.narrowed = await page.locator("meter").count();
   await page.locator('article a[href*="studies/"]').first().click();
   await page.locator(".strip a.picture").first().click();
+  await page.waitForURL(/images\//, { waitUntil: "networkidle" });
   found.plain.image = await page.locator("img.large").evaluate((one) => one.naturalWidth);
   await page.context().close();
 }
