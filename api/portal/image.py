@@ -73,6 +73,9 @@ def show_image(
         "frames": {one.record.frame: one.id for one in frames},
         "missing_frames": point.missing_frames,
         "chosen": chosen,
+        # What a drag begins with: of other modalities it is not known.
+        "dragged": chosen
+        or (shown.SOFT_TISSUE if document.modality == "CT" and is_dicom else None),
         "presets": shown.PRESETS if document.modality == "CT" else (),
         "is_dicom": is_dicom,
         "number": at + 1,

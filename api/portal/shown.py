@@ -5,11 +5,12 @@ from urllib.parse import urlencode
 
 from engine.errors import QueryError
 
-__all__ = ["PRESETS", "frame_of", "picture_address", "window_of", "written"]
+__all__ = ["PRESETS", "SOFT_TISSUE", "frame_of", "picture_address", "window_of", "written"]
 
+SOFT_TISSUE = (400, 40)
 PRESETS = (
     ("Lung", 1500, -600),
-    ("Soft tissue", 400, 40),
+    ("Soft tissue", *SOFT_TISSUE),
     ("Bone", 1800, 400),
     ("Brain", 80, 40),
     ("Liver", 150, 60),

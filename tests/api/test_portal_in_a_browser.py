@@ -57,6 +57,8 @@ def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
     assert moves[:2] == [0, 1]
     assert moves[2] > 2
     assert moves[3:] == [moves[2] - 1, 0]
+    dragged = found["keys"].pop("dragged")
+    assert dragged == ["?window=464&level=88", "?size=1024&window=464&level=88", "464"]
     opened = found["keys"].pop("opened")
     assert opened.startswith("/images/")
     assert found["keys"] == {"help": True, "filters": True, "off": True, "followed": True}

@@ -49,7 +49,6 @@ function takeFiles() {
   const form = one("form[data-drop]");
   if (!form) return;
   const input = one('input[type="file"]', form);
-  all(".scripted").forEach((hint) => { hint.hidden = false; });
   const search = (files) => {
     if (!files || files.length === 0) return;
     const chosen = new DataTransfer();
@@ -114,6 +113,69 @@ function showInstead() {
     };
     image.addEventListener("error", instead);
     if (image.complete && image.naturalWidth === 0) instead();
+  });
+}
+
+// Drag across for the width of the window, up and down for its level; the fields say the same.
+function dragWindow() {
+  const image = one("img[data-window]");
+  if (!image) return;
+  const fields = ["window", "level"].map((name) => one(`input[name="${name}"]`));
+  let [width, level] = image.dataset.window.split(" ").map(Number);
+  let from = null;
+  let moved = false;
+  let loading = false;
+  let waits = false;
+  const load = () => {
+    if (loading) {
+      waits = true;
+      return;
+    }
+    if (image.src.endsWith("/thumbnail")) return;
+    const address = new URL(image.src);
+    address.searchParams.set("window", width);
+    address.searchParams.set("level", level);
+    loading = true;
+    image.src = address;
+  };
+  image.addEventListener("load", () => {
+    loading = false;
+    if (waits) {
+      waits = false;
+      load();
+    }
+  });
+  image.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "touch" || event.button !== 0) return;
+    event.preventDefault();
+    image.setPointerCapture(event.pointerId);
+    from = { x: event.clientX, y: event.clientY, width, level };
+    moved = false;
+  });
+  image.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const [x, y] = [event.clientX - from.x, event.clientY - from.y];
+    moved = moved || Math.hypot(x, y) > 4;
+    if (!moved) return;
+    // A wide window is changed in larger steps.
+    const step = Math.max(1, from.width / 250);
+    width = Math.max(1, Math.round(from.width + x * step));
+    level = Math.round(from.level + y * step);
+    [fields[0].value, fields[1].value] = [width, level];
+    load();
+  });
+  image.addEventListener("pointerup", () => {
+    from = null;
+    if (!moved) return;
+    const here = new URL(location.href);
+    here.searchParams.set("window", width);
+    here.searchParams.set("level", level);
+    history.replaceState(null, "", here);
+  });
+  // A drag opens nothing.
+  image.closest("a").addEventListener("click", (event) => {
+    if (moved) event.preventDefault();
+    moved = false;
   });
 }
 
@@ -196,7 +258,9 @@ takeFiles();
 foldFilters();
 searchWithin();
 showInstead();
+dragWindow();
 followKeys();
+all(".scripted").forEach((hint) => { hint.hidden = false; });
 all(".keys-help").forEach((button) => {
   button.hidden = false;
   button.addEventListener("click", () => one("dialog.keys").showModal());

@@ -79,10 +79,24 @@ for (const theme of ["light", "dark"]) {
     await page.locator("article summary").first().click();
     await page.locator(".verdict summary").click();
     await look(page, named("narrowed"));
-    await page.locator('article a[href*="studies/"]').first().click();
+    const chest = page.locator("article", { hasText: "CT CHEST" }).first();
+    await chest.locator('a[href*="studies/"]').click();
     await look(page, named("study"));
     await page.locator("a.picture").first().click();
     await look(page, named("image"));
+    if (width === 1280) {
+      const box = await page.locator("img[data-window]").boundingBox();
+      await page.mouse.move(box.x + 50, box.y + 50);
+      await page.mouse.down();
+      await page.mouse.move(box.x + 90, box.y + 80, { steps: 8 });
+      await page.mouse.up();
+      await page.waitForLoadState("networkidle");
+      found.keys.dragged = [
+        await page.evaluate(() => location.search),
+        new URL(await page.locator("img.large").evaluate((one) => one.src)).search,
+        await page.locator("input[name=window]").inputValue(),
+      ];
+    }
     await page.goto(`${base}/?query=never`);
     await look(page, named("over"));
     await page.goto(`${base}/`);
