@@ -7,7 +7,8 @@ PrecedentError
  ├── ModelError             a checkpoint is absent, damaged or does not fit
  ├── TrainingDataError      nothing to learn from, or not readable as asked
  ├── QueryError             a search was asked that cannot be answered
- │    └── ImageNotFound     no indexed image has this id
+ │    ├── ImageNotFound     no indexed image has this id
+ │    └── QueryExpired      an upload that was searched for is not kept any more
  ├── StoreError             the vector store cannot do what was asked
  │    ├── StoreNotFound     there is no index at this place
  │    ├── StoreLocked       another process holds the index
@@ -52,6 +53,7 @@ __all__ = [
     "PrecedentError",
     "ProviderUnavailable",
     "QueryError",
+    "QueryExpired",
     "RefusalReason",
     "SendingNotFound",
     "SettingsError",
@@ -94,6 +96,10 @@ class QueryError(PrecedentError):
 
 class ImageNotFound(QueryError):
     code = "image-not-found"
+
+
+class QueryExpired(QueryError):
+    code = "query-expired"
 
 
 class StoreError(PrecedentError):

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, File, Form, HTTPException, Path, Query, Request, UploadFile
+from fastapi import Depends, HTTPException, Path, Query, Request, UploadFile
 
 from engine.errors import ImageNotFound, ImageRefused, RefusalReason
-from engine.search.query import GROUPS, MAX_K, MAX_RADIUS, parse_group
-from engine.search.ranking import ORDERS
+from engine.search.query import GROUPS, MAX_K
 from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
 
 __all__ = [
@@ -24,8 +23,6 @@ __all__ = [
     "K_BOUNDS",
     "ArchiveDep",
     "Asked",
-    "AskedByForm",
-    "AskedByLink",
     "PointId",
     "Readers",
     "ReadersDep",
@@ -206,7 +203,6 @@ ReadersDep = Annotated[Readers, Depends(_readers)]
 # These bounds only document the values in the OpenAPI document. engine.search.query checks them,
 # so that the service and the command line give the same error message.
 K_BOUNDS = {"minimum": 1, "maximum": MAX_K}
-_ORDER = {"enum": list(ORDERS)}
 GROUP_VALUES = {"enum": [*GROUPS, "none"]}
 ABOUT_WHERE = (
     "Filter, repeatable: `modality=CT`, `modality!=CT`, `study_year=2015..2020`. Several of "
@@ -219,103 +215,3 @@ PointId = Annotated[
     str, Path(alias="id", description="Id of an indexed image.", examples=[EXAMPLE_ID])
 ]
 Where = Annotated[list[str], Query(description=ABOUT_WHERE, examples=[["modality=CT"]])]
-
-
-async def _asked_by_form(
-    file: Annotated[
-        UploadFile | None,
-        File(description="DICOM, PNG, JPEG, TIFF or NIfTI file, among others. Give this or `id`."),
-    ] = None,
-    image_id: Annotated[
-        str | None,
-        Form(
-            alias="id",
-            description="Id of an indexed image; it is left out of the hits.",
-            examples=[EXAMPLE_ID],
-        ),
-    ] = None,
-    k: Annotated[
-        int | None,
-        Form(
-            description="Hits wanted; the service's setting when absent.",
-            json_schema_extra=K_BOUNDS,
-        ),
-    ] = None,
-    where: Annotated[list[str], Form(description=ABOUT_WHERE, examples=[["modality=CT"]])] = [],  # noqa: B006 - FastAPI copies defaults
-    order: Annotated[
-        str,
-        Form(
-            description="`content`: most similar first. `hamming`: fewest differing bits first.",
-            json_schema_extra=_ORDER,
-        ),
-    ] = "content",
-    exact: Annotated[bool, Form(description="Compare with every image.")] = False,
-    radius: Annotated[
-        int | None,
-        Form(
-            description="Compare with every image whose code is within so many bits.",
-            json_schema_extra={"minimum": 0, "maximum": MAX_RADIUS},
-        ),
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        Form(
-            description="One hit of each study or patient, the best.",
-            json_schema_extra=GROUP_VALUES,
-        ),
-    ] = None,
-    exclude: Annotated[
-        str | None,
-        Form(
-            description="Leave out the image's own study, or its own patient, as the index or "
-            "the file's header names them.",
-            json_schema_extra=GROUP_VALUES,
-        ),
-    ] = None,
-    page: Annotated[
-        str | None,
-        Form(
-            description="`next_page` of the same question's answer, for the hits that follow.",
-            examples=["cells-16:10"],
-        ),
-    ] = None,
-    facets: Annotated[bool, Form(description="Count the values of the images that match.")] = True,
-) -> Asked:
-    return Asked(
-        upload=file,
-        image_id=image_id,
-        k=k,
-        where=tuple(where),
-        order=order,
-        exact=exact,
-        radius=radius,
-        group_by=parse_group(group_by),
-        exclude=parse_group(exclude),
-        page=page or None,
-        facets=facets,
-    )
-
-
-async def _asked_by_link(
-    like: str | None = None,
-    k: int | None = None,
-    where: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies defaults
-    order: str = "content",
-    exact: bool = False,
-    group_by: str | None = None,
-    page: str | None = None,
-) -> Asked:
-    return Asked(
-        image_id=like,
-        k=k,
-        # A form sends an empty term for every filter that is not set.
-        where=tuple(term for term in where if term),
-        order=order,
-        exact=exact,
-        group_by=parse_group(group_by),
-        page=page or None,
-    )
-
-
-AskedByForm = Annotated[Asked, Depends(_asked_by_form)]
-AskedByLink = Annotated[Asked, Depends(_asked_by_link)]

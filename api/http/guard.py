@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -14,7 +15,8 @@ from api.http.addresses import Addresses, path_of
 from api.http.problems import log_problem, problem_of, problem_response
 from api.http.request_ids import request_id_of
 from api.security.access import COOKIE, Access, Request, check_scope
-from api.security.policy import Scope
+from api.security.policy import OPENED, PAGES, Scope
+from api.security.way_back import known_page
 from engine.errors import NotAllowed, NotAuthenticated, PrecedentError, ProviderUnavailable
 
 __all__ = ["Guard"]
@@ -50,8 +52,9 @@ class Guard:
         except (PrecedentError, HTTPException) as error:
             if isinstance(error, NotAllowed):
                 scope.setdefault("state", {})["refused"] = error
-            if isinstance(error, NotAuthenticated) and _may_sign_in(scope):
-                await RedirectResponse("login", HTTPStatus.SEE_OTHER)(scope, receive, send)
+            if isinstance(error, NotAuthenticated) and self._may_sign_in(scope):
+                sign_in = RedirectResponse(_sign_in(scope), HTTPStatus.SEE_OTHER)
+                await sign_in(scope, receive, send)
                 return
             problem = problem_of(error, scope["path"], request_id_of(scope))
             log_problem(problem, error)
@@ -60,6 +63,12 @@ class Guard:
         # For answers that last: whether the caller may still have them.
         scope["state"]["still_allowed"] = lambda: self._access.caller(asked, needed)
         await self._app(scope, receive, send)
+
+    def _may_sign_in(self, scope: AsgiScope) -> bool:
+        """Whether somebody without a key asks for a page, who can be asked for one."""
+        found = self._addresses.find(path_of(scope))
+        sent = any(name == b"authorization" for name, _ in scope["headers"])
+        return found is not None and found.template in (*OPENED, *PAGES) and not sent
 
     def _needed(self, scope: AsgiScope) -> Scope | None:
         """The scope that the request needs. Raises HTTPException: 404, 405."""
@@ -88,10 +97,16 @@ def _request(scope: AsgiScope) -> Request:
     )
 
 
-def _may_sign_in(scope: AsgiScope) -> bool:
-    """Whether somebody without a key asks for the page, who can be asked for one."""
-    sent = any(name == b"authorization" for name, _ in scope["headers"])
-    return path_of(scope) == "/" and not sent
+def _sign_in(scope: AsgiScope) -> str:
+    """The address of the form that asks who it is, which leads back to the page that was asked for,
+    relative to that page."""
+    path = path_of(scope)
+    wanted = path.removeprefix("/")
+    if scope["query_string"]:
+        wanted += "?" + scope["query_string"].decode("latin-1")
+    back = known_page(wanted) if scope["method"] == "GET" else ""
+    root = "../" * (path.count("/") - 1)
+    return f"{root}login" + (f"?to={quote(back, safe='')}" if back else "")
 
 
 def _headers(scope: AsgiScope, error: Exception) -> Mapping[str, str] | None:

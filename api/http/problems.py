@@ -32,6 +32,7 @@ from engine.errors import (
     PrecedentError,
     ProviderUnavailable,
     QueryError,
+    QueryExpired,
     RefusalReason,
     SendingNotFound,
     SourceChanged,
@@ -147,6 +148,7 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
     PrecedentError: _UNEXPECTED,
     QueryError: _Kind("query", HTTPStatus.BAD_REQUEST, "The query cannot be answered"),
     ImageNotFound: _Kind("image-not-found", HTTPStatus.NOT_FOUND, "No such image"),
+    QueryExpired: _Kind("query-expired", HTTPStatus.GONE, "This search is over"),
     ImageRefused: _Kind(
         "image-refused", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be used"
     ),

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 from api.http.deps import served
 from api.http.problems import log_problem, problem_of
 from api.http.throttle import check_rate
-from api.portal import view
+from api.portal import words
 from api.portal.pages import pages
 from api.schemas import RecommendationDocument
 from api.security.access import Access
@@ -83,8 +83,9 @@ def _values(request: Request, archive: TenantArchive, study: str) -> dict[str, A
     return {
         "found": document,
         "pictures": {hit.id: _picture(archive, hit.id) for hit in document.hits},
-        "facts": view.facts,
-        "ood": view.ood_sentence(document.ood),
+        "facts": words.facts,
+        "how_alike": words.how_alike,
+        "verdict": words.verdict(document.ood),
     }
 
 

@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from api.portal.kept import owner_of
 from api.portal.pages import pages
 from api.security.access import COOKIE, Access
 from api.security.keys import public_id
 from api.security.sessions import ABSOLUTE, csrf_token
+from api.security.way_back import known_page
 from engine.errors import NotAllowed, NotAuthenticated
 
 __all__ = ["OwnForm", "form_token", "login_page", "router", "with_session"]
@@ -53,13 +55,19 @@ def _check_origin(request: Request) -> None:
 
 
 def login_page(
-    request: Request, problem: str | None, status: int, *, sign_out_url: str | None = None
+    request: Request,
+    problem: str | None,
+    status: int,
+    *,
+    sign_out_url: str | None = None,
+    to: str = "",
 ) -> HTMLResponse:
     """The page that asks who it is: for a key, or by the identity provider, or both.
 
     Args:
         problem: what went wrong; None = nothing.
         sign_out_url: where the provider's own session ends; None = it is not told.
+        to: the page that was asked for, see :func:`known_page`.
     """
     access: Access = request.state.access
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
@@ -71,6 +79,7 @@ def login_page(
         "button": button,
         "asks_for_key": button is None or access.has_keys,
         "sign_out_url": sign_out_url,
+        "to": known_page(to),
     }
     return HTMLResponse(pages().render("login.html", values), status)
 
@@ -90,18 +99,22 @@ def with_session(answer: Response, secret: str) -> Response:
 
 
 @router.get("/login")
-def show_login(request: Request, left: str = "") -> Response:
+def show_login(request: Request, left: str = "", to: str = "") -> Response:
     """The form that asks for a key; the page itself if there is nothing to ask for."""
     if request.state.caller is not None:
-        return RedirectResponse("./", HTTPStatus.SEE_OTHER)
+        return RedirectResponse("./" + known_page(to), HTTPStatus.SEE_OTHER)
     provider = request.state.access.provider
     there = provider.sign_out_url if left and provider is not None else None
-    return login_page(request, None, HTTPStatus.OK, sign_out_url=there)
+    return login_page(request, None, HTTPStatus.OK, sign_out_url=there, to=to)
 
 
 @router.post("/login", response_model=None)
-def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> Response:
-    """Begins a session, and leads to the page."""
+def login(
+    request: Request,
+    key: Annotated[str, Form(max_length=200)] = "",
+    to: Annotated[str, Form(max_length=2000)] = "",
+) -> Response:
+    """Begins a session, and leads to the page that was asked for."""
     _check_origin(request)
     access: Access = request.state.access
     # For the audit log, should the key not be valid.
@@ -109,9 +122,10 @@ def login(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> R
     try:
         secret = access.sign_in(key.strip())
     except (NotAuthenticated, NotAllowed) as error:
-        return login_page(request, str(error), HTTPStatus.UNAUTHORIZED)
+        return login_page(request, str(error), HTTPStatus.UNAUTHORIZED, to=to)
     request.state.caller = access.of_session(secret)
-    return with_session(RedirectResponse("./", HTTPStatus.SEE_OTHER), secret)
+    back = RedirectResponse("./" + known_page(to), HTTPStatus.SEE_OTHER)
+    return with_session(back, secret)
 
 
 @router.post("/logout", response_model=None, dependencies=[OwnForm])
@@ -120,6 +134,7 @@ def logout(request: Request) -> Response:
     caller = request.state.caller
     if caller is not None and caller.session is not None:
         request.state.access.sign_out(caller.session)
+        request.app.state.kept_queries.forget(owner_of(caller))
     # Somebody whom the provider knows is told how to leave it too: this browser may not be theirs.
     known = caller is not None and caller.subject is not None
     answer = RedirectResponse("login?left=1" if known else "login", HTTPStatus.SEE_OTHER)

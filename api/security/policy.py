@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
-__all__ = ["PAGES", "POLICY", "PUBLIC", "Scope"]
+__all__ = ["OPENED", "PAGES", "POLICY", "PUBLIC", "Scope"]
 
 
 class Scope(StrEnum):
@@ -35,6 +35,12 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/embed"): PUBLIC,
     ("GET", "/"): Scope.SEARCH,
     ("POST", "/"): Scope.SEARCH,
+    ("GET", "/studies/{uid}"): Scope.SEARCH,
+    ("GET", "/images/{id}"): Scope.SEARCH,
+    ("GET", "/compare"): Scope.SEARCH,
+    ("GET", "/jobs"): Scope.INDEX,
+    ("POST", "/jobs"): Scope.INDEX,
+    ("POST", "/documents"): Scope.SEND,
     ("POST", "/v1/search"): Scope.SEARCH,
     ("POST", "/v1/recommend"): Scope.SEARCH,
     ("GET", "/v1/studies/{uid}/related"): Scope.SEARCH,
@@ -86,5 +92,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 
-PAGES = ("/", "/login", "/logout")
+PAGES = ("/", "/login", "/logout", "/documents", "/jobs")
 """Paths whose forms carry a token of the session. To all others a session may only send GET."""
+
+OPENED = ("/", "/studies/{uid}", "/images/{id}", "/compare", "/jobs")
+"""Pages that people open, also by a link from elsewhere: who is not known is asked to sign in."""

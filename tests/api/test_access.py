@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import unquote
 
 import jwt
 import pytest
@@ -26,7 +27,7 @@ from starlette.routing import Mount, Route
 from api.cli.serve import serve_until_stopped
 from api.security.access import Access, Request
 from api.security.keys import REMEMBERED_SECONDS, Keys
-from api.security.policy import POLICY, Scope
+from api.security.policy import OPENED, PAGES, POLICY, Scope
 from api.service import create_service
 from engine.errors import AccessError, NotAuthenticated, SettingsError, StoreLocked
 from engine.settings import Settings
@@ -166,8 +167,11 @@ def test_every_route_with_every_credential(site: Site, route: tuple[str, str]) -
     wrong = site.client.request(method, path, headers=site.sent[f"without {needed}"])
     assert (wrong.status_code, wrong.json()["code"]) == (403, "not-allowed")
     assert right.status_code not in (401, 403, 500)
-    if path == "/":
-        assert (none.status_code, none.headers["location"]) == (303, "login")
+    if route[1] in (*OPENED, *PAGES):
+        root, _, back = none.headers["location"].partition("login")
+        assert (none.status_code, root) == (303, "../" * (path.count("/") - 1))
+        leads_back = method == "GET" and path != "/"
+        assert unquote(back) == (f"?to={path[1:]}" if leads_back else "")
         return
     assert (none.status_code, none.json()["code"]) == (401, "not-authenticated")
     assert none.headers["www-authenticate"] == 'Bearer realm="precedent"'
@@ -232,7 +236,7 @@ def test_every_route_with_every_token(provided: Site, route: tuple[str, str]) ->
     # Tokens for embedded pages end with the API key that asked for them, so only a key may.
     allowed = {403} if path == "/v1/embed-tokens" else set()
     assert right.status_code not in {401, 403, 500} - allowed
-    assert none.status_code == (303 if path == "/" else 401)
+    assert none.status_code == (303 if route[1] in (*OPENED, *PAGES) else 401)
 
 
 def test_a_token_of_another_tenant_sees_none_of_the_images(provided: Site) -> None:
@@ -269,6 +273,12 @@ def test_another_tenant_sees_none_of_the_images(site: Site) -> None:
     assert site.client.get("/healthz", headers=mine).json()["points"] == 35
     assert site.client.get("/healthz").json() == {"status": "ok", "points": None, "model": None}
     assert site.client.get("/v1/facets", headers=theirs).json()["count"] == 0
+    for name, mine_is, is_none in (("images", image, NOWHERE), ("studies", "1.2.4.0", "9.9")):
+        assert site.client.get(f"/{name}/{mine_is}", headers=mine).status_code == 200
+        hidden = site.client.get(f"/{name}/{mine_is}", headers=theirs)
+        never = site.client.get(f"/{name}/{is_none}", headers=theirs)
+        assert hidden.status_code == never.status_code == 404
+        assert hidden.text.replace(mine_is, is_none) == never.text
     page = site.client.get("/", headers=theirs)
     assert "The index is empty" in page.text
     for data in ({"id": image}, {"id": NOWHERE}):

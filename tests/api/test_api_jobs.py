@@ -270,3 +270,19 @@ def test_without_a_ledger_there_are_no_jobs(indexed, tmp_path: Path) -> None:
         assert client.get("/v1/jobs/1").status_code == 404
         # Accesses are recorded from the first one on.
         assert [one.name for one in settings.data_dir.glob("*.sqlite")] == ["audit.sqlite"]
+
+
+def test_the_page_of_jobs_shows_them_and_changes_them(office: Office) -> None:
+    client, worker, (job, _) = office.client, office.sent["worker"], office.jobs
+    page = client.get("/jobs", headers=worker)
+    assert page.status_code == 200
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert f'data-job="{job}" data-live' in page.text
+    paused = client.post("/jobs", headers=worker, data={"job": str(job), "action": "pause"})
+    assert paused.history[0].headers["location"] == f"jobs#job-{job}"
+    assert f'data-job="{job}">' in paused.text
+    assert client.get(f"/v1/jobs/{job}", headers=worker).json()["state"] == "paused"
+    for action, status in (("resume", 200), ("cancel", 200), ("pause", 409), ("burn", 422)):
+        answer = client.post("/jobs", headers=worker, data={"job": str(job), "action": action})
+        assert (answer.status_code, answer.headers["content-type"][:9]) == (status, "text/html")
+    assert client.get("/jobs?page=x", headers=worker).status_code == 400

@@ -33,6 +33,7 @@ from indexer.ledger.database import Database
 
 SESSION = "__Host-precedent"
 SIGN_IN = "__Host-precedent-sign-in"
+BACK = "__Host-precedent-back"
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,20 @@ def test_somebody_signs_in_searches_and_signs_out(
     assert f'href="{provider.issuer}/session/end"' in told
     assert page.get("/", headers=mine).headers["location"] == "login"
     assert page.get("/" + picture[1], headers=mine).status_code == 401
+
+
+def test_a_link_to_a_page_of_ours_leads_there_in_the_end(page: TestClient) -> None:
+    asked = page.get("/studies/1.2.4.0")
+    assert asked.headers["location"] == "../login?to=studies%2F1.2.4.0"
+    assert 'href="login/oidc?to=studies/1.2.4.0"' in page.get("/login?to=studies%2F1.2.4.0").text
+    for to, led in (("studies/1.2.4.0", "../../studies/1.2.4.0"), ("//evil.example", "../../")):
+        begins = page.get("/login/oidc", params={"to": to})
+        page.cookies.clear()
+        kept = f"; {BACK}={cookie(begins, BACK)}" if BACK in str(begins.headers) else ""
+        left = cookie(begins, SIGN_IN) + kept
+        answer = back(page, signed_in_there(begins.headers["location"], "ann"), left)
+        assert (answer.status_code, answer.headers["location"]) == (303, led)
+        assert page.get("/login").status_code == 200
 
 
 def test_what_the_browser_is_sent_with(page: TestClient, provider: IdentityProvider) -> None:

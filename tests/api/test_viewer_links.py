@@ -150,7 +150,8 @@ def test_a_bundle_has_links(linked: TestClient) -> None:
 
 def test_the_page_opens_hits_in_the_viewer(linked: TestClient, indexed, id_of) -> None:
     image = id_of(indexed.files["ct"][0])
-    page = linked.get("/", params={"like": image, "k": 30, "where": "modality=CT"}).text
+    asked = {"like": image, "k": 30, "group_by": "none", "exclude_own": "none"}
+    page = linked.get("/", params={**asked, "where": "modality=CT"}).text
     links = re.findall(r'<a href="(https://viewer[^"]+)"([^>]*)>([^<]+)', page)
     hits = linked.post("/v1/search", json={"id": image, "k": 30, "where": ["modality=CT"]})
     expected = [

@@ -33,8 +33,10 @@ __all__ = [
     "TeachingFields",
     "earlier_plans",
     "made",
+    "make_report",
     "report_plans",
     "router",
+    "select_earlier",
     "teaching_plans",
 ]
 

@@ -26,7 +26,16 @@ from indexer.jobs.records import Fate
 from indexer.jobs.summary import JobSummary
 from indexer.sources.opening import name_in_source
 
-__all__ = ["JobDocument", "router"]
+__all__ = [
+    "AskedJobs",
+    "JobDocument",
+    "cancel_job",
+    "list_jobs",
+    "pause_job",
+    "resume_job",
+    "retried",
+    "router",
+]
 
 router = APIRouter(tags=["jobs"])
 _LOG = logging.getLogger("precedent.api")
@@ -184,7 +193,7 @@ def _asked(request: Request) -> _Asked:
     return _Asked(request)
 
 
-_AskedDep = Annotated[_Asked, Depends(_asked)]
+AskedJobs = Annotated[_Asked, Depends(_asked)]
 _Job = Annotated[
     int, Path(alias="id", description="Number of the job.", ge=1, le=2**31 - 1, examples=[7])
 ]
@@ -203,7 +212,7 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {
     },
 )
 def list_jobs(
-    asked: _AskedDep,
+    asked: AskedJobs,
     limit: Annotated[
         int,
         Query(
@@ -242,7 +251,7 @@ def _before(page: str | None) -> int | None:
     summary="How far a job is",
     responses={**_ANSWERED, **problem_responses(404, 422, 503)},
 )
-def get_job(job: _Job, asked: _AskedDep) -> JobDocument:
+def get_job(job: _Job, asked: AskedJobs) -> JobDocument:
     """Pace, time left, refusals by reason."""
     return asked.show(job)
 
@@ -253,7 +262,7 @@ def get_job(job: _Job, asked: _AskedDep) -> JobDocument:
     summary="Let workers stop",
     responses={**_ANSWERED, **problem_responses(404, 409, 422, 503)},
 )
-def pause_job(job: _Job, asked: _AskedDep) -> JobDocument:
+def pause_job(job: _Job, asked: AskedJobs) -> JobDocument:
     """Workers stop after the instances that they have begun. 409: the job does not run."""
     asked.jobs(job).pause(job)
     return asked.show(job)
@@ -265,7 +274,7 @@ def pause_job(job: _Job, asked: _AskedDep) -> JobDocument:
     summary="Go on with a paused job",
     responses={**_ANSWERED, **problem_responses(404, 409, 422, 503)},
 )
-def resume_job(job: _Job, asked: _AskedDep) -> JobDocument:
+def resume_job(job: _Job, asked: AskedJobs) -> JobDocument:
     """Tasks that wait after a failure are tried again at once. 409: the job has ended."""
     asked.jobs(job).resume(job)
     asked.dispatch()
@@ -278,7 +287,7 @@ def resume_job(job: _Job, asked: _AskedDep) -> JobDocument:
     summary="End a job for good",
     responses={**_ANSWERED, **problem_responses(404, 409, 422, 503)},
 )
-def cancel_job(job: _Job, asked: _AskedDep) -> JobDocument:
+def cancel_job(job: _Job, asked: AskedJobs) -> JobDocument:
     """What it has indexed stays in the index. 409: the job has ended already."""
     asked.jobs(job).cancel(job, datetime.now(UTC).isoformat(timespec="seconds"))
     return asked.show(job)
@@ -305,10 +314,19 @@ async def _retry_fields(request: Request) -> AsyncIterator[Body[RetryFields]]:
     },
 )
 def retry_job(
-    job: _Job, asked: _AskedDep, body: Annotated[Body[RetryFields], Depends(_retry_fields)]
+    job: _Job, asked: AskedJobs, body: Annotated[Body[RetryFields], Depends(_retry_fields)]
 ) -> RetriedDocument:
     """409: the job is paused or cancelled."""
-    tasks = asked.jobs(job).retry(job, refused=body.fields.refused)
+    return retried(job, asked, refused=body.fields.refused)
+
+
+def retried(job: int, asked: AskedJobs, *, refused: bool) -> RetriedDocument:
+    """A job whose failed tasks are done again. refused: its refused instances as well.
+
+    Raises:
+        JobNotFound: there is none. JobError: it is paused or cancelled.
+    """
+    tasks = asked.jobs(job).retry(job, refused=refused)
     asked.dispatch()
     return RetriedDocument(tasks=tasks, job=asked.show(job))
 
@@ -335,7 +353,7 @@ def retry_job(
         **problem_responses(404, 422, 503),
     },
 )
-def get_report(job: _Job, asked: _AskedDep, request: Request) -> Response:
+def get_report(job: _Job, asked: AskedJobs, request: Request) -> Response:
     """CSV with a line for each instance.
 
     `instance` is its path or address for callers with the scope `admin`; for others where it lies
@@ -398,7 +416,7 @@ def _named(fate: Fate, asked: _Asked) -> str:
 )
 def get_events(
     job: _Job,
-    asked: _AskedDep,
+    asked: AskedJobs,
     request: Request,
     last_event_id: Annotated[
         str, Header(description="Id of the last event that was got; it is not sent again.")

@@ -24,7 +24,7 @@ from engine.settings import Settings
 from indexer.documents.outbox import destinations_of
 from indexer.documents.sendings import Sending, document_of
 
-__all__ = ["SendingDocument", "SendingRequest", "router"]
+__all__ = ["SendingDocument", "SendingRequest", "router", "send_documents"]
 
 router = APIRouter(tags=["documents"])
 

@@ -1,0 +1,60 @@
+"""Routes of pages, whose errors are shown as pages as well."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse
+
+from api.http.problems import Problem, log_problem, problem_of
+from api.portal.pages import pages
+from api.portal.sessions import form_token
+from api.security.access import Caller
+from api.security.policy import Scope
+from engine.errors import PrecedentError
+
+__all__ = ["PageRoute", "page", "root_of"]
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are shown on a page, including those of its dependencies."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_or_show_problem(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (PrecedentError, HTTPException, RequestValidationError) as error:
+                problem = problem_of(error, request.url.path)
+                log_problem(problem, error)
+                return await run_in_threadpool(self.problem_page, request, problem)
+
+        return handle_or_show_problem
+
+    @staticmethod
+    def problem_page(request: Request, problem: Problem) -> HTMLResponse:
+        """The page that shows a problem."""
+        return page(request, "problem.html", {"problem": problem}, problem.status)
+
+
+def root_of(request: Request) -> str:
+    """What leads from the address of this page to that of the search page; empty on that itself."""
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    return "../" * (path.count("/") - 1)
+
+
+def page(
+    request: Request, template: str, values: dict[str, Any], status: int = 200
+) -> HTMLResponse:
+    """The page of a template, with what all pages need."""
+    caller: Caller | None = request.state.caller
+    shared = {
+        "root": root_of(request),
+        "csrf": form_token(request),
+        "has_jobs": caller is not None and Scope.INDEX in caller.scopes,
+    }
+    return HTMLResponse(pages().render(template, {**shared, **values}), status)

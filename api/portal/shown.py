@@ -1,0 +1,80 @@
+"""How a large picture is shown: through which window, and which frame."""
+
+import math
+from urllib.parse import urlencode
+
+from engine.errors import QueryError
+
+__all__ = ["PRESETS", "SOFT_TISSUE", "frame_of", "picture_address", "window_of", "written"]
+
+SOFT_TISSUE = (400, 40)
+PRESETS = (
+    ("Lung", 1500, -600),
+    ("Soft tissue", *SOFT_TISSUE),
+    ("Bone", 1800, 400),
+    ("Brain", 80, 40),
+    ("Liver", 150, 60),
+    ("Vessels", 600, 200),
+)
+"""Windows of CT by name: width and level in Hounsfield units, as radiologists use them."""
+
+Window = tuple[float, float]
+"""Width and level."""
+
+
+def window_of(width: str, level: str) -> Window | None:
+    """The window of two fields; None = both are empty.
+
+    Raises:
+        QueryError: they are no numbers, or the width is below 1.
+    """
+    if not width.strip() and not level.strip():
+        return None
+    try:
+        found = float(width), float(level)
+    except ValueError:
+        raise QueryError(
+            f"window {width[:20]!r} and level {level[:20]!r} are no numbers; give both, as in "
+            "1500 and -600"
+        ) from None
+    if not (1 <= found[0] < math.inf and math.isfinite(found[1])):
+        raise QueryError(f"window is {found[0]:g} and level {found[1]:g}; use a width of 1 or more")
+    return found
+
+
+def frame_of(number: str, usual: int) -> int:
+    """The frame, counted from 0.
+
+    Args:
+        number: counted from 1, as in DICOM; empty = the usual one.
+
+    Raises:
+        QueryError: it is no such number.
+    """
+    if not number.strip():
+        return usual
+    try:
+        found = int(number)
+    except ValueError:
+        found = 0
+    if not 1 <= found < 2**31:
+        raise QueryError(f"frame is {number[:20]!r}; the first one is 1")
+    return found - 1
+
+
+def written(window: Window | None) -> dict[str, str]:
+    """Window and level as an address has them."""
+    return {} if window is None else {"window": f"{window[0]:g}", "level": f"{window[1]:g}"}
+
+
+def picture_address(
+    image_id: str, window: Window | None, side: int, frame: int | None = None
+) -> str:
+    """The address of a picture, relative to the search page.
+
+    side: its longest one in pixels. frame: another one of the file; None = that of the image.
+    """
+    query = {"size": str(side), **written(window)}
+    if frame is not None:
+        query["frame"] = str(frame)
+    return f"v1/images/{image_id}/preview?{urlencode(query)}"
