@@ -134,6 +134,8 @@ def seen(root: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(root)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in sorted(root.rglob("*"))
+        # What readers of an SQLite file have in common while they read; it holds nothing.
+        if not path.name.endswith("-shm")
     }
 
 
