@@ -147,6 +147,13 @@ def train(
     patience: Annotated[
         int, typer.Option(help="Stop after so many epochs without a better one; 0: never.")
     ] = 0,
+    keep_state: Annotated[
+        bool,
+        typer.Option(
+            "--keep-state",
+            help="Keep what more --epochs would need after the end, several times the model's size.",
+        ),
+    ] = False,
     decoder_epochs: Annotated[
         int,
         typer.Option(help="Of the second stage, a decoder for the OOD gate; 0: no decoder."),
@@ -210,6 +217,7 @@ def train(
         out,
         pretrained=pretrained,
         device=device,
+        keep_state=keep_state,
     )
     if decoder_epochs:
         decoder = DecoderConfig(
