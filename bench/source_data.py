@@ -33,9 +33,7 @@ class Drawn:
         return len(self.kinds)
 
 
-def drawn_images(
-    per_kind: int, seed: int, kinds: Iterable[str], preprocess: Preprocess
-) -> Drawn:
+def drawn_images(per_kind: int, seed: int, kinds: Iterable[str], preprocess: Preprocess) -> Drawn:
     """``per_kind`` images of each known kind, CT as pairs of one slice in two windows, and twice as
     many of each other kind, which has no real ones.
 

@@ -1,8 +1,8 @@
 """How a model answers pictures of a source that neither its training nor its index has.
 
 Every source of a kind is asked about in turn, while the index holds the others. A query is judged
-by its first hit: is it of the same kind? And by the gate: is a kind that was learned called foreign,
-and is a wrong hit passed as known?
+by its first hit: is it of the same kind? And by the gate: is a kind that was learned called
+foreign, and is a wrong hit passed as known?
 """
 
 from collections.abc import Sequence
@@ -59,9 +59,7 @@ class Judged:
 def asked(pictures: Sequence[Picture], kind: str, source: str, most: int = MOST) -> list[int]:
     """The queries of a kind and source: of the split ``query`` where there is one, else all; of
     every patient as many, at most ``most`` together."""
-    own = [
-        at for at, one in enumerate(pictures) if (one.kind, one.source) == (kind, source)
-    ]
+    own = [at for at, one in enumerate(pictures) if (one.kind, one.source) == (kind, source)]
     split = [at for at in own if pictures[at].part == "query"]
     by_patient: dict[str, list[int]] = {}
     for at in split or [at for at in own if pictures[at].more]:
@@ -118,10 +116,7 @@ def judged(
                 source not in learned,
                 any(row["class"] == kind and row["source"] != source for row in trained_on),
                 patients[queries],
-                {
-                    name: _right(seen.z, kinds, queries, index, own)
-                    for name, index in held.items()
-                },
+                {name: _right(seen.z, kinds, queries, index, own) for name, index in held.items()},
                 None if seen.foreign is None else seen.foreign[queries],
             )
         )
@@ -219,7 +214,7 @@ def _over_sources(some: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _wrong(some: Sequence[Judged]) -> dict[str, Any]:
-    """How many first hits are wrong, of all other sources, and how many of these the gate passes."""
+    """How many first hits among all other sources are wrong, and how many the gate passes."""
     wrong = passed = 0
     for one in some:
         right = one.right.get("others")

@@ -2,11 +2,11 @@
 
     python -m bench.sources DATA [--folds OUT…] [--model DIR]
 
-DATA as in ``bench.manifests``. The shipped model and its gate are always judged. ``--folds``: models
-that ``bench.weights --leave-out`` or ``--fold`` made; each is judged by the sources that it left
-out, and refused where it learned from one of them. ``--model``: any other checkpoint, judged by all
-sources; rows of sources that it learned from are no held-out figures, and are marked. What is
-searched and asked is said in ``bench.source_judging``; the table of all kinds counts held-out
+DATA as in ``bench.manifests``. The shipped model and its gate are always judged. ``--folds``:
+models that ``bench.weights --leave-out`` or ``--fold`` made; each is judged by the sources that it
+left out, and refused where it learned from one of them. ``--model``: any other checkpoint, judged
+by all sources; rows of sources that it learned from are no held-out figures, and are marked. What
+is searched and asked is said in ``bench.source_judging``; the table of all kinds counts held-out
 sources only. Figures are in ``bench/results/sources.json``.
 """
 
@@ -96,8 +96,9 @@ def fold_model(folder: Path, pictures: Sequence[Picture]) -> Model:
             f"{folder} says that it left out {shared[0]}, but its model learned from it; "
             "no figure of it would be held out"
         )
-    return Model(f"without {', '.join(left_out)}", found.folder, found.manifest, found.trained_on,
-                 left_out)
+    return Model(
+        f"without {', '.join(left_out)}", found.folder, found.manifest, found.trained_on, left_out
+    )
 
 
 def usable(folder: Path) -> Path:
@@ -131,7 +132,7 @@ def seen_by(model: Model, pictures: Sequence[Picture]) -> Seen:
         with writing_atomically(path) as stream:
             np.savez(stream, **arrays)
     with np.load(path) as kept:
-        return Seen(chosen, kept["z"], kept["foreign"] if "foreign" in kept else None)
+        return Seen(chosen, kept["z"], kept.get("foreign"))
 
 
 def observed(

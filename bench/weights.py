@@ -96,7 +96,7 @@ def class_indices(encoder: Encoder, part: Part) -> NDArray[np.int64]:
 
 
 def spread_out(pictures: Sequence[Picture], most: int, seed: int) -> list[Picture]:
-    """At most ``most`` pictures: of each kind alike, of each source of it, of each patient of it."""
+    """At most ``most`` pictures: of kinds alike, of a kind's sources, of a source's patients."""
     rng = np.random.default_rng(seed)
     left: dict[str, dict[str, dict[str, list[Picture]]]] = {}
     for at in rng.permutation(len(pictures)):
@@ -196,7 +196,11 @@ def build(arguments: argparse.Namespace) -> Manifest:
 
 
 def note_fold(out: Path, left_out: Sequence[str]) -> None:
-    """Writes which sources the build in ``out`` leaves out. Raises SystemExit: it leaves out others."""
+    """Writes which sources the build in ``out`` leaves out.
+
+    Raises:
+        SystemExit: it leaves out others.
+    """
     if (out / FOLD).is_file():
         before = json.loads((out / FOLD).read_text())["left_out"]
         if before != list(left_out):

@@ -151,7 +151,7 @@ def train(
         bool,
         typer.Option(
             "--keep-state",
-            help="Keep what more --epochs would need after the end, several times the model's size.",
+            help="Keep what more --epochs need after the end, several times the model's size.",
         ),
     ] = False,
     decoder_epochs: Annotated[

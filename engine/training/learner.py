@@ -103,7 +103,13 @@ class Learner:
     @property
     def steps(self) -> int:
         """Batches of an epoch."""
-        return self.config.steps_per_epoch or len(self.data) // self.config.batch_size
+        return self.config.steps_per_epoch or len(self.data) // self._images_of_step
+
+    @property
+    def _images_of_step(self) -> int:
+        """Without labels an image is in a batch twice."""
+        size = self.config.batch_size
+        return size if self.data.classes else size // 2
 
     def best_network(self) -> HashingNetwork:
         """The network to save: with the weights of the best validated epoch, else of the last."""
@@ -228,10 +234,11 @@ class Learner:
                 temper=config.temper,
             )
             return
-        size = config.batch_size if data.classes else config.batch_size // 2
         left = config.steps_per_epoch
         while True:
-            for chosen in batch_indices(data, size, generator, config.images_per_class):
+            for chosen in batch_indices(
+                data, self._images_of_step, generator, config.images_per_class
+            ):
                 yield chosen
                 left -= 1
                 if left == 0:

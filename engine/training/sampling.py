@@ -95,7 +95,7 @@ def source_batches(
             "batches by source need images with classes and sources; give both, or draw plain ones"
         )
     rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-    kinds, classes = _classes(data, temper)
+    kinds, classes = _classes(data, data.sources, temper)
     shares = tempered(kinds, temper)
     for _ in range(steps):
         drawn: list[int] = []
@@ -104,20 +104,19 @@ def source_batches(
         yield np.array(drawn[:batch_size], dtype=np.int64)
 
 
-def _classes(data: TrainingSet, temper: float) -> tuple[NDArray[np.int64], list[_Class]]:
+def _classes(
+    data: TrainingSet, of_source: NDArray[np.int64], temper: float
+) -> tuple[NDArray[np.int64], list[_Class]]:
     """The images of each kind that has some, and how to draw from it."""
-    assert data.sources is not None
     kinds = data.kinds()
     groups = np.arange(len(data)) if data.groups is None else data.groups
     sizes, found = [], []
     for kind in np.unique(kinds):
         of_kind = np.flatnonzero(kinds == kind)
         sources = []
-        for source in np.unique(data.sources[of_kind]):
-            images = of_kind[data.sources[of_kind] == source]
-            patients = tuple(
-                images[groups[images] == group] for group in np.unique(groups[images])
-            )
+        for source in np.unique(of_source[of_kind]):
+            images = of_kind[of_source[of_kind] == source]
+            patients = tuple(images[groups[images] == group] for group in np.unique(groups[images]))
             sources.append(_Source(patients, _mates(data, images)))
         counts = np.array([source.images for source in sources])
         sizes.append(len(of_kind))

