@@ -1,5 +1,6 @@
 """What the shipped model learns from: real pictures of many sources, and drawn ones beside them."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import bench.phantoms
+import indexer.sample.phantoms
 from bench.manifests import Picture, canvases, plane
 from bench.phantoms import KNOWN, OTHER, phantom_images, slices_in_windows
+from bench.runs import SCRATCH
+from engine.files import writing_atomically
 from engine.model.preprocess import Preprocess
 from engine.training.data import TrainingSet
 
@@ -37,9 +42,24 @@ def drawn_images(per_kind: int, seed: int, kinds: Iterable[str], preprocess: Pre
     """``per_kind`` images of each known kind, CT as pairs of one slice in two windows, and twice as
     many of each other kind, which has no real ones.
 
+    They are kept, as drawing thousands takes minutes.
+
     kinds: those of the real images.
     """
-    kinds = set(kinds)
+    decides = repr((per_kind, seed, sorted(set(kinds)), preprocess)).encode()
+    for module in (bench.phantoms, indexer.sample.phantoms):
+        decides += Path(str(module.__file__)).read_bytes()
+    path = SCRATCH / "drawn" / f"{hashlib.sha256(decides).hexdigest()[:16]}.npz"
+    if not path.is_file():
+        made = _draw(per_kind, seed, set(kinds), preprocess)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing_atomically(path) as stream:
+            np.savez(stream, canvases=made.canvases, kinds=list(made.kinds), scenes=made.scenes)
+    with np.load(path) as kept:
+        return Drawn(kept["canvases"], tuple(kept["kinds"].tolist()), kept["scenes"])
+
+
+def _draw(per_kind: int, seed: int, kinds: set[str], preprocess: Preprocess) -> Drawn:
     names: list[str] = []
     found: list[NDArray[np.uint8]] = []
     scenes: list[int] = []

@@ -148,6 +148,8 @@ def build(arguments: argparse.Namespace) -> Manifest:
         name: [picture for picture in pictures if picture.part == name]
         for name in ("train", "validation", "calibration")
     }
+    if arguments.most:
+        parts = {name: spread_out(part, arguments.most, 0) for name, part in parts.items()}
     note_fold(out, sorted(set(out_of)))
     rows = list(counted(parts["train"]))
     for row in rows:
@@ -248,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--temper", type=float, default=0.4, help="0: sources alike, 1: by images")
     made.add_argument("--small", type=float, default=0.4, help="share shown with few pixels")
     made.add_argument("--per-kind", type=int, default=350, help="drawn images of each kind")
+    made.add_argument("--most", type=int, default=0, help="real images of each part; 0: all")
     made.add_argument("--flat", action="store_true", help="classes without planes")
     made.add_argument("--decoder-epochs", type=int, default=3, help="0: no decoder")
     made.add_argument("--seed", type=int, default=0)
