@@ -13,7 +13,8 @@ sources only. Figures are in ``bench/results/sources.json``.
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from bench.source_judging import (
     source_row,
 )
 from bench.tables import show
-from bench.weights import FOLD
+from bench.weights import FOLD, spread_out
 from engine.files import writing_atomically
 from engine.model.encoder import Encoder
 from engine.model.manifest import MANIFEST, SHIPPED, Manifest, read_manifest, unfinished_models
@@ -46,6 +47,7 @@ from engine.ood.calibration import OodGate
 UNRECORDED = {"5f2900fd348e5292"}
 ENOUGH = 3  # held-out sources of a kind, for it to count in the mean
 CACHE = SCRATCH / "sources"
+PART = 500  # pictures that are encoded, and kept, together
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ def usable(folder: Path) -> Path:
     return (unfinished_models(folder) or [folder])[-1]
 
 
+def thinned(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """At most so many pictures of each kind, source and part, of its patients alike."""
+    of: dict[tuple[str, str, str], list[Picture]] = {}
+    for one in pictures:
+        of.setdefault((one.kind, one.source, one.part), []).append(one)
+    return [one for some in of.values() for one in spread_out(some, most, 0)]
+
+
 def seen_by(model: Model, pictures: Sequence[Picture]) -> Seen:
     """What the model makes of the pictures that are searched or asked; encoded once."""
     needed = sorted(
@@ -124,27 +134,40 @@ def seen_by(model: Model, pictures: Sequence[Picture]) -> Seen:
     decides = hashlib.sha256(fingerprint.encode())
     decides.update(gate_file.read_bytes() if gate_file.is_file() else b"")
     decides.update("\n".join(str(one.path) for one in chosen).encode())
-    path = CACHE / f"{decides.hexdigest()[:16]}.npz"
-    if not path.is_file():
-        z, foreign = observed(model.folder, chosen)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {"z": z} if foreign is None else {"z": z, "foreign": foreign}
-        with writing_atomically(path) as stream:
-            np.savez(stream, **arrays)
-    with np.load(path) as kept:
-        return Seen(chosen, kept["z"], kept.get("foreign"))
+    found = list(observed(model.folder, chosen, CACHE / decides.hexdigest()[:16]))
+    verdicts = [foreign for _, foreign in found if foreign is not None]
+    return Seen(
+        chosen,
+        np.concatenate([z for z, _ in found]),
+        np.concatenate(verdicts) if verdicts else None,
+    )
 
 
 def observed(
-    folder: Path, pictures: Sequence[Picture]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    encoder = Encoder.load(folder)
-    gate = OodGate.load(folder, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
-    observations = encoder.observe(list(canvases(pictures, encoder.manifest.preprocess)))
-    if gate is None:
-        return observations.z, None
-    verdicts = gate.verdicts(observations)
-    return observations.z, np.array([verdict.foreign for verdict in verdicts])
+    folder: Path, pictures: Sequence[Picture], cache: Path
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_] | None]]:
+    """z and verdicts, part by part; each part is kept, so that a benchmark that was stopped goes
+    on."""
+    cache.mkdir(parents=True, exist_ok=True)
+    encoder = gate = None
+    for start in range(0, len(pictures), PART):
+        path = cache / f"{start:06}.npz"
+        if not path.is_file():
+            if encoder is None:
+                encoder = Encoder.load(folder)
+                gate = OodGate.load(
+                    folder, encoder.manifest.fingerprint, encoder.decoder_fingerprint
+                )
+            preprocess = encoder.manifest.preprocess
+            seen = encoder.observe(list(canvases(pictures[start : start + PART], preprocess)))
+            arrays = {"z": seen.z}
+            if gate is not None:
+                arrays["foreign"] = np.array([one.foreign for one in gate.verdicts(seen)])
+            with writing_atomically(path) as stream:
+                np.savez(stream, **arrays)
+            print(f"{folder}: {start + len(seen)} of {len(pictures)} encoded", file=sys.stderr)
+        with np.load(path) as kept:
+            yield kept["z"], kept.get("foreign")
 
 
 def report(model_judged: Sequence[Judged]) -> dict[str, Any]:
@@ -224,8 +247,11 @@ def main() -> None:
     parser.add_argument("--folds", type=Path, nargs="+", default=[], metavar="DIR")
     parser.add_argument("--model", type=Path, nargs="+", default=[], metavar="DIR")
     parser.add_argument("--results", default="sources", help="name of the file of figures")
+    parser.add_argument("--most", type=int, help="of a kind, source and part: for a first look")
     arguments = parser.parse_args()
     pictures = read_pictures(arguments.folder)
+    if arguments.most is not None:
+        pictures = thinned(pictures, arguments.most)
     console = Console(width=170)
     models = [model_of(SHIPPED, pictures, "shipped")]
     models += [model_of(folder, pictures) for folder in arguments.model]
@@ -254,7 +280,8 @@ def main() -> None:
             "left out": {fold.manifest.fingerprint: fold.only for fold in folds},
             **figures,
         }
-    print(write_results(arguments.results, results))
+    if arguments.most is None:
+        print(write_results(arguments.results, results))
 
 
 if __name__ == "__main__":
