@@ -172,6 +172,7 @@ def build(arguments: argparse.Namespace) -> Manifest:
         by_source=True,
         temper=arguments.temper,
         seed=arguments.seed,
+        precision=arguments.precision,
         # Batches are balanced already.
         loss=replace(SPREAD, weighted=False),
         augment=AugmentConfig(small=arguments.small),
@@ -243,6 +244,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tower", default=f"timm:{TOWER}")
     made.add_argument("--start", default="imagenet", help="imagenet, none, or a file of weights")
     made.add_argument("--pretrained", type=Path, default=Path("build/pretrained"), metavar="DIR")
+    # Depthwise convolutions are differentiated slower in bfloat16 than in float32, by half.
+    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="fp32")
     made.add_argument("--learning-rate", type=float, default=1e-3)
     made.add_argument("--tower-rate", type=float, default=0.4, help="share of that")
     made.add_argument("--tower-rest", type=float, default=1.0, help="epochs until the tower learns")
