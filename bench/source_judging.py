@@ -176,7 +176,13 @@ def overall_row(every: Sequence[Judged], kinds: Sequence[str]) -> dict[str, Any]
         if one.kind in kinds and one.held_out and one.right.get("others") is not None
     ]
     names = [*(f"P@1 {name}" for name in INDEXES), "foreign"]
-    means = {name: _plain_mean([row[name] for row in rows]) for name in names}
+    # Of an index that lacks one of the kinds, the mean of the others would be another figure.
+    means = {
+        name: None
+        if any(row[name] is None for row in rows)
+        else _plain_mean([row[name] for row in rows])
+        for name in names
+    }
     by_kind = [
         [
             _by_patient(one.right["others"], one.patients)
