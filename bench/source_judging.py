@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bench.manifests import Picture
 
-__all__ = ["INDEXES", "Judged", "Seen", "judged", "kind_row", "overall_row", "source_row"]
+__all__ = ["INDEXES", "Judged", "Seen", "asked", "judged", "kind_row", "overall_row", "source_row"]
 
 INDEXES = ("base", "others", "enriched")
 """What the index holds. base: the database of the first manifest, without the source; others: all
