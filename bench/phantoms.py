@@ -8,7 +8,7 @@ image shows a real person.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from indexer.sample import phantoms
 
 Grey = NDArray[np.uint8]
 Draw = Callable[[np.random.Generator], Grey]
+Window = tuple[int, int]
 
 # Centre and width in HU; each image takes one of its kind's, shifted and stretched a little.
 SOFT, LUNG, BONE, BRAIN, WIDE, LIVER = (
@@ -47,19 +48,28 @@ def stretched(image: NDArray[np.floating], rng: np.random.Generator) -> Grey:
     return grey((image - low) / max(high - low, 1e-6))
 
 
+def _chest_hu(rng: np.random.Generator) -> NDArray[np.float32]:
+    return phantoms.chest_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
+
+
 def _chest_ct(rng: np.random.Generator) -> Grey:
-    hu = phantoms.chest_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
-    return windowed(hu, rng, SOFT, LUNG, LUNG, WIDE, BONE)
+    return windowed(_chest_hu(rng), rng, SOFT, LUNG, LUNG, WIDE, BONE)
+
+
+def _abdomen_hu(rng: np.random.Generator) -> NDArray[np.float32]:
+    return phantoms.abdomen_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
 
 
 def _abdomen_ct(rng: np.random.Generator) -> Grey:
-    hu = phantoms.abdomen_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
-    return windowed(hu, rng, SOFT, SOFT, LIVER, WIDE)
+    return windowed(_abdomen_hu(rng), rng, SOFT, SOFT, LIVER, WIDE)
+
+
+def _head_hu(rng: np.random.Generator) -> NDArray[np.float32]:
+    return phantoms.head_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
 
 
 def _head_ct(rng: np.random.Generator) -> Grey:
-    hu = phantoms.head_ct(rng, level=rng.uniform(0, 1), lesion=rng.random() < 0.2)
-    return windowed(hu, rng, BRAIN, BRAIN, SOFT, BONE, WIDE)
+    return windowed(_head_hu(rng), rng, BRAIN, BRAIN, SOFT, BONE, WIDE)
 
 
 def _chest_xray(rng: np.random.Generator) -> Grey:
@@ -140,6 +150,12 @@ KNOWN: dict[str, Draw] = {
     "HeadCT": _head_ct,
     "KneeXR": _knee,
 }
+# CT whose values are known, and the windows that readers see it in.
+HU: dict[str, tuple[Callable[[np.random.Generator], NDArray[np.float32]], tuple[Window, ...]]] = {
+    "AbdomenCT": (_abdomen_hu, (SOFT, LIVER, BONE, WIDE)),
+    "ChestCT": (_chest_hu, (SOFT, LUNG, BONE, WIDE)),
+    "HeadCT": (_head_hu, (BRAIN, SOFT, BONE, WIDE)),
+}
 OTHER: dict[str, Draw] = {
     "HeadMR (synthetic)": _head_mr,
     "Mammogram (synthetic)": _mammogram,
@@ -154,6 +170,18 @@ def phantom_images(count: int, seed: int, kinds: dict[str, Draw]) -> Iterator[tu
     for number, (name, draw) in enumerate(kinds.items()):
         for i in range(count):
             yield name, draw(np.random.default_rng((seed, number, i)))
+
+
+def slices_in_windows(
+    count: int, seed: int, kinds: Collection[str], windows: int = 2
+) -> Iterator[tuple[str, list[Grey]]]:
+    """``count`` CT slices of each kind with its name, each in several different windows."""
+    for number, (name, (draw, choices)) in enumerate(HU.items()):
+        for i in range(count if name in kinds else 0):
+            rng = np.random.default_rng((seed, number, i))
+            hu = draw(rng)
+            chosen = rng.choice(len(choices), windows, replace=False)
+            yield name, [windowed(hu, rng, choices[one]) for one in chosen]
 
 
 def main() -> None:

@@ -157,6 +157,12 @@ def train_identity(config: TrainConfig) -> dict[str, Any]:
     values = to_dict(config)
     if not values["loss"].get("spread"):
         values["loss"].pop("spread", None)
+    plain = to_dict(TrainConfig())
+    for name in ("tower_rate", "tower_rest_epochs", "by_source", "temper", "steps_per_epoch"):
+        if values[name] == plain[name]:
+            del values[name]
+    if not values["augment"]["small"]:
+        del values["augment"]["small"]
     return values
 
 

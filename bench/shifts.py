@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "grey windows and tone": ("narrow", "tone", "window", "gamma"),
     "polarity": ("invert",),
     "geometry": ("rotate", "scale", "shift"),
-    "resolution and noise": ("coarsen", "noise"),
+    "resolution and noise": ("coarsen", "noise", "small"),
     "shade, borders, markers": ("shade", "border", "marker"),
 }
 

@@ -3,37 +3,44 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from api.cli.options import check_writable
+from api.cli.training_choices import (
+    SCH_LOSS,
+    device_named,
+    loss_named,
+    network_named,
+    precision_named,
+    preprocess_for,
+    quoted,
+    side_of,
+    start_of,
+)
 from engine.errors import ImageRefused, QueryError
 from engine.settings import ImageLimits, Settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.model.config import NetworkConfig, TowerConfig
-    from engine.model.encoder import Precision
     from engine.model.manifest import Manifest
     from engine.model.preprocess import Preprocess
+    from engine.training.config import TrainConfig
     from engine.training.data import Example, TrainingSet
-    from engine.training.peers import PeerConfig
-    from engine.training.sch import SchConfig
 
 __all__ = ["train"]
 
 _LABELS = ("folder", "csv", "dicom-tags", "none")
-_NETWORKS = {"small": 112, "paper": 224}  # name → side of the input in pixels
-_SCH_LOSS = "sch"
 
 
 def train(
@@ -59,7 +66,8 @@ def train(
         str | None,
         typer.Option(
             help="An open_clip model, 'timm:' and a timm model, or a folder with a CLIP model as "
-            "open_clip saves it, whose weights are then taken."
+            "open_clip saves it, whose weights are then taken.",
+            show_default="the shipped model's; the paper's: timm:resnet50",
         ),
     ] = None,
     taps: Annotated[
@@ -69,8 +77,10 @@ def train(
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="The tower's weights: a file, an open_clip tag, 'hub' for timm's own, or "
-            "hf-hub:OWNER/NAME."
+            help="What the tower starts from: 'shipped', the shipped model's weights; 'none', "
+            "nothing; a file of weights, an open_clip tag, 'hub' for timm's own, or "
+            "hf-hub:OWNER/NAME.",
+            show_default="shipped where the tower and its input are, else none",
         ),
     ] = None,
     freeze_tower: Annotated[
@@ -83,7 +93,10 @@ def train(
     bits: Annotated[int, typer.Option(help="Length of the code.")] = 64,
     size: Annotated[
         int | None,
-        typer.Option(help="Side of the input, in pixels; 112, or 224 for the paper's network."),
+        typer.Option(
+            help="Side of the input, in pixels.",
+            show_default="the shipped model's; the paper's: 224",
+        ),
     ] = None,
     colour: Annotated[bool, typer.Option("--colour", help="Keep three channels.")] = False,
     normalise: Annotated[
@@ -94,7 +107,7 @@ def train(
     ] = "standardise",
     loss: Annotated[
         str, typer.Option(help="'sch', or a peer to compare with, as 'csq' or 'orthohash'.")
-    ] = _SCH_LOSS,
+    ] = SCH_LOSS,
     fingerprint: Annotated[
         str | None,
         typer.Option(help="Structure that SCH compares: 'pearson', 'cosine' or 'none'."),
@@ -112,6 +125,20 @@ def train(
         int, typer.Option(help="Of each class in a batch; 0: as they come.")
     ] = 0,
     learning_rate: Annotated[float, typer.Option(help="Its highest value.")] = 1e-3,
+    tower_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The tower's learning rate, as a share of the others'.",
+            show_default="0.5 where it starts from weights, else 1",
+        ),
+    ] = None,
+    tower_rest: Annotated[
+        float | None,
+        typer.Option(
+            help="Epochs until the tower learns: the layers on top of it begin.",
+            show_default="0.5 where it starts from weights, else 0",
+        ),
+    ] = None,
     ema_decay: Annotated[
         float, typer.Option(help="Keep a moving average of the weights; 0: the last ones.")
     ] = 0.0,
@@ -121,6 +148,13 @@ def train(
     patience: Annotated[
         int, typer.Option(help="Stop after so many epochs without a better one; 0: never.")
     ] = 0,
+    keep_state: Annotated[
+        bool,
+        typer.Option(
+            "--keep-state",
+            help="Keep what more --epochs need after the end, several times the model's size.",
+        ),
+    ] = False,
     decoder_epochs: Annotated[
         int,
         typer.Option(help="Of the second stage, a decoder for the OOD gate; 0: no decoder."),
@@ -152,30 +186,33 @@ def train(
     from engine.training.decoder import DecoderConfig, train_decoder
     from engine.training.trainer import TrainConfig, train as run
 
-    network_config = _network(network, tower, taps, fusion, head, bits)
-    side = _NETWORKS[network] if size is None else size
-    told = None
-    if tower is not None and Path(tower).is_dir():
-        told = read_tower_folder(Path(tower))
+    network_config = network_named(network, tower, taps, fusion, head, bits)
+    side = side_of(network, size)
+    told = read_tower_folder(Path(tower)) if tower and Path(tower).is_dir() else None
+    if told is not None:
         network_config = replace(network_config, tower=told.tower(network_config.tower.taps))
         pretrained = pretrained or str(told.weights)
-    preprocess = _preprocess(side, colour, normalise, network_config.tower, pretrained)
+    pretrained = start_of(pretrained, network_config.tower, normalise)
+    preprocess = preprocess_for(side, colour, normalise, network_config.tower, pretrained)
     if told is not None and normalise == "fixed" and told.mean and told.std:
         preprocess = replace(preprocess, mean=told.mean, std=told.std)
+    begun = pretrained is not None and not freeze_tower
     config = TrainConfig(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        tower_rate=tower_rate if tower_rate is not None else 0.5 if begun else 1.0,
+        tower_rest_epochs=tower_rest if tower_rest is not None else 0.5 if begun else 0.0,
         seed=seed,
-        precision=_precision(precision),
+        precision=precision_named(precision),
         images_per_class=images_per_class,
         freeze_tower=freeze_tower,
         ema_decay=ema_decay,
         validation=validation,
         patience=patience,
-        loss=_loss(loss, fingerprint, spread, labels),
+        loss=loss_named(loss, fingerprint, spread, labels),
     )
-    device = _device(device)
+    device = device_named(device)
     # Built only so that an unavailable tower fails now, not after the archive has been read.
     HashingNetwork(network_config, preprocess, pretrained)
     settings = load_settings()
@@ -188,6 +225,7 @@ def train(
         out,
         pretrained=pretrained,
         device=device,
+        keep_state=keep_state,
     )
     if decoder_epochs:
         decoder = DecoderConfig(
@@ -198,6 +236,8 @@ def train(
         )
         train_decoder(out, training_set, decoder, device=device)
     document = _document(manifest, len(training_set), out)
+    if (theirs := _shipped_map(training_set, config, preprocess, device)) is not None:
+        document["shipped_validation_map"] = theirs
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
@@ -206,10 +246,11 @@ def train(
         f"model {manifest.fingerprint} of {len(training_set):,} images "
         + (f"in {classes} classes" if classes else "without labels")
         + (
-            f", mAP {document['validation_map']:.4f} on those held out,"
+            f", mAP {document['validation_map']:.4f} on those held out"
             if "validation_map" in document
             else ""
         )
+        + (f" (the shipped model: {theirs:.4f})," if theirs is not None else "")
         + f" is in {out}; use it with --model {out}",
         highlight=False,
     )
@@ -229,7 +270,7 @@ class _ExampleSource:
 
     def check(self) -> None:
         if self.labels not in _LABELS:
-            raise QueryError(f"--labels is {self.labels!r}; use one of {_quoted(_LABELS)}")
+            raise QueryError(f"--labels is {self.labels!r}; use one of {quoted(_LABELS)}")
         if self.group_column is not None and self.labels != "csv":
             raise QueryError(
                 f"--group-column is of a table, not of --labels {self.labels}; leave it out"
@@ -269,89 +310,26 @@ def _document(manifest: "Manifest", images: int, out: Path) -> dict[str, Any]:
     return {**document, "validation_map": max(measured)} if measured else document
 
 
+def _shipped_map(
+    data: "TrainingSet", config: "TrainConfig", preprocess: "Preprocess", device: str
+) -> float | None:
+    """What the shipped model reaches on the images held out; None = there are none, or it takes
+    images of another kind."""
+    from engine.model.checkpoint import load_checkpoint
+    from engine.model.manifest import SHIPPED, read_manifest
+    from engine.training.validation import validation_map
+
+    if not config.validation or read_manifest(SHIPPED).preprocess != preprocess:
+        return None
+    _, held_out = data.split(config.validation, config.seed)
+    network, _ = load_checkpoint(SHIPPED)
+    return validation_map(network.to(device), held_out, device, config.precision)
+
+
 def _at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise QueryError(f"--{name.replace('_', '-')} is {value}; use {least} or more")
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _network(
-    name: str, tower: str | None, taps: tuple[int, int] | None, fusion: str, head: str, bits: int
-) -> "NetworkConfig":
-    """The configuration of the network; the number of classes is set later."""
-    from engine.model.config import NetworkConfig, small_network
-
-    if name not in _NETWORKS:
-        raise QueryError(f"--network is {name!r}; use one of {_quoted(list(_NETWORKS))}")
-    base = small_network(0) if name == "small" else NetworkConfig()
-    return replace(
-        base,
-        tower=replace(base.tower, name=tower or base.tower.name, taps=taps or base.tower.taps),
-        darf=replace(base.darf, fusion=fusion),
-        head=replace(base.head, kind=head, bits=bits),
-    )
-
-
-def _preprocess(
-    size: int, colour: bool, normalise: str, tower: "TowerConfig", pretrained: str | None
-) -> "Preprocess":
-    from engine.model.backbone import tower_statistics
-    from engine.model.preprocess import Preprocess
-
-    preprocess = Preprocess(size=size, colour=colour, normalise=normalise)
-    if normalise != "fixed":
-        return preprocess
-    mean, std = tower_statistics(tower, pretrained)
-    return replace(preprocess, mean=mean, std=std)
-
-
-def _precision(name: str) -> "Precision":
-    from engine.model.encoder import Precision
-
-    if name not in get_args(Precision):
-        raise QueryError(f"--precision is {name!r}; use one of {_quoted(get_args(Precision))}")
-    return cast(Precision, name)
-
-
-def _loss(
-    name: str, fingerprint: str | None, spread: float | None, labels: str
-) -> "SchConfig | PeerConfig":
-    from engine.training.peers import PEERS, PeerConfig
-    from engine.training.sch import SchConfig
-
-    if name == _SCH_LOSS:
-        plain = SchConfig() if fingerprint is None else SchConfig(fingerprint=fingerprint)
-        return replace(plain, spread=spread, separate_means=True) if spread else plain
-    if name not in PEERS:
-        raise QueryError(f"--loss is {name!r}; use one of {_quoted([_SCH_LOSS, *PEERS])}")
-    for option, given in (("--fingerprint", fingerprint), ("--spread", spread)):
-        if given is not None:
-            raise QueryError(
-                f"{option} is of the loss {_SCH_LOSS!r}, not of {name!r}; leave it out"
-            )
-    if labels == "none":
-        raise QueryError(f"--loss {name} needs labels; use {_SCH_LOSS!r}, or other --labels")
-    return PeerConfig(name)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise QueryError(
-            f"--device is {name!r}, which cannot be used ({reason}); use 'cpu', or 'auto' for a "
-            "GPU where there is one"
-        ) from None
-    return name
 
 
 def _read(

@@ -1,6 +1,5 @@
 """The image tower: any that open_clip can build, with two intermediate feature maps ("taps")."""
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ __all__ = ["DESCRIBED", "HUB", "TIMM", "TappedTower", "tower_statistics"]
 HUB = "hub"
 """Value of ``pretrained`` that stands for the weights that timm publishes for the tower."""
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 TIMM = "timm:"
 """Begins the name of a tower that is a timm model."""
@@ -31,7 +29,6 @@ _REPOSITORY = "hf-hub:"
 # A file with less than this share of the tower's values belongs to another tower. Members of a
 # family, such as ResNet-18 to ResNet-152, share half of their values by name and shape, or more.
 _LEAST_SHARE = 0.75
-_NAMED = 4
 _Statistics = tuple[float, float, float]
 # open_clip builds image and text towers together; this smallest text tower is discarded at once.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=2, vocab_size=2, width=8, heads=1, layers=1)
@@ -50,6 +47,8 @@ class TappedTower(nn.Module):
 
     Attributes:
         shapes: ((C_s, H_s, W_s), (C_d, H_d, W_d)) for an input of image_size.
+        missing: names of tensors that the maps depend on and that ``pretrained`` lacks; they start
+            at random.
 
     Raises:
         ModelError: open_clip cannot build the tower, the tower has no such intermediate maps, or
@@ -59,8 +58,9 @@ class TappedTower(nn.Module):
     def __init__(self, config: TowerConfig, image_size: int, pretrained: str | None = None) -> None:
         super().__init__()
         self.taps = list(config.taps)
-        self.tower = _build(config, image_size, pretrained)
+        self.tower, lacking = _build(config, image_size, pretrained)
         self.shapes = self._probe(config, image_size)
+        self.missing = self._needed(lacking, image_size) if lacking else ()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shallow (N, C_s, H_s, W_s) and deep (N, C_d, H_d, W_d) maps of x (N, 3, S, S)."""
@@ -87,6 +87,31 @@ class TappedTower(nn.Module):
         finally:
             self.train(training)
         return tuple(shallow.shape[1:]), tuple(deep.shape[1:])
+
+    def _needed(self, lacking: tuple[str, ...], image_size: int) -> tuple[str, ...]:
+        """Those of the trunk's tensors that the maps depend on.
+
+        A head, a last norm or a counter of batches that a file lacks is no loss.
+        """
+        trunk = _trunk(self.tower)
+        training = self.training
+        self.eval()
+        with torch.enable_grad():
+            shallow, deep = self(torch.zeros(1, 3, image_size, image_size))
+            (shallow.sum() + deep.sum()).backward()
+        self.train(training)
+        modules = {
+            name.rpartition(".")[0]
+            for name, value in trunk.named_parameters()
+            if value.grad is not None
+        }
+        self.zero_grad(set_to_none=True)
+        values = trunk.state_dict()
+        return tuple(
+            name
+            for name in lacking
+            if name.rpartition(".")[0] in modules and values[name].is_floating_point()
+        )
 
 
 def tower_statistics(
@@ -142,7 +167,10 @@ def _architecture(config: TowerConfig) -> tuple[dict[str, Any], int, bool]:
     return vision, known["embed_dim"], known.get("quick_gelu", False)
 
 
-def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.Module:
+def _build(
+    config: TowerConfig, image_size: int, pretrained: str | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The tower, and the names of its tensors that ``pretrained`` lacks."""
     vision, embed_dim, quick_gelu = _architecture(config)
     vision = {**vision, "image_size": image_size, "timm_model_pretrained": False}
     try:
@@ -154,10 +182,17 @@ def _build(config: TowerConfig, image_size: int, pretrained: str | None) -> nn.M
             f"tower {config.name!r} cannot be built with vision={config.vision} ({error}); "
             "use fields of open_clip's CLIPVisionCfg"
         ) from None
+    lacking: tuple[str, ...] = ()
     if pretrained is not None:
         weights = _published(config, vision, quick_gelu, pretrained)
-        _take_over(clip, weights, config.name, pretrained)
-    return cast(nn.Module, clip.visual)
+        lacking = _take_over(clip, weights, config.name, pretrained)
+    return cast(nn.Module, clip.visual), lacking
+
+
+def _trunk(visual: nn.Module) -> nn.Module:
+    """The tower without the modules that open_clip wraps around a timm model, which are in no file
+    of timm's."""
+    return cast(nn.Module, getattr(visual, "trunk", visual))
 
 
 def _published(
@@ -231,14 +266,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _take_over(clip: Any, found: Mapping[str, Tensor], name: str, pretrained: str) -> None:
-    """Loads the tensors that belong to the tower, and logs those that are missing.
+def _take_over(
+    clip: Any, found: Mapping[str, Tensor], name: str, pretrained: str
+) -> tuple[str, ...]:
+    """Loads the tensors that belong to the tower, and returns the names of those that are missing.
 
     Raises:
         ModelError: they are less than three quarters of the tower's values.
     """
-    # The modules that open_clip wraps around a timm model are not in timm's files.
-    tower: nn.Module = getattr(clip.visual, "trunk", clip.visual)
+    tower = _trunk(clip.visual)
     own = tower.state_dict()
     named = _by_own_names(own, found)
     if (position := named.get("positional_embedding")) is not None:
@@ -256,17 +292,7 @@ def _take_over(clip: Any, found: Mapping[str, Tensor], name: str, pretrained: st
             "tower that these weights are of"
         )
     tower.load_state_dict(fitting, strict=False)
-    missing = [name for name in own if name not in fitting]
-    if missing:
-        some = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
-        _log.warning(
-            "%r lacks %d of the %d tensors of tower %r, which start at random: %s",
-            pretrained,
-            len(missing),
-            len(own),
-            name,
-            some,
-        )
+    return tuple(name for name in own if name not in fitting)
 
 
 def _by_own_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ __all__ = [
     "checkpoint_files",
     "fingerprint_of",
     "read_manifest",
+    "unfinished_models",
 ]
 
 WEIGHTS = "model.safetensors"
@@ -74,6 +75,11 @@ def read_manifest(directory: Path) -> Manifest:
             )
         return from_dict(Manifest, document)
     except OSError as error:
+        if unfinished := unfinished_models(directory):
+            raise ModelError(
+                f"the training in {directory} has not ended; run its command again to go on, or "
+                f"use its best model so far, {unfinished[-1]}"
+            ) from None
         raise ModelError(
             f"no model in {directory} ({error.strerror}: {MANIFEST}); name a folder that "
             "`precedent train --out` wrote"
@@ -82,6 +88,12 @@ def read_manifest(directory: Path) -> Manifest:
         raise ModelError(
             f"{directory / MANIFEST} is damaged ({error}); restore it, or train again"
         ) from None
+
+
+def unfinished_models(directory: Path) -> list[Path]:
+    """The models of single epochs that a training which has not ended left in its folder, the
+    latest last."""
+    return sorted(path for path in directory.glob("epoch-[0-9]*") if path.is_dir())
 
 
 def checkpoint_files(directory: Path) -> list[Path]:

@@ -16,6 +16,7 @@ __all__ = ["AugmentConfig", "augment"]
 
 _Uniform = Callable[..., Tensor]
 _TONE_PIECES = 6
+_SMALL = (0.33, 0.45, 0.55, 0.67)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class AugmentConfig:
     noise: largest standard deviation of added noise, in grey values of [0, 1].
     border: probability of a black margin on some sides.
     marker: probability of a small bright block near an edge, as letters and rulers are.
+    small: probability that an image has few pixels from the start, a third to two thirds of the
+        side, as collections of thumbnails have: unlike with coarsen, each image its own number.
     """
 
     narrow: float = 0.4
@@ -53,6 +56,7 @@ class AugmentConfig:
     noise: float = 0.05
     border: float = 0.15
     marker: float = 0.2
+    small: float = 0.0
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -74,7 +78,10 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     def chosen(probability: float) -> Tensor:
         return uniform(0, 1) < probability
 
-    x = _move(images.float(), config, uniform)
+    x = images.float()
+    if config.small:  # without it no number is drawn, and seeded views stay as they were
+        x = torch.where(chosen(config.small), _reduced(x, uniform), x)
+    x = _move(x, config, uniform)
     x = torch.where(chosen(config.coarsen), _coarsen(x, float(uniform(0.33, 0.8)[0])), x)
     x = torch.where(chosen(config.narrow), _narrow(x, uniform), x)
     x = torch.where(chosen(config.tone), _tone(x, uniform), x)
@@ -150,6 +157,16 @@ def _mark(x: Tensor, uniform: _Uniform) -> Tensor:
     half = uniform(0.01, 0.06, 2)[:, :, None, None]
     inside = ((rows - y).abs() < half[:, 0]) & ((columns - x_place).abs() < half[:, 1])
     return torch.where(inside[:, None], uniform(0.6, 1), x)
+
+
+def _reduced(x: Tensor, uniform: _Uniform) -> Tensor:
+    """Each image at one of a few numbers of pixels, enlarged again."""
+    drawn = torch.bucketize(uniform(0, 1)[:, 0, 0, 0], torch.arange(1, len(_SMALL)) / len(_SMALL))
+    reduced = x.clone()
+    for number, factor in enumerate(_SMALL):
+        if (of_these := drawn == number).any():
+            reduced[of_these] = _coarsen(x[of_these], factor)
+    return reduced
 
 
 def _coarsen(x: Tensor, factor: float) -> Tensor:

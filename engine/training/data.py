@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.errors import ImageRefused, TrainingDataError
 from engine.model.encoder import canvas_tensor
 
-__all__ = ["Example", "TrainingSet", "batches", "from_csv", "from_folder"]
+__all__ = ["Example", "TrainingSet", "batch_indices", "batches", "from_csv", "from_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +106,20 @@ class TrainingSet:
         classes the images are unlabelled, and labels are 0 … N − 1.
     groups: int64 (N,), equal for images of one group, which a split never separates; None = no
         groups.
+    sources: int64 (N,), equal for images of one collection, hospital or scanner; None = unknown.
+    scenes: int64 (N,), equal for images that show one slice, in several CT windows for example;
+        −1 = no other shows it; None = none does.
+    parents: for each class the kind that it belongs to, as "chest CT" is of its planes; empty =
+        every class is a kind of its own.
     """
 
     canvases: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
+    sources: NDArray[np.int64] | None = None
+    scenes: NDArray[np.int64] | None = None
+    parents: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,8 +176,17 @@ class TrainingSet:
     def subset(self, chosen: NDArray[np.intp]) -> "TrainingSet":
         """The images at these indices, with all classes kept."""
         labels = self.labels[chosen] if self.classes else np.arange(len(chosen))
-        groups = None if self.groups is None else self.groups[chosen]
-        return TrainingSet(self.canvases[chosen], labels, self.classes, groups)
+        groups, sources, scenes = (
+            None if values is None else values[chosen]
+            for values in (self.groups, self.sources, self.scenes)
+        )
+        return TrainingSet(
+            self.canvases[chosen], labels, self.classes, groups, sources, scenes, self.parents
+        )
+
+    def kinds(self) -> NDArray[np.int64]:
+        """For each image the kind of its class, int64 (N,); without parents the class itself."""
+        return np.array(self.parents, dtype=np.int64)[self.labels] if self.parents else self.labels
 
     def split(self, share: float, seed: int) -> tuple["TrainingSet", "TrainingSet"]:
         """Splits into a larger and a smaller part; no group is in both.
@@ -193,12 +210,14 @@ class TrainingSet:
         return self.subset(np.flatnonzero(~held_out)), self.subset(np.flatnonzero(held_out))
 
     def digest(self) -> str:
-        """SHA-256, hex, of canvases, labels, class names and groups."""
-        running = hashlib.sha256(repr((self.canvases.shape, self.classes)).encode())
+        """SHA-256, hex, of canvases, labels, class names, groups, sources, scenes and parents."""
+        named = (self.canvases.shape, self.classes, *([self.parents] if self.parents else []))
+        running = hashlib.sha256(repr(named).encode())
         running.update(np.ascontiguousarray(self.canvases).data)
         running.update(np.ascontiguousarray(self.labels).data)
-        if self.groups is not None:
-            running.update(np.ascontiguousarray(self.groups).data)
+        for values in (self.groups, self.sources, self.scenes):
+            if values is not None:
+                running.update(np.ascontiguousarray(values).data)
         return running.hexdigest()
 
     def counts(self) -> Tensor:
@@ -218,14 +237,20 @@ def batches(
         instead, so that images of rare classes have positives in the batch. An image may then come
         twice in an epoch, or not at all.
     """
-    if images_per_class:
-        drawn = _class_batches(data, batch_size, generator, images_per_class)
-    else:
-        order = torch.randperm(len(data), generator=generator).numpy()
-        last = len(order) - batch_size + 1
-        drawn = (order[start : start + batch_size] for start in range(0, last, batch_size))
-    for chosen in drawn:
+    for chosen in batch_indices(data, batch_size, generator, images_per_class):
         yield canvas_tensor(data.canvases[chosen]), torch.from_numpy(data.labels[chosen])
+
+
+def batch_indices(
+    data: TrainingSet, batch_size: int, generator: torch.Generator, images_per_class: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """The indices of the images of :func:`batches`, int64 (batch_size,) each."""
+    if images_per_class:
+        yield from _class_batches(data, batch_size, generator, images_per_class)
+        return
+    order = torch.randperm(len(data), generator=generator).numpy()
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
 
 
 def _class_batches(

@@ -6,6 +6,7 @@ pairs may be averaged separately; and images of one class may get different code
 differs (``spread``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "SchLoss",
     "bit_distance",
     "class_weights",
+    "known_structure",
     "pair_loss",
     "quantisation_loss",
 ]
@@ -85,11 +87,17 @@ class SchLoss(nn.Module):
     Args:
         config: options.
         class_counts: int64 (C,), images of each class, for the class weights.
+        parents: for each class the kind that it belongs to. Pairs of one kind are alike; those of
+            several classes of it are of unlike structure, whatever their fingerprints say. Empty =
+            every class is a kind of its own.
     """
 
     weights: Tensor
+    parents: Tensor
 
-    def __init__(self, config: SchConfig, class_counts: Tensor) -> None:
+    def __init__(
+        self, config: SchConfig, class_counts: Tensor, parents: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.config = config
         weights = (
@@ -98,9 +106,16 @@ class SchLoss(nn.Module):
             else torch.ones_like(class_counts, dtype=torch.float32)
         )
         self.register_buffer("weights", weights)
+        kinds = torch.tensor(list(parents), dtype=torch.int64)
+        self.register_buffer("parents", kinds, persistent=False)
 
     def forward(
-        self, h: Tensor, logits: Tensor | None, images: Tensor, labels: Tensor
+        self,
+        h: Tensor,
+        logits: Tensor | None,
+        images: Tensor,
+        labels: Tensor,
+        scenes: Tensor | None = None,
     ) -> LossTerms:
         """The loss for one batch.
 
@@ -111,6 +126,7 @@ class SchLoss(nn.Module):
                 that the logits belong to or, with ``config.of_originals``, those before
                 augmentation.
             labels: int64 (N,).
+            scenes: int64 (N,), equal for images that show one slice, −1 = no other does.
         """
         h = h.float()
         if self.config.fingerprint == "none":
@@ -119,9 +135,12 @@ class SchLoss(nn.Module):
             structure = structural_similarity(
                 image_fingerprint(images), centred=self.config.fingerprint == "pearson"
             )
+        kinds = self.parents[labels] if len(self.parents) else labels
+        if structure is not None:
+            structure = known_structure(structure, labels, kinds, scenes)
         pairs = pair_loss(
             h,
-            labels,
+            kinds,
             structure,
             self.weights[labels],
             separate_means=self.config.separate_means,
@@ -134,6 +153,25 @@ class SchLoss(nn.Module):
             parts["classification"] = F.cross_entropy(logits.float(), labels)
             total = total + self.config.classification * parts["classification"]
         return LossTerms(total, parts)
+
+
+def known_structure(
+    structure: Tensor, labels: Tensor, kinds: Tensor, scenes: Tensor | None
+) -> Tensor:
+    """The similarity of structure where more is known of it than fingerprints say.
+
+    One slice in two windows is the same structure, S = 1, however unlike the pictures look. Two
+    classes of one kind, as planes of one region, are not alike, S = 0.
+
+    Args:
+        structure: float (N, N). labels, kinds, scenes: int64 (N,).
+    """
+    siblings = (kinds[:, None] == kinds[None, :]) & (labels[:, None] != labels[None, :])
+    structure = structure.masked_fill(siblings, 0.0)
+    if scenes is None:
+        return structure
+    same = (scenes[:, None] == scenes[None, :]) & (scenes[:, None] >= 0)
+    return structure.masked_fill(same, 1.0)
 
 
 def class_weights(counts: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Validation during training: the retrieval quality of a network on held-out images."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,11 @@ def validation_map(
 ) -> float:
     """The mAP of rankings by Hamming distance, then by similarity of the blended features.
 
-    With labels, each image is a query among all the others. Without, the query is one seeded
-    augmented view of each image, and only the image itself is relevant to it.
+    With labels, each image is a query among all the others, and those of its kind are relevant.
+    Where sources are known, a query is not answered by its own, as long as its kind has others,
+    and the kinds count alike: a network is judged by how it finds one source from another.
+    Without labels, the query is one seeded augmented view of each image, and only the image itself
+    is relevant to it.
 
     Raises:
         TrainingDataError: no held-out image has another one of its class among them.
@@ -31,26 +35,41 @@ def validation_map(
     network.eval()
     images = canvas_tensor(held_out.canvases)
     z, b = _encoded(network, images, device, precision)
-    labels = torch.from_numpy(held_out.labels)
+    labels = torch.from_numpy(held_out.kinds() if held_out.classes else held_out.labels)
     if held_out.classes:
         score = b @ b.T + (z @ z.T) / 2  # b·b has steps of 2, so z only breaks ties
         score.fill_diagonal_(-torch.inf)
+        score[_own_source(held_out, labels)] = -torch.inf
     else:
         views = augment(images, AugmentConfig(), torch.Generator().manual_seed(0))
         z_view, b_view = _encoded(network, views, device, precision)
         score = b_view @ b.T + (z_view @ z.T) / 2
     network.train(training)
     order = score.argsort(dim=1, descending=True)
-    if held_out.classes:
-        order = order[:, :-1]  # the query itself
-    hits = (labels[order] == labels[:, None]).numpy()
+    asked_for = score.gather(1, order).isfinite()  # not the query itself
+    hits = ((labels[order] == labels[:, None]) & asked_for).numpy()
     answerable = hits.any(axis=1)
     if not answerable.any():
         raise TrainingDataError(
             f"none of the {len(held_out)} images held out has another of its class among them; "
             "hold out a larger share"
         )
-    return round(float(average_precision(hits[answerable]).mean()), 5)
+    found = average_precision(hits[answerable])
+    if held_out.sources is None or not held_out.classes:
+        return round(float(found.mean()), 5)
+    asked = labels.numpy()[answerable]
+    return round(float(np.mean([found[asked == kind].mean() for kind in np.unique(asked)])), 5)
+
+
+def _own_source(held_out: TrainingSet, kinds: Tensor) -> Tensor:
+    """Which images are not to answer which, bool (N, N): those of the query's source, where its
+    kind has others."""
+    if held_out.sources is None:
+        return torch.zeros(len(kinds), len(kinds), dtype=torch.bool)
+    sources = torch.from_numpy(held_out.sources)
+    same = sources[:, None] == sources[None, :]
+    elsewhere = ((kinds[:, None] == kinds[None, :]) & ~same).any(dim=1)
+    return same & elsewhere[:, None]
 
 
 def _encoded(

@@ -20,7 +20,7 @@ from engine.errors import PrecedentError
 from engine.model.backbone import HUB
 from engine.model.checkpoint import load_checkpoint
 from engine.model.decoder import load_decoder
-from engine.model.manifest import read_manifest
+from engine.model.manifest import SHIPPED, WEIGHTS, read_manifest
 from engine.training.data import TrainingSet
 from engine.training.sch import SchConfig
 
@@ -234,11 +234,23 @@ def test_a_labelled_folder_is_split_by_the_patients_of_its_headers(archive, lear
     given = learned(archive, "--out", tmp_path, "--fingerprint", "cosine")
     numbers = [*range(0, 40, 2), *range(1, 40, 2)]  # one folder after the other
     assert patients_are_kept_together(given["data"], [f"{n // 5}" for n in numbers])
-    # And with that, what the options are by default.
-    assert given["network"].tower.name == "timm:regnetx_004"
-    assert given["data"].canvases.shape == (40, 112, 112)
+    # And with that, what the options are by default: the shipped model's.
+    shipped = read_manifest(SHIPPED)
+    side = shipped.preprocess.size
+    assert given["network"].tower == shipped.network.tower
+    assert given["data"].canvases.shape == (40, side, side)
     assert given["config"].loss.fingerprint == "cosine"
-    assert given["pretrained"] is None
+    assert given["pretrained"] == str(SHIPPED / WEIGHTS)
+    assert (given["config"].tower_rate, given["config"].tower_rest_epochs) == (0.5, 0.5)
+
+
+def test_where_the_shipped_tower_does_not_fit_training_starts_from_nothing(
+    archive, learned, tmp_path
+):
+    for options in (("--pretrained", "none"), ("--normalise", "fixed"), QUICK[:2]):
+        given = learned(archive, "--out", tmp_path, *options)
+        assert given["pretrained"] is None
+        assert (given["config"].tower_rate, given["config"].tower_rest_epochs) == (1.0, 0.0)
 
 
 def test_a_table_is_split_by_its_group_column_or_else_by_patient(archive, learned, tmp_path):
@@ -273,6 +285,9 @@ def test_a_table_is_split_by_its_group_column_or_else_by_patient(archive, learne
         (["--taps", "3", "9"], "(3, 9)"),
         (["--pretrained", "no/such/file.pth"], "'no/such/file.pth'"),
         (["--pretrained", "pyproject.toml"], "pyproject.toml cannot be read"),
+        (["--pretrained", "shipped"], "is not of tower 'timm:test_resnet'"),
+        (["--tower-rate", "2"], "tower_rate is 2.0"),
+        (["--tower-rest", "1"], "the tower rests for 1.0 of 1 epochs"),
         (["--tower", "ViT-S-16", "--pretrained", HUB], "'hub'"),
         (["--fusion", "glue"], "'glue'; use one of darf"),
         (["--head", "tail"], "'tail'; use 'kan' or 'mlp'"),

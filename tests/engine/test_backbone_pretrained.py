@@ -108,29 +108,43 @@ def test_an_open_clip_tower_takes_over_a_file(tmp_path, config, form):
     assert torch.equal(deep, expected["image_intermediates"][0])
 
 
-def test_positions_are_resized_to_another_image(tmp_path, caplog):
+def test_positions_are_resized_to_another_image(tmp_path):
     clip = clip_of(VIT, size=96)
     path = tmp_path / "clip.safetensors"
     save_file(clip.state_dict(), path)
-    tower = TappedTower(VIT, SIZE, str(path)).tower
+    found = TappedTower(VIT, SIZE, str(path))
+    tower = found.tower
     positions, original = tower.positional_embedding, clip.visual.positional_embedding
     assert positions.shape == (1 + 4 * 4, 32)
     assert torch.equal(positions[0], original[0])
     assert torch.allclose(positions[1:].mean(0), original[1:].mean(0), atol=0.02)
-    assert not caplog.records
+    assert found.missing == ()
 
 
-def test_what_a_file_lacks_is_logged(tmp_path, trained, caplog):
+def test_what_a_file_lacks_is_told_where_it_matters(tmp_path, trained):
     path = tmp_path / "lacking.pth"
     weights = trained.state_dict()
     torch.save({k: v for k, v in weights.items() if not k.startswith("layer2.0.bn1")}, path)
-    tower = TappedTower(TIMM, SIZE, str(path)).tower.trunk
-    assert torch.equal(tower.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
-    (record,) = caplog.records
-    message = record.getMessage()
-    assert str(path) in message
-    assert "lacks 5 of the" in message
-    assert "layer2.0.bn1.weight" in message
+    tower = TappedTower(TIMM, SIZE, str(path))
+    assert torch.equal(tower.tower.trunk.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
+    of_norm = ("weight", "bias", "running_mean", "running_var")
+    assert tower.missing == tuple(f"layer2.0.bn1.{name}" for name in of_norm)
+    assert {value.grad for value in tower.parameters()} == {None}
+
+
+def test_counters_and_a_head_that_no_map_needs_are_not_missed(tmp_path):
+    path = tmp_path / "lacking.safetensors"
+    made = timm.create_model("test_efficientnet").state_dict()
+    unneeded = ("conv_head", "bn2", "classifier")
+    save_file(
+        {
+            name: value
+            for name, value in made.items()
+            if not name.startswith(unneeded) and not name.endswith("num_batches_tracked")
+        },
+        path,
+    )
+    assert TappedTower(TowerConfig("timm:test_efficientnet"), SIZE, str(path)).missing == ()
 
 
 class _Trap:

@@ -16,6 +16,7 @@ from engine.errors import ImageRefused, RefusalReason, TrainingDataError
 from engine.model.checkpoint import load_checkpoint
 from engine.model.config import DarfConfig, HeadConfig, NetworkConfig, TowerConfig
 from engine.model.encoder import canvas_tensor
+from engine.model.manifest import unfinished_models
 from engine.model.preprocess import Preprocess
 from engine.training.data import Example, TrainingSet, batches, from_csv, from_folder
 from engine.training.trainer import TrainConfig, train
@@ -130,6 +131,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(trained, tm
         child.kill()
         assert child.wait() == -signal.SIGKILL  # it was not through before
     assert not (tmp_path / "manifest.json").exists()
+    load_checkpoint(unfinished_models(tmp_path)[-1])  # which is whole, at any moment
     before = (tmp_path / "state.pt").read_bytes()
     with pytest.raises(TrainingDataError, match="another configuration"):
         run(tmp_path, replace(CONFIG, learning_rate=1e-3))

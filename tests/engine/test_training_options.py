@@ -7,11 +7,13 @@ import pytest
 import torch
 from test_training import CLASSES, CONFIG, NETWORK, PREPROCESS, SIZE, run, shapes
 
-from engine.errors import TrainingDataError
+from engine.errors import ModelError, TrainingDataError
 from engine.model.checkpoint import load_checkpoint
+from engine.model.manifest import unfinished_models
 from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig
 from engine.training.data import Example, TrainingSet, batches
+from engine.training.learner import Learner
 from engine.training.peers import PEERS, PeerConfig
 from engine.training.sch import SchConfig, SchLoss
 from engine.training.trainer import TrainConfig, train
@@ -179,3 +181,95 @@ def test_class_batches_hold_as_many_of_each_class():
     assert len(drawn) == 8
     for _, labels in drawn:
         assert labels.bincount(minlength=3).tolist() == [4, 4, 4]
+
+
+# Runs that stop, and go on
+
+
+def stopping(monkeypatch, after: int) -> None:
+    """A run ends as if somebody pressed Ctrl-C once ``after`` epochs are done."""
+    epoch = Learner.epoch
+
+    def or_stop(self, held_out):
+        if len(self.history) == after:
+            raise KeyboardInterrupt
+        return epoch(self, held_out)
+
+    monkeypatch.setattr(Learner, "epoch", or_stop)
+
+
+TINY = replace(SHORT, epochs=3, steps_per_epoch=1, ema_decay=0.5)
+
+
+def test_a_stopped_run_leaves_a_model_and_takes_more_epochs(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stopping(patched, after=2)
+        run(tmp_path, TINY)
+    assert [path.name for path in unfinished_models(tmp_path)] == ["epoch-0002"]
+    _, manifest = load_checkpoint(tmp_path / "epoch-0002")
+    assert len(manifest.training["history"]) == 2
+    with pytest.raises(ModelError, match=r"has not ended.*epoch-0002"):
+        load_checkpoint(tmp_path)
+    # Longer than was meant at first.
+    longer = replace(TINY, epochs=4)
+    data = shapes(40, 0)
+    whole = train(data, NETWORK, PREPROCESS, longer, tmp_path, keep_state=True)
+    assert len(whole.training["history"]) == 4
+    assert not unfinished_models(tmp_path)
+    again = train(data, NETWORK, PREPROCESS, replace(TINY, epochs=5), tmp_path)
+    assert [entry["epoch"] for entry in again.training["history"]] == [1, 2, 3, 4, 5]
+    assert again.fingerprint != whole.fingerprint
+    with pytest.raises(TrainingDataError, match="its state was not kept"):
+        train(data, NETWORK, PREPROCESS, replace(TINY, epochs=6), tmp_path)
+
+
+def test_a_tower_rests_first_and_learns_slower_then(tmp_path, monkeypatch):
+    config = replace(TINY, ema_decay=0.0, tower_rest_epochs=1.0, tower_rate=0.5, warmup_epochs=0.0)
+    torch.manual_seed(config.seed)
+    start = HashingNetwork(NETWORK, PREPROCESS)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stopping(patched, after=1)
+        run(tmp_path, config)
+
+    def weights(folder):
+        network, _ = load_checkpoint(folder)
+        return network.tower.tower.trunk.layer1[0].conv1.weight, network.head.first.base.weight
+
+    tower, head = weights(tmp_path / "epoch-0001")
+    assert torch.equal(tower, start.tower.tower.trunk.layer1[0].conv1.weight)
+    assert not torch.equal(head, start.head.first.base.weight)
+    run(tmp_path, config)
+    assert not torch.equal(weights(tmp_path)[0], tower)
+
+
+def test_weights_that_moved_are_the_same_start(tmp_path, caplog):
+    caplog.set_level("WARNING")
+    made = HashingNetwork(NETWORK, PREPROCESS).tower.tower.trunk.state_dict()
+    lacking = {name: value for name, value in made.items() if not name.startswith("conv1")}
+    torch.save(lacking, tmp_path / "here.pth")
+    data, config = shapes(40, 0), replace(TINY, epochs=1)
+
+    def trained(name: str):
+        path = str(tmp_path / name)
+        return train(data, NETWORK, PREPROCESS, config, tmp_path / "out", pretrained=path)
+
+    first = trained("here.pth")
+    (record,) = caplog.records  # told once
+    assert "lacks 11 tensors" in record.getMessage()
+    assert "conv1.0.weight" in record.getMessage()
+    (tmp_path / "here.pth").rename(tmp_path / "there.pth")
+    assert trained("there.pth").fingerprint == first.fingerprint
+
+
+def test_epochs_are_judged_by_what_other_sources_find():
+    """Images of one source are alike, whatever they show: they are not to answer each other."""
+    data = shapes(20, 0)
+    # Discs of two sources; the others of one, so that they are answered by their own.
+    sources = np.where(data.labels == 0, np.arange(60) % 2, 2)
+    judging = TrainingSet(data.canvases, data.labels, CLASSES, None, sources)
+    torch.manual_seed(0)
+    network = HashingNetwork(NETWORK, PREPROCESS).eval()
+    plain = TrainingSet(data.canvases, data.labels, CLASSES)
+    scores = [validation_map(network, one, "cpu", "fp32") for one in (judging, plain)]
+    assert 0 < scores[0] < 1
+    assert scores[0] != scores[1]
