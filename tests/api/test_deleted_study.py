@@ -40,7 +40,8 @@ def every_answer(client: TestClient, contents: list[bytes], ids: list[str]) -> d
             told[f"search {number} {choice}"] = response.text
         response = client.post("/v1/recommend", files={"file": content}, data={"k": 40})
         told[f"recommend {number}"] = response.text
-        told[f"page {number}"] = client.post("/", files={"file": content}, data={"k": 40}).text
+        data = {"k": 40, "group_by": "none", "exclude_own": "none"}
+        told[f"page {number}"] = client.post("/", files={"file": content}, data=data).text
     for one in ids:
         told[f"search like {one}"] = client.post("/v1/search", data={"id": one, "k": 40}).text
         told[f"recommend like {one}"] = client.post("/v1/recommend", data={"like": one}).text

@@ -147,6 +147,11 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             *("/v1/duplicates", "/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/readyz"),
             *("/metrics", "/v1/jobs", "/v1/jobs/1", "/v1/jobs/1/report", "/v1/jobs/1/events"),
             *("/cds-services", "/v1/destinations", "/v1/sendings", "/v1/sendings/1"),
+            *(f"/dicomweb/related/{study}/studies" for study in studies),
+            *(f"/dicomweb/related/{study}/studies/{study}/series" for study in studies),
+            *(f"/dicomweb/studies?StudyInstanceUID={study}" for study in studies),
+            *(f"/dicomweb/studies/{study}/series" for study in studies),
+            "/dicomweb/studies?PatientName=*Doe*",
         ]
         for address in asked:
             answer = client.get(address)
@@ -187,6 +192,8 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             for address in (*_UPLOADS, "/"):
                 answer = client.post(address, files=file, data=form)
                 yield f"{address} with {name}", repr(answer.headers).encode() + answer.content
+            answer = client.post("/v1/recommend/series", files={"files": (name, content)})
+            yield f"a series of {name}", repr(answer.headers).encode() + answer.content
         for address, data in (
             ("/v1/search", {**form, "id": first, "group_by": "patient"}),
             ("/v1/recommend", {**form, "like": first}),
@@ -198,7 +205,9 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
     told = set(service.openapi()["paths"]) - {"/"}
     assert told == {
         *("/healthz", "/readyz", "/metrics", "/v1/facets", "/v1/search", "/v1/search/batch"),
-        *("/v1/search/upload", "/v1/recommend/upload"),
+        *("/v1/search/upload", "/v1/recommend/upload", "/v1/recommend/series"),
+        *("/dicomweb/related/{uid}/studies", "/dicomweb/related/{uid}/studies/{study}/series"),
+        *("/dicomweb/studies", "/dicomweb/studies/{uid}", "/dicomweb/studies/{uid}/series"),
         *("/v1/recommend", "/v1/studies/{uid}/related", "/v1/images/{id}"),
         *("/v1/images/{id}/thumbnail", "/v1/images/{id}/preview", "/v1/duplicates"),
         *("/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/v1/embed-tokens"),
