@@ -17,6 +17,9 @@ __all__ = ["ALWAYS_ANSWERED", "Load", "Overload", "Slots", "is_always_answered"]
 ALWAYS_ANSWERED = ("/healthz", "/livez", "/readyz", "/metrics")
 """Paths that are never refused for want of room: they tell how the service is."""
 _RETRY: Mapping[str, str] = {"Retry-After": "1"}
+_PAUSE_SECONDS = 1.0
+"""For how long a refusal is held back. Many a client asks again as soon as it is refused, whatever
+Retry-After says, and a crowd of them would leave no time for those who were let in."""
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 
@@ -56,6 +59,7 @@ class Overload:
         if full is None or is_always_answered(scope):
             await self._app(scope, receive, send)
         else:
+            await asyncio.sleep(_PAUSE_SECONDS)
             await _refuse(_full(full), scope, receive, send)
 
 
