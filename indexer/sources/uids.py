@@ -3,16 +3,20 @@
 from engine.records import ImageRecord
 from engine.settings import Settings
 
-__all__ = ["why_unknown"]
+__all__ = ["sources_unknown", "why_unknown"]
 
 
 def why_unknown(record: ImageRecord, settings: Settings) -> str | None:
     """Why no other system knows an image by the UIDs that the index has; None = they do."""
     name = record.source or "folder"
-    source = settings.sources.get(name)
-    if source is None or source.uids == "kept":
+    if name not in sources_unknown(settings):
         return None
     return (
         f"the UIDs of source {name!r} were replaced before it was indexed (setting "
         f'sources.{name}.uids = "replaced"), so no other system knows its images by them'
     )
+
+
+def sources_unknown(settings: Settings) -> tuple[str, ...]:
+    """The sources of whose images no other system knows the UIDs."""
+    return tuple(name for name, one in settings.sources.items() if one.uids != "kept")

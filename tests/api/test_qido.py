@@ -250,8 +250,12 @@ def test_there_is_dicom_json_and_nothing_else(viewer: TestClient) -> None:
     assert viewer.get(f"{path}&accept=text/html").status_code == 406
 
 
-def test_studies_that_the_viewer_cannot_have_are_left_out(patients: Settings) -> None:
+@pytest.mark.parametrize("why", ["its server lacks them", "it knows them by other UIDs"])
+def test_studies_that_the_viewer_cannot_have_are_left_out(patients: Settings, why: str) -> None:
     settings = patients.model_copy(update={"qido": QidoSettings(sources=("elsewhere",))})
+    if why == "it knows them by other UIDs":
+        clinic = patients.sources["clinic"].model_copy(update={"uids": "replaced"})
+        settings = patients.model_copy(update={"sources": {"clinic": clinic}})
     with LoopbackClient(create_service(settings)) as client:
         assert studies(client, f"{ROOT}/studies") == []
         assert studies(client, f"{ROOT}/studies?StudyInstanceUID={QUERY}") == []

@@ -15,6 +15,7 @@ from api.http.qido.patients import Patients
 from engine.records import ImageRecord
 from engine.store.base import Condition, Filter, Match
 from indexer.archive import TenantArchive
+from indexer.sources.uids import sources_unknown
 
 __all__ = ["SERIES_KEYS", "STUDY_KEYS", "Rank", "Studies", "Study"]
 
@@ -72,13 +73,16 @@ class Studies:
     def __init__(self, archive: TenantArchive) -> None:
         self._store = archive.store
         self._settings = archive.settings.qido
+        self._replaced = sources_unknown(archive.settings)
         self._patients = Patients(archive.settings, archive.tenant)
 
-    @property
-    def available(self) -> tuple[Condition, ...]:
-        """Conditions of images whose study the WADO-RS server has."""
-        sources = self._settings.sources
-        return (Match("source", sources),) if sources else ()
+    def available(self, *must: Condition) -> Filter:
+        """Images whose study the WADO-RS server has, and knows by its UID. must: narrows them."""
+        sources, replaced = self._settings.sources, self._replaced
+        return Filter(
+            (*((Match("source", sources),) if sources else ()), *must),
+            (Match("source", replaced),) if replaced else (),
+        )
 
     def find(
         self,
@@ -97,7 +101,7 @@ class Studies:
             patient: the whole Patient ID, as answers have it; None = anybody.
             ranks: of studies in a list of related ones. query: to which study they are related.
         """
-        must = list(self.available)
+        must: list[Condition] = []
         if uids is not None:
             must.append(Match("study", tuple(uids)))
         if patient is not None:
@@ -109,7 +113,7 @@ class Studies:
             return []
         images: dict[str, list[ImageRecord]] = {}
         read = 0
-        for point in islice(self._store.scroll(Filter(tuple(must))), _MOST_IMAGES):
+        for point in islice(self._store.scroll(self.available(*must)), _MOST_IMAGES):
             read += 1
             if point.record.study is not None:
                 images.setdefault(point.record.study, []).append(point.record)
@@ -152,7 +156,7 @@ class Studies:
 
     def series(self, study: str) -> list[Attributes]:
         """The series of a study, by their UIDs; none if it is not indexed."""
-        where = Filter((Match("study", (study,)), *self.available))
+        where = self.available(Match("study", (study,)))
         images: dict[str, list[ImageRecord]] = {}
         for point in islice(self._store.scroll(where), _MOST_IMAGES):
             if point.record.series is not None:

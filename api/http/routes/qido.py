@@ -19,7 +19,7 @@ from engine.errors import ImageNotFound, QueryError
 from engine.search.pool import Suggestion
 from engine.search.query import MAX_K
 from engine.search.recommend import Examples, Recommendation, Wanted
-from engine.store.base import Filter, Match, Range
+from engine.store.base import Condition, Match, Range
 from indexer.archive import TenantArchive
 
 __all__ = ["router"]
@@ -168,12 +168,12 @@ class _Ranking:
         Raises:
             ImageNotFound: the study is not indexed.
         """
-        conditions = list(Studies(archive).available)
+        conditions: list[Condition] = []
         if asked is not None and (modalities := asked.literal("ModalitiesInStudy")):
             conditions.append(Match("modality", modalities))
         if asked is not None and asked.years is not None:
             conditions.append(Range("study_year", *asked.years))
-        where = Filter(tuple(conditions))
+        where = Studies(archive).available(*conditions)
         most = k = archive.settings.qido.studies
         while True:
             answer = archive.engine.recommend(Examples(study=uid), Wanted(k=k, where=where))

@@ -275,7 +275,7 @@ def _of_body(
     summary="Find the cases most like a series that is sent",
     response_description="As of a recommendation.",
     response_model=RecommendationDocument,
-    responses={**_ANSWERED, **problem_responses(400, 404, 406, 413, 415, 422, 503)},
+    responses={**_ANSWERED, **problem_responses(400, 404, 406, 409, 413, 415, 422, 503)},
     openapi_extra={
         "requestBody": body_content(
             SeriesFields,
