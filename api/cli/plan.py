@@ -132,6 +132,8 @@ def needs(
         * _HEADROOM_MEMORY
     )
     nodes = max(replicas, ceil(memory / node_memory), ceil(disk / node_disk))
+    # With one of two away no collection, alias or index can change.
+    nodes = 3 if nodes == 2 else nodes
     shards = nodes * ceil(max(1, images / _MAX_IMAGES_PER_SHARD) / nodes)
     optimise_rate = measured.optimise_per_second
     return Needs(
@@ -257,7 +259,7 @@ def plan(
                 "Qdrant nodes": (
                     f"{found.nodes}",
                     f"of {node_memory_gb:g} GB memory and {node_disk_gb:g} GB disk; memory, disk "
-                    "or replicas decide",
+                    "or replicas decide; never two: with one away nothing could be changed",
                 ),
                 "shards": (f"{found.shards}", f"at most {_MAX_IMAGES_PER_SHARD:,} images each"),
             }

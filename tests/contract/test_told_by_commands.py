@@ -87,4 +87,4 @@ def test_a_plan_needs_no_server(run, monkeypatch):
     monkeypatch.setenv("PRECEDENT_STORE__URL", "http://127.0.0.1:1")
     text = run("plan", "--images", "1M", "--replicas", "2")
     assert "Qdrant nodes" in text
-    assert "one shard and one copy put everything on one of 2 nodes" in text
+    assert "one shard and one copy put everything on one of 3 nodes" in text
