@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -22,7 +21,7 @@ from api.cli.options import (
     tenant_of,
     write_json,
 )
-from engine.errors import ImageNotFound, QueryError
+from engine.errors import QueryError
 from engine.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -163,14 +162,14 @@ class Making:
 
     def report(self, asked: ReportOptions) -> "Plan":
         """The plan of a report. Raises as ``plan_report`` does."""
-        from engine.search.query import parse_group, parse_where
+        from engine.search.query import parse_group, parse_id, parse_where
         from indexer.documents.planning import ReportAsked, plan_report
 
         return plan_report(
             ReportAsked(
                 asked.study,
                 "pdf" if asked.form == "pdf" else "sr",
-                None if asked.image is None else _image_id(asked.image),
+                None if asked.image is None else parse_id(asked.image),
                 self.archive.settings.search.k if asked.k is None else asked.k,
                 parse_where(asked.where),
                 asked.exact,
@@ -189,9 +188,10 @@ class Making:
 
     def teaching(self, images: Sequence[str]) -> list["Plan"]:
         """Plans of key objects. Raises as ``plan_teaching`` does."""
+        from engine.search.query import parse_id
         from indexer.documents.planning import plan_teaching
 
-        return plan_teaching(list(map(_image_id, images)), self.archive, datetime.now())
+        return plan_teaching(list(map(parse_id, images)), self.archive, datetime.now())
 
     def documents(self, plans: Sequence["Plan"]) -> list["Document"]:
         """The documents of plans, in order. Raises as ``make_document`` does."""
@@ -217,15 +217,6 @@ def seen_of(plans: Sequence["Plan"], documents: Sequence["Document"]) -> "Seen":
     images = [image for one in plans for image in (one.image, *(hit.image for hit in one.hits))]
     studies = dict.fromkeys(one.study for one in documents)
     return Seen(tuple(studies), tuple(dict.fromkeys(images)), len(documents))
-
-
-def _image_id(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise ImageNotFound(
-            f"{text[:64]!r} is not the id of an image; ids are UUIDs, as searches return them"
-        ) from None
 
 
 def _write(

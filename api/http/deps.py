@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends, HTTPException, Path, Query, Request, UploadFile
 
-from engine.errors import ImageNotFound, ImageRefused, RefusalReason
+from engine.errors import ImageRefused, RefusalReason
 from engine.search.query import GROUPS, MAX_K
 from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
 
@@ -27,7 +26,6 @@ __all__ = [
     "Readers",
     "ReadersDep",
     "Where",
-    "point_id",
     "served",
 ]
 
@@ -150,16 +148,6 @@ class Asked:
     exclude: str | None = None
     page: str | None = None
     facets: bool = True
-
-
-def point_id(text: str) -> str:
-    """The id as the index writes it. Raises ImageNotFound if the text is not a UUID."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise ImageNotFound(
-            f"{text[:64]!r} is not the id of an image; ids are UUIDs, as searches return them"
-        ) from None
 
 
 _NOBODY = ""

@@ -6,13 +6,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
-from api.http.deps import ArchiveDep, point_id
+from api.http.deps import ArchiveDep
 from api.portal import shown, words
 from api.portal.page_route import PageRoute, page
 from api.portal.question import Question
 from api.schemas import ImageDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
+from engine.search.query import parse_id
 
 __all__ = ["router"]
 
@@ -45,7 +46,7 @@ def compare(
     """
     if bool(left) == bool(query):
         raise QueryError("two images are compared; give left or query, and right")
-    ids = [point_id(one) for one in (left, right) if one]
+    ids = [parse_id(one) for one in (left, right) if one]
     points = [archive.engine.image(one) for one in ids]
     tell(request, Seen.of(points, listed=False))
     images = [ImageDocument.from_point(point) for point in points]

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
-from api.http.deps import ArchiveDep, PointId, point_id
+from api.http.deps import ArchiveDep, PointId
 from api.http.viewers import links_from
 from api.portal import shown, words
 from api.portal.page_route import PageRoute, page
@@ -14,6 +14,7 @@ from api.portal.question import Question
 from api.schemas import ImageDocument
 from api.security.seen import Seen, tell
 from engine.records import Point
+from engine.search.query import parse_id
 from engine.search.representative import place
 from engine.store.base import Filter, Match
 from indexer.archive import TenantArchive
@@ -45,7 +46,7 @@ def show_image(
     Raises:
         ImageNotFound: there is no such image. QueryError: window, level or frame is none.
     """
-    point = archive.engine.image(point_id(image_id))
+    point = archive.engine.image(parse_id(image_id))
     document = ImageDocument.from_point(point)
     chosen = shown.window_of(window, level)
     frame = shown.frame_of(frame_number, document.frame)

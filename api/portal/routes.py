@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from api.http.deps import ArchiveDep, Readers, ReadersDep, point_id, served
+from api.http.deps import ArchiveDep, Readers, ReadersDep, served
 from api.http.observing import note_search, stage
 from api.http.problems import Problem
 from api.http.routes.search import Found, answered, query_of
@@ -25,7 +25,7 @@ from api.schemas import ImageDocument, SearchDocument
 from api.security.seen import Seen, tell
 from engine.errors import ImageNotFound, PrecedentError, QueryError
 from engine.records import ImageRecord
-from engine.search.query import Cursor, parse_where
+from engine.search.query import Cursor, parse_id, parse_where
 from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled
 from engine.search.stopwatch import Stopwatch
@@ -81,7 +81,7 @@ def browse(
     if not asked.names_an_image:
         return page(request, "search.html", _page_values(request, archive, asked))
     if asked.like is not None:
-        asked = replace(asked, like=point_id(asked.like))
+        asked = replace(asked, like=parse_id(asked.like))
     found = _found(request, asked, archive, readers)
     return page(request, "search.html", _page_values(request, archive, asked, found=found))
 

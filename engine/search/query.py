@@ -3,8 +3,9 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
-from engine.errors import QueryError
+from engine.errors import ImageNotFound, QueryError
 from engine.records import ImageRecord
 from engine.search.ladder import Rung
 from engine.search.ranking import ORDERS
@@ -18,6 +19,7 @@ __all__ = [
     "Cursor",
     "Query",
     "parse_group",
+    "parse_id",
     "parse_where",
     "without_own",
 ]
@@ -219,6 +221,16 @@ def _number(term: str, text: str) -> int:
     if abs(number) > _LARGEST:
         raise QueryError(f"filter {term!r}: the number is beyond ±{_LARGEST}")
     return number
+
+
+def parse_id(text: str) -> str:
+    """The id of an image as the index writes it. Raises ImageNotFound if the text is not a UUID."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ImageNotFound(
+            f"{text[:64]!r} is not the id of an image; ids are UUIDs, as searches return them"
+        ) from None
 
 
 def parse_group(text: str | None) -> str | None:

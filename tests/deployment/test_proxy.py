@@ -2,7 +2,6 @@
 
 import json
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import pytest
 import uvicorn
 from deployed import DOCKER, compose
 from services.needed import package, program
+from services.nginx import self_signed
 from services.server import HOST, Server
 
 from api.http.proxies import Proxies
@@ -35,15 +35,7 @@ class ClusterProxy(Server):
         openssl = program("openssl", "openssl")
         super().__init__()
         key, certificate = self.folder / "tls_key", self.folder / "tls_certificate"
-        subprocess.run(
-            [
-                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
-                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-                *("-keyout", key, "-out", certificate),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        self_signed(openssl, key, certificate)
         text = (DOCKER / "nginx.conf").read_text()
         # What a container has that this machine has not.
         changed = {

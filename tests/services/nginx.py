@@ -11,7 +11,7 @@ from urllib.request import urlopen
 from services.needed import package, program
 from services.server import HOST, Server
 
-__all__ = ["Nginx"]
+__all__ = ["Nginx", "self_signed"]
 
 _PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 _SURROUNDING = """
@@ -32,6 +32,19 @@ http {{
 """
 
 
+def self_signed(openssl: str | Path, key: Path, certificate: Path) -> None:
+    """Writes a key and a certificate of localhost, for a day."""
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
 class Nginx(Server):
     """A proxy with a certificate of its own: use it as a context manager.
 
@@ -47,15 +60,7 @@ class Nginx(Server):
         openssl = program("openssl", "openssl")
         super().__init__()
         key, certificate = self.folder / "precedent.key", self.folder / "precedent.crt"
-        subprocess.run(
-            [
-                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
-                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-                *("-keyout", key, "-out", certificate),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        self_signed(openssl, key, certificate)
         found = re.search(r"```nginx\n(.*?)```", _PAGE.read_text(), re.DOTALL)
         assert found is not None
         changed = {

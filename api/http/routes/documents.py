@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.http.deps import ABOUT_WHERE, EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, point_id
+from api.http.deps import ABOUT_WHERE, EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep
 from api.http.problems import problem_responses
 from api.http.sender import Sender
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
-from engine.search.query import parse_group, parse_where
+from engine.search.query import parse_group, parse_id, parse_where
 from engine.search.representative import representative
 from indexer.archive import TenantArchive
 from indexer.documents.making import Document, make_document
@@ -158,7 +158,7 @@ def report_plans(study: str, fields: ReportFields, archive: TenantArchive) -> li
         raise QueryError("a frame is one of an instance; give its sop as well")
     image = None
     if fields.id is not None:
-        image = point_id(fields.id)
+        image = parse_id(fields.id)
     elif given:
         (name,) = given
         uid = str(getattr(fields, name))
@@ -185,7 +185,7 @@ def earlier_plans(
 
 def teaching_plans(fields: TeachingFields, archive: TenantArchive) -> list[Plan]:
     """Plans of key objects for teaching. Raises as ``plan_teaching`` does."""
-    return plan_teaching([point_id(one) for one in fields.images], archive, datetime.now())
+    return plan_teaching([parse_id(one) for one in fields.images], archive, datetime.now())
 
 
 def made(plans: Sequence[Plan], request: Request, archive: TenantArchive) -> list[Document]:

@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, PointId, Where, point_id
+from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, PointId, Where
 from api.http.pictures import PICTURE, Previews, etag_of, picture, unchanged
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
-from engine.search.query import parse_where
+from engine.search.query import parse_id, parse_where
 from engine.search.spelling import as_spelled
 from indexer.imaging.voi import Window
 
@@ -87,7 +87,7 @@ class FacetsDocument(BaseModel):
 )
 def get_image(request: Request, image_id: PointId, archive: ArchiveDep) -> ImageDocument:
     """The identifiers of the image and what it shows, without the pseudonym of its patient."""
-    point = archive.engine.image(point_id(image_id))
+    point = archive.engine.image(parse_id(image_id))
     tell(request, Seen.of([point], listed=False))
     return ImageDocument.from_point(point)
 
@@ -103,7 +103,7 @@ def get_thumbnail(
     request: Request, image_id: PointId, archive: ArchiveDep, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """A JPEG without metadata, made when the image was indexed."""
-    point, jpeg = archive.pictured(point_id(image_id))
+    point, jpeg = archive.pictured(parse_id(image_id))
     tell(request, Seen.of([point], listed=False))
     etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
     return picture(etag, None if unchanged(etag, if_none_match) else jpeg)
@@ -150,7 +150,7 @@ def get_preview(
     410: the file, or the setting that says where it is, is not there any more. 409: another file is
     in its place.
     """
-    original = archive.original(point_id(image_id))
+    original = archive.original(parse_id(image_id))
     study = original.record.study
     tell(request, Seen(() if study is None else (study,), (original.id,)))
     chosen = _window(window, level)

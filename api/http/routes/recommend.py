@@ -14,7 +14,7 @@ from api.http.asked import (
     own_group,
 )
 from api.http.bodies import Body, body_content, read_body
-from api.http.deps import EXAMPLE_STUDY, ArchiveDep, Readers, ReadersDep, Where, point_id
+from api.http.deps import EXAMPLE_STUDY, ArchiveDep, Readers, ReadersDep, Where
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
@@ -26,7 +26,7 @@ from api.schemas import RecommendationDocument
 from api.security.seen import Seen, tell
 from engine.errors import ImageRefused
 from engine.search.examples import taken_of
-from engine.search.query import GROUPS, MAX_K, parse_group, parse_where
+from engine.search.query import GROUPS, MAX_K, parse_group, parse_id, parse_where
 from engine.search.recommend import RULES, Examples, Wanted
 from indexer.archive import QueryImage, TenantArchive
 
@@ -124,6 +124,22 @@ class _Choices:
     exact: bool
     diversity: float
     rule: str = "image"
+
+    @classmethod
+    def of(
+        cls, fields: RecommendFields | SeriesFields, exclude: str | None, rule: str
+    ) -> "_Choices":
+        """Those of a body. exclude: its earlier name of ``exclude_own``, where it has one."""
+        own = own_group(fields.exclude_own, exclude, "patient")
+        return cls(
+            fields.k,
+            tuple(fields.where),
+            fields.group_by,
+            own,
+            fields.exact,
+            fields.diversity,
+            rule,
+        )
 
     def wanted(self, archive: TenantArchive) -> Wanted:
         return Wanted(
@@ -244,22 +260,15 @@ def _of_body(
     body: Body[RecommendFields],
 ) -> Response:
     fields = body.fields
-    wanted = _Choices(
-        fields.k,
-        tuple(fields.where),
-        fields.group_by,
-        own_group(fields.exclude_own, fields.exclude, "patient"),
-        fields.exact,
-        fields.diversity,
-        fields.rule or ("series" if fields.series else "image"),
-    ).wanted(archive)
+    rule = fields.rule or ("series" if fields.series else "image")
+    wanted = _Choices.of(fields, fields.exclude, rule).wanted(archive)
     image = None
     if body.uploads:
         with stage("read"):
             image = readers.read(body.uploads[0])
     examples = Examples(
-        liked=tuple(point_id(one) for one in fields.like if one),
-        disliked=tuple(point_id(one) for one in fields.dislike if one),
+        liked=tuple(parse_id(one) for one in fields.like if one),
+        disliked=tuple(parse_id(one) for one in fields.dislike if one),
         study=fields.study or None,
         series=fields.series or None,
         seen=None if image is None else archive.engine.observed([image.canvas]),
@@ -305,15 +314,7 @@ def post_recommend_series(
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
     fields = body.fields
-    wanted = _Choices(
-        fields.k,
-        tuple(fields.where),
-        fields.group_by,
-        own_group(fields.exclude_own, None, "patient"),
-        fields.exact,
-        fields.diversity,
-        fields.rule,
-    ).wanted(archive)
+    wanted = _Choices.of(fields, None, fields.rule).wanted(archive)
     with stage("read"):
         read = readers.read_all(body.uploads)
     images: list[QueryImage] = []

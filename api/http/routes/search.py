@@ -14,7 +14,7 @@ from api.http.asked import (
     UploadFields,
 )
 from api.http.bodies import body_content
-from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep, point_id
+from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
@@ -26,7 +26,7 @@ from api.schemas import SearchDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError
 from engine.records import Answer
-from engine.search.query import Cursor, Query, parse_where
+from engine.search.query import Cursor, Query, parse_id, parse_where
 from engine.search.representative import representative
 from indexer.archive import TenantArchive
 
@@ -234,7 +234,7 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
         note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))
     if asked.image_id is not None:
-        image_id = point_id(asked.image_id)
+        image_id = parse_id(asked.image_id)
     else:
         uid = str(asked.sop or asked.series or asked.study or "")
         image_id = representative(archive.store, field, uid, asked.frame)
