@@ -129,7 +129,7 @@ class HitDocument(ImageDocument):
             id=hit.id,
             similarity=round(hit.similarity, 6),
             hamming=hit.hamming,
-            likeness=None,
+            likeness=None if hit.likeness is None else round(hit.likeness, 4),
             name=(names or {}).get(hit.id),
             missing_frames=hit.missing_frames,
             viewers=viewers(hit.record),
@@ -143,9 +143,14 @@ class OodDocument(_Document):
 
     - `verdict`: "known", "unfamiliar" (the kind of image is known, but not this scanner, window or
       view of it), or "foreign". A model without the middle one says "known" or "foreign".
-    - `foreign`: true if `p` ≤ `alpha`; the hits may then look alike and mean nothing.
-    - `p`: conformal p-value of all detectors together, in (0, 1].
+    - `foreign`: whether `verdict` is "foreign"; the hits may then look alike and mean nothing.
+    - `p`: conformal p-value of all detectors together, in (0, 1], among known images.
     - `alpha`: the share of known images that may be called foreign.
+    - `p_elsewhere`: as `p`, among images of known kinds from sources that the model was not
+      calibrated on. An image is foreign where both are at or below `alpha`; null: there are none
+      such, and `p` alone counts.
+    - `level`: the share of known images that may be called unfamiliar or foreign; null: no image is
+      called unfamiliar.
     - `scores`: raw score of each detector; higher is more foreign.
     - `p_values`: conformal p-value of each detector. Detectors that lack an input are absent.
     """
@@ -156,12 +161,14 @@ class OodDocument(_Document):
     alpha: float
     scores: dict[str, float]
     p_values: dict[str, float]
+    p_elsewhere: float | None
+    level: float | None
 
     @classmethod
     def from_verdict(cls, verdict: OodVerdict | None) -> "OodDocument | None":
         if verdict is None:
             return None
-        return cls(verdict="foreign" if verdict.foreign else "known", **_fields_of(verdict))
+        return cls(verdict=verdict.verdict, foreign=verdict.foreign, **_fields_of(verdict))
 
 
 class EvidenceDocument(_Document):

@@ -2,9 +2,9 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,17 @@ __all__ = [
     "Observations",
     "OodVerdict",
     "Point",
+    "Verdict",
     "content_identity",
     "content_point_id",
     "dicom_identity",
     "dicom_point_id",
     "point_id",
 ]
+
+Verdict = Literal["known", "unfamiliar", "foreign"]
+"""known: a kind of image that the gate knows, made as it knows it. unfamiliar: a known kind, but
+not this scanner, window or view of it. foreign: nothing that it knows."""
 
 # uuid5(NAMESPACE_URL, "precedent-point"): a namespace of its own, so that ids do not collide with
 # other UUIDv5 ids.
@@ -187,7 +192,9 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B.
-    rendering, missing_frames: as of a :class:`Point`."""
+    rendering, missing_frames: as of a :class:`Point`. likeness: how alike it is on one scale for
+    all kinds of images, in [0, 1], see :class:`engine.ood.likeness.LikenessScale`; None = there is
+    no scale."""
 
     id: str
     similarity: float
@@ -195,6 +202,7 @@ class Hit:
     record: ImageRecord
     rendering: str | None = None
     missing_frames: str | None = None
+    likeness: float | None = None
 
     @classmethod
     def of(cls, point: Point, similarity: float, hamming: int) -> "Hit":
@@ -205,21 +213,52 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class OodVerdict:
-    """The verdict of the OOD gate: is the query unlike the images that the model was trained on?
+    """The verdict of the OOD gate: can the hits of this query be trusted?
 
-    foreign: it is, since p is at or below alpha.
-    p: joint conformal p-value of all detectors used, in (0, 1].
+    p: joint conformal p-value of all detectors used, in (0, 1], among known images.
     alpha: the operating point: share of known images that may be called foreign.
     scores: detector → raw score, higher = more foreign.
     p_values: detector → conformal p-value in (0, 1]. Has only the detectors used: for an indexed
         image, of which only vector and code are known, "appearance" is missing, for example.
+    p_elsewhere: as p, but among images of known kinds from sources that the gate does not know;
+        None = the gate was calibrated without such images.
+    level: share of known images that may be called other than known; None as ``p_elsewhere``.
     """
 
-    foreign: bool
     p: float
     alpha: float
     scores: dict[str, float]
     p_values: dict[str, float]
+    p_elsewhere: float | None = None
+    level: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What p and p_elsewhere say. "foreign": even among images of other sources hardly any is
+        as odd. "unfamiliar": some are, and hardly any of the sources that the gate knows."""
+        if self.p_elsewhere is None or self.level is None:
+            return "foreign" if self.p <= self.alpha else "known"
+        if self.p <= self.alpha and self.p_elsewhere <= self.alpha:
+            return "foreign"
+        return "unfamiliar" if self.p <= self.level else "known"
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the verdict is "foreign"."""
+        return self.verdict == "foreign"
+
+    def of_several(self, images: int) -> "OodVerdict":
+        """The verdict on a query of so many images, of which this is the one with the smallest p.
+
+        Its p-values are multiplied by their number (Bonferroni); otherwise a query of more images
+        would be called foreign more often.
+        """
+        elsewhere = self.p_elsewhere
+        return replace(
+            self,
+            p=min(1.0, images * self.p),
+            p_elsewhere=None if elsewhere is None else min(1.0, images * elsewhere),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,8 +313,14 @@ def _ood_line(document: dict[str, Any]) -> str:
     from api.schemas import by_detector
 
     by = by_detector(ood["p_values"])
-    if not ood["foreign"]:
+    if ood["verdict"] == "known":
         return f"known kind of image (p = {ood['p']:.3f}; {by})"
+    if ood["verdict"] == "unfamiliar":
+        return (
+            f"[yellow]unfamiliar: a known kind of image from a scanner, window or view that the "
+            f"model does not know (p = {ood['p']:.4f} ≤ {ood['level']:g}; {by}); look at the hits "
+            "before you rely on their order[/]"
+        )
     advice = (
         "refused, as search.ood_policy says"
         if _was_refused(document["evidence"])

@@ -128,6 +128,8 @@ class OodVerdict(_Answer):
     alpha: float
     scores: dict[str, float]
     p_values: dict[str, float]
+    p_elsewhere: float | None
+    level: float | None
 
 
 class SearchEvidence(_Answer):

@@ -97,7 +97,7 @@ def note_search(
         return
     seen.filters += filters
     if verdict is not None:
-        seen.verdict = "foreign" if verdict.foreign else "known"
+        seen.verdict = verdict.verdict
     for name, milliseconds in timings_ms.items():
         seen.stages[name] = seen.stages.get(name, 0.0) + milliseconds / 1000
 

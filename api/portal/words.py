@@ -95,8 +95,12 @@ def verdict(ood: OodDocument | None) -> Verdict:
     if ood is None:
         return _NONE
     title, meaning = _VERDICTS[ood.verdict]
-    compared = "at or below" if ood.foreign else "above"
-    figures = f"p = {ood.p:.3g}, {compared} {ood.alpha:g}; {by_detector(ood.p_values)}"
+    level = ood.alpha if ood.level is None else ood.level
+    compared = "above" if ood.verdict == "known" else "at or below"
+    limit = ood.alpha if ood.foreign else level
+    figures = f"p = {ood.p:.3g}, {compared} {limit:g}; {by_detector(ood.p_values)}"
+    if ood.p_elsewhere is not None:
+        figures += f"; among images of other scanners p = {ood.p_elsewhere:.3g}"
     return Verdict(ood.verdict, title, meaning, figures)
 
 

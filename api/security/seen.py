@@ -83,9 +83,7 @@ def tell_about(request: Request, **about: str | int) -> None:
 
 def verdict_of(ood: OodVerdict | None) -> str | None:
     """The word for a verdict; None = there is none."""
-    if ood is None:
-        return None
-    return "foreign" if ood.foreign else "known"
+    return None if ood is None else ood.verdict
 
 
 def _rank(verdict: str | None) -> int:

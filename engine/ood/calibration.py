@@ -5,6 +5,12 @@ come from the same distribution as the calibration images (Vovk et al., "Algorit
 Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023). The share
 holds for all known images together, not for each kind of them.
 
+Images of other hospitals do not come from that distribution: their kinds are known, their scanners
+are not. Where the gate has scores of such images as well, of sources that were left out one after
+the other, an image is foreign when it is odd among these too, and unfamiliar when it is odd among
+known images alone. As a source is to the sources left out, so at most a share alpha of its images
+of known kinds is called foreign.
+
 Several detectors are combined into one score, the sum of the logarithms of their ranks among the
 calibration images (as Fisher combines p-values, "Statistical Methods for Research Workers", 1932),
 and this score is calibrated again. Unlike Bonferroni's correction, this loses nothing when
@@ -28,12 +34,14 @@ from safetensors.numpy import save
 from engine.errors import ModelError
 from engine.files import write_atomically
 from engine.ood.base import Detector, State
-from engine.ood.detectors import detector_kind
+from engine.ood.detectors import KnnDetector, detector_kind
+from engine.ood.likeness import LikenessScale
 from engine.records import Observations, OodVerdict
 
 __all__ = [
     "ALPHA",
     "CALIBRATION",
+    "LEVEL",
     "JointCalibration",
     "OodGate",
     "conformal_p",
@@ -42,8 +50,9 @@ __all__ = [
 
 CALIBRATION = "calibration.safetensors"
 ALPHA = 0.03
-_FORMAT = "3"
-_SCORES = "scores"
+LEVEL = 0.05
+_FORMATS = ("3", "4")  # 3 has neither scores of other sources nor a scale of likeness
+_SCORES, _ELSEWHERE, _LIKENESS = "scores", "elsewhere", "likeness"
 _ROWS = 1024
 _ROUNDING = 1e-9  # sums of logarithms that differ by less count as equal
 
@@ -128,18 +137,25 @@ class OodGate:
     """Decides whether images are foreign to the model.
 
     An image is foreign when the joint p-value of the detectors (:class:`JointCalibration`) is at or
-    below alpha.
+    below alpha, among known images and, where there are such, among those of other sources.
 
     Args:
         detectors: fitted on known images, best on those that the model was trained on.
         calibration: detector name → float32 (n,), its scores of n known images that it was not
             fitted on; the same images in the same order for every detector.
         alpha: share of known images that may be called foreign, between 0 and 1.
+        elsewhere: as ``calibration``, of images of known kinds from sources that neither the model
+            nor the detectors knew, of each source about as many; None = no image is called
+            unfamiliar.
+        level: share of known images that may be called other than known, at least alpha; None =
+            :data:`LEVEL`, or alpha where that is more.
+        likeness: the scale for similarities of hits, made of the references of detector "knn";
+            None = there is none.
 
     Raises:
         ModelError: there is no detector, or one is given twice; the numbers of scores differ, or a
-            score is not finite; alpha is out of range; or there are too few calibration images for
-            any image to be called foreign.
+            score is not finite; alpha or level is out of range; or there are too few calibration
+            images for any image to be called foreign.
     """
 
     def __init__(
@@ -147,27 +163,29 @@ class OodGate:
         detectors: Sequence[Detector],
         calibration: Mapping[str, NDArray[np.float32]],
         alpha: float = ALPHA,
+        *,
+        elsewhere: Mapping[str, NDArray[np.float32]] | None = None,
+        level: float | None = None,
+        likeness: LikenessScale | None = None,
     ) -> None:
         names = [detector.name for detector in detectors]
         least = fewest_calibration_images(alpha)
         if not names or len(set(names)) < len(names):
             raise ModelError(f"the gate's detectors are {names}; name one or more, each once")
-        sizes = {name: len(calibration[name]) for name in names}
-        self.images = sizes[names[0]]
-        if set(sizes.values()) != {self.images}:
-            raise ModelError(f"{sizes} calibration scores; score the same images by each detector")
-        if self.images < least:
+        level = max(alpha, LEVEL) if level is None else level
+        if not alpha <= level < 1:
             raise ModelError(
-                f"{self.images} calibration images can never give p ≤ {alpha}; use at least "
-                f"{least} images, or a larger alpha"
+                f"level is {level}, alpha {alpha}; the share that may be called unfamiliar or "
+                "foreign is at least that which may be called foreign, and below 1"
             )
         self.detectors = tuple(detectors)
-        self.calibration = {name: np.asarray(calibration[name]) for name in names}
         self.alpha = alpha
+        self.level = level
+        self.likeness = likeness
+        self.calibration = _scores(calibration, names, least, alpha)
+        self.elsewhere = None if elsewhere is None else _scores(elsewhere, names, least, alpha)
+        self.images = len(self.calibration[names[0]])
         self._joints: dict[tuple[str, ...], JointCalibration] = {}
-        for name, scores in self.calibration.items():
-            if not np.isfinite(scores).all():
-                raise ModelError(f"calibration scores of {name!r} are not all finite numbers")
 
     @classmethod
     def calibrated(
@@ -211,25 +229,31 @@ class OodGate:
             )
         names = tuple(detector.name for detector in used)
         scores = np.stack([detector.score(observations) for detector in used], axis=1)
-        calibration = self._joint(names)
+        calibration = self._joint(self.calibration, names, "")
         alone, together = calibration.alone(scores), calibration.joint(scores)
+        outside = None
+        if self.elsewhere is not None:
+            outside = self._joint(self.elsewhere, names, _ELSEWHERE).joint(scores)
         return [
             OodVerdict(
-                foreign=bool(p <= self.alpha),
                 p=float(p),
                 alpha=self.alpha,
                 scores=dict(zip(names, scores[i].tolist(), strict=True)),
                 p_values=dict(zip(names, alone[i].tolist(), strict=True)),
+                p_elsewhere=None if outside is None else float(outside[i]),
+                level=None if outside is None else self.level,
             )
             for i, p in enumerate(together)
         ]
 
-    def _joint(self, names: tuple[str, ...]) -> JointCalibration:
-        """The calibration of these detectors, which is kept for the next call."""
-        if names not in self._joints:
-            scores = np.stack([self.calibration[name] for name in names], axis=1)
-            self._joints[names] = JointCalibration(scores)
-        return self._joints[names]
+    def _joint(
+        self, scores: Mapping[str, NDArray[np.float32]], names: tuple[str, ...], of: str
+    ) -> JointCalibration:
+        """The calibration of these detectors on these scores, which is kept for the next call."""
+        key = (of, *names)
+        if key not in self._joints:
+            self._joints[key] = JointCalibration(np.stack([scores[n] for n in names], axis=1))
+        return self._joints[key]
 
     def save(self, directory: Path, model: str, decoder: str | None = None) -> None:
         """Writes the gate into a checkpoint folder.
@@ -245,10 +269,17 @@ class OodGate:
                 tensors[f"{detector.name}.{key}"] = np.ascontiguousarray(value)
             scores = self.calibration[detector.name]
             tensors[f"{detector.name}.{_SCORES}"] = scores.astype(np.float32)
+            if self.elsewhere is not None:
+                outside = self.elsewhere[detector.name].astype(np.float32)
+                tensors[f"{detector.name}.{_ELSEWHERE}"] = outside
+        if self.likeness is not None:
+            for key, value in self.likeness.state().items():
+                tensors[f"{_LIKENESS}.{key}"] = value
         metadata = {
-            "format": _FORMAT,
+            "format": _FORMATS[-1],
             "model": model,
             "alpha": repr(self.alpha),
+            "level": repr(self.level),
             "detectors": json.dumps([detector.name for detector in self.detectors]),
             "sha256": _digest(tensors),
         }
@@ -281,10 +312,11 @@ class OodGate:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") != _FORMAT:
+            if metadata.get("format") not in _FORMATS:
                 raise ModelError(
                     f"{path} was made by another version of precedent (format "
-                    f"{metadata.get('format', '1')}, this one reads {_FORMAT}); {way_out}"
+                    f"{metadata.get('format', '1')}, this one reads {' and '.join(_FORMATS)}); "
+                    f"{way_out}"
                 )
             if metadata["model"] != model:
                 raise ModelError(
@@ -299,10 +331,48 @@ class OodGate:
             names = json.loads(metadata["detectors"])
             detectors = [detector_kind(name).from_state(_part(tensors, name)) for name in names]
             scores = {name: tensors[f"{name}.{_SCORES}"] for name in names}
+            outside = {
+                name: tensors[f"{name}.{_ELSEWHERE}"]
+                for name in names
+                if f"{name}.{_ELSEWHERE}" in tensors
+            }
             alpha = float(metadata["alpha"])
+            level = float(metadata["level"]) if "level" in metadata else None
+            likeness = None
+            if kept := _part(tensors, _LIKENESS):
+                (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
+                likeness = LikenessScale.from_state(kept, knn.reference)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is damaged ({error}); {way_out}") from None
-        return cls(detectors, scores, alpha)
+        return cls(
+            detectors,
+            scores,
+            alpha,
+            elsewhere=outside or None,
+            level=level,
+            likeness=likeness,
+        )
+
+
+def _scores(
+    given: Mapping[str, NDArray[np.float32]], names: Sequence[str], least: int, alpha: float
+) -> dict[str, NDArray[np.float32]]:
+    """The scores of each detector. Raises ModelError: they are not the same number, too few, or
+    not finite."""
+    sizes = {name: len(given[name]) for name in names}
+    count = sizes[names[0]]
+    if set(sizes.values()) != {count}:
+        raise ModelError(f"{sizes} calibration scores; score the same images by each detector")
+    if count < least:
+        raise ModelError(
+            f"{count} calibration images can never give p ≤ {alpha}; use at least "
+            f"{least} images, or a larger alpha"
+        )
+    scores = {name: np.asarray(given[name]) for name in names}
+    for name, values in scores.items():
+        if not np.isfinite(values).all():
+            raise ModelError(f"calibration scores of {name!r} are not all finite numbers")
+    return scores
 
 
 def _part(tensors: Mapping[str, NDArray[Any]], name: str) -> State:

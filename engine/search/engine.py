@@ -156,7 +156,7 @@ class SearchEngine:
             ImageNotFound: an example is not indexed.
         """
         with asked_ahead(self._store) as store:
-            found = recommend(store, self._settings, self.verdict, examples, wanted)
+            found = recommend(store, self._settings, self.verdict, examples, wanted, self._scaled)
         told = self._told_of([one.hit for one in found.hits])
         if examples.seen is not None:
             told["precision"] = self._encoder.precision
@@ -261,7 +261,8 @@ class SearchEngine:
         end = query.offset + query.k
         more = len(hits) > end and end + query.k <= MAX_K
         evidence = self._evidence(query, taken, len(points), watch)
-        shown = hits[query.offset : end]
+        with watch("rank"):
+            shown = self._scaled(seen.z, hits[query.offset : end])
         return Answer(
             tuple(shown),
             replace(
@@ -288,8 +289,16 @@ class SearchEngine:
         if self._gate is None or not self._gate.detectors_for(seen):
             return None
         strictest = min(self._gate.verdicts(seen), key=lambda verdict: verdict.p)
-        p = min(1.0, len(seen) * strictest.p)
-        return replace(strictest, p=p, foreign=p <= strictest.alpha)
+        return strictest.of_several(len(seen))
+
+    def _scaled(self, z: NDArray[np.float32], hits: Sequence[Hit]) -> list[Hit]:
+        """The hits of a query of images with these z, float32 (N, D), with their likeness, where
+        the gate has a scale."""
+        scale = None if self._gate is None else self._gate.likeness
+        if scale is None or not hits:
+            return list(hits)
+        likeness = scale.of(z, np.array([hit.similarity for hit in hits])).tolist()
+        return [replace(hit, likeness=one) for hit, one in zip(hits, likeness, strict=True)]
 
     def candidates(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.errors import QueryError
 from engine.records import Hit, Observations, OodVerdict
@@ -176,12 +177,15 @@ def recommend(
     verdict: Callable[[Observations], OodVerdict | None],
     examples: Examples,
     wanted: Wanted,
+    scaled: Callable[[NDArray[np.float32], Sequence[Hit]], list[Hit]] | None = None,
 ) -> Recommendation:
     """The images recommended for ``examples``; of whole series or studies, the image of each that
     is most like an example.
 
     Args:
         verdict: returns the OOD verdict on observed images, or None.
+        scaled: returns the hits of a query of images with these z, float32 (N, D), with their
+            likeness; None = they have none.
 
     Raises:
         ImageNotFound: an example, or the example study or series, is not indexed.
@@ -253,6 +257,8 @@ def recommend(
         wider *= _WIDER
     with watch("rank"):
         hits = diverse(store, hits[:needed], wanted.k, wanted.diversity)
+        if scaled is not None:
+            hits = scaled(np.stack([example.z for example in liked]), hits)
     because = {one.hit.id: one for one in found}
     remarks = (*remarks, *remark_on(nobody, own, wanted.exclude))
     ranked = pool.compared if by_image else cases.images
@@ -271,7 +277,8 @@ def recommend(
         note=joined(_note(climbs, whole=whole), remarks),
         timings_ms=watch.rounded(),
     )
-    return Recommendation(tuple(because[hit.id] for hit in hits), _votes(hits), basis, told)
+    shown = tuple(replace(because[hit.id], hit=hit) for hit in hits)
+    return Recommendation(shown, _votes(hits), basis, told)
 
 
 def _without(where: Filter, ids: Iterable[str | None]) -> Filter:
@@ -351,9 +358,7 @@ def _strictest(
     told = [one for one in map(verdict, observed) if one is not None]
     if not told:
         return None
-    strictest = min(told, key=lambda one: one.p)
-    p = min(1.0, len(told) * strictest.p)
-    return replace(strictest, p=p, foreign=p <= strictest.alpha)
+    return min(told, key=lambda one: one.p).of_several(len(told))
 
 
 def _climbs(

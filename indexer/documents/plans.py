@@ -99,8 +99,7 @@ def verdict_of(answer: Answer | Recommendation) -> Verdict | None:
     ood = answer.ood
     if ood is None:
         return None
-    word = getattr(ood, "verdict", None) or ("foreign" if ood.foreign else "known")
-    return Verdict(str(word), float(ood.p), float(ood.alpha))
+    return Verdict(ood.verdict, float(ood.p), float(ood.alpha))
 
 
 def plan_text(plan: Plan) -> dict[str, Any]:

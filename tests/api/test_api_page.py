@@ -398,19 +398,29 @@ def test_spellings_of_one_maker_are_one(one: str, other: str) -> None:
 
 
 def test_the_verdict_is_put_in_words() -> None:
-    def told(state: str, p: float) -> OodDocument:
+    def told(state: str, p: float, elsewhere: float | None = None) -> OodDocument:
         foreign = state == "foreign"
         return OodDocument(
-            verdict=state, foreign=foreign, p=p, alpha=0.03, scores={}, p_values={"knn": p}
+            verdict=state,
+            foreign=foreign,
+            p=p,
+            alpha=0.03,
+            scores={},
+            p_values={"knn": p},
+            p_elsewhere=elsewhere,
+            level=None if elsewhere is None else 0.25,
         )
 
-    states = [verdict(told(name, p)) for name, p in (("known", 0.4), ("unfamiliar", 0.2))]
+    states = [verdict(told("known", 0.4)), verdict(told("unfamiliar", 0.2, 0.6))]
     states += [verdict(told("foreign", 0.01)), verdict(None)]
     assert [one.state for one in states] == ["known", "unfamiliar", "foreign", "none"]
     assert len({one.title for one in states}) == 4
     # Numbers are not what a reader sees first.
     assert not any("p =" in one.title + one.meaning for one in states)
     assert states[0].figures == "p = 0.4, above 0.03; knn 0.4"
+    expected = "p = 0.2, at or below 0.25; knn 0.2; among images of other scanners p = 0.6"
+    assert states[1].figures == expected
+    assert states[2].figures == "p = 0.01, at or below 0.03; knn 0.01"
     assert states[3].figures is None
 
 

@@ -203,7 +203,7 @@ def test_clients_made_of_the_document_can_upload(document) -> None:
     assert {"id", "sop", "frame", "series", "study"} <= set(schemas["SearchRequest"]["properties"])
 
 
-def test_what_is_to_come_is_in_the_schema(document) -> None:
+def test_verdict_and_likeness_are_in_the_schema(document) -> None:
     schemas = document["components"]["schemas"]
     verdict = schemas["OodDocument"]["properties"]["verdict"]
     assert verdict["enum"] == ["known", "unfamiliar", "foreign"]

@@ -271,7 +271,7 @@ def test_scores_are_numbers_from_0_to_1(archive: Archive) -> None:
     request = Request({**scope, "scheme": "http", "server": ("localhost", 80)})
     raw = {"1.1": -0.4, "1.2": 1.0000002, "1.3": float("nan"), "1.4": 0.25}
     hits = [Hit(uid, r, 3, ImageRecord(study=uid)) for uid, r in raw.items()]
-    verdict = OodVerdict(True, 0.001, 0.03, {}, {})
+    verdict = OodVerdict(0.001, 0.03, {}, {})
     answer = fhir_answer(request, TenantArchive(archive, "default"), hits, verdict, lambda _: [])
     bundle = json.loads(answer.body)
     scores = {one["resource"]["id"]: one["search"]["score"] for one in matches(bundle)}

@@ -28,13 +28,22 @@ _EVIDENCE = {
 _MIXED = _EVIDENCE | {"index_precision": "bf16"}
 _OLDER = _EVIDENCE | {"rendered_otherwise": 3}
 _KNOWN = {
+    "verdict": "known",
     "foreign": False,
     "p": 0.41,
     "alpha": 0.03,
     "scores": {"knn": 0.18, "reconstruction": 0.07},
     "p_values": {"knn": 0.205, "reconstruction": 0.63},
+    "p_elsewhere": None,
+    "level": None,
 }
-_FOREIGN = _KNOWN | {"foreign": True, "p": 0.002, "p_values": {"knn": 0.001}}
+_FOREIGN = _KNOWN | {
+    "verdict": "foreign",
+    "foreign": True,
+    "p": 0.002,
+    "p_values": {"knn": 0.001},
+}
+_UNFAMILIAR = _KNOWN | {"verdict": "unfamiliar", "p": 0.02, "p_elsewhere": 0.3, "level": 0.05}
 _REFUSED = _EVIDENCE | {"rung": "none", "radius": None, "candidates": 0}
 _CELLS = _EVIDENCE | {"rung": "cells", "radius": None, "cells": 16}
 _BOTH = _EVIDENCE | {"radius": 9, "cells": 16}
@@ -53,6 +62,7 @@ def document(ood: object, evidence: object) -> dict[str, Any]:
         (None, _BOTH, ["134 candidates", "within 9 of 64 bits", "in 16 of 252 cells"]),
         (None, _DENSE, ["rung dense: 134 candidates, everything was compared"]),
         (_KNOWN, _EVIDENCE, ["known kind of image (p = 0.410; knn 0.205, reconstruction 0.63)"]),
+        (_UNFAMILIAR, _EVIDENCE, ["unfamiliar: a known kind of image", "p = 0.0200 ≤ 0.05"]),
         (_FOREIGN, _EVIDENCE, ["FOREIGN", "p = 0.0020 ≤ 0.03; knn 0.001", "do not trust"]),
         (_KNOWN, _MIXED, ["encoded in fp32, the index in bf16: similarities may be off by 0.01"]),
         (_KNOWN, _OLDER, ["3 hits were rendered by another version; `precedent index --again`"]),

@@ -18,6 +18,7 @@ from engine.ood.calibration import (
     fewest_calibration_images,
 )
 from engine.ood.detectors import DETECTORS, KnnDetector, ReconstructionDetector
+from engine.ood.likeness import LikenessScale
 from engine.records import Observations
 
 scores = st.integers(0, 8).map(float)  # few values, so that there are ties
@@ -281,7 +282,7 @@ def test_a_damaged_file_is_refused(gate, tmp_path):
 def test_a_calibration_of_an_earlier_version_is_refused(tmp_path):
     tensors = {"reference": np.eye(8, dtype=np.float16), "knn": np.zeros(99, np.float32)}
     old = {"model": MODEL, "alpha": "0.03", "k": "10"}
-    for metadata in (old, None, old | {"format": "2"}, old | {"format": "4"}):
+    for metadata in (old, None, old | {"format": "2"}, old | {"format": "5"}):
         save_file(tensors, tmp_path / CALIBRATION, metadata)
         with pytest.raises(ModelError, match=rf"{CALIBRATION}.*version.*calibrate again"):
             OodGate.load(tmp_path, MODEL)
@@ -346,3 +347,116 @@ def test_a_gate_that_makes_no_sense_is_refused():
         OodGate([detector, other], {"knn": fine, "reconstruction": fine[:-1]})
     with pytest.raises(ModelError, match="finite"):
         OodGate([detector], {"knn": np.append(fine, np.nan)})
+
+
+def shifted(rng: np.random.Generator, count: int) -> Observations:
+    """Known images as another scanner shows them: moved in part towards the foreign ones."""
+    seen = images(rng, count)
+    z = seen.z.copy()
+    z[:, 5] += rng.uniform(0.5, 0.8, count)
+    unit = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    return replace(seen, z=unit)
+
+
+def of_sources(rng, names=("knn",), **options) -> OodGate:
+    """A gate that has seen images of other sources as well."""
+    known = images(rng, 200)
+    detectors = [DETECTORS[name]().fit(known) for name in names]
+    calibration = {one.name: one.score(images(rng, 199)) for one in detectors}
+    elsewhere = {one.name: one.score(shifted(rng, 199)) for one in detectors}
+    return OodGate(detectors, calibration, elsewhere=elsewhere, **options)
+
+
+def shares(gate: OodGate, seen: Observations) -> dict[str, float]:
+    told = [verdict.verdict for verdict in gate.verdicts(seen)]
+    return {word: told.count(word) / len(told) for word in ("known", "unfamiliar", "foreign")}
+
+
+def test_images_of_other_scanners_are_unfamiliar_and_not_foreign():
+    rng = np.random.default_rng(11)
+    gates = [of_sources(rng, level=0.05) for _ in range(20)]
+    known, elsewhere, foreign = (
+        [shares(gate, made(rng)) for gate in gates]
+        for made in (
+            lambda rng: images(rng, 200),
+            lambda rng: shifted(rng, 200),
+            lambda rng: images(rng, 200, centre=3),
+        )
+    )
+
+    def mean(found: list[dict[str, float]], word: str) -> float:
+        return float(np.mean([one[word] for one in found]))
+
+    # The promises: alpha of other scanners' images at most, and of known ones no more than level.
+    assert mean(elsewhere, "foreign") <= ALPHA + 0.01
+    assert mean(known, "foreign") <= ALPHA
+    assert mean(known, "unfamiliar") + mean(known, "foreign") <= 0.05 + 0.01
+    assert mean(elsewhere, "unfamiliar") > 0.5
+    assert mean(foreign, "foreign") > 0.95
+
+
+def test_a_gate_that_saw_no_other_source_calls_nothing_unfamiliar(gate):
+    rng = np.random.default_rng(12)
+    for seen in (images(rng, 50), shifted(rng, 50), images(rng, 50, centre=3)):
+        verdicts = gate.verdicts(seen)
+        assert {(one.p_elsewhere, one.level) for one in verdicts} == {(None, None)}
+        assert {one.verdict for one in verdicts} <= {"known", "foreign"}
+        assert all(one.foreign is (one.p <= ALPHA) for one in verdicts)
+
+
+def test_what_is_foreign_is_odd_among_known_images_too():
+    """Other sources may be nearer to the references than known images are."""
+    rng = np.random.default_rng(13)
+    detector = KnnDetector().fit(images(rng, 200))
+    near, far = detector.score(images(rng, 99)), detector.score(shifted(rng, 99))
+    gate = OodGate([detector], {"knn": far}, elsewhere={"knn": near})
+    (verdict,) = gate.verdicts(shifted(rng, 1))
+    assert verdict.p_elsewhere <= ALPHA < verdict.p
+    assert verdict.verdict == "known"
+
+
+def test_a_query_of_several_images_is_judged_by_both_p_values():
+    gate = of_sources(np.random.default_rng(14), level=0.05)
+    strictest = min(
+        gate.verdicts(shifted(np.random.default_rng(15), 9)), key=lambda verdict: verdict.p
+    )
+    several = strictest.of_several(4)
+    assert several.p == pytest.approx(4 * strictest.p)
+    assert several.p_elsewhere == pytest.approx(min(1, 4 * strictest.p_elsewhere))
+    assert strictest.of_several(1) == strictest
+    assert strictest.of_several(10_000).p == 1
+
+
+@pytest.mark.parametrize("level", [ALPHA / 2, 1.0])
+def test_the_second_level_is_between_alpha_and_one(level):
+    with pytest.raises(ModelError, match=f"level is {level}, alpha {ALPHA}"):
+        of_sources(np.random.default_rng(16), level=level)
+
+
+def test_a_gate_of_sources_says_the_same_once_it_was_stored(tmp_path):
+    rng = np.random.default_rng(17)
+    gate = of_sources(rng, ("knn", "appearance"), level=0.08)
+    gate.likeness = LikenessScale.fitted(gate.detectors[0].reference)
+    gate.save(tmp_path, MODEL)
+    again = OodGate.load(tmp_path, MODEL)
+    seen = Observations.joined([images(rng, 20), shifted(rng, 20), images(rng, 20, centre=3)])
+    assert again.verdicts(seen) == gate.verdicts(seen)
+    assert again.level == 0.08
+    asked = np.linspace(-1, 1, 50)
+    assert again.likeness.of(seen.z[:1], asked) == pytest.approx(
+        gate.likeness.of(seen.z[:1], asked), abs=0.02
+    )
+
+
+def test_a_gate_of_the_format_before_is_read(gate, tmp_path):
+    gate.save(tmp_path, MODEL)
+    path = tmp_path / CALIBRATION
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() | {"format": "3"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata["level"]
+    save_file(tensors, path, metadata)
+    again = OodGate.load(tmp_path, MODEL)
+    seen = images(np.random.default_rng(18), 20)
+    assert again.verdicts(seen) == gate.verdicts(seen)
+    assert (again.elsewhere, again.likeness) == (None, None)

@@ -55,6 +55,8 @@ _EXAMPLE = {
         "alpha": 0.03,
         "scores": {"knn": 0.18},
         "p_values": {"knn": 0.205},
+        "p_elsewhere": 0.74,
+        "level": 0.05,
     },
     "evidence": {
         "rule": "image",
@@ -99,7 +101,7 @@ _EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9688,
             "hamming": 2,
-            "likeness": None,
+            "likeness": 0.82,
             "name": None,
             "missing_frames": None,
             "viewers": [example_link("1.2.826.0.1.3680043.8.498.7.1.12", EXAMPLE_STUDY)],

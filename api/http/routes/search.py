@@ -44,6 +44,8 @@ EXAMPLE = {
         "alpha": 0.03,
         "scores": {"knn": 0.18, "reconstruction": 0.07},
         "p_values": {"knn": 0.205, "reconstruction": 0.63},
+        "p_elsewhere": 0.74,
+        "level": 0.05,
     },
     "evidence": {
         "rung": "codes",
@@ -90,7 +92,7 @@ EXAMPLE = {
             "burned_in": None,
             "similarity": 0.9731,
             "hamming": 3,
-            "likeness": None,
+            "likeness": 0.82,
             "name": None,
             "missing_frames": None,
             "viewers": [example_link(_EXAMPLE_SOP)],
