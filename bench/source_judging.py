@@ -2,7 +2,7 @@
 
 Every source of a kind is asked about in turn, while the index holds the others. A query is judged
 by its first hit: is it of the same kind? And by the gate: is a kind that was learned called
-foreign, and is a wrong hit passed as known?
+foreign, and is a wrong hit passed as known, neither called foreign nor unfamiliar?
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.manifests import Picture
+from engine.ood.calibration import OodGate
 
 __all__ = ["INDEXES", "Judged", "Seen", "asked", "judged", "kind_row", "overall_row", "source_row"]
 
@@ -27,12 +28,12 @@ DRAWS = 2000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures as a model sees them. z: float32 (N, D), of unit length. foreign: bool (N,), the
-    verdicts of its gate; None = it has none."""
+    """Pictures as a model sees them. z: float32 (N, D), of unit length. scores: of the detectors of
+    its gate, float32 (N,) by name; None = it has none."""
 
     pictures: Sequence[Picture]
     z: NDArray[np.float32]
-    foreign: NDArray[np.bool_] | None
+    scores: dict[str, NDArray[np.float32]] | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Judged:
 
     held_out: whether the model learned from nothing of the source. taught: whether it learned the
     kind, from others. patients: of each query. right: by index, of each query, whether the first
-    hit is of its kind; None = that index has nothing of the kind. foreign: of each query.
+    hit is of its kind; None = that index has nothing of the kind. verdicts: the word on each query.
     """
 
     kind: str
@@ -50,10 +51,14 @@ class Judged:
     taught: bool
     patients: NDArray[np.str_]
     right: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
-    foreign: NDArray[np.bool_] | None = None
+    verdicts: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.patients)
+
+    def share(self, word: str) -> float | None:
+        """The share of the queries with this verdict; None = there are no verdicts."""
+        return None if self.verdicts is None else _mean(self.verdicts == word)
 
 
 def asked(pictures: Sequence[Picture], kind: str, source: str, most: int = MOST) -> list[int]:
@@ -75,13 +80,17 @@ def asked(pictures: Sequence[Picture], kind: str, source: str, most: int = MOST)
 
 
 def judged(
-    seen: Seen, trained_on: Sequence[dict[str, Any]], only: Sequence[str] | None = None
+    seen: Seen,
+    trained_on: Sequence[dict[str, Any]],
+    only: Sequence[str] | None = None,
+    gate: OodGate | None = None,
 ) -> list[Judged]:
     """How the model answers each source of each kind.
 
     Args:
         trained_on: what it learned from, rows with "class" and "source".
         only: ask these sources alone; None = all.
+        gate: judges the scores; None = there are no verdicts.
 
     Raises:
         SystemExit: it learned from a source in ``only``.
@@ -93,6 +102,9 @@ def judged(
     kinds = np.array([one.kind for one in pictures])
     sources = np.array([one.source for one in pictures])
     patients = np.array([one.patient for one in pictures])
+    words = None
+    if gate is not None and seen.scores is not None:
+        words = np.array([one.verdict for one in gate.judged(seen.scores)])
     searched = np.array([one.more or one.part == "database" for one in pictures])
     base = np.array([not one.more and one.part == "database" for one in pictures])
     found = []
@@ -117,7 +129,7 @@ def judged(
                 any(row["class"] == kind and row["source"] != source for row in trained_on),
                 patients[queries],
                 {name: _right(seen.z, kinds, queries, index, own) for name, index in held.items()},
-                None if seen.foreign is None else seen.foreign[queries],
+                None if words is None else words[queries],
             )
         )
     return found
@@ -154,7 +166,7 @@ def source_row(one: Judged) -> dict[str, Any]:
         row[f"P@1 {name}"] = _mean(one.right.get(name))
     right = one.right.get("others")
     row["95 %"] = None if right is None else _interval([_by_patient(right, one.patients)])
-    row["foreign"] = _mean(one.foreign)
+    row |= {word: one.share(word) for word in ("unfamiliar", "foreign")}
     row |= _wrong([one])
     return row
 
@@ -175,7 +187,7 @@ def overall_row(every: Sequence[Judged], kinds: Sequence[str]) -> dict[str, Any]
         for one in every
         if one.kind in kinds and one.held_out and one.right.get("others") is not None
     ]
-    names = [*(f"P@1 {name}" for name in INDEXES), "foreign"]
+    names = [*(f"P@1 {name}" for name in INDEXES), "unfamiliar", "foreign"]
     # Of an index that lacks one of the kinds, the mean of the others would be another figure.
     means = {
         name: None
@@ -215,7 +227,8 @@ def _over_sources(some: Sequence[Judged]) -> dict[str, Any]:
     for name in INDEXES:
         row[f"P@1 {name}"] = _plain_mean([_mean(one.right.get(name)) for one in some])
     row["95 %"] = _interval(rights) if rights else None
-    row["foreign"] = _plain_mean([_mean(one.foreign) for one in some])
+    for word in ("unfamiliar", "foreign"):
+        row[word] = _plain_mean([one.share(word) for one in some])
     return row | _wrong(some)
 
 
@@ -227,9 +240,9 @@ def _wrong(some: Sequence[Judged]) -> dict[str, Any]:
         if right is None:
             continue
         wrong += int((~right).sum())
-        if one.foreign is not None:
-            passed += int((~right & ~one.foreign).sum())
-    known = any(one.foreign is not None for one in some)
+        if one.verdicts is not None:
+            passed += int((~right & (one.verdicts == "known")).sum())
+    known = any(one.verdicts is not None for one in some)
     return {"wrong": wrong, "passed": passed if known else None}
 
 

@@ -1,6 +1,7 @@
 """Builds the shipped model: trains the network and the decoder, and calibrates the OOD gate.
 
     python -m bench.weights DATA OUT [--fold 1/3 | --leave-out SOURCE…] [--epochs 40]
+    python -m bench.weights DATA OUT --folds FOLD… [--epochs 40]
 
 DATA has ``manifest.csv`` and ``more/manifest.csv`` (``bench.manifests``). The same command goes on
 where a build was stopped, or killed; ``--epochs`` may be raised then. Until it ends, OUT has the
@@ -9,7 +10,8 @@ best model so far in ``epoch-NNNN``.
 The tower starts from ImageNet weights (``bench.pretrained``). Images are drawn by kind, source and
 patient, beside synthetic ones (``bench.phantoms``): of the known kinds as other scanners show them,
 and of other things, as kinds of their own, so that the real ones do not fill all of the feature
-space. With sources left out it is a fold of ``bench.sources``: ``fold.json`` names them.
+space. With sources left out it is a fold of ``bench.sources``: ``fold.json`` names them. From finished
+folds the gate learns what known kinds look like from sources that nobody has met.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.collection import Part
+from bench.held_out import FOLD, fold_model, scores_elsewhere, seen_by
 from bench.manifests import (
     Picture,
     canvases,
@@ -41,7 +44,8 @@ from engine.model.encoder import Encoder
 from engine.model.manifest import Manifest
 from engine.model.preprocess import Preprocess
 from engine.ood.calibration import OodGate
-from engine.ood.detectors import detector_kind
+from engine.ood.detectors import KnnDetector, detector_kind
+from engine.ood.likeness import LikenessScale
 from engine.training.augment import AugmentConfig
 from engine.training.data import TrainingSet
 from engine.training.decoder import DecoderConfig, train_decoder
@@ -49,9 +53,6 @@ from engine.training.trainer import TrainConfig, train
 
 REFERENCES = 4096
 SHIPPED_DETECTORS = ("knn", "appearance")
-FOLD = "fold.json"
-"""In the folder of a model: which sources it was not to learn from."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -124,15 +125,30 @@ def spread_out(pictures: Sequence[Picture], most: int, seed: int) -> list[Pictur
 
 
 def gate_of_sources(
-    encoder: Encoder, learned: Sequence[Picture], calibrating: Sequence[Picture], seed: int
+    encoder: Encoder,
+    learned: Sequence[Picture],
+    calibrating: Sequence[Picture],
+    seed: int,
+    elsewhere: dict[str, NDArray[np.float32]] | None = None,
 ) -> OodGate:
-    """The gate of a model of many sources: each source counts as known as any other."""
+    """The gate of a model of many sources: each source counts as known as any other.
+
+    elsewhere: scores of sources left out, see ``bench.held_out``; None = nothing is unfamiliar.
+    """
     preprocess = encoder.manifest.preprocess
     chosen = spread_out(learned, REFERENCES, seed)
     known = encoder.observe(list(canvases(chosen, preprocess)))
     kinds = np.unique([picture.kind for picture in chosen], return_inverse=True)[1]
     detectors = [detector_kind(name)().fit(known, kinds) for name in SHIPPED_DETECTORS]
-    return OodGate.calibrated(detectors, encoder.observe(list(canvases(calibrating, preprocess))))
+    patients = np.unique([picture.patient for picture in chosen], return_inverse=True)[1]
+    (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
+    calibration = encoder.observe(list(canvases(calibrating, preprocess)))
+    return OodGate(
+        detectors,
+        {one.name: one.score(calibration) for one in detectors},
+        elsewhere=elsewhere,
+        likeness=LikenessScale.fitted(knn.reference, patients),
+    )
 
 
 def build(arguments: argparse.Namespace) -> Manifest:
@@ -193,7 +209,11 @@ def build(arguments: argparse.Namespace) -> Manifest:
         decoder = DecoderConfig(epochs=arguments.decoder_epochs, seed=arguments.seed)
         train_decoder(out, real, decoder)
     encoder = Encoder.load(out)
-    gate = gate_of_sources(encoder, parts["train"], parts["calibration"], arguments.seed)
+    folds = [fold_model(folder, every) for folder in arguments.folds]
+    elsewhere = (
+        scores_elsewhere([(fold, seen_by(fold, every)) for fold in folds]) if folds else None
+    )
+    gate = gate_of_sources(encoder, parts["train"], parts["calibration"], arguments.seed, elsewhere)
     gate.save(out, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
     return manifest
 
@@ -237,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", type=Path)
     made.add_argument("--leave-out", nargs="+", default=[], metavar="SOURCE")
     made.add_argument("--fold", type=fold_argument, metavar="I/K", help="the I-th of K folds")
+    made.add_argument("--folds", type=Path, nargs="+", default=[], metavar="DIR")
     made.add_argument("--epochs", type=int, default=40)
     made.add_argument("--steps", type=int, default=250, help="of an epoch")
     made.add_argument("--batch-size", type=int, default=64)

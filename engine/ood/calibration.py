@@ -202,6 +202,26 @@ class OodGate:
         """
         return cls(detectors, {d.name: d.score(known) for d in detectors}, alpha)
 
+    def with_elsewhere(
+        self, scores: Mapping[str, NDArray[np.float32]], level: float | None = None
+    ) -> "OodGate":
+        """The same gate with scores of other sources.
+
+        Args:
+            scores, level: see the constructor.
+
+        Raises:
+            ModelError: as the constructor raises it.
+        """
+        return OodGate(
+            self.detectors,
+            self.calibration,
+            self.alpha,
+            elsewhere=scores,
+            level=self.level if level is None else level,
+            likeness=self.likeness,
+        )
+
     def detectors_for(self, observations: Observations) -> tuple[Detector, ...]:
         """The detectors whose needed fields ``observations`` has."""
         return tuple(
@@ -220,6 +240,14 @@ class OodGate:
         Raises:
             ModelError: no detector has the fields that it needs.
         """
+        return self.judged(self.scores(observations))
+
+    def scores(self, observations: Observations) -> dict[str, NDArray[np.float32]]:
+        """The scores of N images, float32 (N,) by detector, of those that :meth:`verdicts` uses.
+
+        Raises:
+            ModelError: no detector has the fields that it needs.
+        """
         used = self.detectors_for(observations)
         if not used:
             every = ", ".join(repr(detector.name) for detector in self.detectors)
@@ -227,18 +255,22 @@ class OodGate:
                 f"the gate's detectors ({every}) need more than is known of this image; observe "
                 "the image itself, or calibrate with the detector 'knn' as well"
             )
-        names = tuple(detector.name for detector in used)
-        scores = np.stack([detector.score(observations) for detector in used], axis=1)
+        return {detector.name: detector.score(observations) for detector in used}
+
+    def judged(self, scores: Mapping[str, NDArray[np.float32]]) -> list[OodVerdict]:
+        """The verdicts on N images with these scores, float32 (N,) of some detectors."""
+        names = tuple(scores)
+        each = np.stack([scores[name] for name in names], axis=1)
         calibration = self._joint(self.calibration, names, "")
-        alone, together = calibration.alone(scores), calibration.joint(scores)
+        alone, together = calibration.alone(each), calibration.joint(each)
         outside = None
         if self.elsewhere is not None:
-            outside = self._joint(self.elsewhere, names, _ELSEWHERE).joint(scores)
+            outside = self._joint(self.elsewhere, names, _ELSEWHERE).joint(each)
         return [
             OodVerdict(
                 p=float(p),
                 alpha=self.alpha,
-                scores=dict(zip(names, scores[i].tolist(), strict=True)),
+                scores=dict(zip(names, each[i].tolist(), strict=True)),
                 p_values=dict(zip(names, alone[i].tolist(), strict=True)),
                 p_elsewhere=None if outside is None else float(outside[i]),
                 level=None if outside is None else self.level,

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.held_out import FOLD, Model, fold_model, model_of, scores_elsewhere
 from bench.manifests import Picture, fold_of, leave_out, plane, read_pictures, shared_patients
 from bench.source_judging import Seen, judged, kind_row, overall_row, source_row
-from bench.sources import fold_model, model_of
-from bench.weights import FOLD, note_fold, spread_out
+from bench.weights import note_fold, spread_out
 from engine.model.config import small_network, to_dict
 from engine.model.manifest import FORMAT, MANIFEST, Manifest
 from engine.model.preprocess import Preprocess
@@ -97,8 +97,19 @@ def seen(pictures: list[Picture]) -> Seen:
         odd = one.source == "b" and one.kind == "ChestCT"
         z[at, directions["Hand" if odd else one.kind]] += 1
         z[at, 4] += odd / 2
-    foreign = np.array([one.source == "b" and one.path.stem == "0" for one in pictures])
-    return Seen(pictures, z / np.linalg.norm(z, axis=1, keepdims=True), foreign)
+    # The first of b is foreign, and the next unfamiliar.
+    odd_of_b = {"0": 9.0, "1": 1.5}
+    scores = [odd_of_b.get(one.path.stem, 0.0) * (one.source == "b") for one in pictures]
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return Seen(pictures, unit, {"knn": np.array(scores, dtype=np.float32)})
+
+
+@pytest.fixture(scope="module")
+def gate() -> OodGate:
+    known = Observations(np.eye(3, dtype=np.float32), np.zeros((3, 1), np.uint8))
+    calibration = {"knn": np.linspace(0, 1, 99, dtype=np.float32)}
+    elsewhere = {"knn": np.linspace(0, 3, 99, dtype=np.float32)}
+    return OodGate([KnnDetector(1).fit(known)], calibration, elsewhere=elsewhere)
 
 
 LEARNED = [
@@ -107,21 +118,21 @@ LEARNED = [
 ]
 
 
-def test_a_source_is_judged_by_what_other_sources_answer(pictures):
-    found = {(one.kind, one.source): one for one in judged(seen(pictures), LEARNED)}
+def test_a_source_is_judged_by_what_other_sources_answer(pictures, gate):
+    found = {(one.kind, one.source): one for one in judged(seen(pictures), LEARNED, gate=gate)}
     a, b = source_row(found["ChestCT", "a"]), source_row(found["ChestCT", "b"])
     assert (a["P@1 base"], a["P@1 others"], a["P@1 enriched"]) == (1, 1, 1)
     assert (a["held out"], a["patients"], a["queries"]) == (True, 12, 48)
     # It finds hands, of other sources; with its own other patients it finds those.
     assert (b["P@1 base"], b["P@1 others"]) == (0, 0)
     assert b["P@1 enriched"] == 1
-    assert (b["foreign"], b["wrong"], b["passed"]) == (0.3333, 3, 2)
+    assert (b["foreign"], b["unfamiliar"], b["wrong"], b["passed"]) == (0.3333, 0.3333, 3, 1)
     assert not source_row(found["ChestCT", "mednist-ChestCT"])["held out"]
     # No other source has the kind: there is nothing to find, and the gate is to say so.
     assert source_row(found["SpineMR", "c"])["P@1 others"] is None
     assert not found["SpineMR", "c"].taught
     row = kind_row("ChestCT", list(found.values()))
-    assert (row["sources"], row["P@1 others"], row["wrong"], row["passed"]) == (2, 0.5, 3, 2)
+    assert (row["sources"], row["P@1 others"], row["wrong"], row["passed"]) == (2, 0.5, 3, 1)
     assert row["95 %"] == [0, 1]
     assert overall_row(list(found.values()), ["ChestCT"])["P@1 others"] == 0.5
 
@@ -178,3 +189,19 @@ def test_references_are_spread_over_kinds_sources_and_patients(pictures):
     chest = [one.source for one in chosen if one.kind == "ChestCT"]
     assert chest.count("b") == 3
     assert chest.count("a") == chest.count("mednist-ChestCT") == 8
+
+
+def test_scores_of_other_sources_are_of_what_a_fold_left_out_and_knows(pictures, tmp_path):
+    manifest = Manifest.__new__(Manifest)  # only the rows that were learned from count here
+    learned = [{"class": "ChestCT", "source": "a"}, {"class": "Hand", "source": "mednist-Hand"}]
+    fold = Model("one", tmp_path, manifest, learned, ["b"])
+    found = scores_elsewhere([(fold, seen(pictures))])
+    # The three chests of b, and not its pelvis, which the fold does not know.
+    assert sorted(found["knn"].tolist()) == [0, 1.5, 9]
+    twice = scores_elsewhere([(fold, seen(pictures))] * 2)
+    assert len(twice["knn"]) == 6
+    with pytest.raises(SystemExit, match="has no gate"):
+        scores_elsewhere([(fold, replace(seen(pictures), scores=None))])
+    stranger = replace(fold, trained_on=[{"class": "Hand", "source": "mednist-Hand"}])
+    with pytest.raises(SystemExit, match="left out nothing"):
+        scores_elsewhere([(stranger, seen(pictures))])
