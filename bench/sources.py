@@ -27,6 +27,7 @@ from bench.weights import spread_out
 from engine.model.manifest import SHIPPED
 from engine.ood.calibration import OodGate
 
+VERDICTS = ("unfamiliar", "foreign")
 ENOUGH = 3  # held-out sources of a kind, for it to count in the mean
 
 
@@ -91,14 +92,7 @@ def print_report(console: Console, name: str, figures: dict[str, Any]) -> None:
             for row in rows
         ]  # fmt: skip
 
-    tail = [
-        *(f"P@1 {index}" for index in INDEXES),
-        "95 %",
-        "unfamiliar",
-        "foreign",
-        "wrong",
-        "passed",
-    ]
+    tail = [*(f"P@1 {index}" for index in INDEXES), "95 %", *VERDICTS, "wrong", "passed"]
     show(
         console,
         f"{name}: each source, while the index holds the others",

@@ -10,8 +10,8 @@ best model so far in ``epoch-NNNN``.
 The tower starts from ImageNet weights (``bench.pretrained``). Images are drawn by kind, source and
 patient, beside synthetic ones (``bench.phantoms``): of the known kinds as other scanners show them,
 and of other things, as kinds of their own, so that the real ones do not fill all of the feature
-space. With sources left out it is a fold of ``bench.sources``: ``fold.json`` names them. From finished
-folds the gate learns what known kinds look like from sources that nobody has met.
+space. With sources left out it is a fold of ``bench.sources``: ``fold.json`` names them. From
+finished folds the gate learns what known kinds look like from sources that nobody has met.
 """
 
 import argparse
@@ -210,9 +210,8 @@ def build(arguments: argparse.Namespace) -> Manifest:
         train_decoder(out, real, decoder)
     encoder = Encoder.load(out)
     folds = [fold_model(folder, every) for folder in arguments.folds]
-    elsewhere = (
-        scores_elsewhere([(fold, seen_by(fold, every)) for fold in folds]) if folds else None
-    )
+    judging = [(fold, seen_by(fold, every)) for fold in folds]
+    elsewhere = scores_elsewhere(judging) if judging else None
     gate = gate_of_sources(encoder, parts["train"], parts["calibration"], arguments.seed, elsewhere)
     gate.save(out, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
     return manifest

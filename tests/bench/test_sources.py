@@ -14,6 +14,9 @@ from bench.weights import note_fold, spread_out
 from engine.model.config import small_network, to_dict
 from engine.model.manifest import FORMAT, MANIFEST, Manifest
 from engine.model.preprocess import Preprocess
+from engine.ood.calibration import OodGate
+from engine.ood.detectors import KnnDetector
+from engine.records import Observations
 
 
 def manifests(folder: Path) -> Path:
