@@ -496,12 +496,14 @@ class QueryImage:
 
     identity: what this frame is known by, whichever tenant asks. record: the allow-listed fields of
     its header, pseudonymised as in the index, so that its own study and patient can be excluded.
-    canvas: uint8 (S, S) or (S, S, 3), the model's input.
+    canvas: uint8 (S, S) or (S, S, 3), the model's input. colour: share of the frame's pixels that
+    have a colour, in [0, 1].
     """
 
     identity: str
     record: ImageRecord
     canvas: NDArray[np.uint8]
+    colour: float
 
     def id_in(self, tenant: str) -> str:
         """The point id that this frame has if it is indexed for the tenant."""
@@ -540,4 +542,4 @@ class QueryReader:
 def _query_image(prepared: Prepared) -> QueryImage:
     picture = prepared.pictures[0]
     record = picture.record_of(prepared.record)
-    return QueryImage(picture.identity, record, picture.canvas)
+    return QueryImage(picture.identity, record, picture.canvas, picture.colour)

@@ -14,8 +14,13 @@ from engine.errors import ModelError, TrainingDataError
 from engine.settings import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from api.cli.known_images import Known
     from engine.model.encoder import Encoder
+    from engine.ood.base import Detector
     from engine.ood.calibration import OodGate
+    from engine.ood.likeness import LikenessScale
 
 __all__ = ["calibrate"]
 
@@ -59,8 +64,9 @@ def calibrate(
     are left out.
     """
     from api.cli.known_images import drawn, files_of, observe
-    from engine.ood.calibration import OodGate
+    from engine.ood.calibration import OodGate, most_colour
     from engine.ood.detectors import detector_kind
+    from engine.records import Observations
     from indexer.datadir.models import model_directory
     from indexer.encoders import load_encoder
 
@@ -96,7 +102,13 @@ def calibrate(
         left_out = len(given) - len(held_out)
     _check_enough(calibration or known, len(held_out), alpha, left_out)
     fitted = [detector_kind(name)().fit(reference.observations) for name in names]
-    gate = OodGate.calibrated(fitted, held_out.observations, alpha)
+    gate = OodGate(
+        fitted,
+        {one.name: one.score(held_out.observations) for one in fitted},
+        alpha,
+        colour=most_colour(Observations.joined([reference.observations, held_out.observations])),
+        likeness=_scale(fitted, reference),
+    )
     _write_gate(gate, encoder, directory, target)
     document = {
         "model": encoder.manifest.fingerprint,
@@ -118,6 +130,21 @@ def calibrate(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _scale(detectors: "Sequence[Detector]", reference: "Known") -> "LikenessScale | None":
+    """The scale of likeness of the references of detector "knn"; None = there is no such detector,
+    or the references are of one patient."""
+    import numpy as np
+
+    from engine.ood.detectors import KnnDetector
+    from engine.ood.likeness import LikenessScale
+
+    owners = np.unique(np.array(reference.owners), return_inverse=True)[1]
+    for one in detectors:
+        if isinstance(one, KnnDetector) and owners.any():
+            return LikenessScale.fitted(one.reference, owners)
+    return None
 
 
 def _target(directory: Path, out: Path | None) -> Path:

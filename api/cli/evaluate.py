@@ -164,6 +164,7 @@ def _from_files(
     paths: dict[str, Path] = {}
     groups: list[str | None] = []
     waiting: list[NDArray[np.uint8]] = []
+    colour: list[float] = []
     seen: list[tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]] = []
     results = reader.read(example.path for example in examples)
     shown = tracked(results, f"looking at {folder}", len(examples))
@@ -180,11 +181,13 @@ def _from_files(
         paths[image_id] = example.path
         groups.append(result.record.patient or result.record.study or result.record.sop)
         waiting.append(picture.canvas)
+        colour.append(picture.colour)
         if len(waiting) == _BATCH:
-            seen.append(_encoded(encoder, gate, waiting))
+            seen.append(_encoded(encoder, gate, waiting, colour))
             waiting.clear()
+            colour.clear()
     if waiting:
-        seen.append(_encoded(encoder, gate, waiting))
+        seen.append(_encoded(encoder, gate, waiting, colour))
     if not seen:
         reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
         raise QueryError(
@@ -200,7 +203,10 @@ def _from_files(
 
 
 def _encoded(
-    encoder: "Encoder", gate: "OodGate | None", canvases: "Sequence[NDArray[np.uint8]]"
+    encoder: "Encoder",
+    gate: "OodGate | None",
+    canvases: "Sequence[NDArray[np.uint8]]",
+    colour: "Sequence[float]",
 ) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]":
     """z float32 (N, D), packed codes uint8 (N, B/8) and the verdicts ``foreign`` bool (N,).
 
@@ -211,7 +217,7 @@ def _encoded(
     if gate is None:
         encoded = encoder.encode(canvases)
         return encoded.z, encoded.codes, None
-    observed = encoder.observe(canvases)
+    observed = encoder.observe(canvases, colour)
     foreign = np.array([verdict.foreign for verdict in gate.verdicts(observed)])
     return observed.z, observed.codes, foreign
 

@@ -110,6 +110,7 @@ def observe(
         processes=settings.indexing.readers,
     ) as reader:
         canvases: list[NDArray[np.uint8]] = []
+        colour: list[float] = []
         for result in tracked(reader.read(paths), "looking at known images", len(paths)):
             if isinstance(result, ImageRefused):
                 refused[result.code] += 1
@@ -118,11 +119,13 @@ def observe(
             owners.append(record.patient or record.study or result.content_sha256)
             kinds.append(f"{record.modality or ''} {record.body_part or ''}")
             canvases.append(result.pictures[0].canvas)
+            colour.append(result.pictures[0].colour)
             if len(canvases) == encoder.batch_size:
-                seen.append(encoder.observe(canvases))
+                seen.append(encoder.observe(canvases, colour))
                 canvases.clear()
+                colour.clear()
         if canvases:
-            seen.append(encoder.observe(canvases))
+            seen.append(encoder.observe(canvases, colour))
     if not seen:
         raise TrainingDataError(
             f"none of {len(paths)} files is an image that can be read; name a folder of DICOM, "

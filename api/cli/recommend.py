@@ -113,12 +113,13 @@ def recommend(
         records = [one.record for one in sent.images]
         taken = taken_of(records, wanted.rule)
         canvases = [sent.images[at].canvas for at in taken]
+        colour = [sent.images[at].colour for at in taken]
         examples = Examples(
             liked=tuple(like or ()),
             disliked=tuple(dislike or ()),
             study=study,
             series=series,
-            seen=archive.engine.observed(canvases) if canvases else None,
+            seen=archive.engine.observed(canvases, colour) if canvases else None,
             seen_of=sent.in_all,
             records=tuple(records[at] for at in taken),
             seen_ids=tuple(one.id_in(archive.tenant) for one in sent.images),

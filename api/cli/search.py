@@ -78,7 +78,7 @@ def search(
                 code = 1
                 refuse(path, image, as_json=as_json)
                 continue
-            (answer,) = archive.engine.search([image.canvas], query, [image.record])
+            (answer,) = archive.engine.search([image.canvas], query, [image.record], [image.colour])
             note(Seen.of(answer.hits, ood=answer.ood))
             document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
             if as_json:

@@ -138,7 +138,7 @@ def _found(
         with stage("read"):
             upload = readers.read(asked.upload)
         with watch("encode"):
-            seen = archive.engine.observed([upload.canvas])
+            seen = archive.engine.observed([upload.canvas], [upload.colour])
         canvas, kept = upload.canvas, KeptQuery(seen, upload.record, model)
         token = queries.keep(owner, kept)
     else:

@@ -143,19 +143,24 @@ class Encoder:
         seen = self._run(canvases, None)
         return EncodedImages(seen.z, seen.codes)
 
-    def observe(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
+    def observe(
+        self, canvases: Sequence[NDArray[np.uint8]], colour: Sequence[float] | None = None
+    ) -> Observations:
         """The encodings of N canvases, with all that the OOD detectors use.
 
         One pass through the network. z and codes equal those of :meth:`encode` to the bit.
 
         Args:
             canvases: as for :meth:`encode`.
+            colour: of each picture the share that has a colour, which its canvas may not tell;
+                None = not known.
 
         Raises:
             ModelError: a canvas is not of the model's size.
         """
         seen = self._run(canvases, self._decoder)
-        return replace(seen, appearance=appearance(canvases))
+        shares = None if colour is None else np.asarray(colour, dtype=np.float32)
+        return replace(seen, appearance=appearance(canvases), colour=shares)
 
     def _run(self, canvases: Sequence[NDArray[np.uint8]], decoder: Decoder | None) -> Observations:
         preprocess = self.manifest.preprocess

@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ __all__ = [
     "OodGate",
     "conformal_p",
     "fewest_calibration_images",
+    "most_colour",
 ]
 
 CALIBRATION = "calibration.safetensors"
 ALPHA = 0.03
 LEVEL = 0.05
 _FORMATS = ("3", "4")  # 3 has neither scores of other sources nor a scale of likeness
-_SCORES, _ELSEWHERE, _LIKENESS = "scores", "elsewhere", "likeness"
+_SCORES, _ELSEWHERE, _LIKENESS, _COLOUR = "scores", "elsewhere", "likeness", "colour"
+_COLOUR_MARGIN = 0.1  # an overlay or a mark that no known picture happens to have
 _ROWS = 1024
 _ROUNDING = 1e-9  # sums of logarithms that differ by less count as equal
 
@@ -149,6 +152,8 @@ class OodGate:
             unfamiliar.
         level: share of known images that may be called other than known, at least alpha; None =
             :data:`LEVEL`, or alpha where that is more.
+        colour: share of a picture in colour beyond which it is foreign whatever the detectors say,
+            as nothing known has that much; None = colour does not matter.
         likeness: the scale for similarities of hits, made of the references of detector "knn";
             None = there is none.
 
@@ -166,6 +171,7 @@ class OodGate:
         *,
         elsewhere: Mapping[str, NDArray[np.float32]] | None = None,
         level: float | None = None,
+        colour: float | None = None,
         likeness: LikenessScale | None = None,
     ) -> None:
         names = [detector.name for detector in detectors]
@@ -181,6 +187,7 @@ class OodGate:
         self.detectors = tuple(detectors)
         self.alpha = alpha
         self.level = level
+        self.colour = colour
         self.likeness = likeness
         self.calibration = _scores(calibration, names, least, alpha)
         self.elsewhere = None if elsewhere is None else _scores(elsewhere, names, least, alpha)
@@ -219,6 +226,7 @@ class OodGate:
             self.alpha,
             elsewhere=scores,
             level=self.level if level is None else level,
+            colour=self.colour,
             likeness=self.likeness,
         )
 
@@ -240,7 +248,28 @@ class OodGate:
         Raises:
             ModelError: no detector has the fields that it needs.
         """
-        return self.judged(self.scores(observations))
+        verdicts = self.judged(self.scores(observations))
+        if self.colour is None or observations.colour is None:
+            return verdicts
+        return [
+            self._coloured(verdict, share) if share > self.colour else verdict
+            for verdict, share in zip(verdicts, observations.colour.tolist(), strict=True)
+        ]
+
+    def _coloured(self, verdict: OodVerdict, share: float) -> OodVerdict:
+        """The verdict on a picture with more colour than any known one. Fisher's product would
+        drown what one detector alone sees; it has the p of an image odder than all n others."""
+        p = 1 / (self.images + 1)
+        outside = verdict.p_elsewhere
+        if outside is not None and self.elsewhere is not None:
+            outside = 1 / (len(next(iter(self.elsewhere.values()))) + 1)
+        return replace(
+            verdict,
+            p=p,
+            p_elsewhere=outside,
+            scores=verdict.scores | {_COLOUR: share},
+            p_values=verdict.p_values | {_COLOUR: p},
+        )
 
     def scores(self, observations: Observations) -> dict[str, NDArray[np.float32]]:
         """The scores of N images, float32 (N,) by detector, of those that :meth:`verdicts` uses.
@@ -312,6 +341,7 @@ class OodGate:
             "model": model,
             "alpha": repr(self.alpha),
             "level": repr(self.level),
+            **({} if self.colour is None else {_COLOUR: repr(self.colour)}),
             "detectors": json.dumps([detector.name for detector in self.detectors]),
             "sha256": _digest(tensors),
         }
@@ -370,6 +400,7 @@ class OodGate:
             }
             alpha = float(metadata["alpha"])
             level = float(metadata["level"]) if "level" in metadata else None
+            colour = float(metadata[_COLOUR]) if _COLOUR in metadata else None
             likeness = None
             if kept := _part(tensors, _LIKENESS):
                 (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
@@ -382,8 +413,17 @@ class OodGate:
             alpha,
             elsewhere=outside or None,
             level=level,
+            colour=colour,
             likeness=likeness,
         )
+
+
+def most_colour(known: Observations) -> float | None:
+    """The ``colour`` of a gate that knows these images: a little above the most that any of them
+    has; None = it is not known of them."""
+    if known.colour is None or not len(known):
+        return None
+    return min(1.0, float(known.colour.max()) + _COLOUR_MARGIN)
 
 
 def _scores(

@@ -95,6 +95,7 @@ class SearchEngine:
         canvases: Sequence[NDArray[np.uint8]],
         query: Query,
         own: Sequence[ImageRecord] | None = None,
+        colour: Sequence[float] | None = None,
     ) -> list[Answer]:
         """One answer for each query image, in order.
 
@@ -103,10 +104,12 @@ class SearchEngine:
             query: the same for all of them.
             own: for each canvas the record of its file, whose study and patient
                 ``query.exclude`` leaves out; None = unknown.
+            colour: for each canvas the share of its picture that has a colour, for the OOD verdict;
+                None = unknown.
         """
         watch = Stopwatch()
         with watch("encode"):
-            seen = self.observed(canvases)
+            seen = self.observed(canvases, colour)
         shared = {"encode": watch.milliseconds["encode"] / max(len(canvases), 1)}
         return [
             self.answer(seen[i : i + 1], query, None if own is None else own[i], shared)
@@ -186,10 +189,13 @@ class SearchEngine:
         values, most = self._settings.facet_values, self._settings.max_faceted
         return facet_counts(self._store, where, size, values=values, max_counted=most)
 
-    def observed(self, canvases: Sequence[NDArray[np.uint8]]) -> Observations:
-        """The canvases encoded, with what the OOD gate needs if there is one."""
+    def observed(
+        self, canvases: Sequence[NDArray[np.uint8]], colour: Sequence[float] | None = None
+    ) -> Observations:
+        """The canvases encoded, with what the OOD gate needs if there is one. colour: as for
+        :meth:`search`."""
         if self._gate is not None:
-            return self._encoder.observe(canvases)
+            return self._encoder.observe(canvases, colour)
         encoded = self._encoder.encode(canvases)
         return Observations(encoded.z, encoded.codes)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ImageRefused, RefusalReason
+from engine.model.colour import coloured_share
 from engine.model.preprocess import Preprocess
 from engine.records import ImageRecord, point_id
 from engine.settings import ImageLimits, ZipLimits
@@ -56,12 +57,14 @@ class ReadTask:
 class Picture:
     """One frame, ready to be encoded. identity: what it is known by, whichever tenant's it is.
     canvas: uint8 (S, S) or (S, S, 3), the model's input.
-    thumbnail: a JPEG file. fields: those of the record that differ for this frame."""
+    thumbnail: a JPEG file. colour: share of the frame's pixels that have a colour, in [0, 1].
+    fields: those of the record that differ for this frame."""
 
     identity: str
     frame: int
     canvas: NDArray[np.uint8]
     thumbnail: bytes
+    colour: float
     fields: Mapping[str, str | None] = field(default_factory=dict)
 
     def id_in(self, tenant: str) -> str:
@@ -113,6 +116,7 @@ def prepare(task: ReadTask) -> Prepared:
                 frame.turn.applied(frame.pixels) if task.orient else frame.pixels
             ),
             thumbnail(frame.pixels, task.thumbnail_side),
+            coloured_share(frame.pixels),
             instance.frame_fields.get(frame.number, {}),
         )
         for frame in instance.frames

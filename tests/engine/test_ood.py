@@ -16,6 +16,7 @@ from engine.ood.calibration import (
     OodGate,
     conformal_p,
     fewest_calibration_images,
+    most_colour,
 )
 from engine.ood.detectors import DETECTORS, KnnDetector, ReconstructionDetector
 from engine.ood.likeness import LikenessScale
@@ -460,3 +461,34 @@ def test_a_gate_of_the_format_before_is_read(gate, tmp_path):
     seen = images(np.random.default_rng(18), 20)
     assert again.verdicts(seen) == gate.verdicts(seen)
     assert (again.elsewhere, again.likeness) == (None, None)
+
+
+@pytest.mark.parametrize("sources", [False, True])
+def test_more_colour_than_anything_known_is_foreign_whatever_the_detectors_say(sources, tmp_path):
+    rng = np.random.default_rng(19)
+    known = replace(images(rng, 100), colour=np.full(100, 0.02, np.float32))
+    detector = KnnDetector().fit(known)
+    scores = {"knn": detector.score(images(rng, 99))}
+    gate = OodGate(
+        [detector], scores, elsewhere=scores if sources else None, colour=most_colour(known)
+    )
+    gate.save(tmp_path, MODEL)
+    shares = np.array([0.0, 0.1, 0.2, 0.9], np.float32)
+    seen = replace(known[:4], colour=shares)
+    for one in (gate, OodGate.load(tmp_path, MODEL)):
+        verdicts = one.verdicts(seen)
+        assert [verdict.foreign for verdict in verdicts] == [False, False, True, True]
+        assert verdicts[3].p == 1 / 100
+        assert verdicts[3].p_values["colour"] == 1 / 100
+        assert verdicts[3].scores["colour"] == pytest.approx(0.9)
+        assert "colour" not in verdicts[0].p_values
+        # Of an indexed image nobody knows it.
+        assert not any(verdict.foreign for verdict in one.verdicts(bare(known[:4])))
+
+
+def test_known_images_in_colour_make_colour_known():
+    rng = np.random.default_rng(20)
+    known = replace(images(rng, 50), colour=np.linspace(0, 0.8, 50, dtype=np.float32))
+    assert most_colour(known) == pytest.approx(0.9)
+    assert most_colour(replace(known, colour=np.ones(50, np.float32))) == 1
+    assert most_colour(images(rng, 50)) is None

@@ -114,7 +114,10 @@ def search_batch(
     with watch("search"):
         answers = iter(
             archive.engine.search(
-                [image.canvas for image in images], query, [image.record for image in images]
+                [image.canvas for image in images],
+                query,
+                [image.record for image in images],
+                [image.colour for image in images],
             )
             if images
             else []

@@ -273,7 +273,7 @@ def _of_body(
         disliked=tuple(parse_id(one) for one in fields.dislike if one),
         study=fields.study or None,
         series=fields.series or None,
-        seen=None if image is None else archive.engine.observed([image.canvas]),
+        seen=None if image is None else archive.engine.observed([image.canvas], [image.colour]),
         records=() if image is None else (image.record,),
         seen_ids=() if image is None else (archive.id_of(image),),
     )
@@ -327,7 +327,7 @@ def post_recommend_series(
         images.append(one)
     taken = [images[at] for at in taken_of([one.record for one in images], wanted.rule)]
     examples = Examples(
-        seen=archive.engine.observed([one.canvas for one in taken]),
+        seen=archive.engine.observed([one.canvas for one in taken], [one.colour for one in taken]),
         seen_of=len(images),
         records=tuple(one.record for one in taken),
         seen_ids=tuple(archive.id_of(one) for one in images),

@@ -232,7 +232,7 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     if asked.upload is not None:
         with stage("read"):
             image = readers.read(asked.upload)
-        answer = archive.engine.search([image.canvas], query, [image.record])[0]
+        answer = archive.engine.search([image.canvas], query, [image.record], [image.colour])[0]
         note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))
     if asked.image_id is not None:
