@@ -147,6 +147,31 @@ def test_a_model_with_a_decoder_can_be_calibrated_on_what_it_rebuilds(
 
 
 @pytest.mark.slow
+def test_a_picture_in_colour_is_foreign_to_grey_ones_and_hits_get_their_likeness(
+    pictures, indexed, model, tmp_path
+) -> None:
+    calibrate(pictures, "--model", model)
+    settings = indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+    grey = sorted((pictures / "across").glob("*.png"))[0]
+    red = tmp_path / "red.png"
+    with Image.open(grey) as shown:
+        Image.merge("RGB", [shown, *[Image.new("L", shown.size)] * 2]).save(red)
+    with Archive(settings) as archive, archive.query_reader() as reader:
+        found = {}
+        for path in (grey, red):
+            (image,) = reader.read([path])
+            asked = ([image.canvas], Query(5), [image.record], [image.colour])
+            (found[path],) = archive.engine.search(*asked)
+    assert "colour" not in found[grey].ood.p_values
+    assert found[red].ood.verdict == "foreign"
+    assert found[red].ood.p_values["colour"] == found[red].ood.p == 1 / 71
+    for answer in found.values():
+        likeness = [hit.likeness for hit in answer.hits]
+        assert likeness == sorted(likeness, reverse=True)
+        assert 0 <= likeness[-1] <= likeness[0] <= 1
+
+
+@pytest.mark.slow
 def test_what_the_reference_has_takes_no_part_in_calibration(
     pictures, others, model, tmp_path, capsys
 ) -> None:
