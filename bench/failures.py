@@ -3,9 +3,9 @@
     python -m bench.failures FOLDER [--model DIR] [--out docs/images/failures.png]
 
 No image of a collection is shown: the queries are synthetic (``bench.phantoms``, with another seed
-than in training, and ``bench.foreign``), changed as in ``bench.shifts``, and searched for in the
-real database. The caption says what the image shows, how it was changed, and the class of its first
-hit or the error of the OOD gate.
+than in training, and ``indexer.sample.foreign``), changed as in ``bench.shifts``, and searched for
+in the real database. The caption says what the image shows, how it was changed, and the class of
+its first hit or the error of the OOD gate.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.collection import Collection
-from bench.foreign import document_images, noise_images
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.shifted_queries import SHIFTS, shifted
 from engine.evaluation.rankings import rankings
@@ -24,6 +23,7 @@ from engine.model.encoder import Encoder
 from engine.model.manifest import SHIPPED
 from engine.ood.calibration import OodGate
 from engine.records import EncodedImages
+from indexer.sample.foreign import document_images, noise_images
 
 SEED = 4242
 COLUMNS, SIDE, CAPTION = 6, 128, 44

@@ -3,8 +3,8 @@
     python -m bench.ood FOLDER [--model DIR] [--folds] [--jobs 2]
 
 FOLDER as in ``bench.collection``, with photographs in the split ``ood``. Far: photographs,
-documents and noise (``bench.foreign``). Adversarial: FGSM and PGD on the hash logits of the
-queries. Near: with ``--folds``, models are trained without two of the classes and queried with
+documents and noise (``indexer.sample.foreign``). Adversarial: FGSM and PGD on the hash logits of
+the queries. Near: with ``--folds``, models are trained without two of the classes and queried with
 images of these. Known, but changed: the queries as other archives would show them
 (``bench.shifts``), with the shipped gate and with one calibrated on such images; and synthetic
 images of known kinds.
@@ -28,7 +28,6 @@ from PIL import Image
 from rich.console import Console
 
 from bench.collection import Collection, Part
-from bench.foreign import document_images, noise_images
 from bench.machine import machine, write_results
 from bench.phantoms import KNOWN, OTHER, phantom_images
 from bench.runs import RESULTS, SCRATCH, train_identity
@@ -48,6 +47,7 @@ from engine.ood.detectors import DETECTORS
 from engine.records import Observations
 from engine.training.decoder import DecoderConfig, train_decoder
 from engine.training.trainer import TrainConfig, train
+from indexer.sample.foreign import document_images, noise_images
 
 COUNT = 600
 REFERENCE = 256  # changed images of each class, for a gate of their own

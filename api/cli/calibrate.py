@@ -14,13 +14,8 @@ from engine.errors import ModelError, TrainingDataError
 from engine.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from api.cli.known_images import Known
     from engine.model.encoder import Encoder
-    from engine.ood.base import Detector
     from engine.ood.calibration import OodGate
-    from engine.ood.likeness import LikenessScale
 
 __all__ = ["calibrate"]
 
@@ -52,6 +47,16 @@ def calibrate(
     alpha: Annotated[
         float, typer.Option(help="Share of known images that may be called foreign.")
     ] = 0.03,
+    catch: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Refuse to write a gate that catches less of any kind of drawn picture; 0: do not "
+            "look.",
+        ),
+    ] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Write it nevertheless.")] = False,
     seed: Annotated[int, typer.Option(help="Another seed, another draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
@@ -62,7 +67,12 @@ def calibrate(
     that is not DICOM counts as a patient of its own: if some of them belong to one patient, give
     two folders. Of two folders, calibration images whose patient or file is in the reference too
     are left out.
+
+    It says what the new gate catches of drawn documents, noise and scenes, beside the gate that it
+    replaces, and which share of the archive's own images it would call foreign. Both should be
+    looked at: an archive with documents among its images makes a gate that knows documents.
     """
+    from api.cli import gate_checks
     from api.cli.known_images import drawn, files_of, observe
     from engine.ood.calibration import OodGate, most_colour
     from engine.ood.detectors import detector_kind
@@ -107,8 +117,19 @@ def calibrate(
         {one.name: one.score(held_out.observations) for one in fitted},
         alpha,
         colour=most_colour(Observations.joined([reference.observations, held_out.observations])),
-        likeness=_scale(fitted, reference),
+        likeness=gate_checks.scale_of(fitted, reference),
     )
+    before = OodGate.load(directory, encoder.manifest.fingerprint)
+    pictures = gate_checks.foreign_pictures(encoder) if catch else {}
+    found = gate_checks.caught(gate, before, pictures)
+    kind, least = gate_checks.weakest(found) if found else ("", catch)
+    if least < catch and not force:
+        raise TrainingDataError(
+            f"the gate would catch {least:.0%} of drawn {kind}, less than --catch {catch:g}, and "
+            f"was not written; look whether {known} has such pictures, name other detectors, or "
+            "write it with --force"
+        )
+    flagged = gate_checks.share_flagged(fitted, held_out, alpha, seed)
     _write_gate(gate, encoder, directory, target)
     document = {
         "model": encoder.manifest.fingerprint,
@@ -118,6 +139,12 @@ def calibrate(
         "calibration": len(held_out),
         "alpha": alpha,
         "left_out": left_out,
+        "caught": {name: round(one.share, 4) for name, one in found.items()},
+        "caught_before": {
+            name: None if one.before is None else round(one.before, 4)
+            for name, one in found.items()
+        },
+        "flagged": None if flagged is None else round(flagged, 4),
         "refused": dict(sorted(refused.items())),
     }
     if as_json:
@@ -130,21 +157,16 @@ def calibrate(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _scale(detectors: "Sequence[Detector]", reference: "Known") -> "LikenessScale | None":
-    """The scale of likeness of the references of detector "knn"; None = there is no such detector,
-    or the references are of one patient."""
-    import numpy as np
-
-    from engine.ood.detectors import KnnDetector
-    from engine.ood.likeness import LikenessScale
-
-    owners = np.unique(np.array(reference.owners), return_inverse=True)[1]
-    for one in detectors:
-        if isinstance(one, KnnDetector) and owners.any():
-            return LikenessScale.fitted(one.reference, owners)
-    return None
+    for name, one in found.items():
+        was = "" if one.before is None else f", {one.before:.0%} before"
+        Console().print(f"catches {one.share:.0%} of drawn {name}{was}", highlight=False)
+    if flagged is None:
+        Console().print("too few images to say what share of the archive it would flag")
+    else:
+        Console().print(
+            f"would call {flagged:.1%} of the archive's own images foreign (alpha {alpha:g})",
+            highlight=False,
+        )
 
 
 def _target(directory: Path, out: Path | None) -> Path:

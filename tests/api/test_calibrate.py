@@ -1,6 +1,7 @@
 """`precedent calibrate`, and how it draws and divides known images."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine.ood.calibration import CALIBRATION, OodGate
 from engine.records import Observations
 from engine.search.query import Query
 from indexer.archive import Archive
+from indexer.sample.foreign import document_images
 
 
 def draw(folder: Path, seeds: range) -> Path:
@@ -62,6 +64,9 @@ def nothing_set(monkeypatch, tmp_path: Path) -> None:
 
 
 def calibrate(*arguments: object) -> None:
+    # The model of these tests has learned nothing, and its gate catches little.
+    if "--catch" not in arguments:
+        arguments = (*arguments, "--catch", 0)
     app(["calibrate", *map(str, arguments)], standalone_mode=False)
 
 
@@ -71,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_one_folder_is_split_into_reference_and_calibration(pictures, model, capsys) -> None:
-    calibrate(pictures, "--model", model, "--json")
+    calibrate(pictures, "--model", model, "--json", "--catch", 0.01)
     document = json.loads(capsys.readouterr().out)
     encoder = Encoder.load(model)
     assert document == {
@@ -83,13 +88,38 @@ def test_one_folder_is_split_into_reference_and_calibration(pictures, model, cap
         "alpha": 0.03,
         "left_out": 0,
         "refused": {"not-an-image": 1},
+        "caught": document["caught"],
+        "caught_before": dict.fromkeys(("documents", "noise", "scenes")),
+        "flagged": document["flagged"],
     }
+    assert set(document["caught"]) == {"documents", "noise", "scenes"}
+    assert all(0 <= share <= 1 for share in document["caught"].values())
+    assert document["flagged"] <= 0.1
     gate = OodGate.load(model, encoder.manifest.fingerprint)
     assert gate is not None
     assert gate.images == 70
-    calibrate(pictures, "--model", model, "--alpha", "0.1")
+    calibrate(pictures, "--model", model, "--alpha", "0.1", "--catch", 0.01)
     said = " ".join(capsys.readouterr().out.split())
     assert f"calibrated {model} (knn, appearance) on 70 images" in said
+    assert re.search(r"catches \d+% of drawn documents, \d+% before", said)
+    assert re.search(r"would call \d+\.\d% of the archive's own images foreign", said)
+
+
+@pytest.mark.slow
+def test_a_gate_that_catches_little_is_written_by_force_alone(model, tmp_path, capsys) -> None:
+    """An archive of pages: documents are what it knows."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number, page in enumerate(document_images(80, 1)):
+        Image.fromarray(page).save(pages / f"{number}.png")
+    before = contents(model)
+    with pytest.raises(TrainingDataError, match=r"of drawn documents, less than --catch 0.5"):
+        calibrate(pages, "--model", model, "--catch", 0.5)
+    assert contents(model) == before
+    calibrate(pages, "--model", model, "--catch", 0.5, "--force", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["caught"]["documents"] < 0.5
+    assert contents(model) != before
 
 
 @pytest.mark.slow

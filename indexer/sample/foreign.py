@@ -1,4 +1,4 @@
-"""Synthetic foreign images without any anatomy: noise, patterns and pages of documents.
+"""Synthetic foreign images without any anatomy: noise, patterns, scenes and pages of documents.
 
 They are used to measure the OOD gate, never to calibrate it. The i-th image depends on the seed and
 on i only, so a longer list begins with the shorter one.
@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = ["DOCUMENTS", "NOISE", "document_images", "noise_images"]
+__all__ = ["DOCUMENTS", "NOISE", "SCENES", "document_images", "noise_images", "scene_images"]
 
 _VOWELS, _CONSONANTS = "aeiou", "bcdfglmnprstv"
 
@@ -27,6 +27,85 @@ def document_images(count: int, seed: int) -> list[NDArray[np.uint8]]:
     One in four is light on dark; all are turned a little and unevenly lit, as scans are.
     """
     return [_page(seed, i) for i in range(count)]
+
+
+def scene_images(count: int, seed: int) -> list[NDArray[np.uint8]]:
+    """``count`` images, the kinds of :data:`SCENES` in turn; uint8 (H, W), 128 to 224 pixels.
+
+    Things that hide each other, each with its own light and texture: the statistics of photographs
+    (dead leaves; Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001).
+    """
+    return [_scene(seed, i) for i in range(count)]
+
+
+_SMALLEST, _LARGEST = 0.07, 0.6  # things, by the shorter side
+
+
+def _scene(seed: int, i: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng([seed, i])
+    shape = (int(rng.integers(128, 225)), int(rng.integers(128, 225)))
+    mask = Image.new("L", shape[::-1])
+    outline = list(SCENES.values())[i % len(SCENES)]
+    scene = _texture(rng, shape)
+    for share in rng.random(int(rng.integers(60, 160))):
+        # The number of things falls with the third power of their size: no scale is preferred.
+        size = (_SMALLEST**-2 * (1 - share) + _LARGEST**-2 * share) ** -0.5 * min(shape)
+        at = rng.uniform(0, shape[1]), rng.uniform(0, shape[0])
+        mask.paste(0, (0, 0, *mask.size))
+        outline(rng, ImageDraw.Draw(mask), at, size)
+        if (box := mask.getbbox()) is None:
+            continue
+        part = slice(box[1], box[3]), slice(box[0], box[2])
+        inside = np.asarray(mask.crop(box)) > 0
+        scene[part][inside] = _texture(rng, inside.shape)[inside]
+    blurred = Image.fromarray(_grey(scene)).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1)))
+    return _grey(np.asarray(blurred) / 255 + rng.normal(0, 0.01, shape))
+
+
+def _texture(rng: np.random.Generator, shape: "_Shape") -> NDArray[np.float64]:
+    """A surface: its own brightness, lit from one side, with a little structure."""
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    light = rng.uniform(-0.15, 0.15) * y + rng.uniform(-0.15, 0.15) * x
+    lattice = Image.fromarray(rng.normal(0, 1, (12, 12)).astype(np.float32))
+    rough = np.asarray(lattice.resize(shape[::-1], Image.Resampling.BICUBIC))
+    surface: NDArray[np.float64] = rng.uniform(0.05, 0.95) + light + rng.uniform(0, 0.08) * rough
+    return surface
+
+
+def _disc(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, at: tuple[float, float], size: float
+) -> None:
+    wide, tall = size * rng.uniform(0.4, 1, 2)
+    draw.ellipse((at[0] - wide, at[1] - tall, at[0] + wide, at[1] + tall), fill=255)
+
+
+def _polygon(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, at: tuple[float, float], size: float
+) -> None:
+    angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 7))))
+    reach = size * rng.uniform(0.4, 1, len(angles))
+    corners = zip(at[0] + reach * np.cos(angles), at[1] + reach * np.sin(angles), strict=True)
+    draw.polygon([(float(x), float(y)) for x, y in corners], fill=255)
+
+
+def _bar(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, at: tuple[float, float], size: float
+) -> None:
+    angle, reach = rng.uniform(0, np.pi), 2 * size
+    end = at[0] + reach * np.cos(angle), at[1] + reach * np.sin(angle)
+    draw.line((*at, *end), fill=255, width=max(2, int(size * rng.uniform(0.1, 0.5))))
+
+
+def _any_of_them(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, at: tuple[float, float], size: float
+) -> None:
+    (_disc, _polygon, _bar)[int(rng.integers(3))](rng, draw, at, size)
+
+
+SCENES: dict[
+    str,
+    Callable[[np.random.Generator, ImageDraw.ImageDraw, tuple[float, float], float], None],
+] = {"leaves": _disc, "houses": _polygon, "branches": _bar, "all of them": _any_of_them}
 
 
 def _noise(seed: int, i: int) -> NDArray[np.uint8]:
@@ -150,7 +229,11 @@ def _words(rng: np.random.Generator, count: int) -> str:
 
 def _font(rng: np.random.Generator, low: int, high: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(int(rng.integers(low, high)))
-    assert isinstance(font, ImageFont.FreeTypeFont)  # a Pillow built without FreeType
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        # What Pillow has in its place depends on how it was built.
+        raise RuntimeError(  # noqa: TRY004
+            "Pillow was built without FreeType; install the one from PyPI"
+        )
     return font
 
 

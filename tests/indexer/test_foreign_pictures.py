@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 
-from bench.foreign import DOCUMENTS, NOISE, document_images, noise_images
+from indexer.sample.foreign import (
+    DOCUMENTS,
+    NOISE,
+    SCENES,
+    document_images,
+    noise_images,
+    scene_images,
+)
 
-MAKERS = {"noise": (noise_images, NOISE), "documents": (document_images, DOCUMENTS)}
+MAKERS = {
+    "noise": (noise_images, NOISE),
+    "documents": (document_images, DOCUMENTS),
+    "scenes": (scene_images, SCENES),
+}
 
 
 @pytest.fixture(params=MAKERS)
