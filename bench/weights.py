@@ -34,7 +34,8 @@ from bench.manifests import (
     leave_out,
     read_pictures,
 )
-from bench.phantoms import KNOWN, Draw, phantom_images
+from bench.phantoms import KNOWN, OTHER, Draw, phantom_images
+from bench.photographs import photograph_crops
 from bench.pretrained import TOWER, imagenet_start
 from bench.quality import SPREAD
 from bench.source_data import drawn_images, held_out_set, training_set
@@ -43,16 +44,20 @@ from engine.model.config import small_network
 from engine.model.encoder import Encoder
 from engine.model.manifest import Manifest
 from engine.model.preprocess import Preprocess
+from engine.ood.base import Detector
 from engine.ood.calibration import OodGate
-from engine.ood.detectors import KnnDetector, detector_kind
+from engine.ood.detectors import ExposureDetector, KnnDetector, detector_kind
 from engine.ood.likeness import LikenessScale
+from engine.records import Observations
 from engine.training.augment import AugmentConfig
 from engine.training.data import TrainingSet
 from engine.training.decoder import DecoderConfig, train_decoder
 from engine.training.trainer import TrainConfig, train
+from indexer.sample.foreign import scene_images
 
 REFERENCES = 4096
-SHIPPED_DETECTORS = ("knn", "appearance")
+SHOWN = 100  # drawn pictures of each foreign kind
+SHIPPED_DETECTORS = ("knn", "appearance", "exposure")
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +83,12 @@ def with_phantoms(
 
 
 def calibrated_gate(
-    encoder: Encoder, reference: Part, calibration: Part, seed: int, names: tuple[str, ...]
+    encoder: Encoder,
+    reference: Part,
+    calibration: Part,
+    seed: int,
+    names: tuple[str, ...],
+    photographs: Path | None = None,
 ) -> OodGate:
     """An OOD gate with the detectors named, fitted on real training images."""
     classes = len(np.unique(reference.classes))
@@ -86,8 +96,28 @@ def calibrated_gate(
     chosen = reference.balanced(REFERENCES // classes, by="class", seed=seed)
     labels = class_indices(encoder, chosen)
     known = encoder.observe(list(chosen.canvases))
-    detectors = [detector_kind(name)().fit(known, labels) for name in names]
+    shown = shown_as_foreign(encoder, photographs, seed)
+    detectors = [detector(name, shown).fit(known, labels) for name in names]
     return OodGate.calibrated(detectors, encoder.observe(list(calibration.canvases)))
+
+
+def shown_as_foreign(encoder: Encoder, photographs: Path | None, seed: int) -> Observations:
+    """What the detector "exposure" is shown: drawn pictures of other things and other anatomy,
+    scenes, and crops of photographs. Pages and noise are not among them: they judge the gate.
+
+    photographs: a folder, see ``bench.photographs``; None = none.
+    """
+    images = [image for _, image in phantom_images(SHOWN, seed + 2, OTHER)]
+    images += scene_images(3 * SHOWN, seed)
+    if photographs is not None:
+        images += photograph_crops(photographs, seed)
+    return encoder.observe([encoder.manifest.preprocess.canvas(image) for image in images])
+
+
+def detector(name: str, shown: Observations) -> Detector:
+    """The detector of this name, not yet fitted."""
+    kind = detector_kind(name)
+    return kind(shown) if kind is ExposureDetector else kind()
 
 
 def class_indices(encoder: Encoder, part: Part) -> NDArray[np.int64]:
@@ -130,6 +160,7 @@ def gate_of_sources(
     calibrating: Sequence[Picture],
     seed: int,
     elsewhere: dict[str, NDArray[np.float32]] | None = None,
+    photographs: Path | None = None,
 ) -> OodGate:
     """The gate of a model of many sources: each source counts as known as any other.
 
@@ -139,7 +170,8 @@ def gate_of_sources(
     chosen = spread_out(learned, REFERENCES, seed)
     known = encoder.observe(list(canvases(chosen, preprocess)))
     kinds = np.unique([picture.kind for picture in chosen], return_inverse=True)[1]
-    detectors = [detector_kind(name)().fit(known, kinds) for name in SHIPPED_DETECTORS]
+    shown = shown_as_foreign(encoder, photographs, seed)
+    detectors = [detector(name, shown).fit(known, kinds) for name in SHIPPED_DETECTORS]
     patients = np.unique([picture.patient for picture in chosen], return_inverse=True)[1]
     (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
     calibration = encoder.observe(list(canvases(calibrating, preprocess)))
@@ -212,7 +244,14 @@ def build(arguments: argparse.Namespace) -> Manifest:
     folds = [fold_model(folder, every) for folder in arguments.folds]
     judging = [(fold, seen_by(fold, every)) for fold in folds]
     elsewhere = scores_elsewhere(judging) if judging else None
-    gate = gate_of_sources(encoder, parts["train"], parts["calibration"], arguments.seed, elsewhere)
+    gate = gate_of_sources(
+        encoder,
+        parts["train"],
+        parts["calibration"],
+        arguments.seed,
+        elsewhere,
+        arguments.photographs,
+    )
     gate.save(out, encoder.manifest.fingerprint, encoder.decoder_fingerprint)
     return manifest
 
@@ -257,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--leave-out", nargs="+", default=[], metavar="SOURCE")
     made.add_argument("--fold", type=fold_argument, metavar="I/K", help="the I-th of K folds")
     made.add_argument("--folds", type=Path, nargs="+", default=[], metavar="DIR")
+    made.add_argument("--photographs", type=Path, metavar="DIR", help="shown to the gate")
     made.add_argument("--epochs", type=int, default=40)
     made.add_argument("--steps", type=int, default=250, help="of an epoch")
     made.add_argument("--batch-size", type=int, default=64)

@@ -136,6 +136,8 @@ class Observations:
         to rebuild (``ReconstructionScores.relative``); None for a model without a decoder.
     appearance: float32 (N, 384), layout and spectrum of the canvas, see
         :func:`engine.model.appearance.appearance`; None if only the encoding is known.
+    maps: float32 (N, M), the means of the tower's shallow and deep map, each of unit length; None
+        if only the encoding is known.
     colour: float32 (N,) in [0, 1], the share of the picture's pixels that have a colour, see
         :func:`engine.model.colour.coloured_share`; None if it is not known.
     """
@@ -146,6 +148,7 @@ class Observations:
     reconstruction: NDArray[np.float32] | None = None
     appearance: NDArray[np.float32] | None = None
     colour: NDArray[np.float32] | None = None
+    maps: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -168,6 +171,7 @@ class Observations:
             None if self.reconstruction is None else self.reconstruction[rows],
             None if self.appearance is None else self.appearance[rows],
             None if self.colour is None else self.colour[rows],
+            None if self.maps is None else self.maps[rows],
         )
 
 

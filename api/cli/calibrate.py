@@ -15,9 +15,12 @@ from engine.settings import load_settings
 
 if TYPE_CHECKING:
     from engine.model.encoder import Encoder
+    from engine.ood.base import Detector
     from engine.ood.calibration import OodGate
 
 __all__ = ["calibrate"]
+
+DEFAULT = "knn,appearance"
 
 
 def calibrate(
@@ -40,9 +43,12 @@ def calibrate(
         typer.Option(help="Folder for a copy of the model; left out, the model itself changes."),
     ] = None,
     detectors: Annotated[
-        str,
-        typer.Option(help="One or more, judged together, as in 'knn,appearance'."),
-    ] = "knn,appearance",
+        str | None,
+        typer.Option(
+            help="One or more, judged together, as in 'knn,appearance'; left out, those of the "
+            "gate that the model has, or knn and appearance."
+        ),
+    ] = None,
     references: Annotated[int, typer.Option(min=1, help="Reference images to keep.")] = 4096,
     alpha: Annotated[
         float, typer.Option(help="Share of known images that may be called foreign.")
@@ -84,7 +90,11 @@ def calibrate(
     directory = model_directory(settings)
     target = _target(directory, out)
     check_writable(target, "--out" if out is not None else "--model")
-    names = [name.strip() for name in detectors.split(",")]
+    before = _gate_of(directory)
+    if detectors is None and before is not None:
+        names = [detector.name for detector in before.detectors]
+    else:
+        names = [name.strip() for name in (detectors or DEFAULT).split(",")]
     kinds = [detector_kind(name) for name in names]
     for name in names:
         if names.count(name) > 1:
@@ -111,7 +121,7 @@ def calibrate(
         held_out = given.without_owners_of(reference)
         left_out = len(given) - len(held_out)
     _check_enough(calibration or known, len(held_out), alpha, left_out)
-    fitted = [detector_kind(name)().fit(reference.observations) for name in names]
+    fitted = [_unfitted(kind, before).fit(reference.observations) for kind in kinds]
     gate = OodGate(
         fitted,
         {one.name: one.score(held_out.observations) for one in fitted},
@@ -119,7 +129,6 @@ def calibrate(
         colour=most_colour(Observations.joined([reference.observations, held_out.observations])),
         likeness=gate_checks.scale_of(fitted, reference),
     )
-    before = OodGate.load(directory, encoder.manifest.fingerprint)
     pictures = gate_checks.foreign_pictures(encoder) if catch else {}
     found = gate_checks.caught(gate, before, pictures)
     kind, least = gate_checks.weakest(found) if found else ("", catch)
@@ -167,6 +176,27 @@ def calibrate(
             f"would call {flagged:.1%} of the archive's own images foreign (alpha {alpha:g})",
             highlight=False,
         )
+
+
+def _gate_of(directory: Path) -> "OodGate | None":
+    """The gate that the model has; None = it has none that can be read, and gets its first."""
+    from engine.model.manifest import read_manifest
+    from engine.ood.calibration import OodGate
+
+    try:
+        return OodGate.load(directory, read_manifest(directory).fingerprint)
+    except ModelError:
+        return None
+
+
+def _unfitted(kind: "type[Detector]", before: "OodGate | None") -> "Detector":
+    """A detector of this kind; if it is shown foreign images, those of the gate before."""
+    from engine.ood.detectors import ExposureDetector
+
+    for detector in () if before is None else before.detectors:
+        if isinstance(detector, ExposureDetector) and kind is ExposureDetector:
+            return detector.unfitted()
+    return kind()
 
 
 def _target(directory: Path, out: Path | None) -> Path:

@@ -158,11 +158,17 @@ class Encoder:
         Raises:
             ModelError: a canvas is not of the model's size.
         """
-        seen = self._run(canvases, self._decoder)
+        seen = self._run(canvases, self._decoder, pooled=True)
         shares = None if colour is None else np.asarray(colour, dtype=np.float32)
         return replace(seen, appearance=appearance(canvases), colour=shares)
 
-    def _run(self, canvases: Sequence[NDArray[np.uint8]], decoder: Decoder | None) -> Observations:
+    def _run(
+        self,
+        canvases: Sequence[NDArray[np.uint8]],
+        decoder: Decoder | None,
+        *,
+        pooled: bool = False,
+    ) -> Observations:
         preprocess = self.manifest.preprocess
         shape = (preprocess.size, preprocess.size, *((3,) if preprocess.colour else ()))
         for canvas in canvases:
@@ -176,22 +182,33 @@ class Encoder:
         h = np.empty((count, self.manifest.bits), dtype=np.float32)
         logits = np.empty((count, classes), dtype=np.float32) if classes else None
         reconstruction = np.empty(count, dtype=np.float32) if decoder else None
+        maps: list[NDArray[np.float32]] = []
         for start in range(0, count, self.batch_size):
             chunk = canvases[start : start + self.batch_size]
             part = slice(start, start + len(chunk))
-            output, error = self._forward(np.stack(chunk), decoder)
+            output, error, taps = self._forward(np.stack(chunk), decoder)
+            if pooled:
+                means = [_unit(_rows(_means(one), len(chunk))) for one in taps]
+                maps.append(np.concatenate(means, axis=1))
             z[part], h[part] = _rows(output.z, len(chunk)), _rows(output.h, len(chunk))
             if logits is not None and output.logits is not None:
                 logits[part] = _rows(output.logits, len(chunk))
             if reconstruction is not None and error is not None:
                 reconstruction[part] = _rows(error, len(chunk))
-        return Observations(centre_and_normalise(z), pack_signs(h), logits, reconstruction)
+        return Observations(
+            centre_and_normalise(z),
+            pack_signs(h),
+            logits,
+            reconstruction,
+            maps=np.concatenate(maps) if maps else None,
+        )
 
     @torch.inference_mode()
     def _forward(
         self, canvases: NDArray[np.uint8], decoder: Decoder | None
-    ) -> tuple[NetworkOutput, Tensor | None]:
-        """The network's output for a batch, and its relative reconstruction errors, or None."""
+    ) -> tuple[NetworkOutput, Tensor | None, tuple[Tensor, Tensor]]:
+        """The network's output for a batch, its relative reconstruction errors or None, and the
+        tower's maps."""
         if not self._on_cpu and len(canvases) < self.batch_size:
             filler = [(0, self.batch_size - len(canvases))] + [(0, 0)] * (canvases.ndim - 1)
             canvases = np.pad(canvases, filler)
@@ -202,13 +219,25 @@ class Encoder:
             output = self._network.fuse(shallow, deep)
             rebuilt = None if decoder is None else decoder(deep)
         if rebuilt is None:
-            return output, None
-        return output, reconstruction_scores(images, rebuilt).relative
+            return output, None, (shallow, deep)
+        return output, reconstruction_scores(images, rebuilt).relative, (shallow, deep)
 
 
 def _rows(values: Tensor, count: int) -> NDArray[np.float32]:
     rows: NDArray[np.float32] = values[:count].float().cpu().numpy()
     return rows
+
+
+def _means(maps: Tensor) -> Tensor:
+    """The mean of each channel, float (N, C, H, W) → (N, C); by rows first, as ``image_mean``."""
+    return maps.float().mean(dim=-1).mean(dim=-1)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows, scaled to unit length."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = rows / np.maximum(lengths, 1e-12)
+    return unit
 
 
 def canvas_tensor(canvases: NDArray[np.uint8]) -> Tensor:

@@ -4,6 +4,7 @@ from engine.errors import ModelError
 from engine.ood.appearance import AppearanceDetector
 from engine.ood.base import Detector
 from engine.ood.energy import EnergyDetector
+from engine.ood.exposure import ExposureDetector
 from engine.ood.hamming import HammingDetector
 from engine.ood.knn import KnnDetector
 from engine.ood.mahalanobis import MahalanobisDetector
@@ -16,6 +17,7 @@ __all__ = [
     "AppearanceDetector",
     "Detector",
     "EnergyDetector",
+    "ExposureDetector",
     "HammingDetector",
     "KnnDetector",
     "MahalanobisDetector",
@@ -34,6 +36,7 @@ _KINDS: tuple[type[Detector], ...] = (
     MahalanobisDetector,
     VimDetector,
     HammingDetector,
+    ExposureDetector,
 )
 
 DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in _KINDS}

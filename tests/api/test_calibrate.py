@@ -20,10 +20,11 @@ from engine.model.decoder import Decoder, DecoderSize, save_decoder
 from engine.model.encoder import Encoder
 from engine.model.manifest import SHIPPED
 from engine.ood.calibration import CALIBRATION, OodGate
+from engine.ood.detectors import ExposureDetector
 from engine.records import Observations
 from engine.search.query import Query
 from indexer.archive import Archive
-from indexer.sample.foreign import document_images
+from indexer.sample.foreign import document_images, noise_images
 
 
 def draw(folder: Path, seeds: range) -> Path:
@@ -103,6 +104,26 @@ def test_one_folder_is_split_into_reference_and_calibration(pictures, model, cap
     assert f"calibrated {model} (knn, appearance) on 70 images" in said
     assert re.search(r"catches \d+% of drawn documents, \d+% before", said)
     assert re.search(r"would call \d+\.\d% of the archive's own images foreign", said)
+
+
+@pytest.mark.slow
+def test_a_new_gate_has_the_detectors_of_the_one_before_and_what_they_were_shown(
+    pictures, model, capsys
+) -> None:
+    encoder = Encoder.load(model)
+    canvas = encoder.manifest.preprocess.canvas
+    pages = encoder.observe([canvas(page) for page in document_images(40, 5)])
+    known = encoder.observe([canvas(image) for image in noise_images(40, 5)])
+    exposure = ExposureDetector(pages).fit(known)
+    OodGate.calibrated([exposure], known).save(model, encoder.manifest.fingerprint)
+    calibrate(pictures, "--model", model, "--json")
+    assert json.loads(capsys.readouterr().out)["detectors"] == ["exposure"]
+    gate = OodGate.load(model, encoder.manifest.fingerprint)
+    (again,) = gate.detectors
+    assert np.array_equal(again.state()["foreign"], exposure.state()["foreign"])
+    # It was fitted anew: stripes are known to it, and pages are not.
+    more = encoder.observe([canvas(page) for page in document_images(40, 6)])
+    assert np.mean([verdict.foreign for verdict in gate.verdicts(more)]) > 0.9
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from engine.errors import ModelError
+from engine.ood.base import Detector
 from engine.ood.calibration import (
     ALPHA,
     CALIBRATION,
@@ -18,7 +19,12 @@ from engine.ood.calibration import (
     fewest_calibration_images,
     most_colour,
 )
-from engine.ood.detectors import DETECTORS, KnnDetector, ReconstructionDetector
+from engine.ood.detectors import (
+    DETECTORS,
+    ExposureDetector,
+    KnnDetector,
+    ReconstructionDetector,
+)
 from engine.ood.likeness import LikenessScale
 from engine.records import Observations
 
@@ -34,13 +40,21 @@ def images(rng: np.random.Generator, count: int, centre: int = 0, dim: int = 8) 
     # Depends on z in part, as two detectors of one image do.
     badly = np.abs(z[:, 1] + rng.normal(0, 0.1, count)) + (centre != 0)
     looks = z @ np.random.default_rng(9).normal(size=(dim, 384)) / 20
+    maps = np.abs(z @ np.random.default_rng(8).normal(size=(dim, 24)))
     return Observations(
         unit,
         np.packbits(z >= 0.1, axis=1),
         9 * unit[:, :3],
         badly.astype(np.float32),
         looks.astype(np.float32),
+        maps=(maps / np.linalg.norm(maps, axis=1, keepdims=True)).astype(np.float32),
     )
+
+
+def unfitted(name: str) -> Detector:
+    if name == "exposure":
+        return ExposureDetector(images(np.random.default_rng(10), 60, centre=2))
+    return DETECTORS[name]()
 
 
 def bare(observations: Observations) -> Observations:
@@ -50,7 +64,7 @@ def bare(observations: Observations) -> Observations:
 
 def made(rng, names=("knn",), alpha=ALPHA, reference=200, calibration=199) -> OodGate:
     known = images(rng, reference)
-    detectors = [DETECTORS[name]().fit(known) for name in names]
+    detectors = [unfitted(name).fit(known) for name in names]
     return OodGate.calibrated(detectors, images(rng, calibration), alpha)
 
 
@@ -72,7 +86,7 @@ def test_p_values_are_their_formula(queries, calibration):
 def test_known_images_are_flagged_at_most_a_share_alpha_of_the_time(names, alpha):
     rng = np.random.default_rng([len(names), int(1000 * alpha)])
     known = images(rng, 100)
-    detectors = [DETECTORS[name]().fit(known) for name in names]
+    detectors = [unfitted(name).fit(known) for name in names]
     draws, size = 60, 399
     flagged = []
     for _ in range(draws):  # the promise is over calibrations as well as queries
@@ -321,7 +335,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(gate, tmp_path, change):
 def test_too_few_calibration_images_are_refused_with_the_number_needed(alpha, least, names):
     rng = np.random.default_rng(10)
     known = images(rng, 20)
-    fitted = [DETECTORS[name]().fit(known) for name in names]
+    fitted = [unfitted(name).fit(known) for name in names]
     assert fewest_calibration_images(alpha) == least
     with pytest.raises(ModelError, match=rf"at least {least}\b"):
         OodGate.calibrated(fitted, images(rng, least - 1), alpha)
@@ -362,7 +376,7 @@ def shifted(rng: np.random.Generator, count: int) -> Observations:
 def of_sources(rng, names=("knn",), **options) -> OodGate:
     """A gate that has seen images of other sources as well."""
     known = images(rng, 200)
-    detectors = [DETECTORS[name]().fit(known) for name in names]
+    detectors = [unfitted(name).fit(known) for name in names]
     calibration = {one.name: one.score(images(rng, 199)) for one in detectors}
     elsewhere = {one.name: one.score(shifted(rng, 199)) for one in detectors}
     return OodGate(detectors, calibration, elsewhere=elsewhere, **options)

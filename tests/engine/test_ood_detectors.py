@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from engine.errors import ModelError
+from engine.ood.base import Detector
 from engine.ood.detectors import (
     DETECTORS,
     AppearanceDetector,
     EnergyDetector,
+    ExposureDetector,
     HammingDetector,
     KnnDetector,
     MahalanobisDetector,
@@ -49,13 +51,22 @@ def observed(rng, z, logits, reconstruction) -> Observations:
     bits = z @ np.random.default_rng(99).normal(size=(DIM, 64)) >= 0
     badly = np.abs(rng.normal(reconstruction, 0.05, len(z)))
     looks = z @ np.random.default_rng(98).normal(size=(DIM, 384)) / 20
+    maps = unit(np.abs(z @ np.random.default_rng(97).normal(size=(DIM, 24))))
     return Observations(
         unit(z),
         np.packbits(bits, axis=1),
         logits.astype(np.float32),
         badly.astype(np.float32),
         looks.astype(np.float32),
+        maps=maps,
     )
+
+
+def made(name: str) -> Detector:
+    """The detector of this name, not yet fitted."""
+    if name == "exposure":
+        return ExposureDetector(foreign(np.random.default_rng(96), 60))
+    return DETECTORS[name]()
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
@@ -71,7 +82,7 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 def test_foreign_images_score_higher(name):
     rng = np.random.default_rng(0)
     reference, labels = known(rng, 300)
-    detector = DETECTORS[name]().fit(reference, labels)
+    detector = made(name).fit(reference, labels)
     inside, outside = detector.score(known(rng, 200)[0]), detector.score(foreign(rng, 200))
     assert inside.dtype == outside.dtype == np.float32
     assert inside.shape == (200,)
@@ -82,7 +93,7 @@ def test_foreign_images_score_higher(name):
 def test_a_detector_from_its_state_scores_alike(name):
     rng = np.random.default_rng(1)
     reference, labels = known(rng, 60)
-    detector = DETECTORS[name]().fit(reference, labels)
+    detector = made(name).fit(reference, labels)
     again = DETECTORS[name].from_state(detector.state())
     images = foreign(rng, 20)
     assert np.array_equal(again.score(images), detector.score(images))
@@ -92,7 +103,7 @@ def test_a_detector_from_its_state_scores_alike(name):
 def test_labels_are_not_needed(name):
     rng = np.random.default_rng(2)
     inside, outside = known(rng, 100)[0], foreign(rng, 100)
-    detector = DETECTORS[name]().fit(known(rng, 300)[0])
+    detector = made(name).fit(known(rng, 300)[0])
     assert auroc(detector.score(inside), detector.score(outside)) > 0.9
 
 
@@ -101,9 +112,9 @@ def test_a_detector_that_was_not_fitted_says_so(name):
     images, _ = known(np.random.default_rng(3), 5)
     for ask in (lambda d: d.score(images), lambda d: d.state()):
         with pytest.raises(ModelError, match=rf"'{name}' is not fitted"):
-            ask(DETECTORS[name]())
+            ask(made(name))
     with pytest.raises(ModelError, match=f"'{name}' was given no known images"):
-        DETECTORS[name]().fit(images[:0])
+        made(name).fit(images[:0])
 
 
 @pytest.mark.parametrize(
@@ -121,8 +132,8 @@ def test_what_is_not_there_cannot_be_looked_at(name, missing):
     bare = Observations(whole.z, whole.codes)
     assert DETECTORS[name].needs
     for ask in (
-        lambda: DETECTORS[name]().fit(bare, labels),
-        lambda: DETECTORS[name]().fit(whole, labels).score(bare),
+        lambda: made(name).fit(bare, labels),
+        lambda: made(name).fit(whole, labels).score(bare),
     ):
         with pytest.raises(ModelError, match=missing) as caught:
             ask()
@@ -377,3 +388,44 @@ def test_hamming_is_the_least_count_of_differing_bits(count, seed):
         own = "".join(format(byte, "08b") for byte in query)
         naive = min(sum(a != b for a, b in zip(own, "".join(code), strict=True)) for code in bits)
         assert score == naive
+
+
+def test_exposure_is_ridge_regression_of_two_classes_of_equal_weight():
+    rng = np.random.default_rng(30)
+    ours, theirs = known(rng, 90)[0], foreign(rng, 40)
+    detector = ExposureDetector(theirs).fit(ours)
+
+    def features(seen: Observations) -> np.ndarray:
+        return np.concatenate([seen.appearance, seen.maps], axis=1).astype(np.float64)
+
+    middle = (features(ours).mean(axis=0) + features(theirs).mean(axis=0)) / 2
+    x = np.concatenate([features(ours), features(theirs)]) - middle
+    y = np.r_[-np.ones(90), np.ones(40)]
+    weight = np.r_[np.full(90, 0.5 / 90), np.full(40, 0.5 / 40)]
+    scatter = sum(w * np.outer(row, row) for w, row in zip(weight, x, strict=True))
+    ridge = 0.02 * np.trace(scatter) / len(scatter)
+    slope = np.linalg.solve(scatter + ridge * np.eye(len(scatter)), x.T @ (weight * y))
+    asked = foreign(rng, 10)
+    assert detector.score(asked) == pytest.approx((features(asked) - middle) @ slope, abs=1e-4)
+
+
+def test_exposure_knows_foreign_images_like_those_that_it_was_shown():
+    rng = np.random.default_rng(31)
+    detector = ExposureDetector(foreign(rng, 200)).fit(known(rng, 200)[0])
+    ours, theirs = detector.score(known(rng, 200)[0]), detector.score(foreign(rng, 200))
+    assert np.mean(theirs[:, None] > ours[None, :]) > 0.95
+    # Another archive's gate is made of the same foreign images.
+    again = ExposureDetector.from_state(detector.state()).unfitted().fit(known(rng, 200)[0])
+    assert np.mean(again.score(foreign(rng, 200))[:, None] > ours[None, :]) > 0.9
+
+
+def test_exposure_says_what_it_lacks():
+    rng = np.random.default_rng(32)
+    ours = known(rng, 30)[0]
+    with pytest.raises(ModelError, match="was shown none"):
+        ExposureDetector().fit(ours)
+    with pytest.raises(ModelError, match="no known images"):
+        ExposureDetector(ours[:0])
+    narrow = replace(ours, maps=ours.maps[:, :5])
+    with pytest.raises(ModelError, match="408 features, the known ones have 389"):
+        ExposureDetector(foreign(rng, 30)).fit(narrow)
