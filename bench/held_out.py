@@ -143,9 +143,13 @@ def _observed(
 
 def scores_elsewhere(
     folds: Sequence[tuple[Model, Seen]],
+    without: str | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """What the detectors of folds say of pictures of known kinds from the sources left out: by
     detector, float32 (N,).
+
+    Args:
+        without: a source that is not to count, as it is judged by them.
 
     Raises:
         SystemExit: a fold has no gate, or no picture is of a kind that it learned.
@@ -157,6 +161,8 @@ def scores_elsewhere(
         taught = {row["class"] for row in model.trained_on}
         rows: list[int] = []
         for source in model.only or ():
+            if source == without:
+                continue
             for kind in sorted({one.kind for one in seen.pictures if one.source == source}):
                 if kind in taught:
                     rows += asked(seen.pictures, kind, source, OF_SOURCE)

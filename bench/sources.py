@@ -25,7 +25,6 @@ from bench.source_judging import INDEXES, Judged, Seen, judged, kind_row, overal
 from bench.tables import show
 from bench.weights import spread_out
 from engine.model.manifest import SHIPPED
-from engine.ood.calibration import OodGate
 
 VERDICTS = ("unfamiliar", "foreign")
 ENOUGH = 3  # held-out sources of a kind, for it to count in the mean
@@ -65,13 +64,16 @@ def report(model_judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _gate(fold: Model, every: Sequence[tuple[Model, Seen]]) -> OodGate | None:
-    """The fold's gate, which learns from the other folds what other sources look like."""
-    gate = gate_of(fold)
-    others = [(model, seen) for model, seen in every if model is not fold]
-    if gate is None or not others:
-        return gate
-    return gate.with_elsewhere(scores_elsewhere(others))
+def by_source(every: Sequence[tuple[Model, Seen]]) -> list[Judged]:
+    """How each fold answers each source that it left out, by a gate that knows from all other
+    sources left out what such images look like."""
+    found = []
+    for fold, seen in every:
+        gate = gate_of(fold)
+        for source in fold.only or ():
+            own = None if gate is None else gate.with_elsewhere(scores_elsewhere(every, source))
+            found += judged(seen, fold.trained_on, [source], own)
+    return found
 
 
 def share(some: Sequence[Judged]) -> float | None:
@@ -148,13 +150,7 @@ def main() -> None:
             }
         )
     if folds:
-        every = [(fold, seen_by(fold, pictures)) for fold in folds]
-        together = [
-            one
-            for fold, seen in every
-            for one in judged(seen, fold.trained_on, fold.only, _gate(fold, every))
-        ]
-        figures = report(together)
+        figures = report(by_source([(fold, seen_by(fold, pictures)) for fold in folds]))
         print_report(console, f"{len(folds)} folds", figures)
         results["folds"] = {
             "left out": {fold.manifest.fingerprint: fold.only for fold in folds},

@@ -201,6 +201,9 @@ def test_scores_of_other_sources_are_of_what_a_fold_left_out_and_knows(pictures,
     found = scores_elsewhere([(fold, seen(pictures))])
     # The three chests of b, and not its pelvis, which the fold does not know.
     assert sorted(found["knn"].tolist()) == [0, 1.5, 9]
+    # It has no say where it is judged itself.
+    with pytest.raises(SystemExit, match="left out nothing"):
+        scores_elsewhere([(fold, seen(pictures))], "b")
     twice = scores_elsewhere([(fold, seen(pictures))] * 2)
     assert len(twice["knn"]) == 6
     with pytest.raises(SystemExit, match="has no gate"):
