@@ -97,7 +97,10 @@ class LoopbackPacs:
 
     seconds: that an answer takes. page_cap: entries of one page at most. ignores: parameters it
     does not know, of "limit", "offset", "filters". user: the Authorization that it wants.
-    chunked: bodies of images are sent in chunks.
+    chunked: bodies of images are sent in chunks. counts: how many instances it says that a study of
+    so many has; None = it says nothing. counts_when_asked: it says so only if it is asked to.
+    flat: what it can be asked of the instances of whole studies, of "study" (one, by path) and
+    "list" (several, by a filter); list_separator: of their UIDs.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -108,6 +111,10 @@ class LoopbackPacs:
         self.ignores: set[str] = set()
         self.user: str | None = None
         self.chunked = False
+        self.counts: Callable[[int], int | str] | None = None
+        self.counts_when_asked = False
+        self.flat: set[str] = {"study", "list"}
+        self.list_separator = ","
         self.under_way = self.most_under_way = 0
         self._faults: list[tuple[str, list[Fault]]] = []
         self._always: list[tuple[str, Fault]] = []
@@ -172,8 +179,11 @@ class LoopbackPacs:
         """Of all requests, below the root of the API."""
         return [asked.path.removeprefix("/dicom-web") for asked in self.asked]
 
-    def entries(self, path: str) -> list[dict[str, Any]] | None:
+    def entries(self, path: str, query: dict[str, str]) -> list[dict[str, Any]] | None:
         """What a search finds, each once; None = this is no search."""
+        whole = re.fullmatch(r"(?:/studies/([^/]+))?/instances", path)
+        if whole is not None:
+            return self._flat(whole[1], query)
         found = re.fullmatch(r"/studies(?:/([^/]+)/series(?:/([^/]+)/instances)?)?", path)
         if found is None:
             return None
@@ -188,6 +198,11 @@ class LoopbackPacs:
                 }
                 if one.date is not None:
                     entries[one.study]["00080020"] = _element(one.date)
+                if self.counts is not None and (
+                    not self.counts_when_asked or query.get("includefield") == "00201208"
+                ):
+                    count = self.counts(sum(i.study == one.study for i in self.instances))
+                    entries[one.study]["00201208"] = {"vr": "IS", "Value": [count]}
             elif one.study == study and series is None:
                 entries[one.series] = {
                     "0020000E": _element(one.series),
@@ -196,6 +211,24 @@ class LoopbackPacs:
             elif (one.study, one.series) == (study, series):
                 entries[one.sop] = {"00080018": _element(one.sop)}
         return list(entries.values())
+
+    def _flat(self, study: str | None, query: dict[str, str]) -> list[dict[str, Any]] | None:
+        if ("list" if study is None else "study") not in self.flat:
+            return None
+        wanted = query.get("StudyInstanceUID", "").split(self.list_separator)
+        if "filters" in self.ignores:
+            wanted = []
+        query.pop("StudyInstanceUID", None)
+        return [
+            {
+                "0020000D": _element(one.study),
+                "0020000E": _element(one.series),
+                "00080018": _element(one.sop),
+                "00080060": _element(one.modality),
+            }
+            for one in self.instances
+            if (one.study == study if study is not None else not wanted or one.study in wanted)
+        ]
 
     def search(self, entries: list[dict[str, Any]], query: dict[str, str]) -> bytes:
         if "filters" not in self.ignores:
@@ -271,7 +304,7 @@ class _Face(BaseHTTPRequestHandler):
             reply.send(401, b"who are you")
             return
         inner = path.removeprefix("/dicom-web")
-        entries = pacs.entries(inner)
+        entries = pacs.entries(inner, query)
         if entries is not None:
             reply.send(200, pacs.search(entries, query), "application/dicom+json")
         elif (contents := pacs.contents(inner)) is None:

@@ -132,7 +132,8 @@ def test_instances_come_while_the_rest_is_not_listed_yet(pacs):
     filled(pacs)
     found = source(pacs, page=1).instances()
     next(found)
-    assert len(pacs.asked) == 3
+    # One more for the studies: whether it tells how many instances they have if it is asked to.
+    assert len(pacs.asked) == 4
     found.close()
 
 

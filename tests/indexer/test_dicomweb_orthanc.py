@@ -23,7 +23,9 @@ from services.orthanc import Orthanc
 
 from engine.errors import ImageRefused, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
+from indexer.sources.dicomweb.session import Session
 from indexer.sources.dicomweb.source import DicomWebSource
+from indexer.sources.dicomweb.together import Together
 
 USER = ("reader", "a long password")
 SYNTAXES = [
@@ -160,6 +162,48 @@ def test_dates_choose_studies(orthanc, stored, since, until):
     expected = [one.path for one in stored if one.date and first <= one.date <= last]
     found = paths(orthanc, source(orthanc, query={"since": since, "until": until}))
     assert sorted(found) == sorted(expected)
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of all requests from here on."""
+    asked: list[str] = []
+    send = Session.send
+
+    def noting(session: Session, request: Any, **options: Any) -> Any:
+        asked.append(request.url)
+        return send(session, request, **options)
+
+    monkeypatch.setattr(Session, "send", noting)
+    return asked
+
+
+def test_listing_takes_a_tenth_of_the_requests(orthanc, stored, searched, monkeypatch):
+    """`-s` prints how many there are. By series is what is done where counts do not agree."""
+    found = paths(orthanc, source(orthanc))
+    together = len(searched)
+    monkeypatch.setattr(Together, "takes", lambda *_: False)
+    searched.clear()
+    assert paths(orthanc, source(orthanc)) == found
+    by_series = len(searched)
+    print(
+        f"{len(found)} instances of {len(DATES)} studies: {together} requests, {by_series} before"
+    )
+    assert together * 10 <= by_series
+
+
+def test_what_came_went_or_was_replaced_is_noticed(stored, searched):
+    some, new = stored[:60], stored[60]
+    with Orthanc(user=USER) as own:
+        identifiers = own.upload(one.content for one in some)
+        assert sorted(paths(own, source(own))) == sorted(one.path for one in some)
+        own.delete(identifiers[4])
+        without = [*some[:4], *some[5:]]
+        assert sorted(paths(own, source(own))) == sorted(one.path for one in without)
+        # As many instances as at first, in the same number of studies.
+        own.upload([new.content])
+        assert sorted(paths(own, source(own))) == sorted(one.path for one in [*without, new])
+    assert not any("/series" in address for address in searched)
 
 
 def test_a_study_without_a_date_is_found_without_dates_alone(orthanc, stored):

@@ -1,12 +1,11 @@
 """A DICOMweb server as a source: QIDO-RS lists the instances, WADO-RS delivers them.
 
-Studies are searched page by page, then the series of each, then the instances of each series
-(PS3.18, section 10.6). Memory grows only with the UIDs that one search lists: about 150 bytes for
-each study, and a search with dates lists only one month of them.
+Studies are searched page by page, then the instances of as many studies as a page holds, which the
+server's counts check (``together``). Where they do not agree, the series of a study are searched,
+then the instances of each series (PS3.18, section 10.6). Memory grows only with the UIDs that one
+search lists: about 150 bytes for each study, and a search with dates lists only one month of them.
 """
 
-import hashlib
-import json
 import logging
 import re
 import time
@@ -22,8 +21,10 @@ from engine.errors import ImageRefused, QueryError, SourceError
 from engine.settings import DicomWebSettings, ImageLimits
 from indexer.sources.base import Discovered
 from indexer.sources.dicomweb.address import is_uid
+from indexer.sources.dicomweb.entries import Entry, count_of, name_of, value_of
 from indexer.sources.dicomweb.failure import Failed
 from indexer.sources.dicomweb.server import Wait, WebServer
+from indexer.sources.dicomweb.together import COUNT, ListedStudy, Together, batches
 from indexer.sources.dicomweb.wado import Retrieval
 
 __all__ = ["DicomWebSource", "study_dates"]
@@ -36,8 +37,7 @@ _MONTHS_FROM = date(2000, 1, 1)
 """The studies before this date are few enough for one search."""
 _EARLIEST = "18000101"
 
-_Entry = Mapping[str, Any]
-_Fits = Callable[[_Entry], bool]
+_Fits = Callable[[Entry], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +108,22 @@ class DicomWebSource:
         Raises:
             SourceError: the server cannot be reached, refuses access, or answers invalidly.
         """
-        client, base = self._server.client, self._server.base
-        modality = {} if self._modality is None else {"Modality": self._modality}
+        together = Together(self._server, self._page, self._modality)
+        of_server = _Level(together.search_for_studies, "studies", "0020000D", "StudyInstanceUID")
         invalid = 0
-        of_server = _Level(client.search_for_studies, "studies", "0020000D", "StudyInstanceUID")
-        for study in self._studies(of_server):
-            if not is_uid(study):
-                invalid += 1
-                yield Discovered(f"{base}/{of_server.path}/{study}", 0, 0)
-                continue
-            of_study = _Level(
-                partial(client.search_for_series, study),
-                f"studies/{study}/series",
-                "0020000E",
-                "SeriesInstanceUID",
-            )
-            for series in self._listed(
-                of_study, modality, self._is_of_modality, within=(of_server, study)
-            ):
-                if not is_uid(series):
-                    invalid += 1
-                    yield Discovered(f"{base}/{of_study.path}/{series}", 0, 0)
-                    continue
-                of_series = _Level(
-                    partial(client.search_for_instances, study, series),
-                    f"{of_study.path}/{series}/instances",
-                    "00080018",
-                    "SOPInstanceUID",
-                )
-                for sop in self._listed(of_series, {}, within=(of_study, series)):
-                    invalid += not is_uid(sop)
-                    yield Discovered(f"{base}/{of_series.path}/{sop}", 0, 0)
+        for batch in batches(self._studies(of_server), together, self._page):
+            found = together.instances(batch)
+            for study in batch:
+                pairs = found.get(study.uid)
+                if pairs is None:
+                    locators = self._searched(of_server, study.uid)
+                else:
+                    locators = (
+                        f"{study.uid}/series/{series}/instances/{sop}" for series, sop in pairs
+                    )
+                for locator in locators:
+                    invalid += not is_uid(locator.rpartition("/")[2])
+                    yield Discovered(f"{self._server.base}/studies/{locator}", 0, 0)
         if invalid:
             _log.warning("%s lists %d entries without a valid UID", self._server, invalid)
 
@@ -150,7 +135,39 @@ class DicomWebSource:
         """
         return self._retrieval.images(locators)
 
-    def _studies(self, level: _Level) -> Iterator[str]:
+    def _searched(self, of_server: _Level, study: str) -> Iterator[str]:
+        """The locators of a study, from its UID on, by a search for its series and one of each."""
+        client = self._server.client
+        if not is_uid(study):
+            yield study
+            return
+        of_study = _Level(
+            partial(client.search_for_series, study),
+            f"studies/{study}/series",
+            "0020000E",
+            "SeriesInstanceUID",
+        )
+        modality = {} if self._modality is None else {"Modality": self._modality}
+        for series, _ in self._listed(
+            of_study, modality, self._is_of_modality, within=(of_server, study)
+        ):
+            if not is_uid(series):
+                yield f"{study}/series/{series}"
+                continue
+            of_series = _Level(
+                partial(client.search_for_instances, study, series),
+                f"{of_study.path}/{series}/instances",
+                "00080018",
+                "SOPInstanceUID",
+            )
+            for sop, _ in self._listed(of_series, {}, within=(of_study, series)):
+                yield f"{study}/series/{series}/instances/{sop}"
+
+    def _studies(self, level: _Level) -> Iterator[ListedStudy]:
+        for uid, entry in self._study_entries(level):
+            yield ListedStudy(uid, count_of(entry, COUNT) if is_uid(uid) else 0)
+
+    def _study_entries(self, level: _Level) -> Iterator[tuple[str, Entry]]:
         filters = {}
         if self._modality is not None:
             filters["ModalitiesInStudy"] = self._modality
@@ -162,15 +179,15 @@ class DicomWebSource:
         unsaid: set[str] = set()
         for first, last in study_dates(self._since, self._until, self._today()):
 
-            def fits(entry: _Entry, first: str = first, last: str = last) -> bool:
+            def fits(entry: Entry, first: str = first, last: str = last) -> bool:
                 """Whether a study is in range: some servers ignore date ranges or omit dates."""
                 if not self._is_study(entry):
                     return False
                 if _STUDY_DATE in entry:
-                    day = _value(entry, _STUDY_DATE)
+                    day = value_of(entry, _STUDY_DATE)
                     return re.fullmatch(r"[0-9]{8}", day) is not None and first <= day <= last
                 # Without a date it would be listed again for each month.
-                name = _name(entry, level.tag)
+                name = name_of(entry, level.tag)
                 known = name in unsaid
                 unsaid.add(name)
                 return not known
@@ -184,8 +201,9 @@ class DicomWebSource:
         fits: _Fits = lambda _: True,
         *,
         within: tuple[_Level, str] | None = None,
-    ) -> Iterator[str]:
-        """The UIDs that a search lists, each once; for an invalid one "invalid-" and a digest.
+    ) -> Iterator[tuple[str, Entry]]:
+        """The UIDs that a search lists, each once; for an invalid one "invalid-" and a digest. With
+        each its entry.
 
         Servers may return shorter pages than asked for, so only an empty page ends the list.
 
@@ -223,7 +241,7 @@ class DicomWebSource:
                     "entries that it lists at once, or search fewer dates"
                 )
             known.update(fresh)
-            yield from (name for name, entry in fresh.items() if fits(entry))
+            yield from ((name, entry) for name, entry in fresh.items() if fits(entry))
             offset += len(page)
 
     def _names(self, page: list[dict[str, Any]], level: _Level, *, is_first: bool) -> list[str]:
@@ -241,7 +259,7 @@ class DicomWebSource:
         alike = Counter[str]()
         names = []
         for entry in page:
-            name = _name(entry, level.tag)
+            name = name_of(entry, level.tag)
             if level.tag not in entry:
                 alike[name] += 1
                 name += f"-{alike[name]}" if alike[name] > 1 else ""
@@ -259,15 +277,15 @@ class DicomWebSource:
             )
         except Failed as failed:
             raise self._server.error(failed) from None
-        return all(_name(entry, level.tag) != uid for entry in found)
+        return all(name_of(entry, level.tag) != uid for entry in found)
 
-    def _is_study(self, entry: _Entry) -> bool:
-        return self._study is None or _value(entry, "0020000D") == self._study
+    def _is_study(self, entry: Entry) -> bool:
+        return self._study is None or value_of(entry, "0020000D") == self._study
 
-    def _is_of_modality(self, entry: _Entry) -> bool:
+    def _is_of_modality(self, entry: Entry) -> bool:
         """Whether a series may be of the modality: some servers ignore the filter. An entry without
         modality is kept."""
-        return self._modality is None or _value(entry, _MODALITY) in ("", self._modality)
+        return self._modality is None or value_of(entry, _MODALITY) in ("", self._modality)
 
 
 def study_dates(since: date | None, until: date | None, today: date) -> Iterator[tuple[str, str]]:
@@ -288,21 +306,3 @@ def study_dates(since: date | None, until: date | None, today: date) -> Iterator
 
 def _written(day: date) -> str:
     return day.isoformat().replace("-", "")
-
-
-def _value(entry: _Entry, tag: str) -> str:
-    """The first value of an element in DICOM JSON (PS3.18, annex F); "" when there is none."""
-    element = entry.get(tag)
-    values = element.get("Value") if isinstance(element, dict) else None
-    value = values[0] if isinstance(values, list) and values else None
-    return value.rstrip("\0 ") if isinstance(value, str) else ""
-
-
-def _name(entry: _Entry, tag: str) -> str:
-    """The UID of an entry; for an invalid one "invalid-" and a digest, which does not reveal it: of
-    what stands in its place, or of the whole entry where nothing does."""
-    uid = _value(entry, tag)
-    if is_uid(uid):
-        return uid
-    said = uid if tag in entry else json.dumps(entry, sort_keys=True, default=str)
-    return "invalid-" + hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32]
