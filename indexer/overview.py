@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from engine.errors import StoreLocked
+from engine.errors import RefusalReason, StoreLocked
 from engine.model.manifest import Manifest, read_manifest
 from engine.search.facets import facet_counts
 from engine.search.sizes import Size
@@ -38,6 +38,7 @@ class Overview:
     partial: indexed instances with frames that are missing or broken.
     cells: of the coarse filter; None = there are none yet.
     facets: counts by field and value over the index. refusals: refused instances, if asked for;
+    refused: how many there are of them, by reason;
     missing_frames: of partial ones as well, their locators and which frames.
     not_asked: why the index could not be asked: another process has it open, and does not answer.
     Then points is None, there are no facets, and cells are not known; None = it was.
@@ -53,6 +54,7 @@ class Overview:
     instances: dict[str, int]
     facets: Facets
     refusals: list[Refused]
+    refused: dict[str, int]
     rendering: str
     rendered_otherwise: int
     partial: int
@@ -61,11 +63,17 @@ class Overview:
     not_asked: str | None = None
 
 
-def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT) -> Overview:
+def overview(
+    settings: Settings,
+    refusals: int = 0,
+    tenant: str = DEFAULT_TENANT,
+    reason: RefusalReason | None = None,
+) -> Overview:
     """What the archive of these settings holds of a tenant.
 
     Args:
         refusals: refused instances to name, at most; and of partial ones as many.
+        reason: name only those that were refused for it, and no partial ones; None = all.
 
     Raises:
         ModelError: there is no model. StoreNotFound, FingerprintMismatch: as ``open_store``.
@@ -87,12 +95,13 @@ def overview(settings: Settings, refusals: int = 0, tenant: str = DEFAULT_TENANT
             points=index.points,
             instances=ledger.counts(),
             facets=index.facets,
-            refusals=ledger.refusals(refusals) if refusals else [],
+            refusals=ledger.refusals(refusals, reason) if refusals else [],
+            refused=ledger.count_refused(),
             rendering=ledger.rendering,
             rendered_otherwise=ledger.count_rendered_otherwise(),
             partial=ledger.count_partial(),
             cells=index.cells,
-            missing_frames=ledger.partial(refusals) if refusals else [],
+            missing_frames=ledger.partial(refusals) if refusals and reason is None else [],
             not_asked=index.not_asked,
         )
 

@@ -27,6 +27,7 @@ from api.cli.options import (
     tenant_of,
     write_json,
 )
+from api.cli.refusals import by_reason
 from api.cli.terminal import indexing_progress, printable, report_table
 from engine.settings import load_settings
 from indexer.datadir.disk_space import check_room
@@ -86,7 +87,7 @@ def index(
             )
     note(Seen(results=report.points))
     if as_json:
-        write_json(asdict(report))
+        write_json({**asdict(report), "refusals": by_reason(report.refused)})
     else:
         Console().print(report_table(report))
         if report.retried:
@@ -116,6 +117,9 @@ def index(
         if report.refused or report.partial:
             named = ["the refused files"] if report.refused else []
             named += ["missing frames"] if report.partial else []
+            only = ", `--reason` those of one reason" if report.refused else ""
             Console().print(
-                f"`precedent info --refusals` names {' and '.join(named)}.", highlight=False
+                f"`precedent info --refusals` names {' and '.join(named)}{only}.",
+                highlight=False,
+                soft_wrap=True,
             )

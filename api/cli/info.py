@@ -13,6 +13,7 @@ from api.cli.options import (
     tenant_of,
     write_json,
 )
+from api.cli.refusals import ReasonOption, by_reason, parse_reason
 from engine import __version__
 from engine.settings import StoreSettings, load_settings
 from engine.store.cells import Cells
@@ -29,6 +30,7 @@ def info(
     refusals: Annotated[
         bool, typer.Option("--refusals", help="Name refused files, and missing frames.")
     ] = False,
+    reason: ReasonOption = None,
     limit: Annotated[int, typer.Option(help="Files to name, of either.")] = 1000,
     tenant: TenantOption = None,
     data_dir: DataDirOption = None,
@@ -37,7 +39,9 @@ def info(
 ) -> None:
     """What is in the index, and what was refused."""
     settings = load_settings(data_dir=data_dir, model=model)
-    found = overview(settings, limit if refusals else 0, tenant_of(tenant, settings))
+    only = parse_reason(reason)
+    refusals = refusals or only is not None
+    found = overview(settings, limit if refusals else 0, tenant_of(tenant, settings), only)
     checks = _checks(settings.store)
     document: dict[str, Any] = {
         "version": __version__,
@@ -54,6 +58,7 @@ def info(
         "rendered_otherwise": found.rendered_otherwise,
         "points": found.points,
         "instances": found.instances,
+        "refused": by_reason(found.refused),
         "partial": found.partial,
         "cells": _cells(found.cells),
         "facets": found.facets,
@@ -74,6 +79,7 @@ def info(
         write_json(document)
         return
     document.pop("server", None)
+    reasons = document.pop("refused")
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets, at_least = document.pop("facets"), document.pop("facets_at_least")
@@ -99,6 +105,8 @@ def info(
         )
     if not_asked is not None:
         _write(f"points, cells and values are not told: {not_asked}")
+    for one in reasons if refusals and only is None else ():
+        _write(f"refused: {one['reason']} {one['count']:,}: {one['what_to_do']}")
     for line in lines:
         _write(f"{line['reason']}  {line['path']}: {line['detail']}")
     for line in incomplete:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from rich.table import Table
 
+from api.cli.refusals import by_reason
 from api.cli.terminal import printable
 from indexer.jobs.summary import JobSummary
 
@@ -52,8 +53,8 @@ def job_table(one: JobSummary) -> Table:
     table.add_row("indexed", f"{one.indexed:,}")
     if one.duplicates:
         table.add_row("  of these under a second name", f"{one.duplicates:,}", style="dim")
-    for reason, count in one.refused.items():
-        table.add_row(f"refused: {reason}", f"{count:,}", style="yellow")
+    for refused in by_reason(one.refused):
+        table.add_row(f"refused: {refused['reason']}", f"{refused['count']:,}", style="yellow")
     table.add_section()
     for state, count in one.tasks.items():
         table.add_row(f"tasks {state}", f"{count:,}", style="red" if state == "failed" else "")

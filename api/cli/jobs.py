@@ -4,12 +4,13 @@ import csv
 import io
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -34,7 +35,8 @@ from api.cli.options import (
     tenant_of,
     write_json,
 )
-from engine.errors import JobError, QueryError
+from api.cli.refusals import ReasonOption, by_reason, parse_reason, refusals_table
+from engine.errors import JobError, QueryError, RefusalReason
 from engine.settings import Settings, load_settings
 from indexer.datadir.layout import DataDir
 from indexer.jobs.ledger import JobLedger
@@ -186,35 +188,86 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file; left out: standard output.")
     ] = None,
+    reason: ReasonOption = None,
     tenant: TenantOption = None,
     data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Every instance of a job and what became of it, as CSV."""
+    """Every instance of a job and what became of it, as CSV; refusals by reason beside it.
+
+    The refusals stand on standard error, so that the CSV can be piped. With --json they alone are
+    told, and with --reason as well which instances they are.
+    """
+    only = parse_reason(reason)
     if output is not None:
         check_writable(output, "--output", file=True)
     with _jobs(data_dir, tenant) as ledger:
+        if as_json and output is None:
+            note(job=job)
+            write_json(_report_document(ledger, job, only))
+            return
+        refused = Counter[str]()
         if output is None:
             note(job=job)
-            _write_report(ledger, job, sys.stdout)
+            _write_report(ledger, job, sys.stdout, only, refused)
+            _show_refused(refused)
             return
         from engine.files import writing_atomically
 
         record_before(job=job)
         with writing_atomically(output) as raw:
             out = io.TextIOWrapper(raw, "utf-8", newline="")
-            count = _write_report(ledger, job, out)
+            count = _write_report(ledger, job, out, only, refused)
             out.flush()
             out.detach()
+    if as_json:
+        write_json({"job": job, "instances": count, "refused": by_reason(refused)})
+        return
     _print(f"{count:,} instances: {output}")
+    _show_refused(refused)
 
 
-def _write_report(ledger: JobLedger, job: int, out: TextIO) -> int:
+def _report_document(ledger: JobLedger, job: int, only: RefusalReason | None) -> dict[str, Any]:
+    from indexer.files.locators import shown
+
+    refused = Counter[str]()
+    named: list[dict[str, str | None]] = []
+    for one in ledger.fates(job, only):
+        if one.fate == "refused":
+            refused[one.reason or ""] += 1
+            if only is not None:
+                named.append({"instance": shown(one.locator), "detail": one.detail})
+    document: dict[str, Any] = {"job": job, "refused": by_reason(refused)}
+    return document if only is None else {**document, "instances": named}
+
+
+def _show_refused(refused: Counter[str]) -> None:
+    """On standard error, after what could be piped."""
+    if refused:
+        sys.stdout.flush()
+        Console(stderr=True).print(refusals_table(refused), highlight=False)
+
+
+def _write_report(
+    ledger: JobLedger,
+    job: int,
+    out: TextIO,
+    only: RefusalReason | None,
+    refused: Counter[str],
+) -> int:
+    """Writes a row for each instance, counts the refused ones by reason into ``refused``, and
+    returns how many rows there are.
+
+    only: rows of what was refused for this reason; None = all.
+    """
     from indexer.files.locators import shown
 
     writer = csv.writer(out)
     writer.writerow(("instance", "fate", "reason", "detail", "missing_frames"))
     count = 0
-    for one in ledger.fates(job):
+    for one in ledger.fates(job, only):
+        if one.fate == "refused":
+            refused[one.reason or ""] += 1
         told = (one.reason, one.detail, one.missing_frames)
         writer.writerow((shown(one.locator), one.fate, *(part or "" for part in told)))
         count += 1

@@ -18,44 +18,60 @@ from api.cli.accesses import recorded
 from engine import __version__
 from engine.errors import PrecedentError
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "GROUPS", "app", "main"]
 
-COMMANDS = {
-    "index": ("index", "Bring images into the index."),
-    "search": ("search", "Find the images that look like these."),
-    "recommend": ("recommend", "Find the cases most like examples."),
-    "duplicates": ("duplicates", "List images that are the same picture, or nearly."),
-    "report": ("documents", "Write the report of a study as a DICOM file."),
-    "key-objects": ("documents", "Write key objects of similar images as DICOM files."),
-    "send": ("sendings", "Send a report or key objects to a PACS."),
-    "sendings": ("sendings", "List, show, retry and cancel what is sent."),
-    "info": ("info", "What is in the index, and what was refused."),
-    "serve": ("serve", "Answer searches over HTTP, with a page to try them on."),
-    "keys": ("keys", "Make, list and revoke the API keys of the service."),
-    "audit": ("audit", "Check, export and search the record of accesses."),
-    "receive": ("receive", "Take what a PACS pushes (C-STORE), and index it."),
-    "jobs": ("jobs", "Index in bulk: jobs that workers share."),
-    "worker": ("worker", "Work on jobs until stopped."),
-    "train": ("train", "Train a model on an archive, labelled or not."),
-    "calibrate": ("calibrate", "Teach a model's OOD gate what is known."),
-    "evaluate": ("evaluate", "Measure how well images find others of their class."),
-    "reencode": ("reencode", "Encode the archive with another model."),
-    "profile": ("storage", "Change how the index is arranged."),
-    "snapshot": ("storage", "Write all points of the index to one file."),
-    "restore": ("storage", "Add the points of a snapshot to the index."),
-    "delete": ("delete", "Remove a study, patient, instance, source or tenant."),
-    "doctor": ("doctor", "Look for what is wrong with this installation."),
-    "settings": ("settings", "What is in force, from where, and what it means."),
-    "plan": ("plan", "Say what an archive of some size will need."),
-    "sample": ("sample", "Write a synthetic DICOM archive to try things on."),
-    "demo": ("demo", "Calibrate on a sample archive, index it, search, serve."),
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Try it": {
+        "demo": ("demo", "Calibrate on a sample archive, index it, search, serve."),
+        "sample": ("sample", "Write a synthetic DICOM archive to try things on."),
+    },
+    "Fill the index": {
+        "index": ("index", "Bring images into the index."),
+        "receive": ("receive", "Take what a PACS pushes (C-STORE), and index it."),
+        "jobs": ("jobs", "Index in bulk: jobs that workers share."),
+        "worker": ("worker", "Work on jobs until stopped."),
+        "delete": ("delete", "Remove a study, patient, instance, source or tenant."),
+    },
+    "Search": {
+        "search": ("search", "Find the images that look like these."),
+        "recommend": ("recommend", "Find the cases most like examples."),
+        "duplicates": ("duplicates", "List images that are the same picture, or nearly."),
+    },
+    "Write documents of an answer": {
+        "report": ("documents", "Write the report of a study as a DICOM file."),
+        "key-objects": ("documents", "Write key objects of similar images as DICOM files."),
+        "send": ("sendings", "Send a report or key objects to a PACS."),
+        "sendings": ("sendings", "List, show, retry and cancel what is sent."),
+    },
+    "Serve others": {
+        "serve": ("serve", "Answer searches over HTTP, with a page to try them on."),
+        "keys": ("keys", "Make, list and revoke the API keys of the service."),
+        "audit": ("audit", "Check, export and search the record of accesses."),
+    },
+    "Look after an archive": {
+        "info": ("info", "What is in the index, and what was refused."),
+        "doctor": ("doctor", "Look for what is wrong with this installation."),
+        "settings": ("settings", "What is in force, from where, and what it means."),
+        "plan": ("plan", "Say what an archive of some size will need."),
+        "profile": ("storage", "Change how the index is arranged."),
+        "snapshot": ("storage", "Write all points of the index to one file."),
+        "restore": ("storage", "Add the points of a snapshot to the index."),
+    },
+    "Models": {
+        "train": ("train", "Train a model on an archive, labelled or not."),
+        "calibrate": ("calibrate", "Teach a model's OOD gate what is known."),
+        "evaluate": ("evaluate", "Measure how well images find others of their class."),
+        "reencode": ("reencode", "Encode the archive with another model."),
+    },
 }
-"""Commands by name: the module of this package that defines a function of that name, and the
-summary in the list of commands. A module is imported only when its command is run, because some
-need libraries that load slowly."""
+"""Commands by what they are for, as the list of commands shows them, and by name: the module of
+this package that defines a function of that name, and the summary in the list. A module is
+imported only when its command is run, because some need libraries that load slowly."""
+
+COMMANDS = {name: found for group in GROUPS.values() for name, found in group.items()}
+"""The same without the groups."""
 
 _PLAIN: dict[str, Any] = {
-    "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
 }
@@ -67,20 +83,25 @@ class _Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        # For lists and suggestions: names alone matter there.
-        self.commands = {name: TyperCommand(name=name) for name in COMMANDS}
+        # For lists, suggestions and completion: names and summaries alone matter there.
+        self.commands = {
+            name: TyperCommand(name=name, help=summary) for name, (_, summary) in COMMANDS.items()
+        }
+        self._naming = False
 
     def get_command(self, _: Any, cmd_name: str) -> Any:
         """The command of this name, from its module: a function, or a group of commands."""
         if cmd_name not in COMMANDS:
             return None
+        if self._naming:
+            return self.commands[cmd_name]
         module = import_module(f"api.cli.{COMMANDS[cmd_name][0]}")
         found = getattr(module, cmd_name.replace("-", "_"))
         if not gc.isenabled():
             # What was imported stays: it is not searched for garbage, now or later.
             gc.freeze()
             gc.enable()
-        group = typer.Typer(**_PLAIN)
+        group = typer.Typer(add_completion=False, **_PLAIN)
         if isinstance(found, typer.Typer):
             group.add_typer(found, name=cmd_name)
         else:
@@ -88,8 +109,21 @@ class _Commands(TyperGroup):
         return recorded(typer.main.get_group(group).commands[cmd_name], cmd_name)
 
     def format_commands(self, _: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+        # One column of summaries for all groups.
+        width = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name:<{width}}", summary) for name, (_, summary) in group.items()]
+                )
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What may follow: names and summaries, for which no command's module is imported."""
+        self._naming = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._naming = False
 
 
 app = typer.Typer(
@@ -97,6 +131,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Finds the earlier cases that look like this one.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     **_PLAIN,
 )
 

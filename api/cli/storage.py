@@ -1,5 +1,6 @@
 """``precedent profile``, ``snapshot`` and ``restore``: arrange, save and fill the index."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -51,18 +52,27 @@ def profile(
 
 def snapshot(
     file: Annotated[Path, typer.Argument(help="The file to write.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file if it is there already.")
+    ] = False,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write all points of the index to one file, from which any other index can be filled.
 
-    It does not hold ledger, thumbnails and pseudonym key: copy these from the data folder too.
+    It does not hold ledger, thumbnails and pseudonym key: copy these from the data folder too. A
+    file that is there already is kept, unless --force is given.
     """
     from api.security.seen import Seen
     from engine.store.snapshot import write_snapshot
 
     check_writable(file, "FILE", file=True)
+    if os.path.lexists(file) and not force:
+        raise QueryError(
+            f"FILE is {str(file)!r}, which is there already; name another, or replace it with "
+            "--force"
+        )
     record_before()
     with _store(data_dir, model, create=False) as store, _progress("written") as progress:
         count = write_snapshot(store, file, progress)

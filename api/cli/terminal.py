@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from api.cli.refusals import by_reason
+
 if TYPE_CHECKING:
     from indexer.pipeline.run import IndexingReport, Progress
 
@@ -128,12 +130,15 @@ def report_table(report: "IndexingReport") -> Table:
     table = Table(title="Every instance, accounted for", title_justify="left")
     table.add_column("fate")
     table.add_column("instances", justify="right")
+    if report.refused:
+        table.add_column("what to do", overflow="fold")
     table.add_row("indexed", f"{report.indexed:,}")
     if report.duplicates:
         table.add_row("  of these under a second name", f"{report.duplicates:,}", style="dim")
     table.add_row("already there", f"{report.unchanged:,}")
-    for reason, count in report.refused.items():
-        table.add_row(f"refused: {reason}", f"{count:,}", style="yellow")
+    for one in by_reason(report.refused):
+        reason, count, what_to_do = one["reason"], one["count"], one["what_to_do"]
+        table.add_row(f"refused: {reason}", f"{count:,}", what_to_do, style="yellow")
     total = report.indexed + report.unchanged + sum(report.refused.values())
     table.add_section()
     table.add_row("seen", f"{total:,}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
-from engine.errors import JobError, JobNotFound
+from engine.errors import JobError, JobNotFound, RefusalReason
 from engine.settings import JobSettings
 from indexer.jobs.records import (
     DISCOVERY,
@@ -201,8 +201,10 @@ class JobLedger:
                 .values(state=to, finished_at=at)
             )
 
-    def fates(self, job: int) -> Iterator[Fate]:
+    def fates(self, job: int, reason: RefusalReason | None = None) -> Iterator[Fate]:
         """The fate of every instance of a job; see :class:`indexer.jobs.records.Fate`.
+
+        reason: only of those that were refused for it; None = all.
 
         First those that the job had to read, ordered by locator, then the unchanged ones. The
         latter are listed only until a later job sees them.
@@ -211,11 +213,15 @@ class JobLedger:
             self._row(connection, job)
         c, seen, own = manifest.c, instances.c, self._database.own(instances)
         beside = manifest.outerjoin(instances, own & (c.locator == seen.locator))
+
+        def refused(fate: Any, why: Any) -> list[Any]:
+            return [] if reason is None else [fate == "refused", why == reason.value]
+
         for rows in self._paged(
             lambda last: (
                 select(c.locator, c.fate, c.reason, c.detail, seen.partial)
                 .select_from(beside)
-                .where(c.job == job, c.locator > last)
+                .where(c.job == job, c.locator > last, *refused(c.fate, c.reason))
                 .order_by(c.locator)
             )
         ):
@@ -227,6 +233,7 @@ class JobLedger:
             lambda last: (
                 select(seen.locator, seen.state, seen.reason, seen.detail, seen.partial)
                 .where(own, seen.seen_in == job, seen.locator > last, ~listed)
+                .where(*refused(seen.state, seen.reason))
                 .order_by(seen.locator)
             )
         ):

@@ -447,19 +447,30 @@ class Ledger(Runs):
             rows = connection.execute(query).all()
         return {row[0]: row[1] for row in rows}
 
-    def refusals(self, limit: int) -> list[Refused]:
-        """The first refused instances, ordered by reason and locator."""
+    def refusals(self, limit: int, reason: RefusalReason | None = None) -> list[Refused]:
+        """The first refused instances, ordered by reason and locator.
+
+        reason: only those that were refused for it; None = all.
+        """
         c = instances.c
+        of_reason = [] if reason is None else [c.reason == reason.value]
         with self._database.begin(read=True) as connection:
             rows = connection.execute(
                 select(c.locator, c.reason, c.detail, c.sop)
-                .where(self._own(instances), c.state == State.REFUSED)
+                .where(self._own(instances), c.state == State.REFUSED, *of_reason)
                 .order_by(c.reason, c.locator)
                 .limit(limit)
             ).all()
         return [
             Refused(row.locator, RefusalReason(row.reason), row.detail, row.sop) for row in rows
         ]
+
+    def count_refused(self) -> dict[str, int]:
+        """How many instances are refused, by reason."""
+        c = instances.c
+        query = select(c.reason, func.count()).where(self._own(instances), c.state == State.REFUSED)
+        with self._database.begin(read=True) as connection:
+            return {row[0]: row[1] for row in connection.execute(query.group_by(c.reason))}
 
     def find(self, *, limit: int | None = None, **wanted: str | None) -> list[str]:
         """Locators of the instances with these identifiers (see :meth:`count`), ordered.

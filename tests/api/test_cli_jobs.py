@@ -49,6 +49,43 @@ def test_a_job_from_submission_to_its_report(images, place, worker, tmp_path):
     assert list(csv.DictReader(io.StringIO(out.read_text()))) == rows
 
 
+def test_refusals_are_told_by_reason(images, place, worker, indexed, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    image = min(images.iterdir())
+    (folder / image.name).write_bytes(image.read_bytes())
+    (folder / "empty").write_bytes(b"")
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("words")
+    job = json.loads(run("jobs", "submit", folder, "--json", *place))["job"]
+    run(*worker)
+    reasons = [("empty-file", 1), ("not-an-image", 2)]
+
+    told = json.loads(run("jobs", "report", job, "--json", *place))
+    assert [(one["reason"], one["count"]) for one in told["refused"]] == reasons
+    assert told["refused"][0]["what_to_do"] == "send it again from its source"
+    assert "instances" not in told
+    words = run("jobs", "report", job, "-o", tmp_path / "all.csv", *place)
+    assert words.index("empty-file") < words.index("not-an-image")
+    assert "send it again" in words
+
+    only = [*place, "--reason", "not-an-image"]
+    told = json.loads(run("jobs", "report", job, "--json", *only))
+    assert [Path(one["instance"]).name for one in told["instances"]] == ["a.txt", "b.txt"]
+    run("jobs", "report", job, "-o", tmp_path / "some.csv", *only)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "some.csv").read_text())))
+    assert {(row["fate"], row["reason"]) for row in rows} == {("refused", "not-an-image")}
+    assert len(rows) == 2
+
+    model = ["--model", str(indexed.settings.model)]
+    told = json.loads(run("info", "--json", *only, *model))
+    assert [(one["reason"], one["count"]) for one in told["refused"]] == reasons
+    assert {one["reason"] for one in told["refusals"]} == {"not-an-image"}
+    assert told["missing_frames"] == []
+    words = run("info", "--refusals", *place, *model)
+    assert "refused: not-an-image 2: nothing" in words
+
+
 @pytest.mark.slow
 def test_a_job_is_paused_resumed_cancelled_and_retried(images, place, worker):
     job = json.loads(run("jobs", "submit", images, "--json", *place))["job"]

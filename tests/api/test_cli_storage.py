@@ -63,6 +63,16 @@ def test_a_snapshot_fills_another_index(settings, place, tmp_path):
     assert hits(moved) == before
 
 
+def test_a_file_that_is_there_is_replaced_only_if_asked(settings, place, tmp_path):
+    file = tmp_path / "points.snapshot"
+    file.write_bytes(b"kept")
+    with pytest.raises(QueryError, match=r"points\.snapshot', which is there already.*--force"):
+        run("snapshot", file, *place)
+    assert file.read_bytes() == b"kept"
+    assert "35 images written" in run("snapshot", file, "--force", *place)
+    assert file.read_bytes() != b"kept"
+
+
 def test_a_restored_index_has_the_precision_of_its_snapshot(settings, place, tmp_path):
     file = tmp_path / "points.snapshot"
     made_in = json.loads((settings.data_dir / "index" / "collection.json").read_text())
