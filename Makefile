@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
 	bench-shifts bench-sources bench-api bench-served bench-start bench-stow client conformance \
-	conformance-statement docs-settings weights clean
+	conformance-statement docs docs-cli docs-settings weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -90,6 +90,14 @@ conformance: $(VENV)/.installed-bench
 conformance-statement: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.statement
 
+# The pages as a site, in build/site. A broken link is an error.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The commands in docs/cli.md.
+docs-cli: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.cli_page
+
 # The tables of docs/settings.md.
 docs-settings: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.settings_page
@@ -116,7 +124,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint,docs]"
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-pretrained: pyproject.toml | $(VENV)/bin/python

@@ -87,7 +87,7 @@ def index(
             )
     note(Seen(results=report.points))
     if as_json:
-        write_json({**asdict(report), "refusals": by_reason(report.refused)})
+        write_json({**asdict(report), "refused_by_reason": by_reason(report.refused)})
     else:
         Console().print(report_table(report))
         if report.retried:

@@ -58,7 +58,7 @@ def info(
         "rendered_otherwise": found.rendered_otherwise,
         "points": found.points,
         "instances": found.instances,
-        "refused": by_reason(found.refused),
+        "refused_by_reason": by_reason(found.refused),
         "partial": found.partial,
         "cells": _cells(found.cells),
         "facets": found.facets,
@@ -79,7 +79,7 @@ def info(
         write_json(document)
         return
     document.pop("server", None)
-    reasons = document.pop("refused")
+    reasons = document.pop("refused_by_reason")
     lines = document.pop("refusals", [])
     incomplete = document.pop("missing_frames", [])
     facets, at_least = document.pop("facets"), document.pop("facets_at_least")

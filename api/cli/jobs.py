@@ -221,7 +221,7 @@ def report(
             out.flush()
             out.detach()
     if as_json:
-        write_json({"job": job, "instances": count, "refused": by_reason(refused)})
+        write_json({"job": job, "instances": count, "refused_by_reason": by_reason(refused)})
         return
     _print(f"{count:,} instances: {output}")
     _show_refused(refused)
@@ -237,7 +237,7 @@ def _report_document(ledger: JobLedger, job: int, only: RefusalReason | None) ->
             refused[one.reason or ""] += 1
             if only is not None:
                 named.append({"instance": shown(one.locator), "detail": one.detail})
-    document: dict[str, Any] = {"job": job, "refused": by_reason(refused)}
+    document: dict[str, Any] = {"job": job, "refused_by_reason": by_reason(refused)}
     return document if only is None else {**document, "instances": named}
 
 

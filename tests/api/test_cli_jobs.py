@@ -62,8 +62,8 @@ def test_refusals_are_told_by_reason(images, place, worker, indexed, tmp_path):
     reasons = [("empty-file", 1), ("not-an-image", 2)]
 
     told = json.loads(run("jobs", "report", job, "--json", *place))
-    assert [(one["reason"], one["count"]) for one in told["refused"]] == reasons
-    assert told["refused"][0]["what_to_do"] == "send it again from its source"
+    assert [(one["reason"], one["count"]) for one in told["refused_by_reason"]] == reasons
+    assert told["refused_by_reason"][0]["what_to_do"] == "send it again from its source"
     assert "instances" not in told
     words = run("jobs", "report", job, "-o", tmp_path / "all.csv", *place)
     assert words.index("empty-file") < words.index("not-an-image")
@@ -79,7 +79,7 @@ def test_refusals_are_told_by_reason(images, place, worker, indexed, tmp_path):
 
     model = ["--model", str(indexed.settings.model)]
     told = json.loads(run("info", "--json", *only, *model))
-    assert [(one["reason"], one["count"]) for one in told["refused"]] == reasons
+    assert [(one["reason"], one["count"]) for one in told["refused_by_reason"]] == reasons
     assert {one["reason"] for one in told["refusals"]} == {"not-an-image"}
     assert told["missing_frames"] == []
     words = run("info", "--refusals", *place, *model)
