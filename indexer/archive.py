@@ -235,6 +235,11 @@ class Archive:
             yield
 
     @property
+    def gate(self) -> OodGate | None:
+        """What judges queries; None = the model has no calibration."""
+        return self._gate
+
+    @property
     def manifest(self) -> Manifest:
         return self.encoder.manifest
 

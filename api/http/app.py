@@ -126,7 +126,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
     access = Access(settings)
     rates = Rates(settings, access.database)
     load = Load()
-    metrics = Metrics(load, access.database)
+    metrics = Metrics(settings, load, access.database)
     traces = tracing(settings.server)
     app = FastAPI(
         title="Precedent",
@@ -233,6 +233,8 @@ def _lifespan(
                 app.state.failed = error
                 raise
             metrics.archive.serving = serving
+            metrics.archive.received = work.waiting_bytes
+            metrics.archive.sendings = sender.outbox.count
             if audit is not None:
                 metrics.archive.heads = partial(_audit_heads, settings)
             opened.callback(metrics.listen(settings.server))
@@ -299,7 +301,7 @@ def _complete_openapi(app: FastAPI) -> None:
             }
             body_schemas(document)
             for route in (route for routes in _ROUTES for route in routes.router.routes):
-                if isinstance(route, APIRoute):
+                if isinstance(route, APIRoute) and route.include_in_schema:
                     _set_examples(document["paths"][route.path_format], route)
             _set_security(document)
             app.openapi_schema = document

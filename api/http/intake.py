@@ -106,6 +106,11 @@ class Intake:
         self._rounds.join()
         self._opened.close()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What was received and is not indexed yet."""
+        return self._inbox.waiting_bytes
+
     def terms(self, study: str | None) -> Terms:
         """On which instances are taken that wait to be indexed, as a PACS's do.
 

@@ -100,6 +100,11 @@ class Work:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def waiting_bytes(self) -> int:
+        """What was received here and is not indexed yet, of all tenants."""
+        # Without the lock, which is held while one of them is opened.
+        return sum(one.waiting_bytes for one in list(self._intakes.values()))
+
     def intake(self, tenant: str) -> Intake:
         """What takes the tenant's instances in, from the first one on.
 

@@ -24,6 +24,7 @@ key."""
 
 POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/healthz"): PUBLIC,
+    ("GET", "/livez"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
     ("GET", "/openapi.json"): PUBLIC,
     ("GET", "/static/{path:path}"): PUBLIC,

@@ -5,14 +5,16 @@ disk is full, the system kills the process (SIGBUS) before it can report an erro
 """
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import DiskFull
 
-__all__ = ["check_room", "is_full", "naming_a_full_disk"]
+__all__ = ["check_room", "disk_of", "is_full", "naming_a_full_disk"]
 
 _MIB = 1024**2
 _GO_ON = (
@@ -21,16 +23,25 @@ _GO_ON = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk. total, free: bytes. files: for how many more there is room; None = no such limit."""
+
+    total: int
+    free: int
+    files: int | None
+
+
 def check_room(folder: Path, least: int) -> None:
     """Checks that the disk of a data folder, which need not exist yet, has ``least`` bytes free.
 
     Raises:
         DiskFull: it has less.
     """
-    free = _free(folder)
-    if free is not None and free < least:
+    disk = disk_of(folder)
+    if disk is not None and disk.free < least:
         raise DiskFull(
-            f"the disk of {folder} has {free // _MIB:,} MiB free, and "
+            f"the disk of {folder} has {disk.free // _MIB:,} MiB free, and "
             f"indexing.min_free_bytes asks for {least // _MIB:,} MiB; {_GO_ON}"
         )
 
@@ -55,13 +66,14 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _free(folder: Path) -> int | None:
-    """Free bytes on the disk on which the folder lies, or would be made; None = not known."""
+def disk_of(folder: Path) -> Disk | None:
+    """The disk on which the folder lies, or would be made; None = not known."""
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
-            return shutil.disk_usage(place).free
+            usage, counted = shutil.disk_usage(place), os.statvfs(place)
         except FileNotFoundError:
             continue
         except OSError:
             return None
+        return Disk(usage.total, usage.free, counted.f_favail if counted.f_files else None)
     return None

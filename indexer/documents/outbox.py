@@ -126,6 +126,11 @@ class Outbox:
         found = islice((one for one in self._files.newest() if one.tenant == tenant), limit)
         return sorted(found, key=lambda one: (-one.made_at, one.id))
 
+    def count(self) -> dict[str, int]:
+        """Sendings of all tenants that have not ended, by what they wait for; see
+        :meth:`SendingFiles.count`."""
+        return self._files.count()
+
     def due(self) -> list[Sending]:
         """Sendings of all tenants that are to be attempted now, the longest due first."""
         now = self._clock()

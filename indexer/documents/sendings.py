@@ -181,6 +181,11 @@ class SendingFiles:
             gone.append(found)
         return gone
 
+    def count(self) -> dict[str, int]:
+        """How many wait for their next attempt ("waiting"), and on how many an answer of the
+        destination is awaited ("asked")."""
+        return {"waiting": len(_listed(self._folder)), "asked": len(_listed(self._asked))}
+
     def _looked_at(self, folder: Path, by: float) -> list[str]:
         """The names of what is to be looked at by then, or was ended."""
         return sorted(name for name, at in _listed(folder) if at <= by)

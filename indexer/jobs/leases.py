@@ -6,12 +6,25 @@ the task. Tasks are idempotent: repeating one at any time does no harm.
 """
 
 import json
+from collections import Counter
+from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select, update
 
 from engine.settings import JobSettings
-from indexer.jobs.records import Due, Job, JobOptions, JobState, Task, TaskKind, TaskState
+from indexer.jobs.records import (
+    DISCOVERY,
+    Backlog,
+    Due,
+    Job,
+    JobOptions,
+    JobState,
+    Task,
+    TaskKind,
+    TaskState,
+)
 from indexer.ledger.database import Database
 from indexer.ledger.schema import jobs, manifest, points, tasks
 from indexer.sources.opening import SourceSpec
@@ -84,6 +97,55 @@ class Leases:
                     .where(jobs.c.state == JobState.RUNNING, tasks.c.state.in_(_OPEN))
                 ).scalar_one()
             )
+
+    def backlog(self, now: float, shut: Collection[str] = ()) -> Backlog:
+        """How many tasks of running jobs are to be done, and for how long the oldest has waited.
+
+        Args:
+            shut: names of sources that may not be read at this hour.
+        """
+        c, lapse = tasks.c, self._settings.lapse_seconds
+        held = and_(c.state == TaskState.RUNNING, c.beat_at >= now - lapse)
+        due = and_(self._is_due(now, queued_is_due=True), self._is_ready())
+        state = case((held, "held"), (due, "due"), else_="later").label("how")
+        since = case(
+            (c.state == TaskState.RUNNING, c.beat_at + lapse),
+            (c.state == TaskState.QUEUED, c.queued_at),
+            else_=c.not_before,
+        )
+        running = and_(jobs.c.state == JobState.RUNNING, c.state.in_(_OPEN))
+        # A chunk is there once its source was listed, and the last task is ready after all others.
+        listed = case((c.number == DISCOVERY, c.beat_at))
+        with self._database.begin(read=True) as connection:
+            rows = connection.execute(
+                select(c.job, jobs.c.source, jobs.c.created_at, c.kind, state, func.count(),
+                       func.min(since))
+                .join(jobs)
+                .where(running)
+                .group_by(c.job, jobs.c.source, jobs.c.created_at, c.kind, state)
+            ).all()  # fmt: skip
+            worked_on = {
+                job: (last or 0.0, first or 0.0)
+                for job, last, first in connection.execute(
+                    select(c.job, func.max(c.beat_at), func.max(listed))
+                    .join(jobs)
+                    .where(jobs.c.state == JobState.RUNNING)
+                    .group_by(c.job)
+                )
+            }
+        counts: Counter[str] = Counter()
+        oldest = now
+        for job, source, created_at, kind, how, count, begun in rows:
+            if how == "due" and source in shut:
+                counts["later"] += count
+                continue
+            counts[how] += count
+            if how == "due":
+                last, first = worked_on[job]
+                ready = last if kind == TaskKind.FINISH else first
+                made = datetime.fromisoformat(created_at).timestamp() if created_at else 0.0
+                oldest = min(oldest, max(begun, ready, made))
+        return Backlog(**counts, oldest_seconds=max(0.0, now - oldest))
 
     def source_of(self, job: int) -> str | None:
         """The name of a job's source; None when there is no such job."""

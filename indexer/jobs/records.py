@@ -11,6 +11,7 @@ __all__ = [
     "FINISHING",
     "INTERACTIVE",
     "MOST_URGENT",
+    "Backlog",
     "Due",
     "Fate",
     "Job",
@@ -96,6 +97,21 @@ class Due:
     number: int
     priority: int
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many tasks of running jobs are still to be done.
+
+    due: a worker could take them now. held: a worker has them, and renews its lease. later: they
+    wait until a pause is over, their source may be read, or other tasks of their job have ended.
+    oldest_seconds: for how long the one has been due that has been longest; 0 = none is.
+    """
+
+    due: int = 0
+    held: int = 0
+    later: int = 0
+    oldest_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,8 @@ def test_what_is_missing_is_named_and_nothing_else(indexed, tmp_path: Path) -> N
     with LoopbackClient(create_service(settings)) as client:
         told = client.get("/readyz")
         assert (told.status_code, told.json()["code"]) == (503, "not-ready")
+        alive = client.get("/livez")
+        assert (alive.status_code, alive.text) == (200, "alive\n")
         assert told.json()["missing"] == ["model", "store", "ledger"]
         assert str(tmp_path) not in told.text
 

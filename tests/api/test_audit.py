@@ -211,6 +211,7 @@ def test_what_shows_nothing_has_no_row(site: Site) -> None:
         ("GET", "/static/{path:path}"),
         ("GET", "/login"),
         ("GET", "/login/oidc"),
+        ("GET", "/livez"),
         ("GET", "/readyz"),
         *ALWAYS,
     }, "a new public route: does it show anything of an image?"

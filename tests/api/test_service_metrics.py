@@ -24,6 +24,7 @@ from engine.settings import Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
 from indexer.ledger.database import Database
+from indexer.ledger.schema import jobs
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -107,6 +108,42 @@ def test_jobs_and_ends_of_audit_chains_are_told(site) -> None:
     assert of(found, "precedent_jobs", kind="run", state="finished") == 1
     assert of(found, "precedent_audit_sequence", chain="0123") == 17
     assert of(found, "precedent_audit_digest", chain="0123") == 0xFFFFFFFFFFFF
+
+
+def test_what_an_operator_has_to_see_coming_is_told(indexed, tmp_path: Path) -> None:
+    settings = indexed.copy(tmp_path / "data")
+    least = settings.indexing.min_free_bytes
+    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
+        keys, now = Keys(database), datetime.now(UTC)
+        keys.create("soon", [Scope.SEARCH], expires_at=now + timedelta(days=5))
+        keys.create("later", [Scope.SEARCH], expires_at=now + timedelta(days=50))
+        gone, _ = keys.create("revoked", [Scope.SEARCH], expires_at=now + timedelta(days=5))
+        keys.revoke(gone.id)
+        with database.begin() as connection:
+            for hours, state in ((1, "failed"), (30, "failed"), (1, "finished")):
+                ended = (now - timedelta(hours=hours)).isoformat(timespec="seconds")
+                row = {"kind": "job", "source": "shelf", "state": state, "finished_at": ended}
+                connection.execute(jobs.insert().values(row))
+    with LoopbackClient(create_service(settings)) as client:
+        found = figures(client.app.state.metrics.text().decode())
+    assert of(found, "precedent_keys_expiring") == 1
+    assert of(found, "precedent_jobs_failed_lately") == 1
+    assert of(found, "precedent_disk_least_free_bytes") == least
+    size, free = (of(found, f"precedent_disk_{name}_bytes") for name in ("size", "free"))
+    assert 0 < free <= size
+    ledger = (settings.data_dir / "ledger.sqlite").stat().st_size
+    assert of(found, "precedent_ledger_bytes") == pytest.approx(ledger, abs=200_000)
+    assert of(found, "precedent_index_bytes") > 0
+    # The model of this archive has no calibration.
+    assert of(found, "precedent_calibration_images") == 0
+    assert not any(name == "precedent_calibration_alpha" for name, _ in found)
+    for state in ("due", "held", "later"):
+        assert of(found, "precedent_job_queue", state=state) == 0
+    assert of(found, "precedent_sendings", state="waiting") == 0
+    assert of(found, "precedent_received_waiting_bytes") == 0
+    # From 0 on, or their first would be no increase.
+    for verdict in ("known", "unfamiliar", "foreign"):
+        assert found["precedent_verdicts_total", frozenset({("verdict", verdict)})] == 0
 
 
 def test_audit_chains_of_processes_long_gone_are_no_series(indexed, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""The health check, and whether the service is ready for requests."""
+"""Whether the service lives, answers, and is ready for requests."""
 
 import logging
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from api.http.deps import ArchiveDep
@@ -64,6 +64,13 @@ def get_health(request: Request, archive: ArchiveDep) -> HealthDocument:
     if request.state.caller is None:
         return HealthDocument(status="ok", points=None, model=None)
     return HealthDocument(status="ok", points=points, model=archive.manifest.fingerprint)
+
+
+@router.get("/livez", include_in_schema=False)
+async def get_liveness() -> Response:
+    """Answers 200 as long as the process answers anything, whatever it lacks: one that does not is
+    to be started anew. For whoever runs the service, and in its event loop."""
+    return Response("alive\n", media_type="text/plain")
 
 
 @router.get(
