@@ -93,6 +93,17 @@ PACKAGES = {
         Package("dcmtk", "DCMTK, which pushes images by C-STORE", find_dcmtk),
         Package("dicom3tools", "dciodvfy, which checks DICOM", lambda: find_program("dciodvfy")),
         Package("nginx", "nginx, a proxy", lambda: find_program("nginx")),
+        Package("caddy", "Caddy, another proxy", lambda: find_program("caddy")),
+        Package(
+            "prometheus",
+            "Prometheus, which watches the service, and promtool, which checks rules",
+            lambda: find_program("prometheus"),
+        ),
+        Package(
+            "systemd",
+            "systemd-analyze, which checks units; systemd itself is not started",
+            lambda: find_program("systemd-analyze"),
+        ),
         Package("chromium", "Chromium, a browser", lambda: find_program("chromium")),
         Package(
             "nodejs",
