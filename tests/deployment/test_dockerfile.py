@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from deployed import DOCKER, ROOT, answering, check_command, compose
+from services.node import installed
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = ("cpu", "cuda")
@@ -146,3 +147,41 @@ def test_health_is_what_the_server_says(stages, target, status, healthy):
         words = [word.replace(":8000/", f":{port}/") for word in arguments]
         done = subprocess.run([sys.executable, *words], capture_output=True, timeout=30)
     assert (done.returncode == 0) is healthy
+
+
+def linted(text: str) -> list[str]:
+    """What dockerfile-utils, of npm, finds wrong with a Dockerfile, each with its line."""
+    folder = ROOT / "tests" / "services" / "dockerfile"
+    done = subprocess.run(
+        [installed(folder), "lint.js"], cwd=folder, input=text, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_it_follows_the_language_of_dockerfiles():
+    text = (DOCKER / "Dockerfile").read_text()
+    assert linted(text) == []
+    (wrong,) = linted(text.replace("EXPOSE 8000 11112", "EXPOSE 8000 dicom"))
+    assert "dicom" in wrong
+
+
+def test_packages_are_pinned_and_what_installing_leaves_behind_is_removed(stages):
+    commands = [" ".join(rest.split()) for stage in stages.values() for n, rest in stage.own]
+    runs = [one for one in commands if "apt-get install" in one]
+    assert runs
+    for run in runs:
+        assert "--no-install-recommends" in run
+        assert "rm -rf /var/lib/apt/lists/*" in run
+        names = re.search(r"apt-get install ((?:--?[\w-]+ )*)([^&]+)&&", run)
+        assert names is not None
+        assert all("=" in name for name in names[2].split()), "a version for each"
+    assert not any(re.search(r"\b(sudo|curl|wget)\b|chmod 777", one) for one in commands)
+    used = {name for stage in stages.values() for name, _ in stage.own}
+    assert not used & {"ADD", "MAINTAINER", "SHELL", "ONBUILD"}
+    for stage in stages.values():
+        for name in stage.environment:
+            assert not re.search("(PASSWORD|KEY|TOKEN|SECRET)$", name)
+        for where in (rest for name, rest in stage.own if name == "WORKDIR"):
+            assert where.startswith("/")
