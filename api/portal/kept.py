@@ -13,7 +13,7 @@ from api.security.access import Caller
 from engine.errors import QueryExpired
 from engine.records import ImageRecord, Observations
 
-__all__ = ["KeptQueries", "KeptQuery", "owner_of"]
+__all__ = ["KeptQueries", "KeptQuery", "owner_of", "recent_of"]
 
 _SECONDS = 600.0
 _MOST = 1024
@@ -28,12 +28,13 @@ class KeptQuery:
     """An upload that was searched for.
 
     seen: what was encoded of it. record: of its file, pseudonymised as in the index. model: the
-    fingerprint of the model that encoded it.
+    fingerprint of the model that encoded it. image: the id that it has if it is indexed.
     """
 
     seen: Observations
     record: ImageRecord
     model: str
+    image: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -146,3 +147,9 @@ def owner_of(caller: Caller | None) -> str:
         return ""
     named = (caller.tenant, caller.session or "", caller.key or "", caller.subject or "")
     return hashlib.sha256("\0".join(named).encode()).hexdigest()
+
+
+def recent_of(caller: Caller | None) -> str:
+    """What the list of recent searches in a browser's tab is bound to: another text for each
+    session, which tells nothing of it."""
+    return hashlib.sha256(f"recent\0{owner_of(caller)}".encode()).hexdigest()[:16]

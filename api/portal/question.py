@@ -3,38 +3,76 @@
 Every option is left out of an address that has its usual value, so that an address stays short.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
-from fastapi import Depends, File, Form, Query, Request, UploadFile
+from fastapi import Depends, Form, Query, Request, UploadFile
+from starlette.datastructures import UploadFile as AnyUpload
 
 from api.http.deps import Asked
+from engine.errors import QueryError
 from engine.search.query import parse_group
 
-__all__ = ["AskedByForm", "AskedByLink", "Question", "field_of", "was_added"]
+__all__ = [
+    "MOST_UPLOADS",
+    "TILES",
+    "AskedByForm",
+    "AskedByLink",
+    "Mark",
+    "Question",
+    "field_of",
+    "was_added",
+]
 
-_OF_AN_IMAGE = ("upload", "kept", "like", "sop", "frame", "study")
+MOST_UPLOADS = 8
+"""Most images that are searched for together."""
+TILES = ("small", "medium", "large")
+"""Sizes of the tiles in a grid."""
+_NO_IMAGE: dict[str, Any] = {
+    "uploads": (),
+    "kept": (),
+    "marks": (),
+    "sop": None,
+    "frame": None,
+    "study": None,
+}
+"""The fields that say what is searched for, without anything."""
 _USUAL_GROUP = "study"
 _USUAL_OWN = "patient"
+_USUAL_TILES = "medium"
 _FROM, _TO = "year_from", "year_to"
 _IS = "is_"
 """Begins the names of fields that add a value to the filters, as in ``is_labels``."""
+
+
+class Mark(NamedTuple):
+    """An image of the archive that is an example. image: its id. liked: False = it is disliked."""
+
+    image: str
+    liked: bool
+
+    @property
+    def field(self) -> str:
+        """The name of its field, in addresses and forms."""
+        return "like" if self.liked else "dislike"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """A request for the search page, as yet unchecked.
 
-    upload: a file. kept: token of an upload that was searched for before. like: id of an image.
-    sop (and frame), study: UIDs. Without any of them nothing is searched for. The other options are
-    as in :class:`api.http.deps.Asked`; unless it says otherwise one image of each study is shown,
-    and none of the query's own patient.
+    uploads: files. kept: tokens of uploads that were searched for before. marks: images of the
+    archive that were liked or disliked, in the order in which they were. sop (and frame), study:
+    UIDs. Without anything to be like nothing is searched for. tiles: of ``TILES``. The other
+    options are as in :class:`api.http.deps.Asked`; unless it says otherwise one image of each study
+    is shown, and none of the query's own patient.
     """
 
-    upload: UploadFile | None = None
-    kept: str | None = field(default=None, repr=False)
-    like: str | None = None
+    uploads: tuple[UploadFile, ...] = ()
+    kept: tuple[str, ...] = field(default=(), repr=False)
+    marks: tuple[Mark, ...] = ()
     sop: str | None = None
     frame: int | None = None
     study: str | None = None
@@ -45,16 +83,37 @@ class Question:
     group_by: str | None = _USUAL_GROUP
     exclude: str | None = _USUAL_OWN
     page: str | None = None
+    tiles: str = _USUAL_TILES
 
     @property
     def names_an_image(self) -> bool:
-        return any(getattr(self, name) is not None for name in _OF_AN_IMAGE)
+        return any(getattr(self, name) != nothing for name, nothing in _NO_IMAGE.items())
+
+    @property
+    def likes(self) -> tuple[str, ...]:
+        """Ids of the images that are liked."""
+        return tuple(one.image for one in self.marks if one.liked)
+
+    @property
+    def dislikes(self) -> tuple[str, ...]:
+        """Ids of the images that are disliked."""
+        return tuple(one.image for one in self.marks if not one.liked)
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether several examples are given, rather than one image."""
+        return len(self.uploads) + len(self.kept) + len(self.marks) > 1
+
+    def without_image(self) -> "Question":
+        """The same options without what is searched for."""
+        return replace(self, page=None, **_NO_IMAGE)
 
     def asked(self) -> Asked:
-        """The same for the routes of the API, to which a kept upload means nothing."""
+        """The same for the routes of the API, to which a kept upload means nothing. Of several
+        images the first."""
         return Asked(
-            upload=self.upload,
-            image_id=self.like,
+            upload=next(iter(self.uploads), None),
+            image_id=next(iter(self.likes), None),
             sop=self.sop,
             frame=self.frame,
             study=self.study,
@@ -71,12 +130,47 @@ class Question:
     def address(self, **changed: Any) -> str:
         """The address of this question with some of it replaced, relative to the search page.
 
-        changed: fields; with another image, or a page, the others of that kind are left out.
+        changed: fields, or ``like``, the id of the one image to search for; with another image, or
+        a page, what else is of that kind is left out.
         """
-        if not changed.keys().isdisjoint(_OF_AN_IMAGE):
-            changed = {**dict.fromkeys(_OF_AN_IMAGE), **changed}
-        query = replace(self, **{"page": None, "upload": None, **changed})._written()
+        if "like" in changed:
+            like = changed.pop("like")
+            changed["marks"] = () if like is None else (Mark(like, liked=True),)
+        if not changed.keys().isdisjoint(_NO_IMAGE):
+            changed = {**_NO_IMAGE, **changed}
+        query = replace(self, **{"page": None, "uploads": (), **changed})._written()
         return "./?" + urlencode(query) if query else "./"
+
+    def marked(self, image: str, *, liked: bool) -> str:
+        """The address of this question with an image liked, or disliked, last of all."""
+        others = (one for one in self.marks if one.image != image)
+        return self._of_examples(self.kept, (*others, Mark(image, liked)))
+
+    def unmarked(self, image: str) -> str:
+        """The address of this question without an image that was liked or disliked; where nothing
+        is left to be like, without the others too."""
+        return self._of_examples(self.kept, (one for one in self.marks if one.image != image))
+
+    def unkept(self, token: str) -> str:
+        """The address of this question without an upload; else as :meth:`unmarked`."""
+        return self._of_examples((one for one in self.kept if one != token), self.marks)
+
+    @property
+    def undone(self) -> str | None:
+        """The address of this question before the last image was liked or disliked; None = nothing
+        else is searched for."""
+        before = self.marks[:-1]
+        if not self.marks or not (self.kept or any(one.liked for one in before)):
+            return None
+        return self._of_examples(self.kept, before)
+
+    def _of_examples(self, kept: Iterable[str], marks: Iterable[Mark]) -> str:
+        tokens, left = tuple(kept), tuple(marks)
+        if not tokens and not any(one.liked for one in left):
+            left = ()
+        # By bits only one image is compared.
+        order = self.order if len(tokens) + len(left) == 1 else "content"
+        return self.address(kept=tokens, marks=left, order=order)
 
     def hidden(self, *, without: str | None = None) -> list[tuple[str, str]]:
         """Names and values of hidden fields, by which a form of the page asks the same question.
@@ -84,17 +178,13 @@ class Question:
         without: terms of this field are left out of the filters.
         """
         where = tuple(term for term in self.where if field_of(term) != without)
-        return replace(self, upload=None, page=None, where=where)._written()
+        return replace(self, uploads=(), page=None, where=where)._written()
 
     def _written(self) -> list[tuple[str, str]]:
-        found = {
-            "query": self.kept,
-            "like": self.like,
-            "sop": self.sop,
-            "frame": self.frame,
-            "study": self.study,
-        }
-        query = [(name, str(value)) for name, value in found.items() if value is not None]
+        query = [("query", token) for token in self.kept]
+        query += [(one.field, one.image) for one in self.marks]
+        found = {"sop": self.sop, "frame": self.frame, "study": self.study}
+        query += [(name, str(value)) for name, value in found.items() if value is not None]
         query += [("where", term) for term in self.where]
         if self.k is not None:
             query.append(("k", str(self.k)))
@@ -106,6 +196,8 @@ class Question:
             query.append(("group_by", self.group_by or "none"))
         if self.exclude != _USUAL_OWN:
             query.append(("exclude_own", self.exclude or "none"))
+        if self.tiles != _USUAL_TILES:
+            query.append(("tiles", self.tiles))
         if self.page is not None:
             query.append(("page", self.page))
         return query
@@ -123,8 +215,7 @@ def was_added(request: Request) -> bool:
 
 async def _by_link(
     request: Request,
-    like: str | None = None,
-    query: str | None = None,
+    query: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies defaults
     sop: str | None = None,
     frame: int | None = None,
     study: str | None = None,
@@ -135,10 +226,11 @@ async def _by_link(
     group_by: str = _USUAL_GROUP,
     exclude_own: str = _USUAL_OWN,
     page: str | None = None,
+    tiles: str = _USUAL_TILES,
 ) -> Question:
     asked = Question(
-        kept=query,
-        like=like,
+        kept=tuple(dict.fromkeys(token for token in query if token)),
+        marks=_marks(request.query_params.multi_items()),
         sop=sop,
         frame=frame,
         study=study,
@@ -149,10 +241,27 @@ async def _by_link(
         group_by=parse_group(group_by),
         exclude=parse_group(exclude_own),
         page=page or None,
+        tiles=_tiles(tiles),
     )
     # For the page that shows what is wrong with it.
     request.state.question = asked
     return asked
+
+
+def _marks(fields: Iterable[tuple[str, object]]) -> tuple[Mark, ...]:
+    """What is liked and disliked, in the order of the fields."""
+    found = [
+        Mark(value, name == "like")
+        for name, value in fields
+        if name in ("like", "dislike") and isinstance(value, str) and value
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _tiles(written: str) -> str:
+    if written not in TILES:
+        raise QueryError(f"tiles is {written[:40]!r}; use one of {', '.join(TILES)}")
+    return written
 
 
 def _with_added(request: Request, where: tuple[str, ...]) -> tuple[str, ...]:
@@ -173,10 +282,8 @@ def _with_added(request: Request, where: tuple[str, ...]) -> tuple[str, ...]:
 
 async def _by_form(
     request: Request,
-    file: Annotated[UploadFile | None, File()] = None,
     image_id: Annotated[str | None, Form(alias="id")] = None,
-    like: Annotated[str | None, Form()] = None,
-    query: Annotated[str | None, Form()] = None,
+    query: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies defaults
     sop: Annotated[str | None, Form()] = None,
     frame: Annotated[int | None, Form()] = None,
     study: Annotated[str | None, Form()] = None,
@@ -186,11 +293,21 @@ async def _by_form(
     exact: Annotated[bool, Form()] = False,
     group_by: Annotated[str, Form()] = _USUAL_GROUP,
     exclude_own: Annotated[str, Form()] = _USUAL_OWN,
+    tiles: Annotated[str, Form()] = _USUAL_TILES,
 ) -> Question:
+    # The files, and the order of what is liked and disliked, are in the form alone. It was read for
+    # the other fields, and is closed after the answer.
+    form = await request.form()
+    marks = _marks(form.multi_items())
     asked = Question(
-        upload=file,
-        kept=query or None,
-        like=image_id or like or None,
+        uploads=tuple(
+            UploadFile(one.file, size=one.size, filename=one.filename)
+            for one in form.getlist("file")
+            # A form sends a file without name and content where none was chosen.
+            if isinstance(one, AnyUpload) and (one.filename or one.size)
+        ),
+        kept=tuple(dict.fromkeys(token for token in query if token)),
+        marks=(Mark(image_id, liked=True),) if image_id else marks,
         sop=sop or None,
         frame=frame,
         study=study or None,
@@ -201,10 +318,11 @@ async def _by_form(
         exact=exact,
         group_by=parse_group(group_by),
         exclude=parse_group(exclude_own),
+        tiles=_tiles(tiles),
     )
-    if file is not None:
-        # The form also sends the image of the last search; a file that was chosen takes precedence.
-        asked = replace(asked, kept=None, like=None, sop=None, frame=None, study=None)
+    if asked.uploads:
+        # The form also sends the image of the last search; files that were chosen take precedence.
+        asked = replace(asked, **{**_NO_IMAGE, "uploads": asked.uploads})
     request.state.question = asked
     return asked
 

@@ -27,7 +27,7 @@ from engine.store.base import Filter, Match
 from indexer.archive import TenantArchive
 from indexer.documents.outbox import destinations_of
 
-__all__ = ["router"]
+__all__ = ["router", "sending_of"]
 
 router = APIRouter(
     route_class=PageRoute, include_in_schema=False, default_response_class=HTMLResponse
@@ -98,7 +98,7 @@ def show_study(
     if caller is not None and Scope.SEND in caller.scopes and first.sop is not None:
         values["destinations"] = list(destinations_of(archive.settings, archive.tenant))
         if sending:
-            values["sent"] = _sending(request, sending, archive.tenant)
+            values["sent"] = sending_of(request, sending, archive.tenant)
     return page(request, "study.html", values)
 
 
@@ -133,8 +133,12 @@ def _related(
     return {"found": document, "verdict": words.verdict(document.ood)}
 
 
-def _sending(request: Request, sending: str, tenant: str) -> SendingDocument:
-    """What became of documents of this study that were sent."""
+def sending_of(request: Request, sending: str, tenant: str) -> SendingDocument:
+    """What became of documents that were sent.
+
+    Raises:
+        SendingNotFound: there is no such sending of the tenant.
+    """
     sender: Sender = request.state.sender
     found = sender.outbox.of(sending, tenant)
     tell_about(request, sending=found.id, destination=found.destination)

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.http.routes.jobs import JobDocument
+from api.portal.question import Question
 from api.schemas import (
+    BasisDocument,
     EvidenceDocument,
     HitDocument,
     ImageDocument,
@@ -30,6 +32,8 @@ __all__ = [
     "job_actions",
     "job_sentence",
     "picture_inside",
+    "recent_label",
+    "refined_sentence",
     "verdict",
 ]
 
@@ -176,6 +180,45 @@ def _how_found(evidence: EvidenceDocument, matching: Size, filtered: bool) -> st
         told = "" if evidence.cells_in_all is None else f" of {evidence.cells_in_all}"
         return f"{compared}: those in the {evidence.cells} nearest{told} cells"
     return f"{compared}, every image within {evidence.radius} bits among them"
+
+
+def refined_sentence(basis: BasisDocument, *, by_bits: bool) -> str:
+    """How hits like several examples were found, as a sentence. by_bits: the fewest differing bits
+    were asked for to come first."""
+    if not basis.rungs:
+        return "Nothing was searched: this service refuses what is foreign."
+    liked = f"{basis.liked} example{'' if basis.liked == 1 else 's'}"
+    disliked = f" and {basis.disliked} disliked" if basis.disliked else ""
+    said = [
+        f"{basis.ranked:,} image{'' if basis.ranked == 1 else 's'} near the examples were compared "
+        f"with {liked}{disliked}; each is as similar as to the example that it is most like"
+    ]
+    if basis.nearer_to_disliked:
+        said.append(f"{basis.nearer_to_disliked:,} left out as nearer to what is disliked")
+    if basis.note is not None:
+        said.append(basis.note)
+    if basis.approximate:
+        said.append("a graph was searched, which may miss some")
+    if by_bits:
+        said.append("most similar first, since bits are counted to one image alone")
+    said += versions_remarks(basis.precision, basis.index_precision, basis.rendered_otherwise)
+    return f"{'; '.join(said)}; {sum(basis.timings_ms.values()):.0f} ms."
+
+
+def recent_label(query: ImageDocument | None, asked: Question) -> str:
+    """A search in a few words, for the list of recent ones: kinds of images and numbers alone."""
+    if query is not None:
+        said = [" ".join((about(query), *facts(query)[:1]))]
+    else:
+        counts = (
+            (len(asked.kept), "of yours"),
+            (len(asked.likes), "liked"),
+            (len(asked.dislikes), "disliked"),
+        )
+        said = [", ".join(f"{count} {name}" for count, name in counts if count)]
+    if asked.where:
+        said.append(f"{len(asked.where)} filter{'' if len(asked.where) == 1 else 's'}")
+    return ", ".join(said)
 
 
 def job_sentence(job: JobDocument) -> str:

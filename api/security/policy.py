@@ -39,6 +39,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/studies/{uid}"): Scope.SEARCH,
     ("GET", "/images/{id}"): Scope.SEARCH,
     ("GET", "/compare"): Scope.SEARCH,
+    ("GET", "/collection"): Scope.SEARCH,
+    ("POST", "/collection"): Scope.SEND,
     ("GET", "/jobs"): Scope.INDEX,
     ("POST", "/jobs"): Scope.INDEX,
     ("POST", "/documents"): Scope.SEND,
@@ -93,8 +95,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 
-PAGES = ("/", "/login", "/logout", "/documents", "/jobs")
+PAGES = ("/", "/login", "/logout", "/documents", "/collection", "/jobs")
 """Paths whose forms carry a token of the session. To all others a session may only send GET."""
 
-OPENED = ("/", "/studies/{uid}", "/images/{id}", "/compare", "/jobs")
+OPENED = ("/", "/studies/{uid}", "/images/{id}", "/compare", "/collection", "/jobs")
 """Pages that people open, also by a link from elsewhere: who is not known is asked to sign in."""

@@ -132,14 +132,19 @@ def test_two_other_libraries_take_it(
     assert [bundle["total"] for bundle in bundles[:2]] == [4, 0]
     whole = client.get(f"/fhir/ImagingStudy/{STUDY}", headers=FHIR)
     assert whole.headers["content-type"] == "application/fhir+json"
+    liked = client.post("/v1/recommend", json={"study": STUDY, "k": 30}).json()["hits"]
+    asked = {"image": [hit["id"] for hit in liked], "format": "fhir"}
+    collected = client.get("/collection", params=asked).json()
+    assert len(collected["entry"]) == 4
     # It does find what is wrong.
     wrong = json.loads(json.dumps(bundles[0]))
     wrong["entry"][0]["resource"]["status"] = "there"
     wrong["entry"][0]["search"]["score"] = "0.5"
     del wrong["entry"][1]["resource"]["series"][0]["instance"][0]["sopClass"]
-    *found, in_wrong = fhir_findings([*bundles, whole.json(), wrong])
-    assert found == [[]] * 6
+    *found, in_wrong = fhir_findings([*bundles, whole.json(), collected, wrong])
+    assert found == [[]] * 7
     assert len(in_wrong) == 3
+    assert Bundle.model_validate_json(json.dumps(collected)).type == "collection"
     for bundle in bundles:
         read = Bundle.model_validate_json(json.dumps(bundle))
         for entry, written in zip(read.entry or [], bundle.get("entry", []), strict=True):

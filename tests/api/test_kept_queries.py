@@ -91,7 +91,7 @@ def test_after_an_upload_pages_follow_each_other_and_filters_are_links(client, i
     )
     page = Page(client.get(narrowed.removeprefix(".")).text)
     assert len(page.all("meter")) == 4
-    assert page.all("figure", **{"data-address": narrowed})
+    assert page.all("div", **{"data-here": narrowed})
 
 
 def test_the_patient_of_an_upload_is_left_out_on_every_page(client, indexed) -> None:

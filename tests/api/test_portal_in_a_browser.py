@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import run
+from conftest import HOSTILE_LABEL
 from pydantic import SecretStr
 from services.needed import package
 from services.node import installed
@@ -22,6 +23,9 @@ FOLDER = Path(__file__).parents[1] / "services" / "portal"
 def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
     browser, node = package("chromium"), installed(FOLDER)
     (tmp_path / "image.dcm").write_bytes(indexed.files["ct"][0].read_bytes())
+    several = [tmp_path / "image.dcm", tmp_path / "other.png", tmp_path / "letter.txt"]
+    several[1].write_bytes(indexed.files["rings"][0].read_bytes())
+    several[2].write_text("Dear colleague")
     settings = indexed.copy(tmp_path / "data")
     # Workers of their own would do the job, which so stays as it is.
     elsewhere = JobSettings(broker=SecretStr("redis://127.0.0.1:9"))
@@ -32,6 +36,8 @@ def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
             "browser": str(browser),
             "base": address,
             "file": str(tmp_path / "image.dcm"),
+            "several": [str(one) for one in several],
+            "hostile": HOSTILE_LABEL,
             "pictures": str(tmp_path),
         }
         done = subprocess.run(
@@ -46,7 +52,7 @@ def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
     assert found["violations"] == []
     assert found["strangers"] == []
     assert found["complaints"] == []
-    assert len(found["looks"]) == 2 * 8 + 2 + 1
+    assert len(found["looks"]) == 2 * 8 + 2 + 1 + 2 * 4 + 1
     assert min(one["passes"] for one in found["looks"]) > 5
     assert {one["name"] for one in found["looks"] if one["wide"] > 0} == set()
     # The answer comes first, on narrow screens too.
@@ -62,7 +68,27 @@ def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
     opened = found["keys"].pop("opened")
     assert opened.startswith("/images/")
     assert found["keys"] == {"help": True, "filters": True, "off": True, "followed": True}
+    refined = found["refined"]
+    recent = refined.pop("recent")
+    # A label with markup is shown as it is written.
+    assert HOSTILE_LABEL in recent[-1]
+    assert len(recent) >= 3
+    assert refined.pop("small") == len(recent)
+    assert "letter.txt" in refined.pop("unusable")[0]
+    assert refined == {
+        "typed": True,
+        "checked": True,
+        "focus": 1,
+        "chips": 3,
+        "undone": 2,
+        "tiles": 1,
+        "elsewhere": 0,
+        "pictures": 2,
+        "dropped": 2,
+        "forgotten": 0,
+    }
     plain = found["plain"]
+    assert (plain["examples"], plain["collected"]) == (3, 3)
     assert all(shown for name, shown in plain.items() if name.startswith("kept"))
     assert plain["hits"] > plain["narrowed"] > 0
     assert plain["image"] > 0

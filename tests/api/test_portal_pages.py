@@ -1,5 +1,6 @@
 """The pages of a study and of an image, read as a browser without JavaScript would."""
 
+import csv
 import io
 import re
 import sys
@@ -132,6 +133,7 @@ def hostile(indexed, store_root: Path) -> Iterator[TestClient]:
                     *("age_band", "source", "study", "series"),
                 )
             }
+            markup["body_part"] = '=HYPERLINK("https://evil.example")' + markup["body_part"]
             labels = (f"<svg onload=alert(1)>{point.id[:2]}", HOSTILE_LABEL)
             record = replace(point.record, **markup, labels=labels)
             points.append(replace(point, record=record, missing_frames="<b>frames</b>", z=point.z))
@@ -147,6 +149,9 @@ def test_what_an_archive_says_is_shown_and_never_run(hostile: TestClient) -> Non
     addresses = ["/", f"/?like={image}&k=5&group_by=none&exclude_own=none", f"/images/{image}"]
     studies = [one["href"] or "" for one in first.all("a") if "studies" in (one["href"] or "")]
     addresses.append("/" + studies[0])
+    other, third = (src.split("/")[2] for src in first.thumbnails()[1:3])
+    refined = f"/?like={image}&like={other}&dislike={third}&group_by=none&exclude_own=none"
+    addresses += [refined, f"/collection?image={image}&image={third}&like={other}"]
     addresses += ["/?where=labels%3D%3Csvg+onload%3Dalert(1)%3E", "/studies/%3Cscript%3E"]
     for address in addresses:
         answer = hostile.get(address)
@@ -161,6 +166,11 @@ def test_what_an_archive_says_is_shown_and_never_run(hostile: TestClient) -> Non
         assert "49" not in re.sub(r"[0-9a-f-]{8,}|\d+ ms|\d\.\d+", "", page.text)
         assert "unsafe" not in answer.headers["content-security-policy"]
     assert HOSTILE_LABEL in first.text
+    assert HOSTILE_LABEL in Page(hostile.get(refined).text).text
+    exported = {"image": [image, other], "format": "csv"}
+    for row in csv.DictReader(io.StringIO(hostile.get("/collection", params=exported).text)):
+        assert row["body_part"].startswith("'=HYPERLINK")
+        assert not [cell for cell in row.values() if cell[:1] in tuple("=+-@")]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The studies that were found as a Bundle of FHIR R4, of type searchset."""
+"""Studies as a Bundle of FHIR R4: those found, of type searchset, or chosen, of type collection."""
 
 import math
 import uuid
@@ -17,7 +17,14 @@ from indexer.archive import TenantArchive
 from indexer.pipeline.sop_classes import sop_classes
 from indexer.sources.uids import why_unknown
 
-__all__ = ["STUDIES", "FhirAnswer", "fhir_answer", "resource_answer", "study_resource"]
+__all__ = [
+    "STUDIES",
+    "FhirAnswer",
+    "collection_answer",
+    "fhir_answer",
+    "resource_answer",
+    "study_resource",
+]
 
 STUDIES = "/fhir/ImagingStudy"
 """Where resources of studies are, below the service's own address."""
@@ -88,6 +95,42 @@ def fhir_answer(
     if entries:
         bundle["entry"] = entries
     return FhirAnswer(bundle, headers={"Vary": "Accept"})
+
+
+def collection_answer(
+    request: Request,
+    archive: TenantArchive,
+    images: Sequence[tuple[str, ImageRecord]],
+    viewers: ViewerLinksOf,
+) -> Response:
+    """The answer with a Bundle of the studies of chosen images, of type collection, in their order.
+
+    images: ids and records. Those without Study Instance UID are left out.
+
+    Raises:
+        DocumentError: no other system knows one of the images by its UIDs.
+    """
+    _check_known(archive, (record for _, record in images))
+    base = str(request.base_url).rstrip("/")
+    by_study: dict[str, list[tuple[str, ImageRecord]]] = {}
+    for name, record in images:
+        if record.study is not None and is_study_uid(record.study):
+            by_study.setdefault(record.study, []).append((name, record))
+    classes = _classes(archive, [one for found in by_study.values() for one in found])
+    studies = FhirStudies(archive.settings.fhir, archive.tenant, classes)
+    entries: list[dict[str, Any]] = []
+    for study, found in by_study.items():
+        entry: dict[str, Any] = {
+            "fullUrl": f"{base}{STUDIES}/{study}",
+            "resource": studies.resource(study, found),
+        }
+        if links := _links(viewers(found[0][1])):
+            entry["link"] = links
+        entries.append(entry)
+    bundle: dict[str, Any] = {"resourceType": "Bundle", "type": "collection"}
+    if entries:
+        bundle["entry"] = entries
+    return FhirAnswer(bundle)
 
 
 def study_resource(

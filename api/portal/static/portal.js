@@ -3,48 +3,148 @@
 
 const KEPT = "precedent-picture ";
 const SHORTCUTS = "precedent-shortcuts";
-const MOST_KEPT = 8;
+const RECENT = "precedent-recent";
+const TILES = "precedent-tiles";
+const PLACE = "precedent-place";
+const MOST_KEPT = 32;
+const MOST_RECENT = 12;
 
 const one = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// Pictures that were uploaded stay in this tab, under the token of their search.
-function keepPicture() {
-  const figure = one("figure[data-kept]");
-  if (!figure) return;
-  const image = one("img", figure);
-  const name = KEPT + figure.dataset.kept;
+// Pictures that were uploaded stay in this tab, under the tokens of their search.
+function keepPictures() {
+  const holders = all("[data-kept]");
+  if (holders.length === 0) return;
+  const names = holders.map((holder) => KEPT + holder.dataset.kept);
   try {
-    const source = image.getAttribute("src");
-    if (source) {
-      sessionStorage.removeItem(name);
-      sessionStorage.setItem(name, source);
-      const names = Object.keys(sessionStorage).filter((key) => key.startsWith(KEPT));
-      names.slice(0, Math.max(0, names.length - MOST_KEPT))
-        .filter((key) => key !== name)
-        .forEach((key) => sessionStorage.removeItem(key));
-      // Loading the page again asks for this address and sends nothing twice.
-      history.replaceState(null, "", figure.dataset.address);
-    } else if (sessionStorage.getItem(name)) {
-      image.src = sessionStorage.getItem(name);
-      image.hidden = false;
-    }
+    holders.forEach((holder, at) => {
+      const image = one("img", holder);
+      const source = image.getAttribute("src");
+      if (source) {
+        sessionStorage.removeItem(names[at]);
+        sessionStorage.setItem(names[at], source);
+      } else if (sessionStorage.getItem(names[at])) {
+        image.src = sessionStorage.getItem(names[at]);
+        image.hidden = false;
+      }
+    });
+    const kept = Object.keys(sessionStorage).filter((key) => key.startsWith(KEPT));
+    kept.slice(0, Math.max(0, kept.length - MOST_KEPT))
+      .filter((key) => !names.includes(key))
+      .forEach((key) => sessionStorage.removeItem(key));
   } catch {
     // Storage is switched off or full: the page shows no picture then.
   }
+  // Loading the page again asks for this address and sends nothing twice.
+  const sent = one("[data-address]");
+  if (sent) history.replaceState(null, "", sent.dataset.address);
 }
 
 function forgetPictures() {
   if (!one('input[name="key"], a[href*="login/oidc"]')) return;
   try {
-    Object.keys(sessionStorage).filter((key) => key.startsWith(KEPT))
+    Object.keys(sessionStorage)
+      .filter((key) => key.startsWith(KEPT) || key === RECENT)
       .forEach((key) => sessionStorage.removeItem(key));
   } catch {
     // Then there is nothing.
   }
 }
 
-// A file that is dropped anywhere, or pasted, is searched for.
+// Searches of this tab, in this session: address and label, and nothing of any other session.
+function followRecent() {
+  const section = one("[data-recent-of]");
+  if (!section) return;
+  const owner = section.dataset.recentOf;
+  const isOurs = (item) => typeof item?.address === "string" && item.address.startsWith("./?")
+    && typeof item.label === "string";
+  const read = () => {
+    try {
+      const found = JSON.parse(sessionStorage.getItem(RECENT));
+      return found?.owner === owner && Array.isArray(found.items) ? found.items.filter(isOurs) : [];
+    } catch {
+      return [];
+    }
+  };
+  const write = (items) => {
+    try {
+      sessionStorage.setItem(RECENT, JSON.stringify({ owner, items }));
+    } catch {
+      // Then there are none on the next page.
+    }
+  };
+  const before = read();
+  const here = one("[data-recent]");
+  if (here) {
+    const item = { address: here.dataset.here, label: here.dataset.recent };
+    const others = before.filter((one) => one.address !== item.address);
+    write([item, ...others].slice(0, MOST_RECENT));
+  }
+  const shown = before.filter((item) => item.address !== here?.dataset.here);
+  const list = one("ul", section);
+  shown.forEach((item) => {
+    const link = document.createElement("a");
+    link.href = item.address;
+    const source = pictureOf(item.address);
+    if (source) {
+      const image = document.createElement("img");
+      [image.src, image.alt, image.width, image.height] = [source, "", 40, 40];
+      link.append(image);
+    }
+    link.append(` ${item.label}`);
+    const place = document.createElement("li");
+    place.append(link);
+    list.append(place);
+  });
+  section.hidden = shown.length === 0;
+  one("button", section).addEventListener("click", () => {
+    write([]);
+    list.replaceChildren();
+    section.hidden = true;
+  });
+}
+
+// The picture of the first example that an address names; null: there is none here.
+function pictureOf(address) {
+  const query = new URLSearchParams(address.slice(3));
+  const token = query.get("query");
+  const id = query.get("like");
+  try {
+    if (token) return sessionStorage.getItem(KEPT + token);
+  } catch {
+    return null;
+  }
+  return id && /^[0-9a-f-]{36}$/.test(id) ? `v1/images/${id}/thumbnail` : null;
+}
+
+// What the address says comes first; without that, what was chosen here before.
+function sizeTiles() {
+  const links = all("[data-tiles]");
+  links.forEach((link) => link.addEventListener("click", () => {
+    try {
+      localStorage.setItem(TILES, link.dataset.tiles);
+    } catch {
+      // The address has it.
+    }
+  }));
+  let wanted = null;
+  try {
+    wanted = localStorage.getItem(TILES);
+  } catch {
+    return;
+  }
+  const grid = one(".grid.medium");
+  if (!grid || !["small", "large"].includes(wanted)) return;
+  if (new URLSearchParams(location.search).has("tiles")) return;
+  grid.classList.replace("medium", wanted);
+  links.forEach((link) => {
+    if (link.dataset.tiles === wanted) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  });
+}
+
+// Files that are dropped anywhere, or pasted, are searched for.
 function takeFiles() {
   const form = one("form[data-drop]");
   if (!form) return;
@@ -52,7 +152,7 @@ function takeFiles() {
   const search = (files) => {
     if (!files || files.length === 0) return;
     const chosen = new DataTransfer();
-    chosen.items.add(files[0]);
+    [...files].forEach((file) => chosen.items.add(file));
     input.files = chosen.files;
     document.body.classList.add("busy");
     form.requestSubmit();
@@ -205,6 +305,28 @@ function moved(pictures, at, key) {
   return best;
 }
 
+// Goes on by keys: on the next page the picture at the same place has the focus.
+function follow(link, place) {
+  try {
+    sessionStorage.setItem(PLACE, String(place));
+  } catch {
+    // Then the focus is where it is on every page.
+  }
+  link.click();
+}
+
+function goOn() {
+  try {
+    const place = sessionStorage.getItem(PLACE);
+    sessionStorage.removeItem(PLACE);
+    const pictures = all("a.picture");
+    if (place === null || pictures.length === 0) return;
+    pictures[Math.min(Number(place), pictures.length - 1)].focus();
+  } catch {
+    // As above.
+  }
+}
+
 function followKeys() {
   const help = one("dialog.keys");
   const box = one("#keys-on");
@@ -221,7 +343,7 @@ function followKeys() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const target = event.target;
-    if (target.closest("input, select, textarea, dialog")) return;
+    if (target.closest("input, select, textarea, dialog, [contenteditable]")) return;
     const pictures = all("a.picture");
     if (event.key.startsWith("Arrow")) {
       const card = target.closest("li");
@@ -236,7 +358,8 @@ function followKeys() {
     }
     if (!shortcutsOn()) return;
     const card = target.closest("article");
-    const links = { m: 'a[href*="like="]', s: 'a[href*="studies/"]' };
+    const links = { m: "a[data-more]", s: 'a[href*="studies/"]' };
+    const marks = { l: "like", d: "dislike" };
     if (event.key === "?" && help) {
       event.preventDefault();
       help.showModal();
@@ -245,6 +368,15 @@ function followKeys() {
       const filters = one("#filters");
       filters.open = true;
       one("summary", filters).focus();
+    } else if (marks[event.key] && card) {
+      const link = one(`[data-mark="${marks[event.key]}"]`, card);
+      if (link) follow(link, pictures.indexOf(one("a.picture", card)));
+    } else if (event.key === "u") {
+      const link = one('[data-mark="undo"]');
+      if (link) follow(link, Math.max(0, pictures.indexOf(one("a.picture", card ?? link))));
+    } else if (event.key === "c" && card) {
+      const box = one(".pick input", card);
+      if (box) box.checked = !box.checked;
     } else if (links[event.key]) {
       const link = one(links[event.key], card ?? one("main"));
       if (link) link.click();
@@ -252,14 +384,17 @@ function followKeys() {
   });
 }
 
-keepPicture();
+keepPictures();
 forgetPictures();
+followRecent();
+sizeTiles();
 takeFiles();
 foldFilters();
 searchWithin();
 showInstead();
 dragWindow();
 followKeys();
+goOn();
 all(".scripted").forEach((hint) => { hint.hidden = false; });
 all(".keys-help").forEach((button) => {
   button.hidden = false;

@@ -1,14 +1,15 @@
 // Walks through the pages in Chromium, at both widths and themes, and says what it met, as JSON.
-// Its one argument is JSON: browser, base, file (to upload), pictures (a folder; null: none).
+// Its one argument is JSON: browser, base, file (to upload), several (files to upload together, the
+// last one bad), hostile (a label with markup), pictures (a folder; null: none).
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
-const { browser: executablePath, base, file, pictures } = JSON.parse(process.argv[2]);
+const { browser: executablePath, base, file, several, hostile, pictures } = JSON.parse(process.argv[2]);
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
-const found = { violations: [], strangers: [], complaints: [], looks: [], keys: {}, plain: {} };
+const found = { violations: [], strangers: [], complaints: [], looks: [], keys: {}, plain: {}, refined: {} };
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
 
@@ -69,11 +70,20 @@ for (const theme of ["light", "dark"]) {
     await page.locator("form.search button").click();
     await page.waitForURL(/query=/);
     await look(page, named("hits"));
+    const searched = page.url();
+    await page.locator('a[data-mark="like"]').first().click();
+    await page.locator('a[data-mark="dislike"]').last().click();
+    await page.waitForURL(/query=.*like=.*dislike=/);
+    await page.locator(".pick input").first().check();
+    await look(page, named("refined"));
+    await page.locator("#collect button").click();
+    await page.waitForURL(/collection\?/);
+    await look(page, named("collection"));
     if (!every) {
       await page.context().close();
       continue;
     }
-    await page.goto(page.url().replace("?", "?where=modality%3DCT&where=modality%3DMR&"));
+    await page.goto(searched.replace("?", "?where=modality%3DCT&where=modality%3DMR&"));
     // The picture was kept by the browser.
     found.plain[named("kept")] = await page.locator(".asked img").isVisible();
     await page.locator("article summary").first().click();
@@ -152,6 +162,90 @@ for (const theme of ["light", "dark"]) {
   await page.context().close();
 }
 
+// Liked, disliked and undone by keys; several files; recent searches; tiles.
+{
+  const page = await opened({ viewport: { width: 1280, height: 800 } });
+  const at = () => page.evaluate(() => {
+    const pictures = [...document.querySelectorAll("a.picture")];
+    return pictures.indexOf(document.activeElement);
+  });
+  await page.goto(`${base}/?where=labels%3D${encodeURIComponent(hostile)}`);
+  await page.locator("a[data-more]").first().click();
+  await page.waitForURL(/like=/);
+  await page.goto(`${base}/?where=modality%3DCT`);
+  await page.locator("a[data-more]").first().click();
+  await page.waitForURL(/like=/);
+  await page.goto(page.url() + "&group_by=none");
+  for (const key of ["ArrowRight", "ArrowRight"]) await page.keyboard.press(key);
+  const before = page.url();
+  // Nothing of this is for a shortcut.
+  for (const key of ["Control+d", "Alt+l", "Meta+l"]) await page.keyboard.press(key);
+  await page.locator(".again > summary").click();
+  await page.locator("form.search summary").click();
+  await page.locator("#k").focus();
+  for (const key of ["l", "d", "u", "c", "/"]) await page.keyboard.press(key);
+  found.refined.typed = page.url() === before && await page.locator(".pick input:checked").count() === 0;
+  await page.locator("a.picture").nth(1).focus();
+  await page.keyboard.press("c");
+  found.refined.checked = await page.locator(".pick input").nth(1).isChecked();
+  await page.keyboard.press("l");
+  await page.waitForURL(/like=.*like=/);
+  found.refined.focus = await at();
+  await page.keyboard.press("d");
+  await page.waitForURL(/dislike=/);
+  found.refined.chips = await page.locator(".examples .chips a").count();
+  await page.keyboard.press("u");
+  await page.waitForURL((url) => !url.search.includes("dislike="));
+  found.refined.undone = await page.locator(".examples .chips a").count();
+  await page.locator('[data-tiles="small"]').click();
+  await page.waitForURL(/tiles=small/);
+  await page.goto(before);
+  // What was chosen once holds for searches whose address does not say.
+  found.refined.tiles = await page.locator(".grid.small").count();
+  await page.goto(`${base}/`);
+  await look(page, "recent");
+  const recent = page.locator(".recent li a");
+  found.refined.recent = await recent.allTextContents();
+  found.refined.small = await page.locator(".recent img").evaluateAll((all) =>
+    all.filter((one) => one.naturalWidth > 0).length);
+  await recent.last().click();
+  await page.waitForURL(/like=/);
+  const other = await page.context().newPage();
+  await other.goto(`${base}/`);
+  found.refined.elsewhere = await other.locator(".recent li").count();
+  await other.close();
+  await page.goto(`${base}/`);
+  await page.locator("#file").setInputFiles(several);
+  await page.locator("form.search button").click();
+  await page.waitForURL(/query=.*query=/);
+  found.refined.unusable = await page.locator(".unusable li").allTextContents();
+  await page.reload();
+  found.refined.pictures = await page.locator("[data-kept] img").evaluateAll((all) =>
+    all.filter((one) => one.checkVisibility() && one.naturalWidth > 0).length);
+  await page.goto(`${base}/`);
+  await page.evaluate(async () => {
+    const brought = new DataTransfer();
+    for (const shade of ["#333", "#bbb"]) {
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [80, 80];
+      const pen = canvas.getContext("2d");
+      pen.fillStyle = shade;
+      pen.fillRect(10, 10, 50, 60);
+      const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+      brought.items.add(new File([blob], `${shade.slice(1)}.png`));
+    }
+    const event = new DragEvent("drop", { dataTransfer: brought, bubbles: true, cancelable: true });
+    document.dispatchEvent(event);
+  });
+  await page.waitForURL(/query=.*query=/);
+  found.refined.dropped = await page.locator("[data-kept]").count();
+  await page.locator(".again > summary").click();
+  await page.locator(".recent button").click();
+  await page.goto(`${base}/`);
+  found.refined.forgotten = await page.locator(".recent li").count();
+  await page.context().close();
+}
+
 // Without JavaScript.
 {
   const page = await opened({ viewport: { width: 390, height: 844 }, javaScriptEnabled: false });
@@ -166,6 +260,18 @@ for (const theme of ["light", "dark"]) {
   found.plain.narrowed = await page.locator("meter").count();
   await page.locator('article a[href*="studies/"]').first().click();
   await page.locator(".strip a.picture").first().click();
+  await page.waitForURL(/images\//, { waitUntil: "networkidle" });
+  await page.goto(`${base}/`);
+  await page.locator("a[data-more]").first().click();
+  await page.locator('a[data-mark="like"]').first().click();
+  await page.locator('a[data-mark="dislike"]').first().click();
+  found.plain.examples = await page.locator(".examples .chips a").count();
+  await page.locator(".pick input").first().check();
+  await page.locator("#collect button").click();
+  await page.waitForURL(/collection\?/);
+  found.plain.collected = await page.locator("article").count();
+  await page.goBack();
+  await page.locator("a.picture").first().click();
   await page.waitForURL(/images\//, { waitUntil: "networkidle" });
   found.plain.image = await page.locator("img.large").evaluate((one) => one.naturalWidth);
   await page.context().close();
