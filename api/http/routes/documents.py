@@ -37,6 +37,7 @@ __all__ = [
     "report_plans",
     "router",
     "select_earlier",
+    "select_for_teaching",
     "teaching_plans",
 ]
 
