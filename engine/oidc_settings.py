@@ -1,6 +1,7 @@
 """Settings of OpenID Connect: whose tokens are believed, and what they allow."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from engine.loopback import is_loopback
 from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 
-__all__ = ["OidcSettings"]
+__all__ = ["Algorithm", "OidcSettings", "read_secret"]
 
 _PLACEHOLDERS = frozenset(
     {
@@ -37,7 +38,7 @@ def _address(written: str) -> str:
     return written
 
 
-_Algorithm = Literal[
+Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
 _Address = Annotated[str, AfterValidator(_address)]
@@ -66,7 +67,7 @@ class OidcSettings(SettingsGroup):
     addresses to which the provider may send them back."""
     request_scope: _Text = "openid profile"
     """What the page asks the provider for."""
-    algorithms: Annotated[tuple[_Algorithm, ...], Field(min_length=1)] = (
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = (
         "RS256",
         "PS256",
         "ES256",
@@ -151,6 +152,11 @@ class OidcSettings(SettingsGroup):
             _check_secret(self.client_secret.get_secret_value())
         return self
 
+    @property
+    def called(self) -> str:
+        """What messages call these settings."""
+        return "oidc"
+
     def secret(self) -> str | None:
         """The client's secret; None = a public client.
 
@@ -161,16 +167,25 @@ class OidcSettings(SettingsGroup):
             return self.client_secret.get_secret_value()
         if self.client_secret_file is None:
             return None
-        try:
-            found = self.client_secret_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise ValueError(
-                f"oidc.client_secret_file {self.client_secret_file} cannot be read ({why}); "
-                "correct the path, or let the service's user read it"
-            ) from None
-        _check_secret(found)
-        return found
+        return read_secret(self.client_secret_file, "oidc.client_secret_file")
+
+
+def read_secret(path: Path, setting: str) -> str:
+    """The client's secret that a file has. setting: that names the file.
+
+    Raises:
+        ValueError: the file cannot be read, or what it has is no secret.
+    """
+    try:
+        found = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(
+            f"{setting} {path} cannot be read ({why}); correct the path, or let the service's "
+            "user read it"
+        ) from None
+    _check_secret(found)
+    return found
 
 
 def _check_secret(secret: str) -> None:

@@ -45,6 +45,7 @@ from engine.operation import OperationSettings
 from engine.settings_by_file import with_files
 from engine.settings_entries import setting_at, without_a_kind
 from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
+from engine.smart_settings import SmartName, SmartSettings
 
 __all__ = [
     "AuditSettings",
@@ -420,6 +421,8 @@ class Settings(BaseSettings):
     search: SearchSettings = SearchSettings()
     server: ServerSettings = ServerSettings()
     oidc: OidcSettings = OidcSettings()
+    smart: dict[SmartName, SmartSettings] = Field(default_factory=dict)
+    """EHRs that open the page by SMART App Launch, by name."""
     viewers: dict[ViewerName, ViewerSettings] = Field(default_factory=dict)
     """Viewers in which hits can be opened, by name, in the order in which they are offered."""
     fhir: FhirSettings = FhirSettings()

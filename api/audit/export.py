@@ -48,6 +48,7 @@ _ACTIVITY = _coding(_DCM, "110100", "Application Activity")
 _SPECIAL: Mapping[str, tuple[_Coding, _Coding | None, str]] = {
     "POST /login": (_AUTHENTICATION, _coding(_DCM, "110122", "Login"), "E"),
     "GET /login/oidc/callback": (_AUTHENTICATION, _coding(_DCM, "110122", "Login"), "E"),
+    "GET /smart/callback": (_AUTHENTICATION, _coding(_DCM, "110122", "Login"), "E"),
     "POST /logout": (_AUTHENTICATION, _coding(_DCM, "110123", "Logout"), "E"),
     "DELETE /v1/instances": (_DELETED, None, "D"),
     "precedent search": (_QUERY, None, "E"),

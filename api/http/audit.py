@@ -28,6 +28,7 @@ ALWAYS = frozenset(
         ("POST", "/login"),
         ("POST", "/logout"),
         ("GET", "/login/oidc/callback"),
+        ("GET", "/smart/callback"),
         ("POST", "/embed"),
         ("GET", "/v1/whoami"),
     }

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 from api.http.addresses import Addresses, path_of
 from api.http.problems import log_problem, problem_of, problem_response
 from api.http.request_ids import request_id_of
-from api.security.access import COOKIE, Access, Request, check_scope
+from api.security.access import COOKIE, FRAMED, Access, Request, check_scope
 from api.security.policy import OPENED, PAGES, Scope
 from api.security.way_back import known_page
 from engine.errors import NotAllowed, NotAuthenticated, PrecedentError, ProviderUnavailable
@@ -93,7 +93,7 @@ def _request(scope: AsgiScope) -> Request:
         scope["http_version"],
         scope["method"],
         path_of(scope),
-        cookies.get(COOKIE),
+        cookies.get(FRAMED) or cookies.get(COOKIE),
     )
 
 

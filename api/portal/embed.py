@@ -1,15 +1,17 @@
 """The page that other sites show in a frame: the cases related to one study, and nothing else.
 
-It comes by POST, because the addresses of frames are written into logs. A browser sends no cookie
-of ours along with it, and its pictures are part of it, so that the token is all that it needs and
-there is no further address under which the token would open anything.
+It comes by POST, because the addresses of frames are written into logs: of a form in the page
+around it, or of the frame of the component `precedent-related`, which has an empty page first and
+is told its token there. A browser sends no cookie of ours along with it, and its pictures are part
+of it, so that the token is all that it needs and there is no further address under which the token
+would open anything.
 """
 
 import base64
 import hmac
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, HTTPException, Request, Response
+from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
 from starlette.responses import HTMLResponse
 
 from api.http.deps import served
@@ -19,57 +21,126 @@ from api.portal import words
 from api.portal.pages import pages
 from api.schemas import RecommendationDocument
 from api.security.access import Access
+from api.security.embedding import Embed, site_origin
 from api.security.seen import Seen, tell
-from engine.errors import ImageNotFound, NotAllowed, NotAuthenticated, PrecedentError
+from engine.errors import (
+    ImageNotFound,
+    NotAllowed,
+    NotAuthenticated,
+    PrecedentError,
+    QueryError,
+)
 from engine.search.recommend import Examples, Wanted
 from indexer.archive import TenantArchive
+from indexer.sources.uids import why_unknown
 
 __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
+@router.get("/embed", response_model=None)
+def show_empty(request: Request, parent: Annotated[str, Query(max_length=300)] = "") -> Response:
+    """The page in the frame of the component, which has nothing yet.
+
+    Args:
+        parent: origin of the page around it, which alone may have it in a frame, and tell it a
+            token.
+
+    Raises:
+        QueryError: that is no origin, or the address says more.
+    """
+    if set(request.query_params) - {"parent"}:
+        raise QueryError(
+            "the address of this page says its parent alone; a token is sent in a message or a "
+            "form, since addresses are logged"
+        )
+    origin = site_origin(parent)
+    answer = HTMLResponse(pages().render("embed_empty.html", {"parent": origin}))
+    answer.headers["Content-Security-Policy"] = (
+        "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
+        f"style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {origin}"
+    )
+    return _to_be_framed(answer)
+
+
 @router.post("/embed", response_model=None)
-def show_embedded(request: Request, token: Annotated[str, Form(max_length=4000)] = "") -> Response:
+def show_embedded(
+    request: Request,
+    token: Annotated[str, Form(max_length=4000)] = "",
+    parent: Annotated[str, Form(max_length=300)] = "",
+    study: Annotated[str, Form(max_length=64)] = "",
+) -> Response:
     """The page for a token, to be framed by the token's site.
+
+    Args:
+        parent: the site, as the page of :func:`show_empty` tells it: whoever else sends it is
+            refused. Problems are then problem documents. study: what that page is to show.
 
     Raises:
         NotAuthenticated: it is no token of ours.
-        NotAllowed: the page was asked for from another site than the token's.
+        NotAllowed: the page was asked for from another site than the token's, or for another
+            study.
     """
     access: Access = request.state.access
-    embed, holds = access.embed_tokens().read(token)
+    embed, seconds = access.embed_tokens().read(token)
     # For the audit log, should it be refused: the token is ours.
     request.state.claimed = embed.key
-    sent = request.headers.getlist("origin")
-    if len(sent) != 1 or not hmac.compare_digest(sent[0].encode(), embed.origin.encode()):
-        raise NotAllowed(
-            "this page is shown by the site that it was made for alone; its page has to send its "
-            "origin, which the referrer policy no-referrer hides"
-        )
+    _check_site(request, embed, parent)
+    if parent and study != embed.study:
+        raise NotAllowed("this token is for another study; ask for one for the study that is shown")
     try:
-        if not holds:
+        if not seconds:
             raise NotAuthenticated("this view has expired; load the page around it again")
         caller = access.embedded(embed)
         request.state.caller = caller
         check_rate(request.state.rates, embed.key)
         with served(request) as (archive, _):
             values = _values(request, archive, embed.study)
-        answer = HTMLResponse(pages().render("embed.html", {"problem": None, **values}))
+        shown = {"problem": None, "seconds": seconds, "opens": bool(parent), **values}
+        answer = HTMLResponse(pages().render("embed.html", shown))
     except (PrecedentError, HTTPException) as error:
+        if parent:
+            raise
         problem = problem_of(error, request.url.path)
         log_problem(problem, error)
-        html = pages().render("embed.html", {"problem": problem})
+        html = pages().render("embed.html", {"problem": problem, "seconds": 0})
         headers = error.headers if isinstance(error, HTTPException) else None
         answer = HTMLResponse(html, problem.status, headers)
     answer.headers["Content-Security-Policy"] = (
         "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; "
         f"form-action 'none'; frame-ancestors {embed.origin}"
     )
-    # A page that isolates itself (COEP) may still frame this one.
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    return _to_be_framed(answer)
+
+
+def _check_site(request: Request, embed: Embed, parent: str) -> None:
+    """Checks that the token's own site asks: by a form of its page, or by the frame in it, which
+    the browser has shown to that site alone.
+
+    Raises:
+        NotAllowed: another one does, or may do.
+    """
+    sent = request.headers.getlist("origin")
+    if not parent:
+        holds = len(sent) == 1 and hmac.compare_digest(sent[0].encode(), embed.origin.encode())
+    else:
+        host = request.headers.get("host", "").lower()
+        own = sent in ([f"https://{host}"], [f"http://{host}"])
+        fetched = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        holds = own and fetched and hmac.compare_digest(parent.encode(), embed.origin.encode())
+    if not holds:
+        raise NotAllowed(
+            "this page is shown by the site that it was made for alone; its page has to send its "
+            "origin, which the referrer policy no-referrer hides"
+        )
+
+
+def _to_be_framed(answer: Response) -> Response:
+    """The answer; a page that isolates itself (COEP) may frame it as well."""
     answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     answer.headers["Cross-Origin-Embedder-Policy"] = "require-corp"
-    answer.headers["Referrer-Policy"] = "no-referrer"
     return answer
 
 
@@ -83,6 +154,8 @@ def _values(request: Request, archive: TenantArchive, study: str) -> dict[str, A
     return {
         "found": document,
         "pictures": {hit.id: _picture(archive, hit.id) for hit in document.hits},
+        # Under their UIDs other systems know nothing of the others.
+        "known": {hit.id for hit in shown if why_unknown(hit.record, archive.settings) is None},
         "facts": words.facts,
         "how_alike": words.how_alike,
         "verdict": words.verdict(document.ood),

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope as AsgiScope
 
 from api.http.deps import ArchiveDep, ReadersDep, served
 from api.http.problems import Problem
@@ -22,6 +23,7 @@ from api.portal import (
     jobs,
     oidc,
     sessions,
+    smart,
     study,
     words,
 )
@@ -50,6 +52,7 @@ __all__ = ["add_portal"]
 
 _SAMPLES = 12
 _STATIC = Path(__file__).parent / "static"
+_COMPONENT = "precedent-related.js"
 
 
 class _SearchRoute(PageRoute):
@@ -85,9 +88,21 @@ def add_portal(app: FastAPI) -> None:
     pages()
     app.state.kept_queries = KeptQueries()
     app.include_router(_router)
-    for one in (study, image, compare, collection, documents, jobs, sessions, oidc, embed):
+    for one in (study, image, compare, collection, documents, jobs, sessions, oidc, smart, embed):
         app.include_router(one.router)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.mount("/static", _Files(directory=_STATIC), name="static")
+
+
+class _Files(StaticFiles):
+    """The files of the pages. The component for pages of other sites may be loaded by them."""
+
+    async def get_response(self, path: str, scope: AsgiScope) -> Response:
+        found = await super().get_response(path, scope)
+        if path == _COMPONENT:
+            found.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+            # So that they can check what they load (integrity).
+            found.headers["Access-Control-Allow-Origin"] = "*"
+        return found
 
 
 @_router.get("/", response_model=None)

@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from api.portal.cookies import drop_cookie, set_cookie
 from api.portal.kept import owner_of
 from api.portal.pages import pages
-from api.security.access import COOKIE, Access
+from api.security.access import COOKIE, FRAMED, Access
 from api.security.keys import public_id
 from api.security.sessions import ABSOLUTE, csrf_token
 from api.security.way_back import known_page
@@ -77,24 +78,21 @@ def login_page(
         "root": "../" * (path.count("/") - 1),
         "problem": problem,
         "button": button,
-        "asks_for_key": button is None or access.has_keys,
+        "ehrs": access.ehrs.standalone,
+        "from_ehr": bool(access.ehrs.issuers),
+        "asks_for_key": access.has_keys or (button is None and not access.ehrs.issuers),
         "sign_out_url": sign_out_url,
         "to": known_page(to),
     }
     return HTMLResponse(pages().render("login.html", values), status)
 
 
-def with_session(answer: Response, secret: str) -> Response:
-    """The answer, with the cookie of a session."""
-    answer.set_cookie(
-        COOKIE,
-        secret,
-        max_age=int(ABSOLUTE.total_seconds()),
-        path="/",
-        secure=True,
-        httponly=True,
-        samesite="lax",
-    )
+def with_session(answer: Response, secret: str, *, framed: bool = False) -> Response:
+    """The answer, with the cookie of a session, and without that of another one. framed: whether
+    the page is in a frame of another site."""
+    name, other = (FRAMED, COOKIE) if framed else (COOKIE, FRAMED)
+    set_cookie(answer, name, secret, int(ABSOLUTE.total_seconds()), framed=framed)
+    drop_cookie(answer, other, framed=not framed)
     return answer
 
 
@@ -138,5 +136,6 @@ def logout(request: Request) -> Response:
     # Somebody whom the provider knows is told how to leave it too: this browser may not be theirs.
     known = caller is not None and caller.subject is not None
     answer = RedirectResponse("login?left=1" if known else "login", HTTPStatus.SEE_OTHER)
-    answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+    drop_cookie(answer, COOKIE, framed=False)
+    drop_cookie(answer, FRAMED, framed=True)
     return answer

@@ -17,17 +17,21 @@ from api.security.oidc.sessions import OidcSessions
 from api.security.oidc.tokens import looks_like_token
 from api.security.policy import PAGES, Scope
 from api.security.sessions import Sessions
-from engine.errors import NotAllowed, NotAuthenticated
+from api.security.smart.launches import Ehrs, Launched
+from engine.errors import NotAllowed, NotAuthenticated, SettingsError
 from engine.loopback import is_loopback
 from engine.settings import Settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import Database, open_database
 
-__all__ = ["COOKIE", "OPEN", "Access", "Caller", "Request", "check_scope"]
+__all__ = ["COOKIE", "FRAMED", "OPEN", "Access", "Caller", "Request", "check_scope"]
 
 COOKIE = "__Host-precedent"
 """Cookie of a session: of this host alone, and sent over TLS alone. Browsers count plain HTTP to
 their own machine as safe, except Safari."""
+FRAMED = "__Host-precedent-framed"
+"""Cookie of a session in a frame of an EHR's page, which counts before the other one: it is sent in
+frames of that site alone."""
 _MOST_REMEMBERED = 1000
 _WAY_OUT = "make keys with `precedent keys create`, and send one"
 
@@ -73,16 +77,16 @@ class Request:
 
 
 class Access:
-    """Tells callers by their keys, or by an identity provider. As long as there is none and no key
-    was ever made, the service is open: to requests of this machine's own browsers and programs,
-    and to nobody else.
+    """Tells callers by their keys, or by an identity provider or an EHR. As long as there is none
+    and no key was ever made, the service is open: to requests of this machine's own browsers and
+    programs, and to nobody else.
 
     Args:
         settings: of the archive, whose ledger's database has the keys.
         clock: seconds from any start.
 
     Raises:
-        SettingsError: what is needed to ask the identity provider cannot be read.
+        SettingsError: what is needed to ask the identity provider or an EHR cannot be read.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,7 +95,14 @@ class Access:
         self._lately: dict[bytes, tuple[float, ApiKey]] = {}
         self._lock = threading.Lock()
         self._database: Database | None = None
-        self._closed = settings.oidc.issuer is not None
+        self._closed = settings.oidc.issuer is not None or bool(settings.smart)
+        framed = [name for name, one in settings.smart.items() if one.framed]
+        if framed and not settings.server.frame_ancestors:
+            raise SettingsError(
+                f"smart.{framed[0]}.framed is set, and server.frame_ancestors is empty, so that no "
+                "site may show the page in a frame; name the origin of the EHR there"
+            )
+        self._ehrs = Ehrs(settings.smart)
         self._party = None if settings.oidc.issuer is None else RelyingParty(settings.oidc)
 
     def close(self) -> None:
@@ -101,10 +112,11 @@ class Access:
             self._database = None
         if self._party is not None:
             self._party.close()
+        self._ehrs.close()
 
     def needs_key(self) -> bool:
-        """Whether a key was ever made, or there is an identity provider. Once it was, it stays so
-        until the process ends.
+        """Whether a key was ever made, or there is an identity provider or an EHR. Once it was, it
+        stays so until the process ends.
 
         Raises:
             LedgerError: the database cannot be asked.
@@ -193,8 +205,8 @@ class Access:
     def sign_out(self, session: str) -> None:
         """Ends the session with this secret."""
         database = self._opened()
-        if database is not None and self._party is not None and OidcSessions.has(session):
-            OidcSessions(database, self._party.issuer).end(session)
+        if database is not None and OidcSessions.has(session):
+            OidcSessions(database, self._believed).end(session)
         elif database is not None:
             Sessions(database).end(session)
 
@@ -204,9 +216,7 @@ class Access:
         if database is None:
             return None
         if OidcSessions.has(session):
-            if self._party is None:
-                return None
-            identity = OidcSessions(database, self._party.issuer).identity_of(session)
+            identity = OidcSessions(database, self._believed).identity_of(session)
             return None if identity is None else _known(identity, session)
         key = Sessions(database).key_of(session)
         return None if key is None else Caller(key.id, key.tenant, key.scopes, session, key.name)
@@ -243,7 +253,31 @@ class Access:
                 name=identity.name,
             )
         database = self._opened(create=True)
-        return OidcSessions(database, self._party.issuer).begin(identity, cookie)
+        return OidcSessions(database, self._believed).begin(identity, cookie, self._party.issuer)
+
+    @property
+    def ehrs(self) -> Ehrs:
+        """The EHRs that may launch the page; perhaps none."""
+        return self._ehrs
+
+    def launched(self, secret: str, launch: Launched) -> str:
+        """The secret of a new session of whom an EHR has brought.
+
+        Args:
+            secret: of the launch, which begins one session alone.
+
+        Raises:
+            NotAuthenticated: it has begun one before.
+        """
+        database = self._opened(create=True)
+        return OidcSessions(database, self._believed).begin(launch.identity, secret, launch.issuer)
+
+    @property
+    def _believed(self) -> frozenset[str]:
+        """By whom people may have been told apart whose sessions hold."""
+        if self._party is None:
+            return self._ehrs.issuers
+        return self._ehrs.issuers | {self._party.issuer}
 
     def embed_tokens(self) -> EmbedTokens:
         """Tokens for the pages of other sites.

@@ -4,6 +4,7 @@ A token says which key asked for it, and is worth nothing without it: the key is
 use, so that what ends the key ends its tokens. It is taken by the embedded page alone.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -95,8 +96,8 @@ class EmbedTokens:
         token = jwt.encode(claims, self._secret, _ALGORITHM, headers={"typ": _TYPE})
         return token, datetime.fromtimestamp(until, UTC)
 
-    def read(self, token: str) -> tuple[Embed, bool]:
-        """What a token of ours allows, and whether it still does.
+    def read(self, token: str) -> tuple[Embed, int]:
+        """What a token of ours allows, and for how many more seconds; 0 = no longer.
 
         Raises:
             NotAuthenticated: it is none.
@@ -120,6 +121,8 @@ class EmbedTokens:
                 claims["origin"],
                 claims["act"]["sub"],
             )
+            left = int(claims["exp"]) - self._clock()
         except (jwt.PyJWTError, ValueError, TypeError, KeyError, RecursionError):
             raise NotAuthenticated("this token is none for a page of another site") from None
-        return embed, self._clock() < claims["exp"]
+        # A moment is left until there is none.
+        return embed, max(0, math.ceil(left))

@@ -158,6 +158,10 @@ def test_every_route_with_every_credential(site: Site, route: tuple[str, str]) -
             ("POST", "/logout"): 303,
             ("GET", "/login/oidc"): 403,
             ("GET", "/login/oidc/callback"): 401,
+            # Of no EHR, and no launch.
+            ("GET", "/smart/launch"): 401,
+            ("GET", "/smart/callback"): 401,
+            ("GET", "/embed"): 400,
             ("POST", "/embed"): 401,
         }.get(route, 200)
         # Any key may ask whose it is; nobody without one.
@@ -225,7 +229,10 @@ def test_every_route_with_every_token(provided: Site, route: tuple[str, str]) ->
     if needed is None:
         public = {200, 303}
         # What asks for more than a token: the form of a key, a sign-in, a token for a frame.
-        public |= {401, 403} if path.startswith("/login") or path == "/embed" else set()
+        asks = path.startswith(("/login", "/smart")) or path == "/embed"
+        public |= {401, 403} if asks else set()
+        # The address of a frame has to say in whose page it is.
+        public |= {400} if route == ("GET", "/embed") else set()
         if path == "/v1/whoami":
             assert (none.status_code, right.json()["id"]) == (401, "right")
             return

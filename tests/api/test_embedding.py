@@ -122,9 +122,70 @@ def test_a_token_opens_nothing_else(service: TestClient, keys: Keys) -> None:
         assert service.get(path, headers=cookie).status_code in (303, 401)
     assert service.post("/v1/embed-tokens", headers=bearer(made), json=asked()).status_code == 401
     # Not in an address either, where proxies would log it.
-    assert service.get("/embed", params={"token": made}).status_code == 405
+    said = service.get("/embed", params={"token": made, "parent": ORIGIN})
+    assert said.status_code == 400
+    assert "addresses are logged" in said.json()["detail"]
     refused = service.post("/embed", params={"token": made}, headers={"Origin": ORIGIN})
     assert refused.status_code == 401
+
+
+def test_the_frame_of_the_component_has_nothing_yet(service: TestClient) -> None:
+    empty = service.get("/embed", params={"parent": "https://Portal.example:443"})
+    policy = empty.headers["content-security-policy"]
+    assert policy.endswith(f"frame-ancestors {ORIGIN}")
+    assert "script-src 'self'; connect-src 'self'" in policy
+    assert f'data-parent="{ORIGIN}"' in empty.text
+    assert "set-cookie" not in empty.headers
+    for parent in ("", "*", "null", "https://a.example https://b.example", f"{ORIGIN}/"):
+        assert service.get("/embed", params={"parent": parent}).status_code == 400
+    # Pages of other sites load the component, and nothing else of ours.
+    for name, policy in (("precedent-related", "cross-origin"), ("embed", "same-origin")):
+        answer = service.get(f"/static/{name}.js")
+        assert answer.headers["cross-origin-resource-policy"] == policy
+
+
+OURS = {"Origin": "http://localhost"}
+
+
+def test_the_frame_of_the_component_shows_what_a_token_is_for(
+    service: TestClient, keys: Keys
+) -> None:
+    made = token(service, keys.create("portal", [Scope.SEARCH])[1])
+    sent = {"token": made, "study": STUDY, "parent": ORIGIN}
+    page = service.post("/embed", data=sent, headers=OURS)
+    assert page.status_code == 200
+    seconds = re.search(r'data-seconds="(\d+)"', page.text)
+    assert seconds is not None
+    assert 290 < int(seconds[1]) <= 300
+    opened = re.findall(r'data-study="([^"]+)"', page.text)
+    assert opened
+    assert STUDY not in opened
+    # The page of a form has no script, and so nothing to click.
+    assert "<button" not in shown(service, made).text
+
+
+@pytest.mark.parametrize(
+    ("change", "headers"),
+    [
+        ({"study": "1.2.4.1"}, OURS),
+        ({"study": ""}, OURS),
+        ({"parent": "https://other.example"}, OURS),
+        ({"parent": "https://PORTAL.example"}, OURS),
+        ({}, {}),
+        ({}, {"Origin": ORIGIN}),
+        ({}, {"Origin": "null"}),
+        ({}, {"Origin": "http://localhost:8000"}),
+        ({}, {**OURS, "Sec-Fetch-Site": "same-site"}),
+        ({}, {**OURS, "Sec-Fetch-Site": "cross-site"}),
+    ],
+)
+def test_whoever_says_that_they_are_that_frame_and_are_not_is_refused(
+    service: TestClient, keys: Keys, change: dict[str, str], headers: dict[str, str]
+) -> None:
+    made = token(service, keys.create("portal", [Scope.SEARCH])[1])
+    sent = {"token": made, "study": STUDY, "parent": ORIGIN, **change}
+    refused = service.post("/embed", data=sent, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not-allowed")
 
 
 @pytest.mark.parametrize(
@@ -218,11 +279,11 @@ def test_a_token_ends_in_time() -> None:
     tokens = EmbedTokens(b"s" * 32, lambda: now)
     made, until = tokens.make(EMBED, 10)
     assert until - datetime.fromtimestamp(now, UTC) == timedelta(minutes=10)
-    assert tokens.read(made) == (EMBED, True)
+    assert tokens.read(made) == (EMBED, 600)
     now += 599
-    assert tokens.read(made) == (EMBED, True)
+    assert tokens.read(made) == (EMBED, 1)
     now += 1
-    assert tokens.read(made) == (EMBED, False)
+    assert tokens.read(made) == (EMBED, 0)
     with pytest.raises(QueryError, match="1 to 10"):
         tokens.make(EMBED, 11)
 

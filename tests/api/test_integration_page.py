@@ -33,6 +33,9 @@ def test_the_settings_of_the_page_are_taken() -> None:
     found = tomllib.loads("\n".join(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)))
     settings = load_settings(**found)
     assert [*settings.viewers] == ["ohif", "ours"]
+    asked = settings.smart["ehr"]
+    assert f"`{asked.request_scope}`" in PAGE
+    assert asked.standalone_scope is not None
     assert settings.qido == QidoSettings(wado_root=settings.qido.wado_root, sources=("pacs",))
     # The page shows the defaults of these.
     assert (settings.fhir, settings.cds_hooks) == (Settings().fhir, Settings().cds_hooks)

@@ -197,6 +197,29 @@ def test_ohif_shows_what_is_related(site: Site, tmp_path: Path) -> None:
         browser.photograph(tmp_path / "document.png")
 
 
+def test_a_panel_shows_what_is_related_and_opens_it_beside(site: Site, tmp_path: Path) -> None:
+    """Pictures of each step are written to the test's folder."""
+    hits = {one["study"]: one for one in site.related()}
+    with Browser(tmp_path / "browser") as browser:
+        browser.open(f"{site.ohif.elsewhere}/viewer?StudyInstanceUIDs={site.query}")
+        browser.until("document.querySelector('[data-cy=related-btn]') !== null", 200)
+        browser.click("document.querySelector('[data-cy=related-btn]')")
+        panel = browser.frame("/embed")
+        panel.until_text(f"{len(hits)} related cases")
+        browser.photograph(tmp_path / "panel.png")
+        opened = panel.evaluate("document.querySelector('button[data-study]').dataset.study")
+        assert opened in hits
+        panel.evaluate("document.querySelector('button[data-study]').click()")
+        browser.until(f"location.search.includes('{opened}')")
+        browser.until(f"{_CANVASES} === 2", 200)
+        said = browser.until_text("Multiple Patients")
+        assert {"01-Mar-2023", f"01-Mar-{hits[opened]['study_year']}"} <= set(said.splitlines())
+        # It is still about the study that was opened first.
+        browser.click("document.querySelector('[data-cy=related-btn]')")
+        browser.frame("/embed").until_text(f"{len(hits)} related cases")
+        browser.photograph(tmp_path / "beside-the-panel.png")
+
+
 def _until_drawn(browser: Browser, path: Path) -> None:
     """Waits until there is more in the middle of the page than one shade of grey."""
 

@@ -38,7 +38,7 @@ def signed_in(page: TestClient, written: str) -> dict[str, str]:
     """The headers of a session."""
     answer = page.post("/login", data={"key": written})
     assert (answer.status_code, answer.headers["location"]) == (303, "./")
-    cookie = answer.headers["set-cookie"]
+    cookie = answer.headers.get_list("set-cookie")[0]
     for part in ("HttpOnly", "Secure", "Path=/", "SameSite=lax"):
         assert part in cookie.split("; ")
     assert "Domain" not in cookie

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ import pytest
 
 from services.needed import package, program
 
-__all__ = ["Browser"]
+__all__ = ["Browser", "Frame"]
 
 _SECONDS = 60.0
 _SWITCHES = (
@@ -31,7 +32,37 @@ _SWITCHES = (
 _TEXT = "document.body ? document.body.innerText : ''"
 
 
-class Browser:
+class Shown(ABC):
+    """A document that a browser shows."""
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression in the page; None = it has none now."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        found = self._ask("Runtime.evaluate", **asked)
+        return None if "exceptionDetails" in found else found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = _SECONDS) -> Any:
+        """The value of an expression in the page, once it is neither empty nor false; else the test
+        fails."""
+        end = time.monotonic() + seconds
+        while not (found := self.evaluate(expression)):
+            if time.monotonic() > end:
+                shown = str(self.evaluate(f"location.href + '\\n' + ({_TEXT})"))
+                pytest.fail(f"{expression} did not come within {seconds:g} s:\n{shown[:3000]}")
+            time.sleep(0.1)
+        return found
+
+    def until_text(self, text: str, seconds: float = _SECONDS) -> str:
+        """All that the page says, once it says this; else the test fails."""
+        said = f"({_TEXT}).includes({json.dumps(text)}) && ({_TEXT})"
+        return str(self.until(said, seconds))
+
+    @abstractmethod
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """What the browser answers."""
+
+
+class Browser(Shown):
     """A browser with one page; use it as a context manager.
 
     Args:
@@ -82,31 +113,29 @@ class Browser:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(20)
 
+    def targets(self) -> list[dict[str, Any]]:
+        """Pages, and frames of other sites, each with its ``type`` and ``url``."""
+        found: list[dict[str, Any]] = self._ask("Target.getTargets")["targetInfos"]
+        return found
+
+    def frame(self, part: str) -> "Frame":
+        """The frame of another site whose address has this part, once there is exactly one."""
+        end = time.monotonic() + _SECONDS
+        while True:
+            found = [
+                one for one in self.targets() if one["type"] == "iframe" and part in one["url"]
+            ]
+            if len(found) == 1:
+                break
+            if time.monotonic() > end:
+                pytest.fail(f"{len(found)} frames have an address with {part!r}")
+            time.sleep(0.1)
+        attached = self._ask("Target.attachToTarget", targetId=found[0]["targetId"], flatten=True)
+        return Frame(self, attached["sessionId"])
+
     def open(self, url: str) -> None:
         """Begins to load a page."""
         self._ask("Page.navigate", url=url)
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of an expression in the page; None = it has none now."""
-        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
-        found = self._ask("Runtime.evaluate", **asked)
-        return None if "exceptionDetails" in found else found["result"].get("value")
-
-    def until(self, expression: str, seconds: float = _SECONDS) -> Any:
-        """The value of an expression in the page, once it is neither empty nor false; else the test
-        fails."""
-        end = time.monotonic() + seconds
-        while not (found := self.evaluate(expression)):
-            if time.monotonic() > end:
-                shown = str(self.evaluate(f"location.href + '\\n' + ({_TEXT})"))
-                pytest.fail(f"{expression} did not come within {seconds:g} s:\n{shown[:3000]}")
-            time.sleep(0.1)
-        return found
-
-    def until_text(self, text: str, seconds: float = _SECONDS) -> str:
-        """All that the page says, once it says this; else the test fails."""
-        said = f"({_TEXT}).includes({json.dumps(text)}) && ({_TEXT})"
-        return str(self.until(said, seconds))
 
     def click(self, element: str, times: int = 1) -> None:
         """Clicks in the middle of an element, once it is there. element: an expression."""
@@ -125,10 +154,15 @@ class Browser:
         path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self.ask(self._session, method, **parameters)
+
+    def ask(self, session: str, method: str, **parameters: Any) -> dict[str, Any]:
+        """What the browser answers to a command of its protocol. session: of which document; may be
+        empty."""
         self._number += 1
         asked = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            asked["sessionId"] = self._session
+        if session:
+            asked["sessionId"] = session
         os.write(self._to, json.dumps(asked).encode() + b"\0")
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end:
@@ -156,3 +190,14 @@ class Browser:
         *whole, left = self._read.split(b"\0")
         self._read = bytearray(left)
         return [json.loads(one) for one in whole]
+
+
+class Frame(Shown):
+    """A frame of another site in a page. session: what the browser calls it."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
+        self._session = session
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._browser.ask(self._session, method, **parameters)

@@ -50,6 +50,9 @@ class IdentityProvider(Server):
         people: claims of those who sign in, by name.
         page: address of the page that they sign in to; None = there is none.
         lifetimes: seconds that access tokens last, by audience.
+        smart: what it is as an EHR, with its FHIR server below ``/fhir``: ``launches`` has the
+            context of each launch by its name, ``studies`` Study Instance UIDs by the ids of their
+            ImagingStudy; None = it is none.
     """
 
     name = "node-oidc-provider"
@@ -60,6 +63,7 @@ class IdentityProvider(Server):
         people: Mapping[str, Mapping[str, Any]] | None = None,
         page: str | None = None,
         lifetimes: Mapping[str, int] | None = None,
+        smart: Mapping[str, Any] | None = None,
     ) -> None:
         self._node = installed(_FOLDER)
         super().__init__()
@@ -72,6 +76,7 @@ class IdentityProvider(Server):
             "programs": programs,
             "people": people or {},
             "lifetimes": lifetimes or {},
+            "smart": smart,
             "clients": [_program(name) for name in programs]
             + ([] if page is None else [_page(page)]),
         }
@@ -129,5 +134,5 @@ def _page(address: str) -> dict[str, Any]:
     return {
         "client_id": "page",
         "client_secret": _secret("page"),
-        "redirect_uris": [f"{address}/login/oidc/callback"],
+        "redirect_uris": [f"{address}/login/oidc/callback", f"{address}/smart/callback"],
     }

@@ -26,6 +26,7 @@ SHA512 = (
 """Of the package, hex."""
 _FOLDER = Path(__file__).parent / "ohif_app"
 _PAGE = Path(__file__).parents[2] / "docs" / "integration.md"
+_PANEL = _PAGE.parent / "examples" / "ohif-related.js"
 _SURROUNDING = """
 master_process off;
 daemon off;
@@ -65,7 +66,7 @@ class Ohif(Server):
         root = self.folder / "viewer"
         shutil.copytree(viewer, root, copy_function=_linked)
         (root / "app-config.js").unlink(missing_ok=True)
-        (root / "app-config.js").write_text(_block("javascript"))
+        shutil.copy(_PANEL, root)
         header = self.folder / "precedent-key.conf"
         header.write_text(f'proxy_set_header Authorization "Bearer {key}";\n')
         self._changed = {
@@ -76,8 +77,12 @@ class Ohif(Server):
             "/usr/share/ohif": str(root),
             "http://127.0.0.1:8042": f"http://{pacs}",
             "/etc/nginx/precedent-key.conf": str(header),
+            "https://viewer.example": f"http://localhost:{self.port}",
         }
+        self._root = root
         self.url = f"http://{HOST}:{self.port}"
+        # Under this name it is another site than the service.
+        self.elsewhere = f"http://localhost:{self.port}"
 
     def before(self, service: str) -> Self:
         """The viewer, to be entered. service: address of ours, as in "127.0.0.1:8000"."""
@@ -86,6 +91,10 @@ class Ohif(Server):
         for of_the_page, here in changed.items():
             assert of_the_page in server, of_the_page
             server = server.replace(of_the_page, here)
+        config = _block("javascript")
+        assert "https://precedent.example" in config
+        config = config.replace("https://precedent.example", f"http://{service}")
+        (self._root / "app-config.js").write_text(config)
         configuration = _SURROUNDING.format(server=server, folder=self.folder)
         (self.folder / "nginx.conf").write_text(configuration)
         return self

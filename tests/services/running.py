@@ -16,9 +16,11 @@ __all__ = ["served"]
 
 
 @contextmanager
-def served(app: FastAPI, server_settings: ServerSettings | None = None) -> Iterator[str]:
-    """The address of a server that runs ``app`` in a thread."""
-    listener = listening("127.0.0.1", 0)
+def served(
+    app: FastAPI, server_settings: ServerSettings | None = None, port: int = 0
+) -> Iterator[str]:
+    """The address of a server that runs ``app`` in a thread. port: 0 = a free one."""
+    listener = listening("127.0.0.1", port)
     server = uvicorn.Server(server_config(app, server_settings or ServerSettings()))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

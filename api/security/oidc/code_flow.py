@@ -22,7 +22,7 @@ from api.security.oidc.tokens import id_token_claims
 from engine.errors import NotAuthenticated, ProviderUnavailable
 from engine.oidc_settings import OidcSettings
 
-__all__ = ["MOST_SECONDS", "CodeFlow", "Started"]
+__all__ = ["MOST_SECONDS", "CodeFlow", "Started", "challenge_of", "derived"]
 
 MOST_SECONDS = 600
 """From the start of a sign-in to its end."""
@@ -69,16 +69,14 @@ class CodeFlow:
         if place is None:
             raise ProviderUnavailable("the provider's configuration has no authorization_endpoint")
         cookie = f"{int(self._clock())}.{secrets.token_urlsafe(32)}"
-        verifier = _derived(cookie, "verifier")
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         query = {
             "response_type": "code",
             "client_id": self._settings.client_id or "",
             "redirect_uri": self._callback,
             "scope": self._settings.request_scope,
-            "state": _derived(cookie, "state"),
-            "nonce": _derived(cookie, "nonce"),
-            "code_challenge": challenge.rstrip(b"=").decode(),
+            "state": derived(cookie, "state"),
+            "nonce": derived(cookie, "nonce"),
+            "code_challenge": challenge_of(derived(cookie, "verifier")),
             "code_challenge_method": "S256",
         }
         return Started(place + ("&" if urlsplit(place).query else "?") + urlencode(query), cookie)
@@ -99,7 +97,7 @@ class CodeFlow:
         age = self._clock() - int(begun[1])
         if not -self._settings.skew_seconds <= age <= MOST_SECONDS:
             raise NotAuthenticated("this sign-in has taken too long; begin it again")
-        wanted = _derived(cookie, "state")
+        wanted = derived(cookie, "state")
         if not hmac.compare_digest(wanted.encode(), answer.get("state", "").encode()):
             raise NotAuthenticated("this sign-in was not begun in this browser; begin it again")
         configuration = self._provider.configuration()
@@ -111,8 +109,8 @@ class CodeFlow:
             code = answer.get("error", "")
             said = f" ({code})" if _CODES.fullmatch(code) else ""
             raise NotAuthenticated(f"the identity provider has signed nobody in{said}")
-        token = self._token(configuration, answer["code"], _derived(cookie, "verifier"))
-        nonce = _derived(cookie, "nonce")
+        token = self._token(configuration, answer["code"], derived(cookie, "verifier"))
+        nonce = derived(cookie, "nonce")
         return id_token_claims(token, self._settings, self._provider, nonce)
 
     def _token(self, configuration: Configuration, code: str, verifier: str) -> str:
@@ -148,7 +146,13 @@ class CodeFlow:
         )
 
 
-def _derived(cookie: str, what: str) -> str:
+def derived(cookie: str, what: str) -> str:
     """One of the values of a sign-in: 256 bits, which tell nothing of the others."""
     made = hmac.new(cookie.encode(), what.encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(made).rstrip(b"=").decode()
+
+
+def challenge_of(verifier: str) -> str:
+    """The code challenge of a verifier, by S256 (RFC 7636 4.2)."""
+    made = hashlib.sha256(verifier.encode()).digest()
     return base64.urlsafe_b64encode(made).rstrip(b"=").decode()

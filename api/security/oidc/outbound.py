@@ -4,16 +4,16 @@ import json
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
 
 from engine.errors import ProviderUnavailable, SettingsError
 from engine.loopback import is_loopback
-from engine.oidc_settings import OidcSettings
 
-__all__ = ["Outbound"]
+__all__ = ["Outbound", "Reached"]
 
 _MOST_BYTES = 512 * 1024
 """Of one answer. Sets of keys and configurations have some thousand bytes."""
@@ -21,8 +21,23 @@ _MOST_BYTES = 512 * 1024
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
+class Reached(Protocol):
+    """How a provider is reached. called: what messages call these settings."""
+
+    @property
+    def issuer(self) -> str | None: ...
+    @property
+    def timeout_seconds(self) -> float: ...
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]: ...
+    @property
+    def ca_file(self) -> Path | None: ...
+    @property
+    def called(self) -> str: ...
+
+
 class Outbound:
-    """Asks the hosts of the issuer and of ``oidc.allowed_hosts``, and no other. Close it.
+    """Asks the hosts of the issuer and of ``allowed_hosts``, and no other. Close it.
 
     Whatever goes wrong raises ProviderUnavailable: that the provider's own configuration leads
     elsewhere, that it redirects, is slow, answers too much, or no JSON.
@@ -31,8 +46,9 @@ class Outbound:
         SettingsError: the certificates to trust cannot be read.
     """
 
-    def __init__(self, settings: OidcSettings) -> None:
+    def __init__(self, settings: Reached) -> None:
         issuer = settings.issuer or ""
+        self._called = settings.called
         self._seconds = settings.timeout_seconds
         self._plain = urlsplit(issuer).scheme == "http"
         self._hosts = {_host(issuer), *(one.lower() for one in settings.allowed_hosts)}
@@ -42,8 +58,8 @@ class Outbound:
                 verify = ssl.create_default_context(cafile=settings.ca_file)
             except (OSError, ssl.SSLError) as error:
                 raise SettingsError(
-                    f"oidc.ca_file {settings.ca_file} cannot be used ({error}); name a file of "
-                    "PEM certificates"
+                    f"{self._called}.ca_file {settings.ca_file} cannot be used ({error}); name a "
+                    "file of PEM certificates"
                 ) from None
         self._client = httpx.Client(
             timeout=settings.timeout_seconds, follow_redirects=False, verify=verify
@@ -70,7 +86,7 @@ class Outbound:
         if named not in self._hosts:
             raise ProviderUnavailable(
                 f"the provider's configuration names the host {named[:200]!r}, which is not asked; "
-                "add it to oidc.allowed_hosts if it is the provider's"
+                f"add it to {self._called}.allowed_hosts if it is the provider's"
             )
         return url
 
@@ -80,6 +96,15 @@ class Outbound:
         if status != httpx.codes.OK:
             raise ProviderUnavailable(f"{url} answered {status}; look into the provider's log")
         return found
+
+    def read(self, url: str, token: str, most_bytes: int) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of the answer to a request with an access token, in FHIR.
+
+        Args:
+            most_bytes: of the answer.
+        """
+        headers = {"Accept": "application/fhir+json", "Authorization": f"Bearer {token}"}
+        return self._ask("GET", url, most_bytes, headers=headers)
 
     def post(
         self, url: str, form: Mapping[str, str], login: tuple[str, str] | None
@@ -91,17 +116,24 @@ class Outbound:
         """
         return self._ask("POST", url, data=dict(form), auth=login)
 
-    def _ask(self, method: str, url: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        most_bytes: int = _MOST_BYTES,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> tuple[int, dict[str, Any]]:
         until = time.monotonic() + 2 * self._seconds
         content = bytearray()
         try:
             with self._client.stream(
-                method, self.checked(url), headers=_HEADERS, **options
+                method, self.checked(url), headers={**_HEADERS, **(headers or {})}, **options
             ) as answer:
                 for part in answer.iter_raw():
                     content += part
                     # The client's timeout begins anew with each byte.
-                    if len(content) > _MOST_BYTES or time.monotonic() > until:
+                    if len(content) > most_bytes or time.monotonic() > until:
                         raise ProviderUnavailable(f"{url} answers too much, or too slowly")
             found = json.loads(content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -4,16 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from api.security.oidc.outbound import Outbound
 from engine.errors import NotAuthenticated, ProviderUnavailable
-from engine.oidc_settings import OidcSettings
 
-__all__ = ["Configuration", "Provider", "SigningKey"]
+__all__ = ["Configuration", "Kept", "Provider", "SigningKey", "openid_configuration"]
 
 _MOST_KEYS = 100
 _LEAST_RSA_BITS = 2048
@@ -37,10 +36,13 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Of OpenID Connect Discovery 1.0. Addresses: None = the provider has none. names_itself:
-    answers to browsers have ``iss`` (RFC 9207). secret_in_form: clients send their secret in the
-    form, and not as a password."""
+    """What a provider says of itself (OpenID Connect Discovery 1.0, SMART App Launch 2).
 
+    issuer: as its tokens name it. Addresses: None = the provider has none. names_itself: answers
+    to browsers have ``iss`` (RFC 9207). secret_in_form: clients send their secret in the form, and
+    not as a password."""
+
+    issuer: str
     keys: str
     authorization: str | None
     token: str | None
@@ -58,6 +60,19 @@ class _Known:
     at: float
 
 
+class Kept(Protocol):
+    """For how long what a provider says of itself is used. issuer: where it is asked."""
+
+    @property
+    def issuer(self) -> str | None: ...
+    @property
+    def keys_seconds(self) -> float: ...
+    @property
+    def outage_seconds(self) -> float: ...
+    @property
+    def refetch_seconds(self) -> float: ...
+
+
 class Provider:
     """The provider's configuration and keys. Threads may share it.
 
@@ -69,17 +84,20 @@ class Provider:
         settings: with an issuer.
         outbound: asks it.
         clock: seconds that only go up.
+        read: asks an issuer for its configuration.
     """
 
     def __init__(
         self,
-        settings: OidcSettings,
+        settings: Kept,
         outbound: Outbound,
         clock: Callable[[], float] = time.monotonic,
+        read: Callable[[str, Outbound], Configuration] | None = None,
     ) -> None:
         self._settings = settings
         self._outbound = outbound
         self._clock = clock
+        self._read = read or openid_configuration
         self._asking = threading.Lock()
         self._known: _Known | None = None
         self._asked_at: float | None = None
@@ -164,34 +182,36 @@ class Provider:
         """Asks the provider; what went wrong is noted."""
         self._asked_at = self._clock()
         try:
-            configuration = self._configuration()
+            configuration = self._read(self._settings.issuer or "", self._outbound)
             keys = _keys(self._outbound.get(configuration.keys))
         except ProviderUnavailable as error:
             self._failure = str(error)
             return
         self._known = _Known(configuration, keys, self._clock())
 
-    def _configuration(self) -> Configuration:
-        issuer = self._settings.issuer or ""
-        found = self._outbound.get(issuer.rstrip("/") + "/.well-known/openid-configuration")
-        if found.get("issuer") != issuer:
-            raise ProviderUnavailable(
-                f"the provider calls itself {str(found.get('issuer'))[:200]!r}, and oidc.issuer is "
-                f"{issuer!r}; they have to be the same, to the last character"
-            )
 
-        def address(name: str) -> str | None:
-            return None if found.get(name) is None else self._outbound.checked(found[name])
-
-        methods = found.get("token_endpoint_auth_methods_supported", _USUAL)
-        return Configuration(
-            self._outbound.checked(found.get("jwks_uri")),
-            address("authorization_endpoint"),
-            address("token_endpoint"),
-            address("end_session_endpoint"),
-            found.get("authorization_response_iss_parameter_supported") is True,
-            "client_secret_basic" not in (methods if isinstance(methods, list) else _USUAL),
+def openid_configuration(issuer: str, outbound: Outbound) -> Configuration:
+    """The configuration of an OpenID provider. Raises ProviderUnavailable."""
+    found = outbound.get(issuer.rstrip("/") + "/.well-known/openid-configuration")
+    if found.get("issuer") != issuer:
+        raise ProviderUnavailable(
+            f"the provider calls itself {str(found.get('issuer'))[:200]!r}, and oidc.issuer is "
+            f"{issuer!r}; they have to be the same, to the last character"
         )
+
+    def address(name: str) -> str | None:
+        return None if found.get(name) is None else outbound.checked(found[name])
+
+    methods = found.get("token_endpoint_auth_methods_supported", _USUAL)
+    return Configuration(
+        issuer,
+        outbound.checked(found.get("jwks_uri")),
+        address("authorization_endpoint"),
+        address("token_endpoint"),
+        address("end_session_endpoint"),
+        found.get("authorization_response_iss_parameter_supported") is True,
+        "client_secret_basic" not in (methods if isinstance(methods, list) else _USUAL),
+    )
 
 
 def _keys(document: Mapping[str, Any]) -> tuple[SigningKey, ...]:

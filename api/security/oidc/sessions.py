@@ -1,4 +1,4 @@
-"""Sessions of the page of people whom the identity provider knows.
+"""Sessions of the page of people whom an identity provider, or an EHR, knows.
 
 They are kept as those of keys are, and end as they do, except that no key ends them. What somebody
 may do is settled when they sign in.
@@ -6,7 +6,7 @@ may do is settled when they sign in.
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from sqlalchemy import delete, insert, select, update
@@ -33,15 +33,18 @@ class OidcSessions:
 
     Args:
         database: the ledger's.
-        issuer: the provider; sessions by another one are over.
+        believed: the providers, or the one; sessions by others are over.
         clock: the time, UTC.
     """
 
     def __init__(
-        self, database: Database, issuer: str, clock: Callable[[], datetime] = _now
+        self,
+        database: Database,
+        believed: str | Collection[str],
+        clock: Callable[[], datetime] = _now,
     ) -> None:
         self._database = database
-        self._issuer = issuer
+        self._believed = {believed} if isinstance(believed, str) else set(believed)
         self._clock = clock
 
     @staticmethod
@@ -49,20 +52,23 @@ class OidcSessions:
         """Whether this is the secret of such a session, running or over."""
         return secret.startswith(_PREFIX)
 
-    def begin(self, identity: Identity, sign_in: str) -> str:
+    def begin(self, identity: Identity, sign_in: str, issuer: str | None = None) -> str:
         """The secret of a new session.
 
         Args:
             sign_in: the secret of the sign-in, which begins one session alone.
+            issuer: the provider who knows them; None = there is but one.
 
         Raises:
             NotAuthenticated: it has begun one before.
         """
+        if issuer is None:
+            (issuer,) = self._believed
         secret, now = _PREFIX + secrets.token_urlsafe(32), self._clock()
         row = {
             "digest": _digest(secret),
             "sign_in": _digest(sign_in),
-            "issuer": self._issuer,
+            "issuer": issuer,
             "subject": identity.id,
             "name": identity.name,
             "tenant": identity.tenant,
@@ -87,7 +93,7 @@ class OidcSessions:
         now, own = self._clock(), oidc_sessions.c.digest == _digest(secret)
         with self._database.begin(read=True) as connection:
             row = connection.execute(select(oidc_sessions).where(own)).first()
-        if row is None or row.ended_at is not None or row.issuer != self._issuer:
+        if row is None or row.ended_at is not None or row.issuer not in self._believed:
             return None
         seen = datetime.fromisoformat(row.seen_at)
         if now >= seen + IDLE or now >= datetime.fromisoformat(row.created_at) + ABSOLUTE:

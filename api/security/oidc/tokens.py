@@ -1,7 +1,7 @@
 """Checks tokens of the identity provider: signature, issuer, audience, and times."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import jwt
 
@@ -9,10 +9,26 @@ from api.security.oidc.provider import Provider
 from engine.errors import NotAuthenticated
 from engine.oidc_settings import OidcSettings
 
-__all__ = ["access_token_claims", "id_token_claims", "looks_like_token"]
+__all__ = ["Judged", "access_token_claims", "id_token_claims", "looks_like_token"]
 
 _MOST_CHARACTERS = 16_384
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
+
+
+class Judged(Protocol):
+    """By what tokens are judged. issuer: as they name it. client_id: for whom ID tokens are.
+    called: what messages call the settings."""
+
+    @property
+    def issuer(self) -> str | None: ...
+    @property
+    def client_id(self) -> str | None: ...
+    @property
+    def algorithms(self) -> Collection[str]: ...
+    @property
+    def skew_seconds(self) -> int: ...
+    @property
+    def called(self) -> str: ...
 
 
 def looks_like_token(written: str) -> bool:
@@ -36,9 +52,7 @@ def access_token_claims(token: str, settings: OidcSettings, provider: Provider) 
     return claims
 
 
-def id_token_claims(
-    token: str, settings: OidcSettings, provider: Provider, nonce: str
-) -> dict[str, Any]:
+def id_token_claims(token: str, settings: Judged, provider: Provider, nonce: str) -> dict[str, Any]:
     """The claims of an ID token of this sign-in (OpenID Connect Core 3.1.3.7).
 
     Raises:
@@ -57,7 +71,7 @@ def id_token_claims(
 
 def _claims(
     token: str,
-    settings: OidcSettings,
+    settings: Judged,
     provider: Provider,
     audience: str,
     types: tuple[str, ...],
@@ -67,7 +81,7 @@ def _claims(
     # Decided before a key is looked for: "none" needs none, and HMAC would take a public key.
     if algorithm not in settings.algorithms:
         raise NotAuthenticated(
-            "this token is not valid: its algorithm is not accepted (oidc.algorithms)"
+            f"this token is not valid: its algorithm is not accepted ({settings.called}.algorithms)"
         )
     if str(header.get("typ", "jwt")).lower() not in types:
         raise NotAuthenticated("this token is not valid: it is of another kind")
@@ -83,7 +97,7 @@ def _claims(
             options={"require": ["iss", "aud", "exp", "iat"]},
         )
     except jwt.PyJWTError as error:
-        raise NotAuthenticated(f"this token is not valid: {_why(error)}") from None
+        raise NotAuthenticated(f"this token is not valid: {_why(error, settings.called)}") from None
     except (ValueError, TypeError, OverflowError):
         raise NotAuthenticated("this token is not valid: it is malformed") from None
 
@@ -97,7 +111,7 @@ def _header(token: str) -> Mapping[str, Any]:
     raise NotAuthenticated("this token is not valid: it is malformed")
 
 
-def _why(error: jwt.PyJWTError) -> str:
+def _why(error: jwt.PyJWTError, called: str) -> str:
     """What is wrong with a token, without repeating any of it."""
     match error:
         case jwt.ExpiredSignatureError():
@@ -105,9 +119,9 @@ def _why(error: jwt.PyJWTError) -> str:
         case jwt.ImmatureSignatureError():
             return "its time is yet to come; set the clocks"
         case jwt.InvalidAudienceError():
-            return "it is for another audience than oidc.audience"
+            return f"it is for another audience than {called} has"
         case jwt.InvalidIssuerError():
-            return "it is of another issuer than oidc.issuer"
+            return f"it is of another issuer than {called}.issuer"
         case jwt.MissingRequiredClaimError():
             return f"it lacks the claim {error.claim!r}"
         case jwt.InvalidSignatureError():
