@@ -46,6 +46,7 @@ from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
 from indexer.ledger.instances import Ledger, State
 from indexer.ledger.outcomes import Outcome, outcome_of
+from indexer.ledger.tallies import RefusedFor, images_by_day, refused_by_reason
 from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
@@ -422,6 +423,7 @@ class TenantArchive:
         self.rendering = own.ledger.rendering
         self.tenant = tenant
         self._ledger = own.ledger
+        self._records = archive._database.of(tenant)
         self._thumbnails = archive.data_dir.thumbnails
 
     def id_of(self, image: "QueryImage") -> str:
@@ -482,6 +484,15 @@ class TenantArchive:
     def instances(self) -> dict[str, int]:
         """How many instances there are, by state: pending, done, refused."""
         return {one.value: self._ledger.count(state=one) for one in State}
+
+    def refusals(self, examples: int) -> list[RefusedFor]:
+        """The refused instances by reason, see ``refused_by_reason``. Their locators are for local
+        use only."""
+        return refused_by_reason(self._records, examples)
+
+    def images_by_day(self) -> dict[str | None, int]:
+        """How many images were indexed on each day, see ``images_by_day``."""
+        return images_by_day(self._records)
 
     def names(self, hits: Sequence[Hit]) -> dict[str, str]:
         """Where the files of hits without DICOM UIDs lie in their sources' folders, by id; none

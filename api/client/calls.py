@@ -35,6 +35,7 @@ from .answers import (
     Whoami,
 )
 from .call import Call, content, download, get, nothing, pairs, part, post, upload
+from .overviews import ArchiveMap, Calibration, Drift, Growth, Refusals
 from .uploads import Upload
 
 __all__ = ["Texts"]
@@ -269,6 +270,31 @@ def model() -> Call[ModelInfo]:
 def stats() -> Call[Stats]:
     """What the archive holds, and the state of its index."""
     return get("getStats", "/v1/stats", Stats)
+
+
+def archive_map(*, limit: int | None = None) -> Call[ArchiveMap]:
+    """A sample of the images in the plane in which they differ most."""
+    return get("getArchiveMap", "/v1/archive/map", ArchiveMap, {"limit": limit})
+
+
+def archive_growth(*, by: str | None = None) -> Call[Growth]:
+    """When images were indexed, by "day" or "month"."""
+    return get("getArchiveGrowth", "/v1/archive/growth", Growth, {"by": by})
+
+
+def archive_refusals(*, examples: int | None = None) -> Call[Refusals]:
+    """What is refused, and why."""
+    return get("getArchiveRefusals", "/v1/archive/refusals", Refusals, {"examples": examples})
+
+
+def calibration() -> Call[Calibration]:
+    """The gate that judges whether the model knows an image."""
+    return get("getCalibration", "/v1/model/calibration", Calibration)
+
+
+def drift(*, days: int | None = None, latest: int | None = None) -> Call[Drift]:
+    """Which share of the questions was foreign to the model."""
+    return get("getDrift", "/v1/model/drift", Drift, {"days": days, "latest": latest})
 
 
 def sources() -> Call[Sources]:

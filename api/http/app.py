@@ -35,9 +35,11 @@ from api.http.problems import Problem, UnexpectedErrors, install_problems, probl
 from api.http.proxies import Proxies
 from api.http.qido.described import SCHEMAS as QIDO_SCHEMAS
 from api.http.readiness import Readiness
+from api.http.remembered import Remembered
 from api.http.request_ids import RequestIds
 from api.http.routes import (
     about,
+    archive as archive_routes,
     batch,
     cds_hooks,
     documents,
@@ -49,6 +51,7 @@ from api.http.routes import (
     ingest,
     jobs,
     jobs_create,
+    judging,
     metrics as metrics_route,
     qido,
     recommend,
@@ -83,7 +86,9 @@ _ROUTES = (
     cds_hooks,
     images,
     duplicates,
+    archive_routes,
     about,
+    judging,
     jobs,
     jobs_create,
     ingest,
@@ -256,6 +261,7 @@ def _lifespan(
                 "previews": previews,
                 "readiness": app.state.readiness,
                 "events": Events(),
+                "remembered": Remembered(),
                 "metrics": metrics,
                 "work": work,
                 "sender": sender,

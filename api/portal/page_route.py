@@ -55,6 +55,7 @@ def page(
     shared = {
         "root": root_of(request),
         "csrf": form_token(request),
+        "has_archive": caller is not None and Scope.SEARCH in caller.scopes,
         "has_jobs": caller is not None and Scope.INDEX in caller.scopes,
     }
     return HTMLResponse(pages().render(template, {**shared, **values}), status)

@@ -14,6 +14,7 @@ from starlette.types import Scope as AsgiScope
 from api.http.deps import ArchiveDep, ReadersDep, served
 from api.http.problems import Problem
 from api.portal import (
+    archive as archive_page,
     collection,
     compare,
     documents,
@@ -21,6 +22,7 @@ from api.portal import (
     facets,
     image,
     jobs,
+    model,
     oidc,
     sessions,
     smart,
@@ -88,7 +90,10 @@ def add_portal(app: FastAPI) -> None:
     pages()
     app.state.kept_queries = KeptQueries()
     app.include_router(_router)
-    for one in (study, image, compare, collection, documents, jobs, sessions, oidc, smart, embed):
+    for one in (
+        *(study, image, compare, collection, documents, archive_page, model, jobs),
+        *(sessions, oidc, smart, embed),
+    ):
         app.include_router(one.router)
     app.mount("/static", _Files(directory=_STATIC), name="static")
 

@@ -31,6 +31,7 @@ __all__ = [
     "how_alike",
     "job_actions",
     "job_sentence",
+    "meanings",
     "picture_inside",
     "recent_label",
     "refined_sentence",
@@ -106,6 +107,11 @@ def verdict(ood: OodDocument | None) -> Verdict:
     if ood.p_elsewhere is not None:
         figures += f"; among images of other scanners p = {ood.p_elsewhere:.3g}"
     return Verdict(ood.verdict, title, meaning, figures)
+
+
+def meanings() -> list[Verdict]:
+    """Every verdict that there is, with what it means."""
+    return [*(Verdict(state, *told) for state, told in _VERDICTS.items()), _NONE]
 
 
 def about(image: ImageDocument) -> str:

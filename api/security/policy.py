@@ -44,6 +44,9 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/compare"): Scope.SEARCH,
     ("GET", "/collection"): Scope.SEARCH,
     ("POST", "/collection"): Scope.SEND,
+    ("GET", "/archive"): Scope.SEARCH,
+    ("GET", "/archive/duplicates"): Scope.SEARCH,
+    ("GET", "/model"): Scope.SEARCH,
     ("GET", "/jobs"): Scope.INDEX,
     ("POST", "/jobs"): Scope.INDEX,
     ("POST", "/documents"): Scope.SEND,
@@ -67,6 +70,11 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("POST", "/v1/recommend/series"): Scope.SEARCH,
     ("GET", "/v1/duplicates"): Scope.SEARCH,
     ("GET", "/v1/model"): Scope.SEARCH,
+    ("GET", "/v1/model/calibration"): Scope.SEARCH,
+    ("GET", "/v1/model/drift"): Scope.SEARCH,
+    ("GET", "/v1/archive/map"): Scope.SEARCH,
+    ("GET", "/v1/archive/growth"): Scope.SEARCH,
+    ("GET", "/v1/archive/refusals"): Scope.SEARCH,
     ("GET", "/v1/stats"): Scope.SEARCH,
     ("GET", "/v1/sources"): Scope.SEARCH,
     # Of any key, whatever its scopes; the route itself refuses whoever has none.
@@ -101,5 +109,8 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
 PAGES = ("/", "/login", "/logout", "/documents", "/collection", "/jobs")
 """Paths whose forms carry a token of the session. To all others a session may only send GET."""
 
-OPENED = ("/", "/studies/{uid}", "/images/{id}", "/compare", "/collection", "/jobs")
+OPENED = (
+    *("/", "/studies/{uid}", "/images/{id}", "/compare", "/collection", "/jobs"),
+    *("/archive", "/archive/duplicates", "/model"),
+)
 """Pages that people open, also by a link from elsewhere: who is not known is asked to sign in."""

@@ -86,6 +86,11 @@ class SearchEngine:
         return self._gate is not None
 
     @property
+    def gate(self) -> OodGate | None:
+        """The OOD gate in force; None = there is none."""
+        return self._gate
+
+    @property
     def precision(self) -> str:
         """Number format in which queries are encoded, "fp32" or "bf16"."""
         return self._encoder.precision

@@ -1,5 +1,6 @@
 """Duplicates: groups of images that are the same picture, or nearly."""
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated
 
@@ -15,8 +16,10 @@ from engine.search import duplicates as search
 from engine.search.duplicates import MAX_BITS, SIMILARITY, DuplicateGroup
 from engine.search.query import parse_where
 from engine.search.spelling import as_spelled
+from engine.store.base import Filter
+from indexer.archive import TenantArchive
 
-__all__ = ["SEARCHES", "router"]
+__all__ = ["SEARCHES", "router", "to_compare"]
 
 router = APIRouter(tags=["images"])
 
@@ -172,13 +175,7 @@ def get_duplicates(
     """
     if not 1 <= limit <= _MOST_GROUPS:
         raise QueryError(f"limit is {limit}; ask for 1 to {_MOST_GROUPS} groups")
-    passing, _ = as_spelled(archive.store, parse_where(where))
-    count = archive.store.count(passing)
-    if count > _MOST_IMAGES:
-        raise QueryError(
-            f"{count} images match, and up to {_MOST_IMAGES} are compared here; narrow them with "
-            "where, or use `precedent duplicates`"
-        )
+    passing, count = to_compare(archive, where)
     with SEARCHES.held(request.state.caller.tenant):
         found = search.duplicates(
             archive.store, similarity=similarity, max_bits=max_bits, where=passing
@@ -191,3 +188,19 @@ def get_duplicates(
     images = tuple(image.id for image in shown)
     tell(request, Seen(tuple(studies), images, results=len(groups)))
     return DuplicatesDocument(groups=groups, compared=count, more=more)
+
+
+def to_compare(archive: TenantArchive, where: Sequence[str]) -> tuple[Filter, int]:
+    """The images to look for duplicates among, and how many they are.
+
+    Raises:
+        QueryError: a filter term is none, or too many images match.
+    """
+    passing, _ = as_spelled(archive.store, parse_where(where))
+    count = archive.store.count(passing)
+    if count > _MOST_IMAGES:
+        raise QueryError(
+            f"{count} images match, and up to {_MOST_IMAGES} are compared here; narrow them with "
+            "where, or use `precedent duplicates`"
+        )
+    return passing, count
