@@ -13,7 +13,7 @@ from api.portal.advice import about_drift
 from api.portal.page_route import PageRoute, page
 from engine.model.manifest import Manifest
 
-__all__ = ["router"]
+__all__ = ["router", "trained"]
 
 router = APIRouter(
     route_class=PageRoute, include_in_schema=False, default_response_class=HTMLResponse
@@ -34,7 +34,7 @@ def show_model(request: Request, archive: ArchiveDep) -> HTMLResponse:
     top = _top(found)
     values: dict[str, Any] = {
         "model": get_model(archive),
-        "trained": _trained(archive.manifest),
+        "trained": trained(archive.manifest),
         "calibration": calibration,
         "curve": charts.curve(calibration.curve, _TOP),
         "drift": found,
@@ -55,7 +55,7 @@ def _top(found: DriftDocument) -> float:
     return min(1.0, max([0.1, 3 * (found.alpha or 0.0), *(1.2 * one for one in shares)]))
 
 
-def _trained(manifest: Manifest) -> list[tuple[str, str]]:
+def trained(manifest: Manifest) -> list[tuple[str, str]]:
     """What the manifest says of the training: names and values."""
     told = manifest.training
     found: list[tuple[str, str]] = []

@@ -170,6 +170,21 @@ def id_of(archive: Archive) -> Callable[[Path], str]:
 
 
 @pytest.fixture
+def calibrated(indexed: Indexed, tmp_path: Path) -> Settings:
+    """Of an archive whose gate was calibrated on 400 images."""
+    model = tmp_path / "model"
+    shutil.copytree(indexed.settings.model or Path(), model)
+    fingerprint = Encoder.load(model).manifest.fingerprint
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(64, 256)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    reference = Observations(z, np.zeros((64, 8), np.uint8))
+    scores = rng.normal(size=400).astype(np.float32)
+    OodGate([KnnDetector(5).fit(reference)], {"knn": scores}).save(model, fingerprint)
+    return indexed.copy(tmp_path / "data").model_copy(update={"model": model})
+
+
+@pytest.fixture
 def foreign_settings(indexed: Indexed, tmp_path: Path) -> Settings:
     """Those of an archive whose model knows nothing: every image is foreign to it."""
     model = tmp_path / "model"

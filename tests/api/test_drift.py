@@ -116,7 +116,7 @@ def test_what_is_out_of_range_is_refused(book: Book, wrong: dict[str, int]) -> N
         (9, 29, "few"),
         (0, 200, "expected"),
         (6, 200, "expected"),
-        (11, 200, "expected"),
+        (10, 200, "expected"),
         (14, 200, "drifted"),
         (200, 200, "drifted"),
     ],
