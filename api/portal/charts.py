@@ -180,7 +180,7 @@ def keys(points: Sequence[MapPointDocument], field: str) -> tuple[list[Key], dic
             mark,
             group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}",
             sum(counts[value] for value in group),
-            Question(where=tuple(f"{field}={value}" for value in group)).address(),
+            Question(where=_terms(field, group)).address(),
         )
         for mark, group in enumerate(groups)
     ]
@@ -191,6 +191,13 @@ def keys(points: Sequence[MapPointDocument], field: str) -> tuple[list[Key], dic
     if unknown:
         made.append(Key(UNKNOWN, "Not known", unknown, None))
     return made, marked
+
+
+def _terms(field: str, group: list[str]) -> tuple[str, ...]:
+    """The filter terms of a run of values."""
+    if field == _YEAR and len(group) > 1:
+        return (f"{field}={group[0]}..{group[-1]}",)
+    return tuple(f"{field}={value}" for value in group)
 
 
 def _runs(values: list[str]) -> list[list[str]]:

@@ -88,6 +88,7 @@ def said(client: TestClient, headers: dict[str, str], method: str, path: str, **
 WHERE = st.sampled_from([[], ["modality=CT"], ["labels!=rings"], ["study_year=2011..2014"]])
 GETS = st.one_of(
     st.sampled_from(["/v1/stats", "/v1/sources", "/v1/facets", "/v1/duplicates", "/v1/jobs/1"]),
+    st.sampled_from([f"/v1/archive/{one}" for one in ("map", "growth", "refusals")]),
     st.sampled_from([f"/v1/studies/{one}/related" for one in STUDIES]),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -30,7 +31,7 @@ from indexer.ledger.instances import Ledger, Refused
 from indexer.sources.base import Discovered
 
 ROOT = Path(__file__).parents[2]
-MARKUP = '"><img src=x onerror=alert(1)>{{7*7}}'
+MARKUP = '"><IMG SRC=X ONERROR=ALERT(1)>{{7*7}}'
 AT = "2026-11-30T08:00:00+00:00"
 ROUTES = (
     *("/v1/archive/map", "/v1/archive/growth", "/v1/archive/refusals"),
@@ -359,9 +360,7 @@ def test_a_legend_has_few_entries_and_counts_every_image() -> None:
         assert set(marked.values()) <= set(range(7))
     years, _ = keys(points, "study_year")
     assert (years[0].text, years[-1].text) == ("2000 to 2002", "2017 to 2019")
-    assert years[0].link == (
-        "./?where=study_year%3D2000&where=study_year%3D2001&where=study_year%3D2002"
-    )
+    assert years[0].link == "./?where=study_year%3D2000..2002"
     labels, _ = keys(points, "labels")
     assert [one.text for one in labels[-2:]] == ["Other", "Not known"]
 
@@ -391,5 +390,5 @@ def test_marks_stand_out_in_both_themes_and_by_their_shapes() -> None:
 def test_who_signs_in_is_led_to_the_page_that_was_asked_for(site: Site, page: str) -> None:
     assert known_page(page) == page
     answer = site.client.get(f"/{page}")
-    assert answer.status_code == 303
-    assert not known_page(f"{page}/../jobs")
+    assert (answer.status_code, unquote(answer.headers["location"]).endswith(page)) == (303, True)
+    assert known_page(f"/{page}") == known_page(f"evil.example/{page}") == ""
