@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
 
-from api.http.routes.archive import GrowthDocument, MapDocument, MapPointDocument
+from api.http.routes.archive import MAP_SIDE, GrowthDocument, MapDocument, MapPointDocument
 from api.http.routes.judging import FlaggedDocument, ShareDocument
 from api.portal.question import Question
 from api.portal.words import TITLES
@@ -40,8 +40,8 @@ _MARKS = 7
 """Values of a field that have a mark of their own."""
 OTHER, UNKNOWN = _MARKS, _MARKS + 1
 _MOST_COLUMNS = 400
-_SIDE = 5
-"""Squares in a row of a map."""
+_COLUMNS = "ABCDE"
+"""Names of the columns of a map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +222,13 @@ def squares(found: MapDocument, field: str) -> list[Square]:
     by_id = {point.id: point for point in found.points}
     within: dict[tuple[int, int], Counter[str]] = {}
     for point in found.points:
-        place = tuple(min(int(one * _SIDE), _SIDE - 1) for one in (point.x, point.y))
+        place = tuple(min(int(one * MAP_SIDE), MAP_SIDE - 1) for one in (point.x, point.y))
         if (value := _value(point, field)) is not None:
             within.setdefault((place[0], place[1]), Counter())[value] += 1
     made = []
     for one in found.regions:
         common = within.get((one.column, one.row), Counter()).most_common(1)
-        name = f"{'ABCDE'[one.column]}{one.row + 1}"
+        name = f"{_COLUMNS[one.column]}{one.row + 1}"
         mostly = common[0][0] if common else None
         made.append(Square(name, one.images, by_id[one.example], mostly))
     return made

@@ -23,6 +23,7 @@ from indexer.sources.opening import name_in_source
 
 __all__ = [
     "MAP_POINTS",
+    "MAP_SIDE",
     "GrowthDocument",
     "MapDocument",
     "MapPointDocument",
@@ -37,7 +38,7 @@ router = APIRouter(tags=["archive"])
 
 MAP_POINTS = 1000
 """Most images of a map: as many as one row of the audit log names."""
-_SIDE = 5
+MAP_SIDE = 5
 """Squares in a row of a map."""
 _MOST_EXAMPLES = 20
 _MAP_SECONDS = 600.0
@@ -279,7 +280,7 @@ def archive_map(request: Request, archive: TenantArchive, limit: int = MAP_POINT
                 images=len(one.rows),
                 example=points[one.rows[0]].id,
             )
-            for one in regions(places, _SIDE)
+            for one in regions(places, MAP_SIDE)
         ],
         model=model,
     )
