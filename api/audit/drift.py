@@ -20,10 +20,11 @@ _SECONDS = 2.0
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Accesses that asked about an image and got a verdict: how many, and how many of them that it
-    is foreign. day: as in "2026-11-30", UTC; None = of several."""
+    is foreign, or unfamiliar. day: as in "2026-11-30", UTC; None = of several."""
 
     judged: int
     foreign: int
+    unfamiliar: int = 0
     day: str | None = None
 
 
@@ -68,23 +69,27 @@ def drift(
     day = end.replace(hour=0, minute=0, second=0, microsecond=0)
     stop = clock() + seconds
     found: list[Judged] = []
-    last: list[bool] = []
+    last: list[str] = []
     count = 0
     for number in range(days):
         begin = day - timedelta(days=number)
         verdicts = _verdicts(log, tenant, begin, begin + timedelta(days=1))
         if verdicts:
-            found.append(Judged(len(verdicts), sum(verdicts), begin.date().isoformat()))
+            found.append(_judged(verdicts, begin.date().isoformat()))
             last += verdicts[: latest - len(last)]
         count += len(verdicts)
         if count >= most or clock() >= stop:
             break
-    return Drift(tuple(found[::-1]), Judged(len(last), sum(last)), begin.date().isoformat())
+    return Drift(tuple(found[::-1]), _judged(last), begin.date().isoformat())
 
 
-def _verdicts(log: AuditLog, tenant: str, since: datetime, until: datetime) -> list[bool]:
-    """Of the accesses of a time whether they were foreign, the latest first."""
-    found: list[bool] = []
+def _judged(verdicts: list[str], day: str | None = None) -> Judged:
+    return Judged(len(verdicts), verdicts.count("foreign"), verdicts.count("unfamiliar"), day)
+
+
+def _verdicts(log: AuditLog, tenant: str, since: datetime, until: datetime) -> list[str]:
+    """The verdicts of the accesses of a time, the latest first."""
+    found: list[str] = []
     # The database looks for the verdict, since most rows have none. Of the tenant's name it knows
     # only that the row has it somewhere.
     naming = ['"verdict":"', f'"{tenant}"']
@@ -97,5 +102,5 @@ def _verdicts(log: AuditLog, tenant: str, since: datetime, until: datetime) -> l
             # `precedent audit verify` tells of rows that were changed.
             continue
         if mine and isinstance(verdict, str):
-            found.append(verdict == "foreign")
+            found.append(verdict)
     return found

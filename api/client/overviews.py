@@ -9,8 +9,9 @@ __all__ = [
     "Calibration",
     "Drift",
     "FlaggedShare",
+    "ForeignQuestions",
+    "ForeignQuestionsOfDay",
     "ForeignShare",
-    "ForeignShareOfDay",
     "Growth",
     "GrowthPeriod",
     "MapPoint",
@@ -101,14 +102,20 @@ class ForeignShare(_Answer):
     high: float
 
 
-class ForeignShareOfDay(ForeignShare):
+class ForeignQuestions(ForeignShare):
+    """The same of questions, of which so many were ``unfamiliar``."""
+
+    unfamiliar: int
+
+
+class ForeignQuestionsOfDay(ForeignQuestions):
     """The same of one day, UTC."""
 
     day: str
 
 
 class FlaggedShare(ForeignShare):
-    """The same of calibration images, with an alpha of ``expected``."""
+    """The same of calibration images: of those whose p is at or below ``expected``."""
 
     expected: float
 
@@ -118,6 +125,7 @@ class Calibration(_Answer):
 
     calibrated: bool
     alpha: float | None
+    level: float | None
     images: int
     detectors: list[str]
     curve: list[FlaggedShare]
@@ -129,6 +137,7 @@ class Drift(_Answer):
 
     recorded: bool
     alpha: float | None
-    days: list[ForeignShareOfDay]
-    latest: ForeignShare | None
+    level: float | None
+    days: list[ForeignQuestionsOfDay]
+    latest: ForeignQuestions | None
     since: str | None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from api.http.routes.judging import DriftDocument
 from engine.errors import RefusalReason
+from engine.evaluation.intervals import wilson
 
 __all__ = ["REFUSALS", "Advice", "DriftAdvice", "about_drift"]
 
@@ -81,7 +82,7 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class DriftAdvice:
-    """state: "none", "few", "expected" or "drifted". title, meaning: for a reader."""
+    """state: "none", "few", "expected", "unfamiliar" or "drifted". title, meaning: for a reader."""
 
     state: str
     title: str
@@ -122,6 +123,17 @@ def about_drift(found: DriftDocument) -> DriftAdvice:
             f"{told} Either people ask about images that the model has not learned, or its "
             "calibration does not fit your scanners.",
         )
+    if found.level is not None:
+        low, high = wilson(latest.foreign + latest.unfamiliar, latest.judged)
+        if low > found.level:
+            return DriftAdvice(
+                "unfamiliar",
+                "More questions are made in an unfamiliar way than there should be.",
+                f"{latest.foreign + latest.unfamiliar:,} of the last {latest.judged:,} were "
+                f"unfamiliar or foreign, which is a share of {_percent(low)} to {_percent(high)} "
+                f"(95 % interval); of known images up to {_percent(found.level)} are called so. "
+                "The calibration may not fit your scanners.",
+            )
     return DriftAdvice("expected", "As it should be.", told)
 
 

@@ -1,4 +1,4 @@
-"""How often a gate calls known images foreign, against how often it may."""
+"""How often a gate calls known images foreign or unfamiliar, against how often it may."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EXPECTED = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Flagged:
-    """Of ``images`` known images so many were called foreign with an alpha of ``expected``."""
+    """Of ``images`` known images so many have a p at or below ``expected``."""
 
     expected: float
     flagged: int
@@ -28,15 +28,16 @@ class Flagged:
 def calibration_curve(
     gate: OodGate, expected: Sequence[float] = EXPECTED, seed: int = 0
 ) -> list[Flagged]:
-    """For each alpha how many of the calibration images are called foreign by the others.
+    """For each share how many of the calibration images have a p at or below it among the others:
+    so many would be called foreign or, where the gate knows of other sources, other than known.
 
     The images are dealt into two halves at random; each half is judged as queries are, by all
     detectors of the gate, calibrated on the other half. An image that took part in its own
     calibration would agree with it whatever the detectors do.
 
     Args:
-        expected: values of alpha; that of the gate is added. One with which so few images can call
-            nothing foreign is left out.
+        expected: shares; alpha of the gate is added, and its level if it knows of other sources.
+            One that no p among so few images can be below is left out.
     """
     scores = np.stack([gate.calibration[one.name] for one in gate.detectors], axis=1)
     order = np.random.default_rng(seed).permutation(len(scores))
@@ -50,5 +51,6 @@ def calibration_curve(
         ]
     )
     least = 1 / (len(halves[1]) + 1)
-    wanted = sorted({*expected, gate.alpha})
+    own = {gate.alpha} if gate.elsewhere is None else {gate.alpha, gate.level}
+    wanted = sorted({*expected, *own})
     return [Flagged(one, int((p <= one).sum()), len(p)) for one in wanted if one >= least]

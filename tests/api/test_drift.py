@@ -12,7 +12,7 @@ from api.audit.log import AuditLog
 from api.audit.rows import Entry, Who
 from api.audit.schema import AUDIT
 from api.http.remembered import Remembered
-from api.http.routes.judging import DriftDocument, ShareDocument
+from api.http.routes.judging import DriftDocument, QuestionsDocument
 from api.portal.advice import about_drift
 from api.security.seen import Seen
 from engine.errors import QueryError
@@ -78,21 +78,21 @@ def test_questions_are_counted_by_day_for_each_tenant_apart(book: Book) -> None:
     book.write("kkkk-")
     book.write("fff", outcome="failed")
     days, latest, since = told(book)
-    assert days == [Judged(4, 1, "2026-11-27"), Judged(4, 0, "2026-11-30")]
-    assert (latest, since) == (Judged(8, 1), "2026-11-01")
+    assert days == [Judged(4, 1, 1, "2026-11-27"), Judged(4, 0, 0, "2026-11-30")]
+    assert (latest, since) == (Judged(8, 1, 1), "2026-11-01")
     # The last ones of all, not the last day.
-    assert told(book, latest=5)[1] == Judged(5, 0)
-    assert told(book, "north")[0] == [Judged(4, 4, "2026-11-27")]
+    assert told(book, latest=5)[1] == Judged(5, 0, 1)
+    assert told(book, "north")[0] == [Judged(4, 4, 0, "2026-11-27")]
     assert told(book, "nobody")[:2] == ([], Judged(0, 0))
-    assert told(book, days=3)[0] == [Judged(4, 0, "2026-11-30")]
+    assert told(book, days=3)[0] == [Judged(4, 0, 0, "2026-11-30")]
 
 
 def test_a_large_log_is_not_read_whole(book: Book) -> None:
     for days_ago in (2, 1, 0):
         book.write("kkk", days_ago=days_ago)
-    assert told(book, most=5)[0] == [Judged(3, 0, "2026-11-29"), Judged(3, 0, "2026-11-30")]
+    assert told(book, most=5)[0] == [Judged(3, 0, 0, "2026-11-29"), Judged(3, 0, 0, "2026-11-30")]
     days, _, since = told(book, seconds=0)
-    assert (days, since) == ([Judged(3, 0, "2026-11-30")], "2026-11-30")
+    assert (days, since) == ([Judged(3, 0, 0, "2026-11-30")], "2026-11-30")
 
 
 def test_a_row_that_somebody_changed_does_not_count(book: Book) -> None:
@@ -110,23 +110,37 @@ def test_what_is_out_of_range_is_refused(book: Book, wrong: dict[str, int]) -> N
 
 
 @pytest.mark.parametrize(
-    ("foreign", "judged", "state"),
+    ("foreign", "unfamiliar", "judged", "state"),
     [
-        (0, 0, "none"),
-        (9, 29, "few"),
-        (0, 200, "expected"),
-        (6, 200, "expected"),
-        (10, 200, "expected"),
-        (14, 200, "drifted"),
-        (200, 200, "drifted"),
+        (0, 0, 0, "none"),
+        (9, 0, 29, "few"),
+        (0, 0, 200, "expected"),
+        (6, 4, 200, "expected"),
+        (10, 0, 200, "expected"),
+        (2, 28, 200, "unfamiliar"),
+        (14, 0, 200, "drifted"),
+        (200, 0, 200, "drifted"),
     ],
 )
-def test_more_than_chance_allows_is_told(foreign: int, judged: int, state: str) -> None:
+def test_more_than_chance_allows_is_told(
+    foreign: int, unfamiliar: int, judged: int, state: str
+) -> None:
     low, high = wilson(foreign, judged)
-    share = foreign / judged if judged else None
-    latest = ShareDocument(judged=judged, foreign=foreign, share=share, low=low, high=high)
-    found = DriftDocument(recorded=True, alpha=0.03, days=[], latest=latest, since="2026-11-01")
+    latest = QuestionsDocument(
+        judged=judged,
+        foreign=foreign,
+        unfamiliar=unfamiliar,
+        share=foreign / judged if judged else None,
+        low=low,
+        high=high,
+    )
+    found = DriftDocument(
+        recorded=True, alpha=0.03, level=0.05, days=[], latest=latest, since="2026-11-01"
+    )
     assert about_drift(found).state == state
+    # A gate that calls nothing unfamiliar.
+    plain = about_drift(found.model_copy(update={"level": None})).state
+    assert plain == ("expected" if state == "unfamiliar" else state)
     for without in ({"recorded": False}, {"alpha": None}):
         assert about_drift(found.model_copy(update=without)).state == "none"
 

@@ -39,6 +39,7 @@ def test_a_model_without_calibration_says_so(client, archive) -> None:
     assert client.get("/v1/model/calibration").json() == {
         "calibrated": False,
         "alpha": None,
+        "level": None,
         "images": 0,
         "detectors": [],
         "curve": [],
@@ -77,7 +78,7 @@ def test_drift_is_told_of_the_callers_tenant_alone(calibrated: Settings) -> None
         few = client.get("/v1/model/drift", params={"latest": 40, "days": 1}).json()
         refused = client.get("/v1/model/drift", params={"days": 1000})
     (day,) = told["days"]
-    assert (day["judged"], day["foreign"], day["share"]) == (60, 12, 0.2)
+    assert (day["judged"], day["foreign"], day["unfamiliar"], day["share"]) == (60, 12, 0, 0.2)
     assert told["latest"] == {name: day[name] for name in told["latest"]}
     assert (few["latest"]["judged"], few["latest"]["foreign"]) == (40, 0)
     assert day["low"] > told["alpha"] == 0.03
@@ -102,6 +103,7 @@ def test_without_an_audit_log_drift_is_not_known(calibrated: Settings) -> None:
         assert client.get("/v1/model/drift").json() == {
             "recorded": False,
             "alpha": 0.03,
+            "level": None,
             "days": [],
             "latest": None,
             "since": None,

@@ -65,3 +65,10 @@ def test_the_gates_own_alpha_is_among_them_and_what_too_few_images_cannot_tell_i
     assert min(one.expected for one in curve) >= 1 / 21
     assert calibration_curve(gate_of(40, 2, alpha=0.07)) == curve
     assert calibration_curve(gate_of(1, 3, alpha=0.6)) == []
+
+
+def test_the_level_of_a_gate_that_knows_other_sources_is_among_them() -> None:
+    gate = gate_of(100, seed=4)
+    assert 0.08 not in [one.expected for one in calibration_curve(gate)]
+    other = gate.with_elsewhere(gate.calibration, level=0.08)
+    assert 0.08 in [one.expected for one in calibration_curve(other)]

@@ -1,6 +1,6 @@
 """How the model judges what it is asked about: the calibration of its gate, and drift."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +11,7 @@ from api.http.deps import ArchiveDep
 from api.http.problems import problem_responses
 from api.http.remembered import Remembered
 from engine.evaluation.intervals import wilson
+from engine.ood.calibration import OodGate
 from engine.ood.curve import Flagged, calibration_curve
 from indexer.archive import TenantArchive
 
@@ -20,6 +21,7 @@ __all__ = [
     "CalibrationDocument",
     "DriftDocument",
     "FlaggedDocument",
+    "QuestionsDocument",
     "ShareDocument",
     "get_calibration",
     "get_drift",
@@ -47,29 +49,38 @@ class ShareDocument(_Document):
     high: float
 
 
-class DayDocument(ShareDocument):
+class QuestionsDocument(ShareDocument):
+    """The same of questions. `unfamiliar`: so many were that."""
+
+    unfamiliar: int
+
+
+class DayDocument(QuestionsDocument):
     """The same of one day, as in "2026-11-30", UTC."""
 
     day: str
 
 
 class FlaggedDocument(ShareDocument):
-    """The same of calibration images, with an alpha of `expected`."""
+    """The same of calibration images: `foreign` are those whose p is at or below `expected`."""
 
     expected: float
 
 
-_SHARE = {"judged": 200, "foreign": 9, "share": 0.045, "low": 0.0239, "high": 0.0833}
+_SHARE: dict[str, Any] = {"judged": 200, "foreign": 9, "share": 0.045, "low": 0.0239, "high": 0.0833}
 
 
 class CalibrationDocument(_Document):
     """The gate that judges whether an image is of a kind that the model knows.
 
     - `calibrated`: there is one. Without it there are no verdicts, and the rest is empty.
-    - `alpha`: the share of known images that may be called foreign. `images`: known images that
-      it was calibrated on. `detectors`: by which it judges, together.
+    - `alpha`: the share of known images that may be called foreign. `level`: that which may be
+      called other than known; null: it was calibrated without images of other sources, and calls
+      none unfamiliar.
+    - `images`: known images that it was calibrated on. `detectors`: by which it judges, together.
     - `curve`: each half of the calibration images, judged by the other half: which share of them
-      was called foreign with each alpha.
+      has a p at or below each share, and would be called foreign or, with a `level`, other than
+      known.
     """
 
     model_config = ConfigDict(
@@ -80,6 +91,7 @@ class CalibrationDocument(_Document):
                 {
                     "calibrated": True,
                     "alpha": 0.03,
+                    "level": 0.05,
                     "images": 200,
                     "detectors": ["knn", "appearance"],
                     "curve": [{"expected": 0.05, **_SHARE}],
@@ -90,6 +102,7 @@ class CalibrationDocument(_Document):
 
     calibrated: bool
     alpha: float | None
+    level: float | None
     images: int
     detectors: list[str]
     curve: list[FlaggedDocument]
@@ -100,7 +113,8 @@ class DriftDocument(_Document):
 
     - `recorded`: the service keeps an audit log. Without it the rest is empty.
     - `alpha`: the share of known images that may be called foreign; null: nothing is judged. A
-      share whose interval lies above it is of images that the model does not know.
+      share whose interval lies above it is of images that the model does not know. `level`: that
+      which may be called other than known; null: none is called unfamiliar.
     - `days`: those with such questions, in order. `latest`: the last ones together.
     - `since`: the first day that was looked at; fewer days are than were asked for where there
       are more than some thousand questions.
@@ -117,8 +131,9 @@ class DriftDocument(_Document):
                 {
                     "recorded": True,
                     "alpha": 0.03,
-                    "days": [{"day": "2026-11-30", **_SHARE}],
-                    "latest": _SHARE,
+                    "level": 0.05,
+                    "days": [{"day": "2026-11-30", "unfamiliar": 3, **_SHARE}],
+                    "latest": {"unfamiliar": 3, **_SHARE},
                     "since": "2026-11-01",
                 }
             ]
@@ -127,8 +142,9 @@ class DriftDocument(_Document):
 
     recorded: bool
     alpha: float | None
+    level: float | None
     days: list[DayDocument]
-    latest: ShareDocument | None
+    latest: QuestionsDocument | None
     since: str | None
 
 
@@ -142,7 +158,9 @@ def get_calibration(request: Request, archive: ArchiveDep) -> CalibrationDocumen
     """On how many images it was calibrated, and how often it calls known images foreign."""
     gate = archive.engine.gate
     if gate is None:
-        return CalibrationDocument(calibrated=False, alpha=None, images=0, detectors=[], curve=[])
+        return CalibrationDocument(
+            calibrated=False, alpha=None, level=None, images=0, detectors=[], curve=[]
+        )
     known: Remembered = request.state.remembered
     # Of the model, and so the same for all tenants.
     curve: list[Flagged] = known.of(
@@ -155,6 +173,7 @@ def get_calibration(request: Request, archive: ArchiveDep) -> CalibrationDocumen
     return CalibrationDocument(
         calibrated=True,
         alpha=gate.alpha,
+        level=_level(gate),
         images=gate.images,
         detectors=[one.name for one in gate.detectors],
         curve=[
@@ -191,8 +210,11 @@ def get_drift(
     """By day, and of the last questions together, with intervals; read anew after 15 seconds."""
     gate = archive.engine.gate
     alpha = None if gate is None else gate.alpha
+    level = None if gate is None else _level(gate)
     if not archive.settings.audit.enabled:
-        return DriftDocument(recorded=False, alpha=alpha, days=[], latest=None, since=None)
+        return DriftDocument(
+            recorded=False, alpha=alpha, level=level, days=[], latest=None, since=None
+        )
     known: Remembered = request.state.remembered
     found = known.of(
         archive.tenant,
@@ -203,8 +225,9 @@ def get_drift(
     return DriftDocument(
         recorded=True,
         alpha=alpha,
+        level=level,
         days=[DayDocument(day=one.day or "", **_share_of(one)) for one in found.days],
-        latest=ShareDocument(**_share_of(found.latest)),
+        latest=QuestionsDocument(**_share_of(found.latest)),
         since=found.since,
     )
 
@@ -214,11 +237,15 @@ def _read(archive: TenantArchive, days: int, latest: int) -> Drift:
         return drift(log, archive.tenant, days=days, latest=latest)
 
 
-def _share_of(judged: Judged) -> dict[str, float | int | None]:
-    return _share(judged.foreign, judged.judged)
+def _level(gate: OodGate) -> float | None:
+    return None if gate.elsewhere is None else gate.level
 
 
-def _share(foreign: int, judged: int) -> dict[str, float | int | None]:
+def _share_of(judged: Judged) -> dict[str, Any]:
+    return {**_share(judged.foreign, judged.judged), "unfamiliar": judged.unfamiliar}
+
+
+def _share(foreign: int, judged: int) -> dict[str, Any]:
     low, high = wilson(foreign, judged)
     return {
         "judged": judged,
