@@ -1,7 +1,7 @@
 """What an archive looks like as a whole: its map, its growth, and what was refused."""
 
 from itertools import groupby
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -46,6 +46,51 @@ _GROWTH_SECONDS = 60.0
 _MONTH = 7
 """Characters of a day that are its month."""
 
+_MAP: dict[str, Any] = {
+    "points": [
+        {
+            "id": EXAMPLE_ID,
+            "study": EXAMPLE_STUDY,
+            "series": "1.2.826.0.1.3680043.8.498.1.1",
+            "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
+            "frame": 0,
+            "modality": "CT",
+            "body_part": "CHEST",
+            "view": None,
+            "laterality": None,
+            "manufacturer": "ACME",
+            "sex": "F",
+            "age_band": "60-69",
+            "study_year": 2019,
+            "labels": ["nodule"],
+            "source": "folder",
+            "burned_in": None,
+            "x": 0.4123,
+            "y": 0.1377,
+        }
+    ],
+    "images": 7211,
+    "kept": [0.21, 0.13],
+    "regions": [{"column": 2, "row": 0, "images": 1, "example": EXAMPLE_ID}],
+    "model": "5f2900fd348e5292",
+}
+_REFUSALS: dict[str, Any] = {
+    "refusals": [
+        {
+            "reason": "truncated",
+            "instances": 12,
+            "examples": [
+                {
+                    "instance": None,
+                    "detail": "the file ends 512 bytes before its pixels do",
+                    "sop": "1.2.826.0.1.3680043.8.498.1.1.9",
+                }
+            ],
+        }
+    ],
+    "instances": 12,
+}
+
 
 class MapPointDocument(ImageDocument):
     """An image of the map, and its place in it. `x`, `y`: from 0 to 1; both axes have one scale."""
@@ -76,42 +121,7 @@ class MapDocument(BaseModel):
     - `model`: fingerprint of the model whose features these are.
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "points": [
-                        {
-                            "id": EXAMPLE_ID,
-                            "study": EXAMPLE_STUDY,
-                            "series": "1.2.826.0.1.3680043.8.498.1.1",
-                            "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
-                            "frame": 0,
-                            "modality": "CT",
-                            "body_part": "CHEST",
-                            "view": None,
-                            "laterality": None,
-                            "manufacturer": "ACME",
-                            "sex": "F",
-                            "age_band": "60-69",
-                            "study_year": 2019,
-                            "labels": ["nodule"],
-                            "source": "folder",
-                            "burned_in": None,
-                            "x": 0.4123,
-                            "y": 0.1377,
-                        }
-                    ],
-                    "images": 7211,
-                    "kept": [0.21, 0.13],
-                    "regions": [{"column": 2, "row": 0, "images": 1, "example": EXAMPLE_ID}],
-                    "model": "5f2900fd348e5292",
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     points: list[MapPointDocument]
     images: int
@@ -190,29 +200,7 @@ class RefusalsDocument(BaseModel):
     """What of the caller's instances is refused now, by reason, the most frequent one first.
     `instances`: how many in all."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "refusals": [
-                        {
-                            "reason": "truncated",
-                            "instances": 12,
-                            "examples": [
-                                {
-                                    "instance": None,
-                                    "detail": "the file ends 512 bytes before its pixels do",
-                                    "sop": "1.2.826.0.1.3680043.8.498.1.1.9",
-                                }
-                            ],
-                        }
-                    ],
-                    "instances": 12,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(frozen=True)
 
     refusals: list[RefusalDocument]
     instances: int
@@ -222,7 +210,10 @@ class RefusalsDocument(BaseModel):
     "/v1/archive/map",
     operation_id="getArchiveMap",
     summary="A sample of the images in the plane in which they differ most",
-    responses=problem_responses(400, 422, 503),
+    responses={
+        200: {"content": {"application/json": {"example": _MAP}}},
+        **problem_responses(400, 422, 503),
+    },
 )
 def get_map(
     request: Request,
@@ -320,7 +311,10 @@ def get_growth(
     "/v1/archive/refusals",
     operation_id="getArchiveRefusals",
     summary="What is refused, and why",
-    responses=problem_responses(400, 422, 503),
+    responses={
+        200: {"content": {"application/json": {"example": _REFUSALS}}},
+        **problem_responses(400, 422, 503),
+    },
 )
 def get_refusals(
     request: Request,

@@ -67,7 +67,13 @@ class FlaggedDocument(ShareDocument):
     expected: float
 
 
-_SHARE: dict[str, Any] = {"judged": 200, "foreign": 9, "share": 0.045, "low": 0.0239, "high": 0.0833}
+_SHARE: dict[str, Any] = {
+    "judged": 200,
+    "foreign": 9,
+    "share": 0.045,
+    "low": 0.0239,
+    "high": 0.0833,
+}
 
 
 class CalibrationDocument(_Document):

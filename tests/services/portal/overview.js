@@ -27,16 +27,20 @@ for (const colorScheme of ["light", "dark"]) {
 // Without JavaScript: by a bar, by a point of the map, and by keys to a picture of its list.
 {
   const page = await opened({ viewport: { width: 1280, height: 800 }, javaScriptEnabled: false });
+  const came = async (url) => {
+    await page.waitForURL(url, { waitUntil: "commit" });
+    await page.locator("footer").waitFor();
+  };
   const shown = async () => page.locator("meter").count();
   await page.goto(`${base}/`);
   await page.locator("nav a", { hasText: "Archive" }).click();
   await page.locator(".bars a", { hasText: "CT" }).first().click();
-  await page.waitForURL(/where=modality/);
+  await came(/where=modality/);
   found.plain.cases = await page.locator("article").count();
   await page.goto(`${base}/archive`);
   // Whichever lies on top.
   await page.locator(".map a").first().click({ force: true });
-  await page.waitForURL(/like=/);
+  await came(/like=/);
   found.plain.alike = await shown();
   await page.goto(`${base}/archive`);
   await page.locator(".legend a").first().focus();
@@ -47,7 +51,7 @@ for (const colorScheme of ["light", "dark"]) {
     await page.keyboard.press("Tab");
   }
   await page.keyboard.press("Enter");
-  await page.waitForURL(/like=/);
+  await came(/like=/);
   found.plain.listed = await shown();
   await page.context().close();
 }
