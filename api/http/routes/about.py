@@ -20,7 +20,7 @@ from engine.tenants import DEFAULT_TENANT
 from indexer.archive import TenantArchive
 from indexer.datadir.models import model_directory
 
-__all__ = ["router"]
+__all__ = ["get_model", "router"]
 
 router = APIRouter(tags=["service"])
 
