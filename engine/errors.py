@@ -17,6 +17,7 @@ PrecedentError
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
  │    └── AuditError        an access cannot be recorded, or the record of accesses not be read
+ ├── BackupError            a backup cannot be made, is not whole, or cannot be restored
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
  │    ├── SourceGone        the file of an indexed image is not there any more
@@ -38,6 +39,7 @@ from enum import StrEnum
 __all__ = [
     "AccessError",
     "AuditError",
+    "BackupError",
     "DestinationUnknown",
     "DiskFull",
     "DocumentError",
@@ -128,6 +130,10 @@ class FingerprintMismatch(StoreError):
 
 class LedgerError(PrecedentError):
     code = "ledger"
+
+
+class BackupError(PrecedentError):
+    code = "backup"
 
 
 class DiskFull(PrecedentError):

@@ -34,7 +34,7 @@ from indexer.datadir.deletions import Deletions
 from indexer.datadir.indexes import indexes_of
 from indexer.datadir.layout import FIRST_INDEX, DataDir, InForce
 from indexer.datadir.models import model_directory
-from indexer.datadir.write_lock import writing
+from indexer.datadir.write_lock import removing, writing
 from indexer.encoders import following, load_encoder
 from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.frames import FramePolicy
@@ -310,7 +310,7 @@ class Archive:
     def delete(self, locators: Sequence[str]) -> int:
         """Removes instances from index, thumbnails and ledger, and received ones from the data
         folder; returns how many points were removed."""
-        with self.writing():
+        with self.writing(), removing(self.data_dir.root):
             received = self._received()
             for locator in locators:
                 # The file exists only for this archive, and `precedent receive` would index it

@@ -26,6 +26,7 @@ RECORDED = frozenset(
         *("index", "receive", "worker", "reencode", "restore", "snapshot", "delete"),
         *("jobs submit", "jobs pause", "jobs resume", "jobs cancel", "jobs retry", "jobs report"),
         *("keys create", "keys revoke"),
+        *("backup create", "backup restore"),
         *("audit export", "audit search", "audit verify"),
     }
 )
@@ -38,6 +39,8 @@ UNRECORDED = frozenset(
         *("serve", "audit forget"),
         # They look at the installation, and show nothing of an image.
         *("doctor", "settings"),
+        # It tells of counts, and the other one makes a pair of keys of its own.
+        *("backup verify", "backup key"),
         # They look into no archive, or into a synthetic one.
         *("plan", "sample", "demo", "train", "calibrate"),
     }

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from math import inf
@@ -38,6 +38,7 @@ from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated, written
 from engine.store.counts import Facets
 from engine.store.edge_conversion import convert, in_conversion, recover
+from engine.store.edge_copy import CopiedFile, copied, holding
 from engine.store.edge_layout import (
     COLLECTION,
     COLUMNS,
@@ -404,6 +405,25 @@ class EdgeStore:
                     self._update(qdrant.UpdateOperation.delete_points([*gone]))
                     self._columns.remove(rows[start : start + _DELETE_AT_ONCE])
         return len(ids)
+
+    def copy_to(
+        self, folder: Path, known: Mapping[str, tuple[int, str]], lock: Path
+    ) -> tuple[int, list[CopiedFile]]:
+        """Copies the files of the store as of one moment; returns how many points it has, and its
+        files. Searches go on meanwhile, writes wait.
+
+        Args:
+            folder, known: as for ``edge_copy.copied``.
+            lock: a file that whoever asks holds locked; once nobody does, the copying ends.
+
+        Raises:
+            StoreError: files cannot be read or written, or nobody wants them any more.
+        """
+        with self._writing:
+            self._make_sure()
+            self.flush()
+            with self._shard_closed():
+                return len(self), copied(self._directory, folder, known, holding(lock))
 
     def close(self) -> None:
         with self._writing:

@@ -5,7 +5,8 @@ data folder. Replacing the index waits for the writers that are at work, and no 
 starts while it waits, so it cannot starve. The system releases the locks of a process that ends.
 
 A second pair of locks keeps points that were written, and are not yet in the ledger, from those who
-remove what nobody owns.
+remove what nobody owns. A third one keeps a copy of index and ledger from those who remove from
+one, and not yet from the other.
 
 Two lock files do this. Everyone takes the gate before the write lock; a writer gives the gate
 back at once, a replacement keeps it while it waits for the write lock.
@@ -21,11 +22,12 @@ from pathlib import Path
 
 from engine.errors import StoreError
 
-__all__ = ["exchanging", "held", "recording", "sweeping", "writing"]
+__all__ = ["copying", "exchanging", "held", "recording", "removing", "sweeping", "writing"]
 
 _POLL_SECONDS = 0.05
 _GATE, _WRITE_LOCK = "writing.gate", "writing.lock"
 _RECORD_GATE, _RECORD_LOCK = "recording.gate", "recording.lock"
+_REMOVE_GATE, _REMOVE_LOCK = "removing.gate", "removing.lock"
 
 
 @contextmanager
@@ -82,6 +84,33 @@ def sweeping(root: Path, patience: float) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+@contextmanager
+def removing(root: Path) -> Iterator[None]:
+    """Holds the shared lock of a removal, during which the ledger may say of points that they are
+    in the index when they are not. Must not be nested.
+
+    Raises:
+        StoreError: the lock files cannot be opened.
+    """
+    with _shared(root / _REMOVE_GATE, root / _REMOVE_LOCK):
+        yield
+
+
+@contextmanager
+def copying(root: Path) -> Iterator[None]:
+    """Holds the exclusive lock for a copy of ledger and index: nothing is removed from either
+    meanwhile. Waits for removals at work, which are short.
+
+    Raises:
+        StoreError: the lock files cannot be opened.
+    """
+    with (
+        held(root / _REMOVE_GATE, fcntl.LOCK_EX),
+        held(root / _REMOVE_LOCK, fcntl.LOCK_EX),
+    ):
+        yield
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from engine.errors import SourceError
 from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
-from indexer.datadir.write_lock import sweeping
+from indexer.datadir.write_lock import removing, sweeping
 from indexer.files.locators import shown
 from indexer.imaging.thumbnails import delete_thumbnail
 from indexer.ledger.instances import Ledger
@@ -126,7 +126,8 @@ def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -
     deleted = 0
     with sweeping(data_dir.root, _SWEEP_PATIENCE_S) as may:
         while may and (gone := ledger.stale(_DELETED_AT_ONCE)):
-            remove_points(gone, store, data_dir)
-            ledger.forget_stale(gone)
+            with removing(data_dir.root):
+                remove_points(gone, store, data_dir)
+                ledger.forget_stale(gone)
             deleted += len(gone)
     return deleted

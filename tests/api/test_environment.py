@@ -41,6 +41,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "profile": ["hash"],
     "snapshot": ["file"],
     "restore": ["nowhere.snapshot"],
+    "backup": ["create", "nowhere.backup"],
     "delete": ["--study", "1.2", "--yes"],
     "doctor": ["--help"],
     "settings": ["search"],

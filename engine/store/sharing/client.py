@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from engine.records import Point
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.counts import Facets
+from engine.store.edge_copy import CopiedFile
 from engine.store.edge_layout import scrolled_by_id
 from engine.store.holder import Holder
 from engine.store.points import storable
@@ -203,6 +204,14 @@ class RemoteStore:
 
     def delete(self, where: Filter) -> int:
         return int(self._call("delete", where=where))
+
+    def copy_to(
+        self, folder: Path, known: Mapping[str, tuple[int, str]], lock: Path
+    ) -> tuple[int, list[CopiedFile]]:
+        # The other process may have been started elsewhere.
+        places = {"folder": str(folder.absolute()), "lock": str(lock.absolute())}
+        found = self._call("copy", known=dict(known), **places)
+        return int(found["points"]), [CopiedFile(*one) for one in found["files"]]
 
     def close(self) -> None:
         with self._lock:

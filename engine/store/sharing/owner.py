@@ -22,7 +22,7 @@ __all__ = ["PROTOCOL", "Reception"]
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Changes with what is sent: two processes of different versions then say so."""
 _MOST_CONNECTIONS = 256
 _SEND_SECONDS = 60
@@ -214,6 +214,10 @@ def _calls_of(store: EdgeStore) -> dict[str, Callable[..., Any]]:
         sent = None if key == known else cells
         return {"profile": store.profile, "key": key, "cells": sent}
 
+    def copy(folder: str, known: dict[str, Any], lock: str) -> dict[str, Any]:
+        points, files = store.copy_to(Path(folder), known, Path(lock))
+        return {"points": points, "files": [(one.path, one.is_there) for one in files]}
+
     return {
         "state": state,
         "approximates": store.approximates,
@@ -227,4 +231,5 @@ def _calls_of(store: EdgeStore) -> dict[str, Callable[..., Any]]:
         "get": lambda ids, with_z: store.get(ids, with_z=with_z),
         "ids": store.selected_ids,
         "delete": store.delete,
+        "copy": copy,
     }

@@ -7,7 +7,7 @@ index over, and goes on where it was.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -20,6 +20,7 @@ from engine.store.base import Collection, Filter, Nearest, Profile, VectorStore
 from engine.store.cells import Cells
 from engine.store.counts import Facets
 from engine.store.edge import EdgeStore
+from engine.store.edge_copy import CopiedFile
 from engine.store.edge_layout import check_collection, scrolled_by_id
 from engine.store.holder import Holder
 from engine.store.sharing.client import OwnerGone, RemoteStore
@@ -221,6 +222,12 @@ class SharedStore:
 
     def delete(self, where: Filter) -> int:
         return self._write(lambda store: store.delete(where))
+
+    def copy_to(
+        self, folder: Path, known: Mapping[str, tuple[int, str]], lock: Path
+    ) -> tuple[int, list[CopiedFile]]:
+        """As ``EdgeStore.copy_to``, whichever process has the store open."""
+        return self._do(lambda store: store.copy_to(folder, known, lock))
 
     def close(self) -> None:
         try:
