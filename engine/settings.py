@@ -49,6 +49,7 @@ from engine.smart_settings import SmartName, SmartSettings
 
 __all__ = [
     "AuditSettings",
+    "BackupSettings",
     "DicomWebSettings",
     "FolderSettings",
     "ImageLimits",
@@ -195,6 +196,14 @@ class AuditSettings(SettingsGroup):
 
     enabled: bool = True
     """Record every access, and answer none that cannot be recorded."""
+
+
+class BackupSettings(SettingsGroup):
+    """Backups by `precedent backup`."""
+
+    at_most_days: Annotated[float, Field(gt=0)] | None = None
+    """Days after which `precedent doctor` warns that the last backup is too old, or that there is
+    none; None = it only says how old it is."""
 
 
 class JobSettings(SettingsGroup):
@@ -409,6 +418,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     ledger: LedgerSettings = LedgerSettings()
     audit: AuditSettings = AuditSettings()
+    backup: BackupSettings = BackupSettings()
     jobs: JobSettings = JobSettings()
     sources: dict[
         str, Annotated[FolderSettings | DicomWebSettings, Field(discriminator="kind")]

@@ -222,8 +222,8 @@ def _check_room(settings: Settings, data_dir: DataDir) -> None:
     if free < needed + least:
         raise DiskFull(
             f"the disk of {data_dir.root} has {free // _MIB:,} MiB free; copies of index and "
-            f"ledger need {needed // _MIB:,} MiB while a backup is made, beside the {least // _MIB:,} of "
-            "indexing.min_free_bytes; make room"
+            f"ledger need {needed // _MIB:,} MiB while a backup is made, beside the "
+            f"{least // _MIB:,} MiB of indexing.min_free_bytes; make room"
         )
 
 

@@ -1,5 +1,6 @@
 """All checks of an installation that need nothing of the service, in the order to read them in."""
 
+from indexer.doctor.backup import check_backup
 from indexer.doctor.broker import check_broker
 from indexer.doctor.clock import check_clock
 from indexer.doctor.decoders import check_decoders
@@ -25,6 +26,7 @@ CHECKS: dict[str, CheckOf] = {
     "counts": check_counts,
     "pending": check_pending,
     "deletions": check_deletions,
+    "backup": check_backup,
     "jobs": check_jobs,
     "broker": check_broker,
     "clock": check_clock,
