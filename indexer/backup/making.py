@@ -85,8 +85,11 @@ def make(
     with ExitStack() as opened:
         before = None if since is None else opened.enter_context(previous(since, root))
         known = {} if before is None else _known(before)
+        known_index = None if before is None else before.head.index
         progress(0, 0, "index and ledger are copied")
-        parts = opened.enter_context(taken(settings, known, secrets=bool(to), received=received))
+        parts = opened.enter_context(
+            taken(settings, known, known_index, secrets=bool(to), received=received)
+        )
         head = _head(settings, parts, before, secrets=bool(to), received=received)
         spool = opened.enter_context(tempfile.TemporaryFile(dir=_staging_of(parts)))
         sums = _Sums(at_ns=int(parts.at.timestamp() * _NS))

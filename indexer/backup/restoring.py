@@ -158,7 +158,8 @@ def _staging(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise BackupError(
             f"{target.parent} cannot be written to ({error.strerror}), and the archive is made "
-            "there; name another place with --data-dir"
+            f"there; restore into a folder of a place that you may write to, as in --data-dir "
+            f"{target / 'data'}"
         ) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -108,6 +108,7 @@ def versions() -> dict[str, str]:
 def taken(
     settings: Settings,
     known: Mapping[str, tuple[int, str]],
+    known_index: str | None,
     *,
     secrets: bool,
     received: bool,
@@ -118,6 +119,7 @@ def taken(
 
     Args:
         known: size and SHA-256 of files of the index that need not be copied if they are unchanged.
+        known_index: the index that they are of.
         secrets: with the keys. received: with received files.
 
     Raises:
@@ -146,7 +148,8 @@ def taken(
                 ]
                 _copy_notes(data_dir.root / "deletions", staging / "deletions")
                 if data_dir.index.is_dir():
-                    points, files = _copy_index(settings, data_dir, folder, known, lock)
+                    before = known if name == known_index else {}
+                    points, files = _copy_index(settings, data_dir, folder, before, lock)
             parts = _model(settings, data_dir, staging, name if points is not None else None)
         for one, place in pinned_now:
             one.copy_to(place)
