@@ -249,13 +249,14 @@ class _Decrypted:
         return data
 
     def _told(self, failure: Exception) -> BackupError:
-        if isinstance(failure, self._age.DecryptError) and "key" in str(failure).lower():
+        said = " ".join(str(failure).split())
+        if isinstance(failure, self._age.DecryptError) and "key" in said.lower():
             return BackupError(
                 f"{self._path} is not encrypted to this key, or its beginning is damaged; name the "
                 "file of the right key with --identity"
             )
         return BackupError(
-            f"{self._path} is damaged, or cut short: it cannot be decrypted ({failure}); take "
+            f"{self._path} is damaged, or cut short: it cannot be decrypted ({said}); take "
             "another copy of it"
         )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from conftest import dicom, png, rings, stripes
 
 from engine.errors import BackupError
 from engine.search.query import Query
-from engine.settings import Settings
+from engine.settings import BackupSettings, Settings
 from engine.store.base import Filter
 from indexer.archive import Archive
+from indexer.doctor.backup import check_backup
+from indexer.doctor.examined import Examined
 from indexer.sources.folder import FolderSource
 
 
@@ -47,7 +50,10 @@ def answers(settings: Settings) -> str:
             if one.z is not None
         ]
         found = [
-            [(hit.id, hit.score) for hit in archive.engine.search_like(one[0], Query(20)).hits]
+            [
+                (hit.id, hit.similarity, hit.hamming)
+                for hit in archive.engine.search_like(one[0], Query(20)).hits
+            ]
             for one in points
         ]
         names = sorted(path.name for path in archive.paths([one[0] for one in points]).values())
@@ -234,9 +240,9 @@ def test_an_encrypted_backup_opens_with_its_key_alone(settings, place, tmp_path)
     with pytest.raises(BackupError, match="not encrypted to this key"):
         run("backup", "restore", file, "--identity", other, "--data-dir", there)
     length = file.stat().st_size
-    for at in (30, 400, length // 2, length - 5):
+    for where in (30, 400, length // 2, length - 5):
         with pytest.raises(BackupError):
-            run("backup", "verify", flipped(file, at, bad), "--identity", ours)
+            run("backup", "verify", flipped(file, where, bad), "--identity", ours)
     bad.write_bytes(file.read_bytes()[:-70_000])
     with pytest.raises(BackupError, match="cut short"):
         run("backup", "restore", bad, "--identity", ours, "--data-dir", there)
@@ -301,16 +307,9 @@ def test_received_files_are_found_where_they_are_restored(settings, place, tmp_p
     assert received.exists()
 
 
-def test_doctor_tells_how_old_the_last_backup_is(settings, place, tmp_path, monkeypatch):
-    from datetime import UTC, datetime, timedelta
-
-    from indexer.doctor.backup import check_backup
-    from indexer.doctor.examined import Examined
-
+def test_doctor_tells_how_old_the_last_backup_is(settings, place, tmp_path):
     def levels(days: float | None, later: timedelta) -> list[str]:
-        changed = settings.model_copy(
-            update={"backup": settings.backup.model_copy(update={"at_most_days": days})}
-        )
+        changed = settings.model_copy(update={"backup": BackupSettings(at_most_days=days)})
         examined = Examined(changed, clock=lambda: datetime.now(UTC) + later)
         return [one.level for one in check_backup(examined)]
 
