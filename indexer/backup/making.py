@@ -169,9 +169,10 @@ def _bytes(
                 raise BackupError(f"{path} is not in the backup before; make a full backup")
             entry = _as_before(known)
         else:
-            entry = yield from _stored(path, place, kind, known, written, sums, progress)
-            if entry is None:
+            made = yield from _stored(path, place, kind, known, written, sums, progress)
+            if made is None:
                 continue
+            entry = made
         sums.files += 1
         sums.bytes += entry.size
         line = entry.line()
