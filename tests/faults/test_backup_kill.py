@@ -129,8 +129,10 @@ def test_under_load_the_ledger_never_has_more_than_the_index(sample, tmp_path):
             time.sleep(rng.uniform(0, 0.5))
             # The owner of the index, in whose process it is copied.
             indexing.send_signal(signal.SIGKILL)
+            indexing.wait(60)
         ended(making)
         if indexing.poll() is not None:
+            indexing.communicate(timeout=60)
             indexing = begun("index", sample, "--data-dir", data)
         if number in (1, 3):
             with sqlite3.connect(data / "ledger.sqlite") as ledger:
@@ -160,11 +162,11 @@ def test_a_killed_backup_leaves_nothing_that_restore_takes(sample, tmp_path):
     ended(begun("backup", "create", backups / "good", "--data-dir", data, "--json"))
     seconds = time.monotonic() - started
     (backups / "good").rename(tmp_path / "good")
-    for number in range(6):
+    for number in range(4):
         making = begun("backup", "create", backups / "killed", "--data-dir", data)
-        time.sleep(seconds * (number + 0.5) / 6)
+        time.sleep(seconds * (number + 0.5) / 4)
         making.send_signal(signal.SIGKILL)
-        making.wait(30)
+        making.communicate(timeout=60)
         for path in backups.iterdir():
             if path.name == "killed":
                 chain_of([path], ())
@@ -205,12 +207,12 @@ def test_a_killed_restore_leaves_nothing_that_opens(sample, tmp_path):
     ended(begun("backup", "restore", file, *key, "--json"))
     seconds = time.monotonic() - started
     whole = everything(to)
-    for number in range(6):
+    for number in range(4):
         shutil.rmtree(to)
         making = begun("backup", "restore", file, *key)
-        time.sleep(seconds * (number + 0.5) / 6)
+        time.sleep(seconds * (number + 0.5) / 4)
         making.send_signal(signal.SIGKILL)
-        making.wait(30)
+        making.communicate(timeout=60)
         if to.exists():  # it had been done
             assert everything(to) == whole
         else:
