@@ -1,5 +1,6 @@
 """``precedent backup …``: makes, verifies and restores backups of an embedded archive."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,9 @@ def create(
     received: Annotated[
         bool, typer.Option("--received/--no-received", help="With what was received and is kept.")
     ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file if it is there already.")
+    ] = False,
     data_dir: DataDirOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -70,6 +74,11 @@ def create(
     from indexer.backup.sealing import read_recipients
 
     check_writable(file, "FILE", file=True)
+    if os.path.lexists(file) and not force:
+        raise QueryError(
+            f"FILE is {str(file)!r}, which is there already; name another, or replace it with "
+            "--force"
+        )
     if since is not None and since.exists() and file.exists() and since.samefile(file):
         raise QueryError(
             f"FILE is {str(file)!r}, and --since too; an increment is of no use without the backup "

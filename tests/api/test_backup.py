@@ -11,7 +11,7 @@ import pytest
 from commands import run
 from conftest import dicom, png, rings, stripes
 
-from engine.errors import BackupError
+from engine.errors import BackupError, QueryError
 from engine.search.query import Query
 from engine.settings import BackupSettings, Settings
 from engine.store.base import Filter
@@ -92,6 +92,8 @@ def test_what_is_restored_answers_as_before(settings, place, tmp_path):
     assert made["counts"]["instances"] == {"done": 35}
     assert (made["counts"]["keys"], made["secrets"], made["left_out"]) == (1, False, [])
     assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(QueryError, match=r"there already.*--force"):
+        run("backup", "create", file, *place)
     # What keeps patients apart is not written in plain.
     assert key.read_bytes() not in file.read_bytes()
     (checked,) = told("backup", "verify", file)["chains"]
@@ -263,7 +265,7 @@ def test_an_encrypted_backup_opens_with_its_key_alone(settings, place, tmp_path)
     assert (there / "pseudonym.key").stat().st_mode & 0o777 == 0o600
     assert answers(at(there, settings)) == answers(settings)
     with pytest.raises(BackupError, match=r"no note of it.*full backup"):
-        run("backup", "create", bad, "--since", more, "--data-dir", there)
+        run("backup", "create", tmp_path / "next", "--since", more, "--data-dir", there)
 
 
 def test_a_server_or_a_database_of_its_own_is_refused_with_the_way_out(settings, place, tmp_path):
