@@ -73,6 +73,7 @@ def create(
     from indexer.backup.making import make
     from indexer.backup.sealing import read_recipients
 
+    recipients = read_recipients(to or [])
     check_writable(file, "FILE", file=True)
     if os.path.lexists(file) and not force:
         raise QueryError(
@@ -85,7 +86,6 @@ def create(
             "before it: name another FILE"
         )
     settings = load_settings(data_dir=data_dir, model=model)
-    recipients = read_recipients(to or [])
     record_before()
     told = _Told()
     made = make(settings, file, since=since, to=recipients, received=received, progress=told)

@@ -31,6 +31,7 @@ __all__ = [
     "End",
     "Member",
     "Members",
+    "Readable",
     "Written",
     "end_of",
     "manifest_lines",
