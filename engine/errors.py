@@ -28,6 +28,7 @@ PrecedentError
  │    ├── DestinationUnknown   the settings name no such destination
  │    └── SendingNotFound   there is no sending of this id
  ├── AccessError            a key or session cannot be made or found
+ │    ├── KeyNotFound       there is no key of this id
  │    ├── NotAuthenticated  it is not known who asks
  │    ├── NotAllowed        whoever asks may not have this
  │    └── ProviderUnavailable   the identity provider cannot be asked
@@ -48,6 +49,7 @@ __all__ = [
     "ImageRefused",
     "JobError",
     "JobNotFound",
+    "KeyNotFound",
     "LedgerError",
     "ModelError",
     "NotAllowed",
@@ -178,6 +180,10 @@ class AuditError(LedgerError):
 
 class AccessError(PrecedentError):
     code = "access"
+
+
+class KeyNotFound(AccessError):
+    code = "key-not-found"
 
 
 class NotAuthenticated(AccessError):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, delete, func, insert, select, text, tuple_
+from sqlalchemy import Connection, case, delete, func, insert, select, text, tuple_
 from sqlalchemy.engine import make_url
 
 from api.audit.rows import Entry, Head, Row, Who
@@ -149,16 +149,20 @@ class AuditLog:
         *,
         naming: Sequence[str] = (),
         latest_first: bool = False,
+        beyond: tuple[str, str, int] | None = None,
+        at_a_time: int = _PAGE,
     ) -> Iterator[Row]:
         """The rows of a time, in its order.
 
         Args:
             since: the earliest time. until: the first that is too late.
             naming: texts that each row has somewhere; which part of it has them is not looked at.
+            beyond: time, chain and number of a row after which to begin, in the order asked for.
+            at_a_time: rows that are held in memory.
         """
         c = audit.c
         key = tuple_(c.at, c.chain, c.seq)
-        wanted = select(audit).limit(_PAGE)
+        wanted = select(audit).limit(at_a_time)
         wanted = wanted.order_by(
             *(column.desc() if latest_first else column for column in (c.at, c.chain, c.seq))
         )
@@ -168,18 +172,29 @@ class AuditLog:
             wanted = wanted.where(c.at < _written(until))
         for one in naming:
             wanted = wanted.where(c.body.contains(one, autoescape=True))
-        last: Row | None = None
         while True:
             page = wanted
-            if last is not None:
-                place = tuple_(last.at, last.chain, last.seq)
+            if beyond is not None:
+                place = tuple_(*beyond)
                 page = wanted.where(key < place if latest_first else key > place)
             with self._begin(read=True) as connection:
                 found = [_row(row) for row in connection.execute(page)]
             if not found:
                 return
             yield from found
-            last = found[-1]
+            beyond = (found[-1].at, found[-1].chain, found[-1].seq)
+
+    def latest_ends(self, count: int, characters: int) -> list[tuple[str, str]]:
+        """The time and the last characters of the body of the latest rows, the latest first."""
+        c = audit.c
+        length = func.length(c.body)
+        end = case(
+            (length > characters, func.substr(c.body, length - characters + 1)), else_=c.body
+        )
+        wanted = select(c.at, end.label("end"))
+        wanted = wanted.order_by(c.at.desc(), c.chain.desc(), c.seq.desc()).limit(count)
+        with self._begin(read=True) as connection:
+            return [(row.at, row.end) for row in connection.execute(wanted)]
 
     def forget(self, before: datetime, entry: Entry) -> dict[str, Head]:
         """Removes the rows of before a time, at the beginnings of chains, for good.

@@ -16,7 +16,7 @@ from rich.table import Table
 from api.audit.export import audit_event
 from api.audit.log import AuditLog, audit_file, open_log, system_user
 from api.audit.rows import Entry, Row
-from api.audit.search import Wanted, found
+from api.audit.search import Wanted, found, time_of
 from api.audit.verify import heads_document, read_heads, verify as verified
 from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, check_writable, write_json
@@ -130,6 +130,7 @@ def search(
     study: Annotated[str | None, typer.Option(help="Study Instance UID that was shown.")] = None,
     image: Annotated[str | None, typer.Option(help="Id of an image that was shown.")] = None,
     outcome: Annotated[str | None, typer.Option(help="'ok', 'refused' or 'failed'.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="'known', 'unfamiliar' or 'foreign'.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant of whoever asked.")] = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -150,6 +151,7 @@ def search(
         tenant=tenant,
         since=_time("--since", since),
         until=_time("--until", until),
+        verdict=verdict,
     )
     with _log(data_dir) as log:
         rows, more = found(log, wanted, limit)
@@ -213,15 +215,7 @@ def _log(data_dir: Path | None) -> Iterator[AuditLog]:
 
 
 def _time(option: str, written: str | None) -> datetime | None:
-    if written is None:
-        return None
-    try:
-        found_time = datetime.fromisoformat(written)
-    except ValueError:
-        raise QueryError(
-            f"{option} is {written[:80]!r}; write it as in 2031-12-31 or 2031-12-31T08:00"
-        ) from None
-    return found_time.replace(tzinfo=UTC) if found_time.tzinfo is None else found_time
+    return None if written is None else time_of(written, option)
 
 
 def _end_of_keeping(written: str) -> datetime:

@@ -1,11 +1,10 @@
 """``precedent keys …``: makes, lists and revokes the API keys of the service."""
 
-import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +14,8 @@ from rich.table import Table
 
 from api.cli.accesses import note, record_before
 from api.cli.options import DataDirOption, JsonOption, write_json
-from api.security.keys import REMEMBERED_SECONDS, ApiKey, Keys
+from api.security.keys import REMEMBERED_SECONDS, ApiKey, Keys, end_of
 from api.security.policy import Scope
-from engine.errors import AccessError
 from engine.settings import load_settings
 from indexer.datadir.layout import DataDir
 from indexer.ledger.database import open_database
@@ -41,7 +39,7 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and show it, this once: it is kept nowhere."""
-    until = None if expires is None else _end(expires)
+    until = None if expires is None else end_of(expires, "--expires")
     with _keys(data_dir) as known:
         key, written = known.create(
             name,
@@ -102,20 +100,6 @@ def _keys(data_dir: Path | None) -> Iterator[Keys]:
     settings = load_settings(data_dir=data_dir)
     with open_database(settings, DataDir(settings.data_dir).ledger) as database:
         yield Keys(database)
-
-
-def _end(written: str) -> datetime:
-    """When a key ends. Raises AccessError: the text is neither a number of days nor a date."""
-    now = datetime.now(UTC)
-    try:
-        if match := re.fullmatch(r"(\d{1,5})d", written):
-            return now + timedelta(days=int(match[1]))
-        found = datetime.fromisoformat(written)
-    except (ValueError, OverflowError):
-        raise AccessError(
-            f"--expires is {written[:80]!r}; write it as in 90d or 2031-12-31"
-        ) from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _state(key: ApiKey) -> str:

@@ -5,6 +5,18 @@ It is a wheel of its own, ``precedent-imaging-client``, where this package is ca
 alone, and its own modules relatively, so that it is the same code under both names.
 """
 
+from .administering import (
+    ApiKey,
+    AuditFlaw,
+    AuditHead,
+    AuditRow,
+    AuditRows,
+    AuditWho,
+    CreatedKey,
+    Forgotten,
+    Keys,
+    VerifiedAudit,
+)
 from .answers import (
     BatchAnswer,
     BatchResult,
@@ -84,8 +96,14 @@ from .retries import Retries
 from .uploads import Upload
 
 __all__ = [
+    "ApiKey",
     "ArchiveMap",
     "AsyncClient",
+    "AuditFlaw",
+    "AuditHead",
+    "AuditRow",
+    "AuditRows",
+    "AuditWho",
     "BatchAnswer",
     "BatchResult",
     "Calibration",
@@ -94,6 +112,7 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "CreatedJob",
+    "CreatedKey",
     "Deleted",
     "Destination",
     "Destinations",
@@ -108,6 +127,7 @@ __all__ = [
     "ForeignQuestions",
     "ForeignQuestionsOfDay",
     "ForeignShare",
+    "Forgotten",
     "Growth",
     "GrowthPeriod",
     "Health",
@@ -119,6 +139,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "Jobs",
+    "Keys",
     "MapPoint",
     "MapRegion",
     "ModelInfo",
@@ -152,6 +173,7 @@ __all__ = [
     "TooManyRequests",
     "UnexpectedAnswer",
     "Upload",
+    "VerifiedAudit",
     "ViewerLink",
     "Vote",
     "Whoami",

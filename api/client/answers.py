@@ -10,6 +10,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
+    "Answer",
     "BatchAnswer",
     "BatchResult",
     "CreatedJob",
@@ -51,18 +52,20 @@ __all__ = [
 ]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """What all answers are."""
+
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
 
-class FieldProblem(_Answer):
+class FieldProblem(Answer):
     """What is wrong with one field of a request."""
 
     field: str
     message: str
 
 
-class Problem(_Answer):
+class Problem(Answer):
     """An error, as RFC 9457 problem details. Test ``code``, which is stable."""
 
     type: str = "about:blank"
@@ -76,7 +79,7 @@ class Problem(_Answer):
     missing: list[str] | None = None
 
 
-class Image(_Answer):
+class Image(Answer):
     """One indexed image. ``frame`` is counted from 0; what is not known is None."""
 
     id: str
@@ -97,7 +100,7 @@ class Image(_Answer):
     burned_in: bool | None
 
 
-class ViewerLink(_Answer):
+class ViewerLink(Answer):
     """A link that opens a hit in one of the hospital's viewers; ``beside``: with the query."""
 
     name: str
@@ -118,7 +121,7 @@ class Hit(Image):
     viewers: list[ViewerLink]
 
 
-class OodVerdict(_Answer):
+class OodVerdict(Answer):
     """Whether the query is unlike what the model knows: "known", "unfamiliar" or "foreign". If
     ``foreign``, hits may look alike and mean nothing."""
 
@@ -132,7 +135,7 @@ class OodVerdict(_Answer):
     level: float | None
 
 
-class SearchEvidence(_Answer):
+class SearchEvidence(Answer):
     """How the hits of a search were found. Counts of the fields in ``facets_at_least`` are lower
     bounds."""
 
@@ -161,7 +164,7 @@ class SearchEvidence(_Answer):
     timings_ms: dict[str, float]
 
 
-class SearchAnswer(_Answer):
+class SearchAnswer(Answer):
     """The answer to a search. ``ood`` is None where the model cannot judge the query."""
 
     ood: OodVerdict | None
@@ -171,7 +174,7 @@ class SearchAnswer(_Answer):
     next_page: str | None
 
 
-class BatchResult(_Answer):
+class BatchResult(Answer):
     """The ``answer`` for one image of a batch, or its ``problem``. ``number``: its place, from
     0."""
 
@@ -181,7 +184,7 @@ class BatchResult(_Answer):
     problem: Problem | None
 
 
-class BatchAnswer(_Answer):
+class BatchAnswer(Answer):
     """One result for each image, in the order sent."""
 
     results: list[BatchResult]
@@ -194,7 +197,7 @@ class Suggestion(Hit):
     because: str | None
 
 
-class Vote(_Answer):
+class Vote(Answer):
     """A label that hits carry. ``share`` is in [0, 1], and no probability."""
 
     label: str
@@ -202,7 +205,7 @@ class Vote(_Answer):
     hits: int
 
 
-class RecommendationEvidence(_Answer):
+class RecommendationEvidence(Answer):
     """How recommended images were found. ``rule``: "image", or "series" or "study" where whole ones
     were compared, ``cases`` of them; ``liked`` of ``liked_of`` images were the examples."""
 
@@ -229,7 +232,7 @@ class RecommendationEvidence(_Answer):
     timings_ms: dict[str, float]
 
 
-class RecommendationAnswer(_Answer):
+class RecommendationAnswer(Answer):
     """The cases most like examples."""
 
     ood: OodVerdict | None
@@ -238,7 +241,7 @@ class RecommendationAnswer(_Answer):
     votes: list[Vote]
 
 
-class Facets(_Answer):
+class Facets(Answer):
     """Number of images by field and value, of the ``count`` that match."""
 
     facets: dict[str, dict[str, int]]
@@ -247,7 +250,7 @@ class Facets(_Answer):
     count: int
 
 
-class DuplicateImage(_Answer):
+class DuplicateImage(Answer):
     """An image of a group of duplicates. ``similarity``: to the first one of the group."""
 
     id: str
@@ -259,14 +262,14 @@ class DuplicateImage(_Answer):
     frame: int
 
 
-class DuplicateGroup(_Answer):
+class DuplicateGroup(Answer):
     """Two or more images that are the same picture, or nearly, of so many ``studies``."""
 
     studies: int
     images: list[DuplicateImage]
 
 
-class Duplicates(_Answer):
+class Duplicates(Answer):
     """Groups of duplicates, the largest first."""
 
     groups: list[DuplicateGroup]
@@ -274,7 +277,7 @@ class Duplicates(_Answer):
     more: bool
 
 
-class ModelInfo(_Answer):
+class ModelInfo(Answer):
     """The model that encodes uploads."""
 
     fingerprint: str
@@ -292,7 +295,7 @@ class ModelInfo(_Answer):
     rendering: str | None
 
 
-class IndexState(_Answer):
+class IndexState(Answer):
     """The state of the index, which all tenants share."""
 
     profile: str
@@ -300,7 +303,7 @@ class IndexState(_Answer):
     cells: int | None
 
 
-class Stats(_Answer):
+class Stats(Answer):
     """What the archive holds of the caller's."""
 
     points: int
@@ -311,7 +314,7 @@ class Stats(_Answer):
     index: IndexState
 
 
-class Source(_Answer):
+class Source(Answer):
     """A source of images; its ``places`` are told to the scope `admin` alone."""
 
     name: str
@@ -320,14 +323,14 @@ class Source(_Answer):
     places: list[str] | None
 
 
-class Sources(_Answer):
+class Sources(Answer):
     """The sources of the caller's images."""
 
     sources: list[Source]
     images_at_least: bool
 
 
-class Whoami(_Answer):
+class Whoami(Answer):
     """Whose key it is, and what it allows."""
 
     id: str | None
@@ -338,7 +341,7 @@ class Whoami(_Answer):
     session: bool
 
 
-class Job(_Answer):
+class Job(Answer):
     """A job. ``state``: "running", "paused", "cancelled", "finished" or "failed"."""
 
     id: int
@@ -366,27 +369,27 @@ class Job(_Answer):
     note: str | None
 
 
-class Jobs(_Answer):
+class Jobs(Answer):
     """Jobs, the newest first."""
 
     jobs: list[Job]
     next_page: str | None
 
 
-class RetriedJob(_Answer):
+class RetriedJob(Answer):
     """A job of which so many ``tasks`` are done again."""
 
     tasks: int
     job: Job
 
 
-class CreatedJob(_Answer):
+class CreatedJob(Answer):
     """``job``: the number of the job that was made."""
 
     job: int
 
 
-class Instance(_Answer):
+class Instance(Answer):
     """An instance in the index. ``ids``: of its images. ``duplicate``: its picture was there
     before, from another file."""
 
@@ -398,7 +401,7 @@ class Instance(_Answer):
     missing_frames: str | None
 
 
-class Deleted(_Answer):
+class Deleted(Answer):
     """What was removed, or would be (``dry_run``)."""
 
     dry_run: bool
@@ -408,14 +411,14 @@ class Deleted(_Answer):
     points: int
 
 
-class EmbedToken(_Answer):
+class EmbedToken(Answer):
     """A token for another site's page, which ends at ``expires_at``."""
 
     token: str
     expires_at: str
 
 
-class Health(_Answer):
+class Health(Answer):
     """An index is open and answers."""
 
     status: str
@@ -423,27 +426,27 @@ class Health(_Answer):
     model: str | None
 
 
-class Ready(_Answer):
+class Ready(Answer):
     """Requests may be sent. ``checked``: what the service needs, and has."""
 
     status: str
     checked: list[str]
 
 
-class Destination(_Answer):
+class Destination(Answer):
     """Where documents may be sent: "dicom" (C-STORE) or "stow" (STOW-RS)."""
 
     name: str
     kind: str
 
 
-class Destinations(_Answer):
+class Destinations(Answer):
     """Those of the caller's tenant."""
 
     destinations: list[Destination]
 
 
-class SentInstance(_Answer):
+class SentInstance(Answer):
     """What became of one document: "stored", "refused" or "waiting". ``committed``: whether the
     destination answers for it; None: it did not say. ``failure``: the reason if it does not."""
 
@@ -456,7 +459,7 @@ class SentInstance(_Answer):
     failure: str | None
 
 
-class Sending(_Answer):
+class Sending(Answer):
     """Documents on their way to a destination: "waiting" to be tried again, "sent", "failed" or
     "cancelled"."""
 
@@ -472,7 +475,7 @@ class Sending(_Answer):
     instances: list[SentInstance]
 
 
-class Sendings(_Answer):
+class Sendings(Answer):
     """The newest first."""
 
     sendings: list[Sending]

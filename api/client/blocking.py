@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from functools import wraps
 from itertools import count
 from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from . import calls
+from . import administering, calls
 from .answers import Job
 from .asking import Asking, Key, lost, signed
 from .call import Call, Paged, page_after
@@ -122,6 +123,12 @@ class Client:
     sending = _asks(calls.sending)
     retry_sending = _asks(calls.retry_sending)
     cancel_sending = _asks(calls.cancel_sending)
+    keys = _asks(administering.keys)
+    create_key = _asks(administering.create_key)
+    revoke_key = _asks(administering.revoke_key)
+    audit = _asks(administering.audit)
+    audit_pages = _asks_on(administering.audit)
+    verify_audit = _asks(administering.verify_audit)
     health = _asks(calls.health)
     ready = _asks(calls.ready)
 
@@ -142,7 +149,19 @@ class Client:
 
     def job_report(self, number: int, into: IO[bytes]) -> None:
         """Writes the CSV of every instance of a job and its fate, as it comes."""
-        call = calls.job_report(number)
+        self._write(calls.job_report(number), into)
+
+    def audit_export(
+        self,
+        into: IO[bytes],
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+    ) -> None:
+        """Writes the accesses of the tenant as FHIR AuditEvents, one a line, as they come."""
+        self._write(administering.audit_export(since=since, until=until), into)
+
+    def _write(self, call: Call[None], into: IO[bytes]) -> None:
         for attempt in count(1):
             failed: httpx.Response | httpx.RequestError
             begun = False

@@ -19,6 +19,7 @@ from api.audit.rows import Head as AuditHead
 from api.audit.writer import Writer
 from api.http.arrival import Bodies
 from api.http.audit import Audited
+from api.http.audit_at_hand import AuditAtHand
 from api.http.bodies import body_schemas
 from api.http.compression import Compression
 from api.http.fhir.described import SCHEMAS as FHIR_SCHEMAS
@@ -40,6 +41,7 @@ from api.http.request_ids import RequestIds
 from api.http.routes import (
     about,
     archive as archive_routes,
+    audit_log,
     batch,
     cds_hooks,
     documents,
@@ -52,6 +54,7 @@ from api.http.routes import (
     jobs,
     jobs_create,
     judging,
+    keys,
     metrics as metrics_route,
     qido,
     recommend,
@@ -96,6 +99,8 @@ _ROUTES = (
     embed_tokens,
     documents,
     sendings,
+    keys,
+    audit_log,
     health,
     metrics_route,
 )
@@ -227,6 +232,7 @@ def _lifespan(
             audit = None
             if settings.audit.enabled:
                 audit = opened.enter_context(Writer(lambda: open_log(settings)))
+            at_hand = opened.enter_context(closing(AuditAtHand(settings)))
             ledger = opened.enter_context(closing(LedgerAtHand(settings)))
             previews = opened.enter_context(closing(Previews(settings)))
             try:
@@ -257,6 +263,7 @@ def _lifespan(
                 "access": access,
                 "rates": rates,
                 "audit": audit,
+                "audit_at_hand": at_hand,
                 "ledger": ledger,
                 "previews": previews,
                 "readiness": app.state.readiness,

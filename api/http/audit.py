@@ -37,8 +37,10 @@ ALWAYS = frozenset(
 a credential of their own."""
 _REFUSED = (401, 403, 429)
 _JOBS = "/v1/jobs/"
+_KEYS = "/v1/keys/"
 _SENDINGS = "/v1/sendings/"
 _MOST_DIGITS = 10
+_KEY = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
 
@@ -157,7 +159,7 @@ def _entry(scope: AsgiScope, state: Mapping[str, Any], address: Address, status:
     seen: Seen = state.get("seen") or Seen()
     client = scope.get("client")
     caller = state.get("caller")
-    about = {**_job_named_by(address), **state.get("about", {})}
+    about = {**_job_named_by(address), **_key_named_by(address), **state.get("about", {})}
     if caller is not None and caller.acting is not None:
         about["acting"] = caller.acting
     return Entry(
@@ -176,7 +178,7 @@ def named_by(address: Address) -> Seen:
     """The image or study that the path names, if it is well-formed: else it may be any text."""
     image, study = address.named.get("id", ""), address.named.get("uid", "")
     images: tuple[str, ...] = ()
-    if image and not address.template.startswith(_SENDINGS):
+    if image and not address.template.startswith((_SENDINGS, _KEYS)):
         try:
             images = (str(UUID(image)),)
         except ValueError:
@@ -189,6 +191,11 @@ def _job_named_by(address: Address) -> dict[str, Any]:
     number = address.named.get("id", "") if address.template.startswith(_JOBS) else ""
     known = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
     return {"job": int(number)} if known else {}
+
+
+def _key_named_by(address: Address) -> dict[str, Any]:
+    key = address.named.get("id", "") if address.template.startswith(_KEYS) else ""
+    return {"key": key} if _KEY.fullmatch(key) else {}
 
 
 def _claimed(scope: AsgiScope) -> str | None:

@@ -16,7 +16,7 @@ __all__ = ["Compression"]
 _LEAST_BYTES = 1024
 _LEVEL = 6
 _NEVER = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "image/*", "text/html")
-_SECRETS = ("/v1/embed-tokens", "/v1/whoami", "/login", "/logout", "/smart")
+_SECRETS = ("/v1/embed-tokens", "/v1/whoami", "/v1/keys", "/login", "/logout", "/smart")
 """Paths whose answers carry credentials, or say whose they are."""
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import cookie_parser
+from starlette.requests import Request as HttpRequest, cookie_parser
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope as AsgiScope, Send
 
@@ -26,7 +26,8 @@ class Guard:
     """ASGI middleware: the caller of each request, as ``request.state.caller``.
 
     It decides before anything of a body is read. What :data:`POLICY` does not list is not served,
-    even if the application has a route for it.
+    even if the application has a route for it. The application's ``state.problem_page``, if there
+    is one, makes the page that tells people that they may not see another one.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -58,6 +59,11 @@ class Guard:
                 return
             problem = problem_of(error, scope["path"], request_id_of(scope))
             log_problem(problem, error)
+            show = getattr(scope["app"].state, "problem_page", None)
+            if show is not None and isinstance(error, NotAllowed) and self._is_for_people(scope):
+                told = await run_in_threadpool(show, HttpRequest(scope), problem)
+                await told(scope, receive, send)
+                return
             await problem_response(problem, _headers(scope, error))(scope, receive, send)
             return
         # For answers that last: whether the caller may still have them.
@@ -69,6 +75,17 @@ class Guard:
         found = self._addresses.find(path_of(scope))
         sent = any(name == b"authorization" for name, _ in scope["headers"])
         return found is not None and found.template in (*OPENED, *PAGES) and not sent
+
+    def _is_for_people(self, scope: AsgiScope) -> bool:
+        """Whether a browser asks for a page, for somebody who is known."""
+        found = self._addresses.find(path_of(scope))
+        accepted = (value for name, value in scope["headers"] if name == b"accept")
+        return (
+            scope.get("state", {}).get("caller") is not None
+            and found is not None
+            and found.template in (*OPENED, *PAGES)
+            and any(b"text/html" in value for value in accepted)
+        )
 
     def _needed(self, scope: AsgiScope) -> Scope | None:
         """The scope that the request needs. Raises HTTPException: 404, 405."""

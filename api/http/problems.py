@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http.observing import note_problem
 from api.http.request_ids import request_id_of
 from engine.errors import (
+    AccessError,
     AuditError,
     DestinationUnknown,
     DocumentError,
@@ -25,6 +26,7 @@ from engine.errors import (
     ImageRefused,
     JobError,
     JobNotFound,
+    KeyNotFound,
     LedgerError,
     ModelError,
     NotAllowed,
@@ -152,6 +154,8 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
     ImageRefused: _Kind(
         "image-refused", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be used"
     ),
+    AccessError: _Kind("access", HTTPStatus.BAD_REQUEST, "This key cannot be made"),
+    KeyNotFound: _Kind("key-not-found", HTTPStatus.NOT_FOUND, "No such key"),
     NotAuthenticated: _Kind(
         "not-authenticated", HTTPStatus.UNAUTHORIZED, "The service does not know who asks"
     ),

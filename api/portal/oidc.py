@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.http.problems import log_problem, problem_of
+from api.portal.beside import home_of
 from api.portal.sessions import login_page, with_session
 from api.security.access import Access
 from api.security.oidc.code_flow import MOST_SECONDS
@@ -57,6 +58,7 @@ def finish(request: Request) -> Response:
         # For the audit log: who has signed in.
         request.state.caller = access.of_session(secret)
         back = known_page(unquote(request.cookies.get(_BACK, "")))
+        back = back or home_of(request.state.caller)
         answer = with_session(RedirectResponse("../../" + back, HTTPStatus.SEE_OTHER), secret)
         answer.delete_cookie(_BACK, path="/", secure=True, httponly=True, samesite="lax")
     except (NotAuthenticated, NotAllowed, ProviderUnavailable) as error:

@@ -10,10 +10,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse
 
 from api.http.problems import Problem, log_problem, problem_of
+from api.portal.beside import home_of, pages_beside
 from api.portal.pages import pages
 from api.portal.sessions import form_token
 from api.security.access import Caller
-from api.security.policy import Scope
 from engine.errors import PrecedentError
 
 __all__ = ["PageRoute", "page", "root_of"]
@@ -54,8 +54,9 @@ def page(
     caller: Caller | None = request.state.caller
     shared = {
         "root": root_of(request),
+        "home": home_of(caller),
         "csrf": form_token(request),
-        "has_archive": caller is not None and Scope.SEARCH in caller.scopes,
-        "has_jobs": caller is not None and Scope.INDEX in caller.scopes,
+        "beside": pages_beside(caller),
+        "tenant": "" if caller is None else caller.tenant,
     }
     return HTMLResponse(pages().render(template, {**shared, **values}), status)

@@ -15,6 +15,7 @@ from api.http.deps import ArchiveDep, ReadersDep, served
 from api.http.problems import Problem
 from api.portal import (
     archive as archive_page,
+    audit,
     collection,
     compare,
     documents,
@@ -22,6 +23,7 @@ from api.portal import (
     facets,
     image,
     jobs,
+    keys,
     model,
     oidc,
     sessions,
@@ -89,10 +91,11 @@ def add_portal(app: FastAPI) -> None:
     """Adds the pages and their static files to the service."""
     pages()
     app.state.kept_queries = KeptQueries()
+    app.state.problem_page = PageRoute.problem_page
     app.include_router(_router)
     for one in (
-        *(study, image, compare, collection, documents, archive_page, model, jobs),
-        *(sessions, oidc, smart, embed),
+        *(study, image, compare, collection, documents, archive_page, model, jobs, keys),
+        *(audit, sessions, oidc, smart, embed),
     ):
         app.include_router(one.router)
     app.mount("/static", _Files(directory=_STATIC), name="static")

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from api.portal.beside import home_of
 from api.portal.cookies import drop_cookie, set_cookie
 from api.portal.kept import owner_of
 from api.portal.pages import pages
@@ -96,11 +97,16 @@ def with_session(answer: Response, secret: str, *, framed: bool = False) -> Resp
     return answer
 
 
+def _wanted(request: Request, to: str) -> str:
+    """The page that was asked for, or the one for whoever asked for none."""
+    return known_page(to) or home_of(request.state.caller)
+
+
 @router.get("/login")
 def show_login(request: Request, left: str = "", to: str = "") -> Response:
     """The form that asks for a key; the page itself if there is nothing to ask for."""
     if request.state.caller is not None:
-        return RedirectResponse("./" + known_page(to), HTTPStatus.SEE_OTHER)
+        return RedirectResponse("./" + _wanted(request, to), HTTPStatus.SEE_OTHER)
     provider = request.state.access.provider
     there = provider.sign_out_url if left and provider is not None else None
     return login_page(request, None, HTTPStatus.OK, sign_out_url=there, to=to)
@@ -122,7 +128,7 @@ def login(
     except (NotAuthenticated, NotAllowed) as error:
         return login_page(request, str(error), HTTPStatus.UNAUTHORIZED, to=to)
     request.state.caller = access.of_session(secret)
-    back = RedirectResponse("./" + known_page(to), HTTPStatus.SEE_OTHER)
+    back = RedirectResponse("./" + _wanted(request, to), HTTPStatus.SEE_OTHER)
     return with_session(back, secret)
 
 

@@ -15,9 +15,10 @@ from api.security.oidc.identity import Identity
 from api.security.oidc.relying_party import RelyingParty
 from api.security.oidc.sessions import OidcSessions
 from api.security.oidc.tokens import looks_like_token
-from api.security.policy import PAGES, Scope
+from api.security.policy import PAGES, SIGNS_IN, Scope
 from api.security.sessions import Sessions
 from api.security.smart.launches import Ehrs, Launched
+from api.security.tenant_keys import TenantKeys
 from engine.errors import NotAllowed, NotAuthenticated, SettingsError
 from engine.loopback import is_loopback
 from engine.settings import Settings
@@ -33,6 +34,7 @@ FRAMED = "__Host-precedent-framed"
 """Cookie of a session in a frame of an EHR's page, which counts before the other one: it is sent in
 frames of that site alone."""
 _MOST_REMEMBERED = 1000
+_SIGNS_IN = "the scopes " + ", ".join(repr(one.value) for one in sorted(SIGNS_IN))
 _WAY_OUT = "make keys with `precedent keys create`, and send one"
 
 
@@ -197,9 +199,9 @@ class Access:
         if database is None:
             raise NotAuthenticated("this service has no keys")
         secret, key = Sessions(database).begin(written)
-        if Scope.SEARCH not in key.scopes:
+        if not key.scopes & SIGNS_IN:
             Sessions(database).end(secret)
-            raise NotAllowed("this key lacks the scope 'search', which the page needs")
+            raise NotAllowed(f"this key lacks {_SIGNS_IN}, one of which the pages need")
         return secret
 
     def sign_out(self, session: str) -> None:
@@ -246,9 +248,9 @@ class Access:
         if self._party is None or cookie is None:
             raise NotAuthenticated("this sign-in was not begun in this browser; begin it again")
         identity = self._party.finish(cookie, answer)
-        if Scope.SEARCH not in identity.scopes:
+        if not identity.scopes & SIGNS_IN:
             raise NotAllowed(
-                "this account lacks the scope 'search', which the page needs",
+                f"this account lacks {_SIGNS_IN}, one of which the pages need",
                 subject=identity.id,
                 name=identity.name,
             )
@@ -305,6 +307,14 @@ class Access:
         # What a session may change has to come with its token, which the pages check.
         unchecked = request.method not in ("GET", "HEAD") and request.path not in PAGES
         return None if request.session is None or unchecked else self.of_session(request.session)
+
+    def keys_of(self, tenant: str) -> TenantKeys:
+        """The keys of a tenant, for its administrators.
+
+        Raises:
+            LedgerError: the database cannot be opened.
+        """
+        return TenantKeys(Keys(self._opened(create=True)), tenant)
 
     def database(self) -> Database | None:
         """The ledger's database, open as long as this is; None = there is none yet.

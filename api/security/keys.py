@@ -10,17 +10,17 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Row, insert, select, update
 
 from api.security.policy import Scope
-from engine.errors import AccessError, NotAuthenticated
+from engine.errors import AccessError, KeyNotFound, NotAuthenticated
 from engine.tenants import DEFAULT_TENANT, is_tenant
 from indexer.ledger.database import Database
 from indexer.ledger.schema import keys
 
-__all__ = ["REMEMBERED_SECONDS", "ApiKey", "Keys", "public_id"]
+__all__ = ["REMEMBERED_SECONDS", "ApiKey", "Keys", "end_of", "public_id"]
 
 REMEMBERED_SECONDS = 0.25
 """A service does not look a key up again for so long after it was found to hold."""
@@ -119,14 +119,14 @@ class Keys:
             return connection.execute(select(keys.c.id).limit(1)).first() is not None
 
     def named(self, key_id: str) -> ApiKey:
-        """The key with this id, whether or not it holds. Raises AccessError if there is none."""
+        """The key with this id, whether or not it holds. Raises KeyNotFound if there is none."""
         key = self.find(key_id)
         if key is None:
             raise _no_key(key_id)
         return key
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Ends a key; one that was revoked before keeps its time. Raises AccessError if there is
+        """Ends a key; one that was revoked before keeps its time. Raises KeyNotFound if there is
         no such key."""
         now = self._clock()
         with self._database.begin() as connection:
@@ -173,8 +173,32 @@ class Keys:
         return key
 
 
-def _no_key(key_id: str) -> AccessError:
-    return AccessError(f"there is no key {key_id[:80]!r}; `precedent keys list` has their ids")
+def end_of(written: str, option: str = "expires", now: datetime | None = None) -> datetime:
+    """When a key ends that is to end then, UTC.
+
+    Args:
+        written: days from now, as in "90d", or a date or time, as in "2031-12-31"; UTC, unless it
+            says otherwise.
+        option: what the text was given as, for the message.
+        now: None = the time it is.
+
+    Raises:
+        AccessError: the text is neither of them.
+    """
+    now = _now() if now is None else now
+    try:
+        if match := re.fullmatch(r"([0-9]{1,5})d", written):
+            return now + timedelta(days=int(match[1]))
+        found = datetime.fromisoformat(written)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise AccessError(
+            f"{option} is {written[:80]!r}; write it as in 90d or 2031-12-31"
+        ) from None
+
+
+def _no_key(key_id: str) -> KeyNotFound:
+    return KeyNotFound(f"there is no key {key_id[:80]!r}; `precedent keys list` has their ids")
 
 
 def public_id(written: str) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
-__all__ = ["OPENED", "PAGES", "POLICY", "PUBLIC", "Scope"]
+__all__ = ["OPENED", "PAGES", "POLICY", "PUBLIC", "SIGNS_IN", "Scope"]
 
 
 class Scope(StrEnum):
@@ -50,6 +50,10 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/jobs"): Scope.INDEX,
     ("POST", "/jobs"): Scope.INDEX,
     ("POST", "/documents"): Scope.SEND,
+    ("GET", "/keys"): Scope.ADMIN,
+    ("POST", "/keys"): Scope.ADMIN,
+    ("GET", "/audit"): Scope.AUDIT,
+    ("POST", "/audit"): Scope.AUDIT,
     ("POST", "/v1/search"): Scope.SEARCH,
     ("POST", "/v1/recommend"): Scope.SEARCH,
     ("GET", "/v1/studies/{uid}/related"): Scope.SEARCH,
@@ -103,14 +107,24 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/sendings/{id}"): Scope.SEND,
     ("POST", "/v1/sendings/{id}/retry"): Scope.SEND,
     ("POST", "/v1/sendings/{id}/cancel"): Scope.SEND,
+    ("GET", "/v1/keys"): Scope.ADMIN,
+    ("POST", "/v1/keys"): Scope.ADMIN,
+    ("POST", "/v1/keys/{id}/revoke"): Scope.ADMIN,
+    ("GET", "/v1/audit"): Scope.AUDIT,
+    ("GET", "/v1/audit/export"): Scope.AUDIT,
+    ("POST", "/v1/audit/verify"): Scope.AUDIT,
 }
 """The scope that each method and path asks for; HEAD asks for what GET does."""
 
-PAGES = ("/", "/login", "/logout", "/documents", "/collection", "/jobs")
+PAGES = ("/", "/login", "/logout", "/documents", "/collection", "/jobs", "/keys", "/audit")
 """Paths whose forms carry a token of the session. To all others a session may only send GET."""
 
 OPENED = (
     *("/", "/studies/{uid}", "/images/{id}", "/compare", "/collection", "/jobs"),
-    *("/archive", "/archive/duplicates", "/model"),
+    *("/archive", "/archive/duplicates", "/model", "/keys", "/audit"),
 )
 """Pages that people open, also by a link from elsewhere: who is not known is asked to sign in."""
+
+SIGNS_IN = frozenset({Scope.SEARCH, Scope.ADMIN, Scope.AUDIT})
+"""Whoever has one of these may sign in to the pages. Those who look after keys or the audit log
+need not be let see any image."""

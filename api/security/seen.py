@@ -76,7 +76,7 @@ def tell(request: Request, seen: Seen) -> None:
     request.state.seen = seen if before is None else Seen.joined((before, seen))
 
 
-def tell_about(request: Request, **about: str | int) -> None:
+def tell_about(request: Request, **about: str | int | list[str]) -> None:
     """Notes what else this request concerns, such as the job that it made: identifiers alone."""
     request.state.about = {**getattr(request.state, "about", {}), **about}
 

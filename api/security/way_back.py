@@ -6,7 +6,7 @@ __all__ = ["known_page"]
 
 _PAGE = re.compile(
     r"(?:studies/[0-9.]{1,64}|images/[0-9a-fA-F-]{36}|compare|collection|jobs"
-    r"|archive(?:/duplicates)?|model)?(?:\?[!-~]{1,1500})?",
+    r"|archive(?:/duplicates)?|model|keys|audit)?(?:\?[!-~]{1,1500})?",
     re.ASCII,
 )
 

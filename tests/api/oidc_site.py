@@ -38,7 +38,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 PEOPLE = {
     "ann": {"preferred_username": "Ann Weber", "groups": ["radiology"], "site": "north"},
     "cook": {"preferred_username": "The cook", "groups": ["kitchen"], "site": "north"},
-    "clerk": {"preferred_username": "The clerk", "groups": ["privacy"], "site": "north"},
+    "clerk": {"preferred_username": "The clerk", "groups": ["monitoring"], "site": "north"},
+    "officer": {"preferred_username": "The officer", "groups": ["privacy"], "site": "north"},
 }
 
 

@@ -120,7 +120,8 @@ def test_every_route_leaves_a_row_that_names_what_it_showed(site: Site, route) -
     assert row["who"] == {"kind": "key", "id": site.key, "name": "ward 3", "tenant": "default"}
     assert (row["status"], row["address"]) == (answer.status_code, "127.0.0.1")
     assert row["outcome"] == ("ok" if answer.status_code < 400 else row["outcome"])
-    if answer.status_code == 200:
+    # Who reads the log has access to none of the images that are named there.
+    if answer.status_code == 200 and "audit" not in route[1]:
         kind = answer.headers["content-type"]
         shown = answer.text if "text" in kind or "json" in kind else ""
         assert {one for one in site.images if one in shown} <= set(row["images"])

@@ -35,7 +35,10 @@ def outside(settings: Settings) -> Iterator[httpx2.Client]:
 
 
 def test_an_open_service_answers_nothing_through_a_proxy(outside: httpx2.Client) -> None:
-    for path in ("/", "/login", "/healthz", "/openapi.json", "/v1/facets"):
+    for path in (
+        *("/", "/login", "/healthz", "/openapi.json", "/v1/facets"),
+        *("/v1/keys", "/v1/audit", "/v1/audit/export", "/keys", "/audit"),
+    ):
         answer = outside.get(path)
         assert answer.status_code == 403
         assert "precedent keys create" in answer.json()["detail"]
@@ -50,6 +53,9 @@ def test_with_a_key_it_answers_through_a_proxy(
     assert (refused.status_code, refused.headers["www-authenticate"][:6]) == (401, "Bearer")
     bearer = {"Authorization": f"Bearer {written}"}
     assert outside.get("/v1/facets", headers=bearer).status_code == 200
+    for path in ("/v1/keys", "/v1/audit", "/v1/audit/export", "/keys", "/audit"):
+        assert outside.get(path).status_code in (303, 401)
+        assert outside.get(path, headers=bearer).status_code == 403
     content = indexed.files["ct"][0].read_bytes()
     found = outside.post(
         "/v1/search", files={"file": content}, data={"k": 3}, headers=bearer

@@ -138,6 +138,32 @@ def test_an_instance_is_brought_in_and_deleted(client: Client, indexed) -> None:
         client.image(added.ids[0])
 
 
+def test_keys_are_made_and_revoked_and_the_log_is_read(client: Client, site) -> None:
+    made = client.create_key("ward 4", scopes=["search"], expires="30d")
+    assert made.key not in repr(made)
+    with Client(site.address, made.key) as other:
+        assert other.whoami().name == "ward 4"
+        assert client.revoke_key(made.id).state == client.revoke_key(made.id).state == "revoked"
+        with pytest.raises(precedent.NotAuthenticated):
+            other.whoami()
+    listed = {one.id: one for one in client.keys().keys}
+    assert listed[made.id].last_used_at is not None
+    with pytest.raises(precedent.NotFound):
+        client.revoke_key("0123456789abcdef")
+    first = next(client.audit_pages(who=made.id, limit=1))
+    assert first.rows[0].who.name == "ward 4"
+    found = [row for page in client.audit_pages(who=made.id, limit=1) for row in page.rows]
+    assert [row.action for row in found] == ["GET /v1/whoami"]
+    whole = client.verify_audit()
+    assert client.verify_audit(whole.heads).whole
+    cut = {"heads": {**whole.heads, "gone": {"seq": 1, "hash": "0" * 64}}}
+    assert client.verify_audit(cut["heads"]).flaws[0].chain == "gone"
+    events = io.BytesIO()
+    client.audit_export(events, since=datetime(2020, 1, 1, tzinfo=UTC))
+    kinds = {json.loads(line)["resourceType"] for line in events.getvalue().splitlines()}
+    assert kinds == {"AuditEvent"}
+
+
 def test_problems_are_exceptions_that_carry_them(client: Client, site, tmp_path: Path) -> None:
     with pytest.raises(precedent.ImageRefused) as refused:
         client.search(b"no image")

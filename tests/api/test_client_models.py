@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from api.client import AsyncClient, Client, calls
+from api.client import AsyncClient, Client, administering, calls
 from api.client.answers import Problem
 from api.client.call import Call
 
@@ -33,6 +33,8 @@ NUMBERS = {"id": "number"}
 """Of paths of jobs."""
 IMAGES = {"id": "image_id"}
 SENDINGS = {"id": "sending_id"}
+KEYS = {"id": "key_id"}
+MODULES = (calls, administering)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,10 @@ def document(client) -> dict[str, Any]:
 def asked() -> dict[str, tuple[Callable[..., Call[Any]], Call[Any]]]:
     """The function of each operation, and a call that it makes."""
     found = {}
-    for name, function in vars(calls).items():
-        if inspect.isfunction(function) and function.__module__ == calls.__name__:
+    for name, function in [pair for module in MODULES for pair in vars(module).items()]:
+        if inspect.isfunction(function) and function.__module__ in {
+            one.__name__ for one in MODULES
+        }:
             if name.startswith("_"):
                 continue
             call = function(**_least(function))
@@ -79,6 +83,7 @@ def test_every_operation_is_asked_for_as_the_document_says(document, asked) -> N
         function, call = asked[operation["operationId"]]
         assert call.method == method
         ids = NUMBERS if "/jobs/" in path else SENDINGS if "/sendings/" in path else IMAGES
+        ids = KEYS if "/keys/" in path else ids
         renamed = {**NAMES, **ids}
         parameters = [
             one["name"]

@@ -238,9 +238,9 @@ def test_what_the_provider_says_is_not_repeated(page: TestClient, provider) -> N
 
 @pytest.mark.parametrize(
     ("who", "said"),
-    [("cook", "nothing that gives a scope"), ("clerk", "lacks the scope")],
+    [("cook", "nothing that gives a scope"), ("clerk", "lacks the scopes")],
 )
-def test_only_who_may_search_signs_in(
+def test_only_who_may_see_a_page_signs_in(
     page: TestClient, settings: Settings, who: str, said: str
 ) -> None:
     address, left = begun(page)
@@ -252,6 +252,17 @@ def test_only_who_may_search_signs_in(
         row = next(iter(log.between(latest_first=True))).document
     assert (row["action"], row["status"]) == ("GET /login/oidc/callback", 403)
     assert (row["who"]["id"], row["outcome"]) == (who, "refused")
+
+
+def test_who_reads_the_audit_log_is_led_there_and_sees_no_image(page: TestClient) -> None:
+    address, left = begun(page)
+    answer = back(page, signed_in_there(address, "officer"), left)
+    assert (answer.status_code, answer.headers["location"]) == (303, "../../audit")
+    mine = {"Cookie": f"{SESSION}={cookie(answer, SESSION)}"}
+    shown = page.get("/audit", headers=mine)
+    assert (shown.status_code, "Audit log" in shown.text) == (200, True)
+    assert page.get("/", headers=mine).status_code == 403
+    assert page.get("/v1/keys", headers=mine).status_code == 403
 
 
 def test_a_session_is_of_its_provider(page: TestClient, settings: Settings) -> None:

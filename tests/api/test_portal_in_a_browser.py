@@ -12,8 +12,11 @@ from services.needed import package
 from services.node import installed
 from services.running import served
 
+from api.security.keys import Keys
+from api.security.policy import Scope
 from api.service import create_service
 from engine.settings import JobSettings
+from indexer.ledger.database import Database
 
 FOLDER = Path(__file__).parents[1] / "services" / "portal"
 
@@ -92,3 +95,34 @@ def test_everybody_can_use_the_pages(indexed, tmp_path: Path) -> None:
     assert all(shown for name, shown in plain.items() if name.startswith("kept"))
     assert plain["hits"] > plain["narrowed"] > 0
     assert plain["image"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_administrators_can_use_their_pages(indexed, tmp_path: Path) -> None:
+    browser, node = package("chromium"), installed(FOLDER)
+    settings = indexed.copy(tmp_path / "data")
+    with Database(f"sqlite:///{settings.data_dir / 'ledger.sqlite'}") as database:
+        _, key = Keys(database).create("every", list(Scope))
+    with served(create_service(settings)) as address:
+        asked = {"browser": str(browser), "base": address, "key": key, "pictures": str(tmp_path)}
+        done = subprocess.run(
+            [node, "administer.js", json.dumps(asked)],
+            cwd=FOLDER,
+            capture_output=True,
+            text=True,
+            timeout=580,
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["violations"] == []
+    assert found["strangers"] == []
+    assert found["complaints"] == []
+    assert len(found["looks"]) == 2 * 5
+    assert {one["name"] for one in found["looks"] if one["wide"] > 0} == set()
+    assert len({*found["shown"]}) == 3
+    assert found["copied"] == found["shown"][:2]
+    assert found["again"] == 0
+    assert all("revoked" in one for one in found["states"])
+    assert found["verified"] == ["The log is whole"] * 3
+    assert min(found["rows"]) > 2

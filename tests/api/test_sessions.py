@@ -94,8 +94,8 @@ def test_signing_out_ends_the_session(page: TestClient, keys: Keys) -> None:
     assert page.get("/", headers=session).status_code == 303
 
 
-def test_only_a_key_that_may_search_signs_in(page: TestClient, keys: Keys) -> None:
-    for written in ("", "nonsense", keys.create("r", [Scope.AUDIT])[1]):
+def test_only_a_key_that_may_use_a_page_signs_in(page: TestClient, keys: Keys) -> None:
+    for written in ("", "nonsense", keys.create("r", [Scope.INDEX, Scope.METRICS])[1]):
         refused = page.post("/login", data={"key": written})
         assert refused.status_code == 401
         assert "set-cookie" not in refused.headers

@@ -152,6 +152,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             *("/v1/model/calibration", "/v1/model/drift", "/model", "/archive/duplicates"),
             *("/metrics", "/v1/jobs", "/v1/jobs/1", "/v1/jobs/1/report", "/v1/jobs/1/events"),
             *("/cds-services", "/v1/destinations", "/v1/sendings", "/v1/sendings/1"),
+            *("/v1/keys", "/v1/audit", "/v1/audit/export", "/keys", "/audit"),
             *(f"/dicomweb/related/{study}/studies" for study in studies),
             *(f"/dicomweb/related/{study}/studies/{study}/series" for study in studies),
             *(f"/dicomweb/studies?StudyInstanceUID={study}" for study in studies),
@@ -179,6 +180,11 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
         for address in ("key-objects", "sendings", "sendings/1/retry", "sendings/1/cancel"):
             answer = client.post(f"/v1/{address}", json={"images": [first]})
             assert answer.status_code in (401, 403)
+            yield address, repr(answer.headers).encode() + answer.content
+        # Nor does it tell of keys, or of the audit log.
+        for address in ("keys", "keys/0123456789abcdef/revoke", "audit/verify"):
+            answer = client.post(f"/v1/{address}", json={"name": "x"})
+            assert answer.status_code == 403
             yield address, repr(answer.headers).encode() + answer.content
         for change in ("pause", "resume", "cancel", "retry"):
             answer = client.post(f"/v1/jobs/1/{change}")
@@ -224,6 +230,8 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
         *("/v1/studies/{uid}/report", "/v1/studies/{uid}/key-objects", "/v1/key-objects"),
         *("/v1/destinations", "/v1/sendings", "/v1/sendings/{id}"),
         *("/v1/sendings/{id}/retry", "/v1/sendings/{id}/cancel"),
+        *("/v1/keys", "/v1/keys/{id}/revoke"),
+        *("/v1/audit", "/v1/audit/export", "/v1/audit/verify"),
         # What is handed in is kept as it is, like what is pushed; tests/api/test_instances.py.
         *("/v1/jobs/{id}/retry", "/v1/instances"),
     }

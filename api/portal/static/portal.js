@@ -384,6 +384,19 @@ function followKeys() {
   });
 }
 
+// A key that is shown once. Where a browser has no clipboard for the page it is marked instead.
+function copyTexts() {
+  all("button[data-copy]").forEach((button) => button.addEventListener("click", async () => {
+    const shown = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(shown.textContent.trim());
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(shown);
+    }
+  }));
+}
+
 keepPictures();
 forgetPictures();
 followRecent();
@@ -395,6 +408,7 @@ showInstead();
 dragWindow();
 followKeys();
 goOn();
+copyTexts();
 all(".scripted").forEach((hint) => { hint.hidden = false; });
 all(".keys-help").forEach((button) => {
   button.hidden = false;
