@@ -371,25 +371,58 @@ class Columns:
             if len(rows) >= LEAST_POINTS and now.have_drifted:
                 now, cell = trained(view.z, view.codes, rows, self._collection.model)
             cells = now
+        made = self._renewed(self._folder, self._generation + 1, rows, cell, cells)
+        self.close()
+        made._remove_leftovers()
+        return made
+
+    def compacted(self, folder: Path, *, new_cells: bool = False) -> None:
+        """Writes the rows that are not gone into another folder, with the cells as they are.
+        :meth:`sync` has to be the last call before.
+
+        Args:
+            new_cells: make new cells in any case, rather than only where one of them is left
+                without a row.
+        """
+        view = self.view
+        rows = np.flatnonzero(view.gone[: view.rows] == 0)
+        cells, cell = view.cells, view.cell[rows]
+        if cells is not None and (new_cells or len(np.unique(cell)) < len(cells)):
+            cells, cell = None, np.zeros_like(cell)
+            if len(rows) >= LEAST_POINTS:
+                cells, cell = trained(view.z, view.codes, rows, self._collection.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._renewed(folder, 0, rows, cell, cells, settled=len(rows)).close()
+
+    def _renewed(
+        self,
+        base: Path,
+        generation: int,
+        rows: NDArray[np.int64],
+        cell: NDArray[np.uint32],
+        cells: Cells | None,
+        settled: int | None = None,
+    ) -> "Columns":
+        """Columns in the folder ``base`` with these rows, durable and sorted by cell."""
+        view = self.view
         order = np.argsort(cell, kind="stable")
-        folder = self._folder / str(self._generation + 1)
+        folder = base / str(generation)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         made = Columns.__new__(Columns)
-        made._folder, made._collection = self._folder, self._collection
+        made._folder, made._collection = base, self._collection
         with written(folder), ExitStack() as failed:
             failed.callback(shutil.rmtree, folder, ignore_errors=True)
             if cells is not None:
                 _write_cells(folder / "cells.npz", cells)
-            made._open(self._generation + 1, 0, 0, 0)
+            made._open(generation, 0, 0, 0)
             failed.callback(made.close)
             made._copy(view, rows[order], cell[order], cells)
-            made.settled = max(0, self.settled - (view.rows - len(rows)))
+            kept = max(0, self.settled - (view.rows - len(rows)))
+            made.settled = kept if settled is None else settled
             made.epoch = self.epoch
             made.sync()
             failed.pop_all()
-        self.close()
-        made._remove_leftovers()
         return made
 
     def _copy(

@@ -7,6 +7,7 @@ derived from it (columns.py), and the graph of the shard where the profile has o
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -37,8 +38,9 @@ from engine.store.base import Collection, Filter, Ids, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.columns import Columns, Outdated, written
 from engine.store.counts import Facets
-from engine.store.edge_conversion import convert, in_conversion, recover
+from engine.store.edge_conversion import convert
 from engine.store.edge_copy import CopiedFile, copied, holding
+from engine.store.edge_exchange import REWRITTEN, beside, exchange, in_exchange, recover
 from engine.store.edge_layout import (
     COLLECTION,
     COLUMNS,
@@ -55,6 +57,7 @@ from engine.store.edge_layout import (
     scrolled_by_id,
     wrapped,
 )
+from engine.store.edge_rewriting import copy_points
 from engine.store.points import storable
 from engine.store.rows import View
 from engine.store.text_record import from_text
@@ -156,7 +159,7 @@ class EdgeStore:
             StoreNotFound: there is no store.
             StoreLocked, FingerprintMismatch, StoreError: as for :meth:`create`.
         """
-        if not in_conversion(directory):
+        if not in_exchange(directory):
             described(directory)
         lock = locked(directory)
         try:
@@ -234,10 +237,13 @@ class EdgeStore:
     def upsert(self, points: Sequence[Point]) -> None:
         start = 0
         while start < len(points):
-            searched = time.monotonic() - self._searched_at < _SEARCHED_LATELY
-            end = start + (_UPSERT_BESIDE_SEARCHES if searched else _UPSERT_AT_ONCE)
+            end = start + self._upserted_at_once()
             self._upsert(points[start:end])
             start = end
+
+    def _upserted_at_once(self) -> int:
+        searched = time.monotonic() - self._searched_at < _SEARCHED_LATELY
+        return _UPSERT_BESIDE_SEARCHES if searched else _UPSERT_AT_ONCE
 
     def _upsert(self, points: Sequence[Point]) -> None:
         checked = [storable(point, self._collection) for point in points]
@@ -293,6 +299,51 @@ class EdgeStore:
             if self._columns.should_be_arranged():
                 self.flush()
                 self._columns = self._columns.arranged()
+
+    def rewrite(self, *, new_cells: bool = False) -> int:
+        """Writes shard and columns anew, of the points that are there, so that no file has anything
+        of those that were deleted; returns how many points there are.
+
+        Searches go on meanwhile, writes wait. After a kill the store is the one of before or the
+        new one. It takes as much of the disk again as the index has, until the old files are gone.
+
+        Args:
+            new_cells: make the cells anew. False = only if one of them has no point any more, whose
+                centroid would tell of those that went.
+
+        Raises:
+            StoreError: the copy is not what it should be; nothing was replaced.
+        """
+        with self._writing:
+            self._make_sure()
+            self.flush()
+            made = beside(self._directory, REWRITTEN)
+            shutil.rmtree(made, ignore_errors=True)
+            build(made, self._collection, self._profile)
+            target = wrapped(qdrant.EdgeShard.load, str(made))
+            try:
+                points = copy_points(self._open_shard, target, self._upserted_at_once)
+                if points <= _OPTIMISED_HERE:
+                    wrapped(target.optimize)
+            finally:
+                wrapped(target.close)
+            if points != len(self):
+                raise StoreError(
+                    f"the index in {self._directory} has {points:,} points and its columns "
+                    f"{len(self):,}; nothing was replaced, and `precedent doctor` says more"
+                )
+            if points > _OPTIMISED_HERE:
+                # Qdrant Edge holds Python's lock until it is done, which may take minutes.
+                _optimise_elsewhere(made)
+            self._columns.compacted(made / COLUMNS, new_cells=new_cells)
+            with written(made):
+                write_atomically(made / EPOCH, self._columns.epoch.encode())
+            with self._shard_closed(), written(self._directory):
+                exchange(self._directory, made)
+            before = self._columns
+            self._columns = Columns(self._directory / COLUMNS, self._collection)
+            before.close()
+            return points
 
     def _optimise(self) -> None:
         points = len(self)

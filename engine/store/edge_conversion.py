@@ -11,33 +11,15 @@ import qdrant_edge as qdrant
 
 from engine.records import Point
 from engine.store.arrangement import VECTOR
+from engine.store.edge_exchange import beside, exchange
 from engine.store.edge_layout import scrolled, wrapped
 from engine.store.payload import from_payload
 
-__all__ = ["convert", "in_conversion", "recover"]
+__all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
 
-_CONVERTED, _BEFORE = "converted", "format-1"
-
-
-def _beside(directory: Path, name: str) -> Path:
-    return directory.with_name(f".{directory.name}-{name}")
-
-
-def in_conversion(directory: Path) -> bool:
-    """Whether a conversion was interrupted when one store had gone and the other had not come."""
-    return _beside(directory, _BEFORE).is_dir()
-
-
-def recover(directory: Path) -> None:
-    """Ends a conversion that was interrupted between its last steps."""
-    before = _beside(directory, _BEFORE)
-    if before.is_dir():
-        if not directory.exists():
-            before.rename(directory)
-        else:
-            shutil.rmtree(before)
+_CONVERTED = "converted"
 
 
 def convert(directory: Path, fill: Callable[[Path, Iterator[list[Point]]], None]) -> None:
@@ -47,14 +29,12 @@ def convert(directory: Path, fill: Callable[[Path, Iterator[list[Point]]], None]
         fill: makes a store in a folder, of these points.
     """
     logger.warning("the index in %s is of an earlier version and is converted", directory)
-    made, before = _beside(directory, _CONVERTED), _beside(directory, _BEFORE)
+    made = beside(directory, _CONVERTED)
     shutil.rmtree(made, ignore_errors=True)
     old = wrapped(qdrant.EdgeShard.load, str(directory))
     fill(made, ([_of_format_1(record) for record in records] for records in scrolled(old)))
     wrapped(old.close)
-    directory.rename(before)
-    made.rename(directory)
-    shutil.rmtree(before)
+    exchange(directory, made)
 
 
 def _of_format_1(record: Any) -> Point:

@@ -2,8 +2,9 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from engine.errors import LedgerError
 from engine.extras import install_command
 from engine.settings import Settings
+from indexer.datadir.layout import DataDir
 from indexer.ledger.migrations import LEDGER, Tables, migrate, revision_of
 from indexer.ledger.tenancy import TenantDatabase, refuse_untenanted
 
@@ -36,6 +38,7 @@ _PATIENCE_S = 10.0
 """How long to wait for another SQLite connection to end its transaction."""
 _MIGRATION_PATIENCE_S = 3600.0
 """… and for another process that migrates: new indices over millions of rows take minutes."""
+_WIPE_PATIENCE_S, _WIPE_PAUSE_S = 60.0, 0.1
 _MIGRATION_LOCK = 0x6C656467
 """Key of the PostgreSQL advisory lock for migrations."""
 _SERVER_OPTIONS = {
@@ -63,6 +66,8 @@ class Database:
         tables: which tables it is opened for; they may share it with others.
         patience_s: how long to wait for another SQLite connection to end its transaction.
         reads_only: it is taken as it is: nothing is made or migrated, and nothing can be written.
+        key: gives the key of what is hashed so that nobody finds it by trying; asked for when it
+            is first needed. Empty = what is hashed has no key.
 
     Raises:
         LedgerError: it cannot be opened or used.
@@ -75,7 +80,9 @@ class Database:
         patience_s: float = _PATIENCE_S,
         *,
         reads_only: bool = False,
+        key: Callable[[], bytes] = bytes,
     ) -> None:
+        self.key = cache(key)
         self._tables = tables
         self._url = _parsed(url)
         self._place = _shown(self._url)
@@ -127,9 +134,47 @@ class Database:
 
     @contextmanager
     def _begin(self, engine: Engine) -> Iterator[Connection]:
+        with self._failing_as_ours(), engine.begin() as connection:
+            yield connection
+
+    def wipe(self, patience_s: float = _WIPE_PATIENCE_S) -> bool:
+        """Writes the file of an SQLite database anew, so that it, and the log beside it, have
+        nothing but the rows that are there; whether that is done.
+
+        Others may read meanwhile; who writes waits. It takes as much of the disk again as the file
+        has. In PostgreSQL rows that went are only let go of, and True is never returned: what
+        pages and the server's log still have of them is the server's.
+
+        Args:
+            patience_s: how long to wait for others to end their transactions.
+        """
+        if self.dialect != "sqlite":
+            with (
+                suppress(LedgerError),
+                self._failing_as_ours(),
+                self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as server,
+            ):
+                server.exec_driver_sql("VACUUM")
+            return False
+        deadline = time.monotonic() + patience_s
+        with self._failing_as_ours(), closing(self._engine.raw_connection()) as opened:
+            cursor = opened.cursor()
+            while True:
+                try:
+                    cursor.execute("VACUUM")
+                    if cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
+                        return True
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise self._failure(SQLAlchemyError(str(error))) from None
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_WIPE_PAUSE_S)
+
+    @contextmanager
+    def _failing_as_ours(self) -> Iterator[None]:
         try:
-            with engine.begin() as connection:
-                yield connection
+            yield
         except SQLAlchemyError as error:
             # Not chained: the original error quotes rows, and tracebacks get into logs.
             raise self._failure(error) from None
@@ -202,15 +247,20 @@ def open_database(settings: Settings, file: Path) -> Database:
     Raises:
         LedgerError: it cannot be opened or used.
     """
+
+
+    def key() -> bytes:
+        return DataDir(settings.data_dir).pseudonym_key(settings)
+
     if settings.ledger.url is not None:
-        return Database(settings.ledger.url.get_secret_value())
+        return Database(settings.ledger.url.get_secret_value(), key=key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LedgerError(
             f"{file.parent} cannot be made ({error.strerror}); name another --data-dir"
         ) from None
-    return Database(URL.create("sqlite", database=str(file)))
+    return Database(URL.create("sqlite", database=str(file)), key=key)
 
 
 def _parsed(url: str | URL) -> URL:
@@ -293,6 +343,8 @@ def _configure(connection: Any, _: object) -> None:
     _log_ahead(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    # What rows held that go is overwritten with zeros.
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 

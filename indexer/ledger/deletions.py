@@ -1,6 +1,11 @@
-"""Which instances were deleted on purpose, so that indexing their source leaves them out."""
+"""Which instances were deleted on purpose, so that indexing their source leaves them out.
+
+A place may name a patient, and a hash of it can be found by trying places. So the hash is keyed:
+who has only the database learns nothing from it. Earlier versions noted it without a key.
+"""
 
 import hashlib
+import hmac
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -21,7 +26,8 @@ def note_deleted(database: TenantDatabase, locators: Iterable[str]) -> None:
     Raises:
         LedgerError: the database cannot be written.
     """
-    hashes = iter(sorted({_hash(locator) for locator in locators}))
+    key = database.key()
+    hashes = iter(sorted({_keyed(locator, key) for locator in locators}))
     with database.begin() as connection:
         while some := list(islice(hashes, _AT_ONCE)):
             connection.execute(
@@ -38,17 +44,30 @@ def without_deleted(
     connection: of a transaction of ``database``.
     again: they are wanted again: all are returned, and their deletions forgotten.
     """
-    hashes = {item.locator: _hash(item.locator) for item in items}
+    key = database.key()
+    hashes = {
+        item.locator: {_hash(item.locator), _keyed(item.locator, key)} for item in items
+    }
     gone: set[str] = set()
     for start in range(0, len(items), _AT_ONCE):
-        some = [hashes[item.locator] for item in items[start : start + _AT_ONCE]]
+        some = [one for item in items[start : start + _AT_ONCE] for one in hashes[item.locator]]
         column, own = deleted.c.locator_sha256, database.own(deleted)
         if again:
             connection.execute(delete(deleted).where(own, column.in_(some)))
         else:
             gone |= set(connection.execute(select(column).where(own, column.in_(some))).scalars())
-    return [item for item in items if hashes[item.locator] not in gone]
+    return [item for item in items if not hashes[item.locator] & gone]
 
 
 def _hash(locator: str) -> str:
-    return hashlib.sha256(locator.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(_bytes(locator)).hexdigest()
+
+
+def _keyed(locator: str, key: bytes) -> str:
+    if not key:
+        return _hash(locator)
+    return hmac.new(key, b"deleted\0" + _bytes(locator), hashlib.sha256).hexdigest()
+
+
+def _bytes(locator: str) -> bytes:
+    return locator.encode("utf-8", "surrogateescape")

@@ -48,6 +48,10 @@ class TenantDatabase:
         self.tenant = tenant
         self.dialect = database.dialect
 
+    def key(self) -> bytes:
+        """The key of hashes that nobody is to find by trying; see ``Database``."""
+        return self._database.key()
+
     @contextmanager
     def begin(self, *, read: bool = False) -> Iterator[Connection]:
         """As of a ``Database``, but a statement that leaves out the tenant raises ValueError."""

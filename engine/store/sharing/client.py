@@ -182,6 +182,9 @@ class RemoteStore:
     def optimise(self) -> None:
         self._call("optimise")
 
+    def rewrite(self, *, new_cells: bool = False) -> int:
+        return int(self._call("rewrite", new_cells=new_cells))
+
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
         return [list(found) for found in self._call("query", asked=list(asked))]
 

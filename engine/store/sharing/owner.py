@@ -22,7 +22,7 @@ __all__ = ["PROTOCOL", "Reception"]
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Changes with what is sent: two processes of different versions then say so."""
 _MOST_CONNECTIONS = 256
 _SEND_SECONDS = 60
@@ -225,6 +225,7 @@ def _calls_of(store: EdgeStore) -> dict[str, Callable[..., Any]]:
         "upsert": store.upsert,
         "flush": store.flush,
         "optimise": store.optimise,
+        "rewrite": lambda new_cells: store.rewrite(new_cells=new_cells),
         "query": store.query,
         "count": store.count,
         "facets": store.facets,

@@ -202,6 +202,11 @@ class SharedStore:
         self.flush()
         self._do(lambda store: store.optimise())
 
+    def rewrite(self, *, new_cells: bool = False) -> int:
+        """As of an ``EdgeStore``: no file has anything of deleted points any more."""
+        self.flush()
+        return self._do(lambda store: store.rewrite(new_cells=new_cells))
+
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
         return self._do(lambda store: store.query(asked))
 
