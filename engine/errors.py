@@ -27,6 +27,7 @@ PrecedentError
  ├── DocumentError          a DICOM document cannot be made of an answer, or not be sent
  │    ├── DestinationUnknown   the settings name no such destination
  │    └── SendingNotFound   there is no sending of this id
+ ├── ErasureError           an erasure cannot be done, or a report of one not be believed
  ├── AccessError            a key or session cannot be made or found
  │    ├── KeyNotFound       there is no key of this id
  │    ├── NotAuthenticated  it is not known who asks
@@ -44,6 +45,7 @@ __all__ = [
     "DestinationUnknown",
     "DiskFull",
     "DocumentError",
+    "ErasureError",
     "FingerprintMismatch",
     "ImageNotFound",
     "ImageRefused",
@@ -176,6 +178,10 @@ class SendingNotFound(DocumentError):
 
 class AuditError(LedgerError):
     code = "audit"
+
+
+class ErasureError(PrecedentError):
+    code = "erasure"
 
 
 class AccessError(PrecedentError):

@@ -42,6 +42,7 @@ from engine.integration_settings import (
 )
 from engine.oidc_settings import OidcSettings
 from engine.operation import OperationSettings
+from engine.retention_settings import RetentionRule
 from engine.settings_by_file import with_files
 from engine.settings_entries import setting_at, without_a_kind
 from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
@@ -438,6 +439,8 @@ class Settings(BaseSettings):
     fhir: FhirSettings = FhirSettings()
     cds_hooks: CdsHooksSettings = CdsHooksSettings()
     qido: QidoSettings = QidoSettings()
+    retention: dict[str, RetentionRule] = Field(default_factory=dict)
+    """What is not kept any longer, by the names of rules, for `precedent retention`."""
 
     @classmethod
     def settings_customise_sources(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import (
+    DiskFull,
     ImageNotFound,
     ImageRefused,
     QueryError,
@@ -198,6 +199,48 @@ class Archive:
         """How many points the index has, of all tenants together."""
         return self._whole.count(Filter())
 
+    @property
+    def whole(self) -> VectorStore:
+        """The index with the points of all tenants: for what concerns its files, never for an
+        answer."""
+        return self._whole
+
+    @property
+    def database(self) -> Database:
+        """The ledger's database, of all tenants."""
+        return self._database
+
+    def rewrite(self, *, new_cells: bool = False) -> list[str] | None:
+        """Writes the embedded index in force anew, and those kept beside it, so that no file has
+        anything of deleted points; searches go on meanwhile.
+
+        Args:
+            new_cells: with cells made anew.
+
+        Returns:
+            The names of the indexes beside it that were left, as another process has them open;
+            None = the index is on a server, which cannot be asked for it.
+
+        Raises:
+            DiskFull: there is no room for another one.
+            StoreError: an index cannot be written anew; each is as it was, or done.
+        """
+        rewrite = getattr(self._whole, "rewrite", None)
+        if rewrite is None:
+            return None
+        left = []
+        with self.writing():
+            _check_room_for_another(self.data_dir.index, self.settings.indexing.min_free_bytes)
+            rewrite(new_cells=new_cells)
+            indexes = indexes_of(self.settings, self.data_dir)
+            for name in indexes.beside():
+                try:
+                    with indexes.open(name) as store:
+                        getattr(store, "rewrite")(new_cells=new_cells)  # noqa: B009
+                except StoreLocked:
+                    left.append(name)
+        return left
+
     def of(self, tenant: str) -> "Archive":
         """The same data folder for another tenant. Closing it leaves this one open, without which
         it cannot be used."""
@@ -338,6 +381,17 @@ class Archive:
                 store.delete(Filter(must=(Ids(tuple(ids)),)))
                 store.flush()
 
+    def delete_for_good(self, locators: Sequence[str]) -> int:
+        """As :meth:`delete`; and later runs leave these instances out, but for received ones, which
+        come back when they are sent again."""
+        received = self._received()
+        # Noted first: a run that begins between the two would take them in again.
+        note_deleted(
+            self._database.of(self.tenant),
+            [one for one in locators if not one.startswith(received)],
+        )
+        return self.delete(locators)
+
     def delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
         """Removes all instances and points with these identifiers; returns how many of each.
 
@@ -371,13 +425,9 @@ class Archive:
             )
 
     def _delete_all(self, wanted: dict[str, str]) -> tuple[int, int]:
-        own = self._database.of(self.tenant)
         instances = points = 0
         while locators := self.ledger.find(limit=_DELETED_AT_ONCE, **wanted):
-            received = self._received()
-            # Noted first: a run that begins between the two would take them in again.
-            note_deleted(own, [one for one in locators if not one.startswith(received)])
-            points += self.delete(locators)
+            points += self.delete_for_good(locators)
             instances += len(locators)
         where = Filter(tuple(Match(name, (value,)) for name, value in wanted.items()))
         return instances, points + self.delete_unowned(where)
@@ -394,6 +444,21 @@ class Archive:
             gone = [point_id for point_id in ids if point_id not in owned]
             remove_points(gone, self.store, self.data_dir)
         return len(gone)
+
+
+def _check_room_for_another(index: Path, least: int) -> None:
+    """Raises DiskFull: the disk has no room for a second index of the size of this one."""
+    needed, free = 0, shutil.disk_usage(index).free
+    for path in index.rglob("*"):
+        with suppress(FileNotFoundError):
+            needed += path.stat().st_blocks * 512
+    if free < needed + least:
+        mib = 1024**2
+        raise DiskFull(
+            f"the disk of {index} has {free // mib:,} MiB free, and to write the index anew takes "
+            f"{needed // mib:,} MiB beside the {least // mib:,} of indexing.min_free_bytes; make "
+            "room, and the same command goes on"
+        )
 
 
 @dataclass(frozen=True, slots=True)

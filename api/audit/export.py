@@ -60,6 +60,8 @@ _SPECIAL: Mapping[str, tuple[_Coding, _Coding | None, str]] = {
     "precedent index": (_IMPORT, None, "C"),
     "precedent receive": (_IMPORT, None, "C"),
     "precedent delete": (_DELETED, None, "D"),
+    "precedent erase": (_DELETED, None, "D"),
+    "precedent retention": (_DELETED, None, "D"),
     "precedent keys create": (_SECURITY, _ATTRIBUTES, "C"),
     "precedent keys revoke": (_SECURITY, _ATTRIBUTES, "D"),
     "POST /v1/keys": (_SECURITY, _ATTRIBUTES, "C"),

@@ -24,6 +24,7 @@ RECORDED = frozenset(
         *("report", "key-objects", "send"),
         *("sendings list", "sendings show", "sendings retry", "sendings cancel"),
         *("index", "receive", "worker", "reencode", "restore", "snapshot", "delete"),
+        *("erase", "retention"),
         *("jobs submit", "jobs pause", "jobs resume", "jobs cancel", "jobs retry", "jobs report"),
         *("keys create", "keys revoke"),
         *("backup create", "backup restore"),

@@ -31,6 +31,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "jobs": ("jobs", "Index in bulk: jobs that workers share."),
         "worker": ("worker", "Work on jobs until stopped."),
         "delete": ("delete", "Remove a study, patient, instance, source or tenant."),
+        "erase": ("erase", "Erase for good, in every file, with a signed report of it."),
+        "retention": ("retention", "Erase what the rules of the settings do not keep."),
     },
     "Search": {
         "search": ("search", "Find the images that look like these."),

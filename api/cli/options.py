@@ -33,6 +33,7 @@ __all__ = [
     "VanishedOption",
     "WhereOption",
     "check_writable",
+    "parse_share",
     "parse_vanished",
     "refuse",
     "tenant_of",
@@ -156,6 +157,11 @@ def parse_vanished(at_most: str, spec: "SourceSpec", *, wanted: bool) -> float:
             "--delete-vanished would remove all that --since, --until, --modality or --study leave "
             "out; leave these out, or --delete-vanished"
         )
+    return parse_share(at_most)
+
+
+def parse_share(at_most: str) -> float:
+    """The share that --at-most names, as in "20%", in [0, 1]. Raises QueryError: it is none."""
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?%?", at_most.strip())
     if match is None or float(match[1]) > 100:
         raise QueryError(f"--at-most is {at_most!r}; write a share as in 20%")

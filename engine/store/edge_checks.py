@@ -16,7 +16,7 @@ from engine.store.base import Collection, Filter
 from engine.store.cells import LEAST_POINTS
 from engine.store.check import Check, check_cells
 from engine.store.columns_look import ColumnsSeen, look_at_columns
-from engine.store.edge_conversion import in_conversion
+from engine.store.edge_exchange import in_exchange
 from engine.store.edge_layout import (
     COLUMNS,
     EPOCH,
@@ -71,7 +71,7 @@ def look_at_embedded(directory: Path, wanted: Collection | None) -> EmbeddedSeen
                 checks += _of_remote(remote, points)
         elif waited:
             checks.append(_of_silent(directory))
-        elif format_of(directory) < FORMAT or in_conversion(directory):
+        elif format_of(directory) < FORMAT or in_exchange(directory):
             checks.append(_of_an_earlier_version(directory))
         else:
             seen = look_at_columns(directory / COLUMNS, directory / EPOCH, found)

@@ -23,7 +23,7 @@ from indexer.backup.head import Head
 from indexer.backup.manifest import Entry, entries
 from indexer.backup.sealing import is_sealed
 
-__all__ = ["LARGEST_HEAD", "Previous", "last_backup", "note", "previous"]
+__all__ = ["LARGEST_HEAD", "Previous", "forget_manifests", "last_backup", "note", "previous"]
 
 _LAST, _KEPT = "backup.json", "backups"
 _BEGINNING = 4096
@@ -121,6 +121,16 @@ def note(root: Path, head: Head, file: Path, manifest: BinaryIO, *, is_sealed: b
             f"{file} is whole, but {root} cannot be written to ({error.strerror}), so that nobody "
             "knows of it there; see to permissions and room"
         ) from None
+
+
+def forget_manifests(root: Path) -> int:
+    """Removes what is kept of encrypted backups: their manifests name files, and with these images.
+    The next backup has to be a full one. Returns how many backups that were."""
+    gone = 0
+    for path in sorted((root / _KEPT).glob("*")):
+        path.unlink(missing_ok=True)
+        gone += path.suffix == ".gz"
+    return gone
 
 
 def last_backup(root: Path) -> datetime | None:

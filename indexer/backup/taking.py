@@ -38,9 +38,9 @@ from indexer.datadir.write_lock import copying, writing
 
 __all__ = ["SECRETS", "Taken", "check_kind", "pseudonyms_check", "taken", "versions"]
 
-SECRETS = ("pseudonym.key", "embedding.key")
+SECRETS = ("pseudonym.key", "embedding.key", "erasure.key")
 """Files of the data folder that are secret, and in encrypted backups alone."""
-_AS_THEY_ARE = ("folder.json", "thumbnails", "outbox")
+_AS_THEY_ARE = ("folder.json", "thumbnails", "outbox", "erasures")
 _RECEIVED = ("received", "tenants")
 _LEFT_OUT = ("runs", "deletions", "models", "backups", "backup.json", "reencode.lock")
 """What is of this machine alone, or is taken otherwise."""

@@ -66,6 +66,9 @@ class DataDir:
         self._tenants = root / "tenants"
         self._key = root / "pseudonym.key"
         self._embedding_key = root / "embedding.key"
+        self._erasure_key = root / "erasure.key"
+        self.erasures = root / "erasures"
+        self.erasing_lock = root / "erasing.lock"
         self._about = root / "folder.json"
 
     def received_for(self, tenant: str) -> Path:
@@ -198,6 +201,16 @@ class DataDir:
             SettingsError: the file is damaged.
         """
         return self._kept(self._embedding_key, "or remove it: a new one is made")
+
+    def erasure_key(self) -> bytes:
+        """The private key by which reports of erasures are signed, generated once and kept here.
+
+        Raises:
+            SettingsError: the file is damaged.
+        """
+        return self._kept(
+            self._erasure_key, "reports signed by another key are of another installation"
+        )
 
     def _kept(self, path: Path, why: str) -> bytes:
         """The key in a file that nobody else may read; generated if there is no such file."""

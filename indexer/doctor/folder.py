@@ -86,7 +86,11 @@ def check_keys(examined: Examined) -> Iterator[Finding]:
     root = examined.data_dir.root
     wanted = examined.settings.pseudonym_key is None
     restored = "restore it from the backup: with another key patients indexed before are others"
-    for name, needed in (("pseudonym.key", wanted), ("embedding.key", False)):
+    for name, needed in (
+        ("pseudonym.key", wanted),
+        ("embedding.key", False),
+        ("erasure.key", False),
+    ):
         path = root / name
         check, thing = f"keys.{name.partition('.')[0]}", str(path)
         way_out = restored if needed else "remove it: a new one is made"
@@ -157,6 +161,15 @@ def check_deletions(examined: Examined) -> Iterator[Finding]:
             "deletions",
             f"{len(left)} cut short: what was to go may still be found",
             "a running `precedent serve`, or the next command that opens the archive, ends them",
+        )
+    begun = _notes(examined.data_dir.erasures / "under-way")
+    if begun and not is_held(examined.data_dir.erasing_lock):
+        yield Finding(
+            "deletions.erasures",
+            "warning",
+            "erasures",
+            f"{len(begun)} cut short: files still have what was to go",
+            "`precedent erase --resume`, or the rule's next `precedent retention --apply`",
         )
 
 

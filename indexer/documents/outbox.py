@@ -8,7 +8,7 @@ commitment is noted before they get an answer, whoever changes the sending at th
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -130,6 +130,25 @@ class Outbox:
         """Sendings of all tenants that have not ended, by what they wait for; see
         :meth:`SendingFiles.count`."""
         return self._files.count()
+
+    def naming(self, images: Collection[str], tenant: str) -> list[str]:
+        """Ids of the tenant's sendings whose documents name one of these images."""
+        return [
+            one.id
+            for one in self._files.newest()
+            if one.tenant == tenant and any(_names(plan, images) for plan in one.plans)
+        ]
+
+    def forget_naming(self, images: Collection[str], tenant: str) -> int:
+        """Removes the tenant's sendings that name one of these images, in whatever state they are,
+        but for one that is being attempted at this moment; returns how many were removed."""
+        gone = 0
+        for sending in self.naming(images, tenant):
+            with self._files.held(sending) as mine:
+                if mine:
+                    self._files.remove(sending)
+                    gone += 1
+        return gone
 
     def due(self) -> list[Sending]:
         """Sendings of all tenants that are to be attempted now, the longest due first."""
@@ -358,6 +377,10 @@ class Outbox:
                 "lists those that there are"
             )
         return to
+
+
+def _names(plan: Plan, images: Collection[str]) -> bool:
+    return plan.image in images or any(hit.image in images for hit in plan.hits)
 
 
 def _may_be_tried(found: Sending) -> bool:

@@ -175,9 +175,7 @@ class SendingFiles:
             found = self.read(name)
             if found is None or found.ended_at is None or found.ended_at >= before:
                 continue
-            (self._ended / f"{name}.json").unlink(missing_ok=True)
-            for folder in (self._locks, self._folder):
-                (folder / f"{name}.lock").unlink(missing_ok=True)
+            self.remove(name)
             gone.append(found)
         return gone
 
@@ -185,6 +183,13 @@ class SendingFiles:
         """How many wait for their next attempt ("waiting"), and on how many an answer of the
         destination is awaited ("asked")."""
         return {"waiting": len(_listed(self._folder)), "asked": len(_listed(self._asked))}
+
+    def remove(self, sending: str) -> None:
+        """Removes a sending, which nobody else may be changing."""
+        for folder in (self._folder, self._asked, self._ended):
+            (folder / f"{sending}.json").unlink(missing_ok=True)
+        for folder in (self._locks, self._folder):
+            (folder / f"{sending}.lock").unlink(missing_ok=True)
 
     def _looked_at(self, folder: Path, by: float) -> list[str]:
         """The names of what is to be looked at by then, or was ended."""

@@ -6,6 +6,7 @@ with the bytes of the files, hardly with the number of strings; memory is that o
 of one piece of a file. Holes of sparse files, which hold nothing, are skipped.
 """
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ _PIECE = 4 * 1024**2
 _TABLE_BITS = 20
 _FACTOR = np.uint32(2_654_435_761)
 _LEAST = 4
+_BEHIND = 2
 _UID_BYTES = frozenset(b"0123456789.")
 _DIGITS = frozenset(b"0123456789")
 
@@ -66,24 +68,29 @@ class ByteSearch:
         return len(self._by_data)
 
     def in_file(self, path: Path) -> tuple[int, list[Occurrence]]:
-        """How many bytes of the file were read, holes apart, and what was found in them and in
-        the file's name.
+        """How many bytes of the file were read, holes apart, and what was found in them.
 
         Raises:
             OSError: it cannot be read.
         """
-        found = [one for one in self._in(os.fsencode(path.name), 0, 0)]
-        read = 0
+        read, found = 0, list[Occurrence]()
         with path.open("rb", buffering=0) as file:
-            for start, data, overlap in _pieces(file.fileno(), self._longest + 2):
-                read += len(data) - overlap
-                found += self._in(data, start, overlap)
+            for piece in _pieces(file.fileno(), self._longest + _BEHIND):
+                read += len(piece.data) - piece.before
+                found += self._in(piece)
         return read, found
 
-    def _in(self, data: bytes, start: int, overlap: int) -> Iterator[Occurrence]:
-        """What ends behind the first ``overlap`` bytes, which were searched before."""
+    def in_name(self, name: str) -> list[Occurrence]:
+        """What is in the name of a file."""
+        return [*self._in(_Piece(0, os.fsencode(name), 0, True))]
+
+    def _in(self, piece: "_Piece") -> Iterator[Occurrence]:
+        data, start = piece.data, piece.start
+        # What stands behind a UID says whether it is one: its end waits for the next piece.
+        least = max(0, piece.before - _BEHIND)
+        most = len(data) if piece.is_last else len(data) - _BEHIND
         for end in self._ends(data):
-            if end <= overlap:
+            if not least < end <= most:
                 continue
             for length in self._lengths:
                 if length > end:
@@ -134,30 +141,38 @@ def _is_whole(data: bytes, start: int, end: int) -> bool:
     return not (len(after) == 2 and after[0] == ord(".") and after[1] in _DIGITS)
 
 
-def _pieces(handle: int, overlap: int) -> Iterator[tuple[int, bytes, int]]:
-    """The parts of a file that hold data: where each begins, its bytes, and how many of them the
-    one before had already.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a file. start: where it begins. before: how many of its first bytes the part before
+    had already. is_last: nothing comes right behind it."""
 
-    A string that reaches over the edge of a piece ends in the next one; what stands behind a UID
-    there is not seen, so that it counts as one that stands alone.
-    """
+    start: int
+    data: bytes
+    before: int
+    is_last: bool
+
+
+def _pieces(handle: int, overlap: int) -> Iterator[_Piece]:
+    """The parts of a file that hold data."""
     size, at = os.fstat(handle).st_size, 0
     while at < size:
-        try:
-            at = os.lseek(handle, at, os.SEEK_DATA)
-            end = os.lseek(handle, at, os.SEEK_HOLE)
-        except OSError:
-            # No more data, or a file system that knows no holes.
-            if at == 0:
-                end = size
-            else:
-                return
-        before, kept = b"", 0
+        at, end = _data_from(handle, at, size)
+        kept = b""
         while at < end:
-            data = before + os.pread(handle, min(_PIECE, end - at), at)
-            if len(data) == len(before):
-                return
-            yield at - kept, data, kept
-            at += len(data) - kept
-            before = data[-overlap:] if overlap else b""
-            kept = len(before)
+            read = os.pread(handle, min(_PIECE, end - at), at)
+            if not read:
+                return  # it became shorter
+            data = kept + read
+            yield _Piece(at - len(kept), data, len(kept), at + len(read) >= end)
+            at += len(read)
+            kept = data[-overlap:]
+
+
+def _data_from(handle: int, at: int, size: int) -> tuple[int, int]:
+    """Where the next bytes are that are no hole, and where they end."""
+    try:
+        start = os.lseek(handle, at, os.SEEK_DATA)
+        return start, os.lseek(handle, start, os.SEEK_HOLE)
+    except OSError as error:
+        # ENXIO: there are none. Else the file system knows of no holes.
+        return (size, size) if error.errno == errno.ENXIO else (at, size)

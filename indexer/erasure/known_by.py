@@ -2,17 +2,16 @@
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from engine.records import Point
+from engine.records import ImageRecord, Point
 from engine.store.rows import keys_of
-from engine.records import ImageRecord
 from indexer.files.locators import shown
 
-__all__ = ["KINDS", "KnownBy", "Needle"]
+__all__ = ["KINDS", "KnownBy", "Needle", "vector_ends"]
 
 KINDS = ("patient", "study", "series", "sop", "id", "content", "pixels", "locator", "vector")
 """patient: the pseudonym. study, series, sop: UIDs. id: of a point. content, pixels: SHA-256 of a
@@ -74,9 +73,8 @@ class KnownBy:
         if self.is_sample:
             return
         self.values["id"].add(point.id)
-        if point.z is not None:
-            z = np.ascontiguousarray(point.z, np.float32).tobytes()
-            self.values["vector"].add(f"{z[:_VECTOR_BYTES].hex()}-{z[-_VECTOR_BYTES:].hex()}")
+        if (ends := vector_ends(point)) is not None:
+            self.values["vector"].add(ends)
 
     def join(self, other: "KnownBy") -> None:
         """Adds all that another one has."""
@@ -102,6 +100,14 @@ class KnownBy:
                 yield from _forms(kind, value)
 
 
+def vector_ends(point: Point) -> str | None:
+    """The first and the last 32 bytes of a point's z, float32, in hex; None = it comes without."""
+    if point.z is None:
+        return None
+    z = np.ascontiguousarray(point.z, np.float32).tobytes()
+    return f"{z[:_VECTOR_BYTES].hex()}-{z[-_VECTOR_BYTES:].hex()}"
+
+
 def _forms(kind: str, value: str) -> Iterator[Needle]:
     if kind == "vector":
         for part, name in zip(value.split("-"), ("first values", "last values"), strict=True):
@@ -110,8 +116,8 @@ def _forms(kind: str, value: str) -> Iterator[Needle]:
     text = value.encode("utf-8", "surrogateescape")
     if kind in ("study", "series", "sop"):
         yield Needle(kind, value, "text", text, is_uid=True)
-        (hashed,) = {one for one in keys_of(ImageRecord(**{kind: value})) if one}
-        yield Needle(kind, value, "hash of the columns", hashed.to_bytes(8, "little"))
+        hashed = _hashed(kind, value)
+        yield Needle(kind, value, "hash of the columns", hashed)
         return
     yield Needle(kind, value, "text", text)
     if kind == "id":
@@ -123,9 +129,15 @@ def _forms(kind: str, value: str) -> Iterator[Needle]:
         yield Needle(kind, value, "path", shown(value).encode("utf-8", "surrogateescape"))
     else:
         if kind == "patient":
-            (hashed,) = {one for one in keys_of(ImageRecord(patient=value)) if one}
-            yield Needle(kind, value, "hash of the columns", hashed.to_bytes(8, "little"))
+            yield Needle(kind, value, "hash of the columns", _hashed(kind, value))
         try:
             yield Needle(kind, value, "bytes", bytes.fromhex(value))
         except ValueError:  # no pseudonym of ours
             return
+
+
+def _hashed(kind: str, value: str) -> bytes:
+    """What the columns have of a UID or pseudonym."""
+    record = replace(ImageRecord(), **{kind: value})  # type: ignore[arg-type]
+    (key,) = (one for one in keys_of(record) if one)
+    return key.to_bytes(8, "little")

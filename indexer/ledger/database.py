@@ -248,7 +248,6 @@ def open_database(settings: Settings, file: Path) -> Database:
         LedgerError: it cannot be opened or used.
     """
 
-
     def key() -> bytes:
         return DataDir(settings.data_dir).pseudonym_key(settings)
 

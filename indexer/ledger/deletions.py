@@ -45,9 +45,7 @@ def without_deleted(
     again: they are wanted again: all are returned, and their deletions forgotten.
     """
     key = database.key()
-    hashes = {
-        item.locator: {_hash(item.locator), _keyed(item.locator, key)} for item in items
-    }
+    hashes = {item.locator: {_hash(item.locator), _keyed(item.locator, key)} for item in items}
     gone: set[str] = set()
     for start in range(0, len(items), _AT_ONCE):
         some = [one for item in items[start : start + _AT_ONCE] for one in hashes[item.locator]]

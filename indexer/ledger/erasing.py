@@ -66,9 +66,7 @@ class LedgerTraces:
             if source is not None:
                 query = query.where(c.source == source)
             with self._database.begin(read=True) as connection:
-                page = list(
-                    connection.execute(query.order_by(c.locator).limit(_AT_ONCE)).scalars()
-                )
+                page = list(connection.execute(query.order_by(c.locator).limit(_AT_ONCE)).scalars())
             if not page:
                 return
             yield page
@@ -104,17 +102,21 @@ class LedgerTraces:
             for some in _pages(sorted(locators)):
                 theirs = manifest.c.job.in_(own_jobs) & manifest.c.locator.in_(some)
                 count += connection.execute(delete(manifest).where(theirs)).rowcount
-            own = self._database.own(jobs)
-            for column in (jobs.c.spec, jobs.c.note):
-                count += _reworded(connection, column, own, [jobs.c.id], uids)
-            theirs = tasks.c.job.in_(own_jobs)
-            count += _reworded(connection, tasks.c.error, theirs, [tasks.c.job, tasks.c.number], uids)
-            theirs = manifest.c.job.in_(own_jobs)
-            key = [manifest.c.job, manifest.c.locator]
-            count += _reworded(connection, manifest.c.detail, theirs, key, uids)
-            own = self._database.own(instances)
-            key = [instances.c.locator, instances.c.tenant]
-            count += _reworded(connection, instances.c.detail, own, key, uids)
+            if not uids:
+                return count
+            own_tasks = tasks.c.job.in_(own_jobs)
+            own_rows = manifest.c.job.in_(own_jobs)
+            of_job, of_task = [jobs.c.id], [tasks.c.job, tasks.c.number]
+            of_row = [manifest.c.job, manifest.c.locator]
+            of_instance = [instances.c.locator, instances.c.tenant]
+            for column, own, key in (
+                (jobs.c.spec, self._database.own(jobs), of_job),
+                (jobs.c.note, self._database.own(jobs), of_job),
+                (tasks.c.error, own_tasks, of_task),
+                (manifest.c.detail, own_rows, of_row),
+                (instances.c.detail, self._database.own(instances), of_instance),
+            ):
+                count += _reworded(connection, column, own, key, uids)
         return count
 
     def counts(self, locators: Sequence[str]) -> dict[str, int]:
@@ -152,7 +154,9 @@ def is_held(database: Database, kind: str, value: str) -> bool:
     """Whether an instance of any tenant is known by this. kind: "study", "sop", "id", …"""
     column = _KNOWN[kind]
     with database.begin(read=True) as connection:
-        return connection.execute(select(column).where(column == value).limit(1)).first() is not None
+        return (
+            connection.execute(select(column).where(column == value).limit(1)).first() is not None
+        )
 
 
 def _named(text: str | None, uids: Collection[str]) -> list[str]:

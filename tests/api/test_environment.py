@@ -43,6 +43,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "restore": ["nowhere.snapshot"],
     "backup": ["create", "nowhere.backup"],
     "delete": ["--study", "1.2", "--yes"],
+    "erase": ["--study", "1.2", "--yes"],
+    "retention": ["--dry-run"],
     "doctor": ["--help"],
     "settings": ["search"],
     "plan": ["--images", "10"],
