@@ -17,7 +17,15 @@ from api.security.policy import Scope
 from api.security.seen import Seen, tell, tell_about
 from api.security.tenant_keys import TenantKeys
 
-__all__ = ["KeyDocument", "KeyRequest", "create_key", "list_keys", "revoke_key", "router"]
+__all__ = [
+    "CreatedKeyDocument",
+    "KeyDocument",
+    "KeyRequest",
+    "create_key",
+    "list_keys",
+    "revoke_key",
+    "router",
+]
 
 router = APIRouter(tags=["keys"])
 
