@@ -188,7 +188,7 @@ class Encoder:
             part = slice(start, start + len(chunk))
             output, error, taps = self._forward(np.stack(chunk), decoder)
             if pooled:
-                means = [_unit(_rows(_means(one), len(chunk))) for one in taps]
+                means = [_unit(_means(_rows(one, len(chunk)))) for one in taps]
                 maps.append(np.concatenate(means, axis=1))
             z[part], h[part] = _rows(output.z, len(chunk)), _rows(output.h, len(chunk))
             if logits is not None and output.logits is not None:
@@ -228,9 +228,12 @@ def _rows(values: Tensor, count: int) -> NDArray[np.float32]:
     return rows
 
 
-def _means(maps: Tensor) -> Tensor:
-    """The mean of each channel, float (N, C, H, W) → (N, C); by rows first, as ``image_mean``."""
-    return maps.float().mean(dim=-1).mean(dim=-1)
+def _means(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of each channel, float32 (N, C, H, W) → (N, C), added up in one order, whatever the
+    batch and its layout in memory."""
+    rows = np.ascontiguousarray(maps).reshape(*maps.shape[:2], -1)
+    means: NDArray[np.float32] = rows.mean(axis=2)
+    return means
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

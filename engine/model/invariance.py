@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BatchInvariant", "conv2d", "image_mean", "linear"]
+__all__ = ["BatchInvariant", "attended", "conv2d", "image_mean", "linear"]
 
 _ONE, _NONE = [1, 1], [0, 0]
 
@@ -37,7 +37,8 @@ class BatchInvariant(TorchFunctionMode):
     autocast, bfloat16; anything else is computed as without the context.
 
     The products of attention stay with PyTorch: each of their matrices belongs to one image and
-    has the same shape in every batch.
+    has the same shape in every batch. But its kernel chooses its sums by the strides as well, so
+    that they get the same ones.
     """
 
     def __torch_function__(
@@ -139,6 +140,26 @@ def _inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x: invariant(x, inplace=True)
 
 
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **more: Any
+) -> Tensor:
+    """The same as ``scaled_dot_product_attention``, of tensors that lie densely in memory.
+
+    A map that the convolution before left in another layout has other strides for a batch of one,
+    and where the processor has AVX2 alone another order of sums with them.
+    """
+    dense = (_dense(x) if _is_ours(x) else x for x in (query, key, value))
+    return F.scaled_dot_product_attention(*dense, attn_mask, **more)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in memory as a new tensor of its shape lies there, also along axes of length 1."""
+    strides = [1]
+    for side in reversed(x.shape[1:]):
+        strides.append(strides[-1] * side)
+    return x.contiguous().as_strided(x.shape, strides[::-1])
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -172,7 +193,7 @@ def _attention(
     both = linear(query, in_proj_weight, in_proj_bias)  # type: ignore[arg-type]
     heads = both.reshape(length, count, 3, num_heads, width // num_heads)
     q, k, v = heads.permute(2, 1, 3, 0, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    mixed = attended(q, k, v)
     merged = mixed.permute(2, 0, 1, 3).reshape(length, count, width)
     return linear(merged, out_proj_weight, out_proj_bias), None
 
@@ -181,6 +202,7 @@ _INVARIANT: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: conv2d,
     F.linear: linear,
     F.multi_head_attention_forward: _attention,
+    F.scaled_dot_product_attention: attended,
     **dict.fromkeys((torch.matmul, torch.mm), _matmul),
     **dict.fromkeys((Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul),
     F.silu: elementwise(F.silu),

@@ -214,6 +214,11 @@ def test_what_shows_nothing_has_no_row(site: Site) -> None:
         ("GET", "/login/oidc"),
         ("GET", "/livez"),
         ("GET", "/readyz"),
+        # Where an EHR sends people who have yet to sign in.
+        ("GET", "/smart/launch"),
+        ("GET", "/smart/callback"),
+        # The empty frame; what it shows comes by POST, with a token.
+        ("GET", "/embed"),
         *ALWAYS,
     }, "a new public route: does it show anything of an image?"
 

@@ -16,7 +16,7 @@ from engine import reproducibility
 from engine.model.checkpoint import save_checkpoint
 from engine.model.config import TowerConfig
 from engine.model.encoder import Encoder
-from engine.model.invariance import BatchInvariant, conv2d, image_mean, linear
+from engine.model.invariance import BatchInvariant, attended, conv2d, image_mean, linear
 from engine.model.manifest import SHIPPED
 from engine.model.preprocess import Preprocess
 
@@ -48,7 +48,7 @@ def canvases(size: int, count: int = IMAGES) -> list[np.ndarray]:
 
 def bits_of(encoder: Encoder, images: list[np.ndarray]) -> list[bytes]:
     seen = encoder.observe(images)
-    parts = (seen.z, seen.codes, seen.logits, seen.reconstruction, seen.appearance)
+    parts = (seen.z, seen.codes, seen.logits, seen.reconstruction, seen.appearance, seen.maps)
     return [
         b"".join(part[i].tobytes() for part in parts if part is not None)
         for i in range(len(images))
@@ -280,3 +280,21 @@ def test_where_the_environment_asks_for_less_the_encoder_warns():
 
 def test_nothing_is_short_here():
     assert reproducibility.shortfall() is None
+
+
+def test_attention_does_not_depend_on_how_a_batch_of_one_lies_in_memory():
+    """Heads of a map in the channels-last layout: alone, its axis of images has another stride."""
+    maps = torch.randn(5, 3 * 3 * 3 * 2 * 32, generator=torch.Generator().manual_seed(0))
+
+    def heads(count):
+        rows = maps[:count].reshape(count, 9, 3, 2, 32)
+        q, k, v = rows.permute(2, 0, 3, 1, 4)
+        if count == 1:
+            q, k, v = (x.as_strided(x.shape, (64, *x.stride()[1:])) for x in (q, k, v))
+        return q, k, v
+
+    with torch.inference_mode():
+        several, alone = attended(*heads(5)), attended(*heads(1))
+        ours = functional.scaled_dot_product_attention(*heads(5))
+    assert torch.equal(several[:1], alone)
+    assert torch.allclose(several, ours, atol=1e-6)

@@ -255,8 +255,14 @@ def search_audit(
     route: Annotated[_Text | None, Query(description="Part of method and route.")] = None,
     study: Annotated[_Text | None, Query(description="Study Instance UID.")] = None,
     image: Annotated[_Text | None, Query(description="Id of an image.")] = None,
-    outcome: Annotated[_Text | None, Query(json_schema_extra={"enum": [*OUTCOMES]})] = None,
-    verdict: Annotated[_Text | None, Query(json_schema_extra={"enum": [*VERDICTS]})] = None,
+    outcome: Annotated[
+        _Text | None,
+        Query(description="How it ended.", json_schema_extra={"enum": [*OUTCOMES, None]}),
+    ] = None,
+    verdict: Annotated[
+        _Text | None,
+        Query(description="On the query.", json_schema_extra={"enum": [*VERDICTS, None]}),
+    ] = None,
     since: Annotated[_Time | None, Query(description="From this time on (UTC).")] = None,
     until: Annotated[_Time | None, Query(description="Before this time.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST_ROWS, description="Most rows.")] = 100,
