@@ -148,8 +148,8 @@ def attended(
     A map that the convolution before left in another layout has other strides for a batch of one,
     and where the processor has AVX2 alone another order of sums with them.
     """
-    dense = (_dense(x) if _is_ours(x) else x for x in (query, key, value))
-    return F.scaled_dot_product_attention(*dense, attn_mask, **more)
+    q, k, v = (_dense(x) if _is_ours(x) else x for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, **more)
 
 
 def _dense(x: Tensor) -> Tensor:
