@@ -174,10 +174,9 @@ def gate_of_sources(
     detectors = [detector(name, shown).fit(known, kinds) for name in SHIPPED_DETECTORS]
     patients = np.unique([picture.patient for picture in chosen], return_inverse=True)[1]
     (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
-    calibration = encoder.observe(list(canvases(calibrating, preprocess)))
-    return OodGate(
+    return OodGate.calibrated(
         detectors,
-        {one.name: one.score(calibration) for one in detectors},
+        encoder.observe(list(canvases(calibrating, preprocess))),
         elsewhere=elsewhere,
         likeness=LikenessScale.fitted(knn.reference, patients),
     )

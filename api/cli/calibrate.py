@@ -122,9 +122,9 @@ def calibrate(
         left_out = len(given) - len(held_out)
     _check_enough(calibration or known, len(held_out), alpha, left_out)
     fitted = [_unfitted(kind, before).fit(reference.observations) for kind in kinds]
-    gate = OodGate(
+    gate = OodGate.calibrated(
         fitted,
-        {one.name: one.score(held_out.observations) for one in fitted},
+        held_out.observations,
         alpha,
         colour=most_colour(Observations.joined([reference.observations, held_out.observations])),
         likeness=gate_checks.scale_of(fitted, reference),

@@ -10,11 +10,12 @@ from api.cli.known_images import Known
 from engine.model.encoder import Encoder
 from engine.ood.base import Detector
 from engine.ood.calibration import OodGate, fewest_calibration_images
+from engine.ood.detectors import KnnDetector
 from engine.ood.likeness import LikenessScale
 from engine.records import Observations
 from indexer.sample.foreign import document_images, noise_images, scene_images
 
-__all__ = ["Caught", "caught", "foreign_pictures", "share_flagged", "weakest"]
+__all__ = ["Caught", "caught", "foreign_pictures", "scale_of", "share_flagged", "weakest"]
 
 _COUNT = 36
 _SEED = 20
@@ -84,8 +85,6 @@ def share_flagged(
 def scale_of(detectors: Sequence[Detector], reference: Known) -> LikenessScale | None:
     """The scale of likeness of the references of detector "knn"; None = there is no such detector,
     or the references are of one patient."""
-    from engine.ood.detectors import KnnDetector
-
     owners: NDArray[np.int64] = np.unique(np.array(reference.owners), return_inverse=True)[1]
     for one in detectors:
         if isinstance(one, KnnDetector) and owners.any():

@@ -196,18 +196,27 @@ class OodGate:
 
     @classmethod
     def calibrated(
-        cls, detectors: Sequence[Detector], known: Observations, alpha: float = ALPHA
+        cls,
+        detectors: Sequence[Detector],
+        known: Observations,
+        alpha: float = ALPHA,
+        *,
+        elsewhere: Mapping[str, NDArray[np.float32]] | None = None,
+        colour: float | None = None,
+        likeness: LikenessScale | None = None,
     ) -> "OodGate":
         """The gate of fitted detectors, calibrated on other known images.
 
         Args:
             detectors: fitted.
             known: observations of known images that the detectors were not fitted on.
+            elsewhere, colour, likeness: see the constructor.
 
         Raises:
             ModelError: as the constructor and ``Detector.score`` raise it.
         """
-        return cls(detectors, {d.name: d.score(known) for d in detectors}, alpha)
+        scores = {detector.name: detector.score(known) for detector in detectors}
+        return cls(detectors, scores, alpha, elsewhere=elsewhere, colour=colour, likeness=likeness)
 
     def with_elsewhere(
         self, scores: Mapping[str, NDArray[np.float32]], level: float | None = None
