@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Path, Query, Request, UploadFile
 
@@ -17,6 +17,7 @@ from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
 __all__ = [
     "ABOUT_WHERE",
     "EXAMPLE_ID",
+    "EXAMPLE_IMAGE",
     "EXAMPLE_STUDY",
     "GROUP_VALUES",
     "K_BOUNDS",
@@ -198,6 +199,25 @@ ABOUT_WHERE = (
 )
 EXAMPLE_ID = "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11"
 EXAMPLE_STUDY = "1.2.826.0.1.3680043.8.498.1"
+EXAMPLE_IMAGE: dict[str, Any] = {
+    "id": EXAMPLE_ID,
+    "study": EXAMPLE_STUDY,
+    "series": "1.2.826.0.1.3680043.8.498.1.1",
+    "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
+    "frame": 0,
+    "modality": "CT",
+    "body_part": "CHEST",
+    "view": None,
+    "laterality": None,
+    "manufacturer": "ACME",
+    "sex": "F",
+    "age_band": "60-69",
+    "study_year": 2019,
+    "labels": ["nodule"],
+    "source": "folder",
+    "burned_in": None,
+}
+"""An image, as answers describe it in examples."""
 
 PointId = Annotated[
     str, Path(alias="id", description="Id of an indexed image.", examples=[EXAMPLE_ID])

@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 
-from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep
+from api.http.deps import EXAMPLE_ID, EXAMPLE_IMAGE, ArchiveDep
 from api.http.problems import problem_responses
 from api.http.remembered import Remembered
 from api.schemas import ImageDocument
@@ -49,22 +49,7 @@ _MONTH = 7
 _MAP: dict[str, Any] = {
     "points": [
         {
-            "id": EXAMPLE_ID,
-            "study": EXAMPLE_STUDY,
-            "series": "1.2.826.0.1.3680043.8.498.1.1",
-            "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
-            "frame": 0,
-            "modality": "CT",
-            "body_part": "CHEST",
-            "view": None,
-            "laterality": None,
-            "manufacturer": "ACME",
-            "sex": "F",
-            "age_band": "60-69",
-            "study_year": 2019,
-            "labels": ["nodule"],
-            "source": "folder",
-            "burned_in": None,
+            **EXAMPLE_IMAGE,
             "x": 0.4123,
             "y": 0.1377,
         }

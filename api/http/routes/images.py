@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from api.http.deps import EXAMPLE_ID, EXAMPLE_STUDY, ArchiveDep, PointId, Where
+from api.http.deps import EXAMPLE_IMAGE, ArchiveDep, PointId, Where
 from api.http.pictures import PICTURE, Previews, etag_of, picture, unchanged
 from api.http.problems import problem_responses
 from api.schemas import ImageDocument
@@ -26,26 +26,6 @@ IfNoneMatch = Annotated[
 ]
 
 LEAST_SIDE, MOST_SIDE = 16, 4096
-
-
-_EXAMPLE = {
-    "id": EXAMPLE_ID,
-    "study": EXAMPLE_STUDY,
-    "series": "1.2.826.0.1.3680043.8.498.1.1",
-    "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
-    "frame": 0,
-    "modality": "CT",
-    "body_part": "CHEST",
-    "view": None,
-    "laterality": None,
-    "manufacturer": "ACME",
-    "sex": "F",
-    "age_band": "60-69",
-    "study_year": 2019,
-    "labels": ["nodule"],
-    "source": "folder",
-    "burned_in": None,
-}
 
 
 class FacetsDocument(BaseModel):
@@ -81,7 +61,7 @@ class FacetsDocument(BaseModel):
     operation_id="getImage",
     summary="What the index knows of an image",
     responses={
-        200: {"content": {"application/json": {"example": _EXAMPLE}}},
+        200: {"content": {"application/json": {"example": EXAMPLE_IMAGE}}},
         **problem_responses(404, 422, 503),
     },
 )

@@ -14,7 +14,7 @@ from api.http.asked import (
     UploadFields,
 )
 from api.http.bodies import body_content
-from api.http.deps import ArchiveDep, Asked, Readers, ReadersDep
+from api.http.deps import EXAMPLE_IMAGE, ArchiveDep, Asked, Readers, ReadersDep
 from api.http.fhir.accept import wants_fhir
 from api.http.fhir.bundle import fhir_answer
 from api.http.fhir.described import BUNDLE
@@ -74,22 +74,7 @@ EXAMPLE = {
     },
     "hits": [
         {
-            "id": "9d4f5c3e-6a3b-5b0e-8f52-0c7e1f0a6d11",
-            "study": "1.2.826.0.1.3680043.8.498.1",
-            "series": "1.2.826.0.1.3680043.8.498.1.1",
-            "sop": "1.2.826.0.1.3680043.8.498.1.1.7",
-            "frame": 0,
-            "modality": "CT",
-            "body_part": "CHEST",
-            "view": None,
-            "laterality": None,
-            "manufacturer": "ACME",
-            "sex": "F",
-            "age_band": "60-69",
-            "study_year": 2019,
-            "labels": ["nodule"],
-            "source": "folder",
-            "burned_in": None,
+            **EXAMPLE_IMAGE,
             "similarity": 0.9731,
             "hamming": 3,
             "likeness": 0.82,
