@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.model.colour import coloured_share
 from engine.model.preprocess import Preprocess
 
 __all__ = [
     "PARTS",
     "Picture",
     "canvases",
+    "colours",
     "counted",
     "fold_of",
     "leave_out",
@@ -238,6 +240,17 @@ def canvases(pictures: Sequence[Picture], preprocess: Preprocess) -> NDArray[np.
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(one, pictures)))
+
+
+def colours(pictures: Sequence[Picture]) -> list[float]:
+    """Of each the share of its pixels that have a colour, which its canvas does not tell."""
+
+    def one(picture: Picture) -> float:
+        with Image.open(picture.path) as image:
+            return coloured_share(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, pictures))
 
 
 def counted(pictures: Iterable[Picture]) -> Iterator[dict[str, str | int]]:

@@ -29,6 +29,7 @@ from bench.held_out import FOLD, fold_model, scores_elsewhere, seen_by
 from bench.manifests import (
     Picture,
     canvases,
+    colours,
     counted,
     fold_of,
     leave_out,
@@ -45,7 +46,7 @@ from engine.model.encoder import Encoder
 from engine.model.manifest import Manifest
 from engine.model.preprocess import Preprocess
 from engine.ood.base import Detector
-from engine.ood.calibration import OodGate
+from engine.ood.calibration import OodGate, most_colour
 from engine.ood.detectors import ExposureDetector, KnnDetector, detector_kind
 from engine.ood.likeness import LikenessScale
 from engine.records import Observations
@@ -168,16 +169,18 @@ def gate_of_sources(
     """
     preprocess = encoder.manifest.preprocess
     chosen = spread_out(learned, REFERENCES, seed)
-    known = encoder.observe(list(canvases(chosen, preprocess)))
+    known = encoder.observe(list(canvases(chosen, preprocess)), colours(chosen))
     kinds = np.unique([picture.kind for picture in chosen], return_inverse=True)[1]
     shown = shown_as_foreign(encoder, photographs, seed)
     detectors = [detector(name, shown).fit(known, kinds) for name in SHIPPED_DETECTORS]
     patients = np.unique([picture.patient for picture in chosen], return_inverse=True)[1]
     (knn,) = (one for one in detectors if isinstance(one, KnnDetector))
+    held_out = encoder.observe(list(canvases(calibrating, preprocess)), colours(calibrating))
     return OodGate.calibrated(
         detectors,
-        encoder.observe(list(canvases(calibrating, preprocess))),
+        held_out,
         elsewhere=elsewhere,
+        colour=most_colour(Observations.joined([known, held_out])),
         likeness=LikenessScale.fitted(knn.reference, patients),
     )
 

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.held_out import FOLD, Model, fold_model, model_of, scores_elsewhere
-from bench.manifests import Picture, fold_of, leave_out, plane, read_pictures, shared_patients
+from bench.manifests import (
+    Picture,
+    colours,
+    fold_of,
+    leave_out,
+    plane,
+    read_pictures,
+    shared_patients,
+)
 from bench.source_judging import Seen, judged, kind_row, overall_row, source_row
 from bench.weights import note_fold, spread_out
 from engine.model.config import small_network, to_dict
@@ -211,3 +220,14 @@ def test_scores_of_other_sources_are_of_what_a_fold_left_out_and_knows(pictures,
     stranger = replace(fold, trained_on=[{"class": "Hand", "source": "mednist-Hand"}])
     with pytest.raises(SystemExit, match="left out nothing"):
         scores_elsewhere([(stranger, seen(pictures))])
+
+
+def test_colours_are_those_of_the_files(tmp_path):
+    half = np.zeros((40, 40, 3), np.uint8)
+    half[:20, :, 0] = 200
+    images = {"grey.png": half[..., 0], "grey as three.png": half[..., :1].repeat(3, 2)}
+    pictures = []
+    for name, image in {**images, "half red.png": half}.items():
+        Image.fromarray(image).save(tmp_path / name)
+        pictures.append(Picture(tmp_path / name, "Hand", "", "a", "1", "train"))
+    assert colours(pictures) == [0.0, 0.0, 0.5]
