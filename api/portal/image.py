@@ -38,18 +38,23 @@ def show_image(
     window: str = "",
     level: str = "",
     frame_number: str = "",
+    turn: str = "",
+    mirror: str = "",
 ) -> HTMLResponse:
     """The page of an indexed image.
 
-    frame_number: another frame of its file, counted from 1 as in DICOM.
+    frame_number: another frame of its file, counted from 1 as in DICOM. turn, mirror: see
+    :class:`api.portal.shown.Turned`.
 
     Raises:
-        ImageNotFound: there is no such image. QueryError: window, level or frame is none.
+        ImageNotFound: there is no such image. QueryError: window, level, frame, turn or mirror is
+            none.
     """
     point = archive.engine.image(parse_id(image_id))
     document = ImageDocument.from_point(point)
     chosen = shown.window_of(window, level)
     frame = shown.frame_of(frame_number, document.frame)
+    turned = shown.turned_of(turn, mirror)
     other = None if frame == document.frame else frame
     stack = _stack(archive, point)
     at = next(number for number, one in enumerate(stack) if one.id == point.id)
@@ -59,12 +64,19 @@ def show_image(
     near = (*stack[max(at - 1, 0) : at], *stack[at + 1 : at + 2])
     tell(request, Seen.of([point, *near, *frames], listed=False))
 
-    def address(window: shown.Window | None, frame: int) -> str:
+    def query(window: shown.Window | None, frame: int, turned: shown.Turned) -> dict[str, str]:
         """What of the address of this page says how the picture is shown."""
-        query = shown.written(window)
+        found = shown.written(window)
         if frame != document.frame:
-            query["frame_number"] = str(frame + 1)
-        return "?" + urlencode(query)
+            found["frame_number"] = str(frame + 1)
+        return {**found, **turned.written()}
+
+    def address(window: shown.Window | None, frame: int, turned: shown.Turned = turned) -> str:
+        return "?" + urlencode(query(window, frame, turned))
+
+    def others(*names: str) -> list[tuple[str, str]]:
+        """The same, as hidden fields of a form that has these fields itself."""
+        return [one for one in query(chosen, frame, turned).items() if one[0] not in names]
 
     values: dict[str, Any] = {
         "image": document,
@@ -86,8 +98,11 @@ def show_image(
         "viewers": links_from(archive)(point.record),
         "words": words,
         "asked": Question(),
+        "turned": turned,
+        "steps": {name: address(chosen, frame, one) for name, one in turned.steps.items()},
         "with_window": lambda one: address(one, frame),
         "with_frame": lambda one: address(chosen, one),
+        "other_fields": others,
     }
     return page(request, "image.html", values)
 

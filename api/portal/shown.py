@@ -1,11 +1,21 @@
-"""How a large picture is shown: through which window, and which frame."""
+"""How a large picture is shown: through which window, which frame, and turned how."""
 
 import math
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from engine.errors import QueryError
 
-__all__ = ["PRESETS", "SOFT_TISSUE", "frame_of", "picture_address", "window_of", "written"]
+__all__ = [
+    "PRESETS",
+    "SOFT_TISSUE",
+    "Turned",
+    "frame_of",
+    "picture_address",
+    "turned_of",
+    "window_of",
+    "written",
+]
 
 SOFT_TISSUE = (400, 40)
 PRESETS = (
@@ -20,6 +30,55 @@ PRESETS = (
 
 Window = tuple[float, float]
 """Width and level."""
+
+
+_DEGREES = (0, 90, 180, 270)
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """How a picture is turned on a page. mirrored: left and right are exchanged, before it is
+    turned. degrees: clockwise, one of 0, 90, 180 and 270."""
+
+    degrees: int = 0
+    mirrored: bool = False
+
+    @property
+    def classes(self) -> str:
+        """The classes of the style sheet that turn the picture so; empty = it is as stored."""
+        found = [f"turned-{self.degrees}"] if self.degrees else []
+        return " ".join([*found, "mirrored"] if self.mirrored else found)
+
+    @property
+    def steps(self) -> dict[str, "Turned"]:
+        """Where a step leads from here, as it is seen: a quarter to the left or to the right, a
+        mirror image, and back to the picture as stored."""
+        return {
+            "left": Turned((self.degrees + 270) % 360, self.mirrored),
+            "right": Turned((self.degrees + 90) % 360, self.mirrored),
+            # A mirror image of what is seen is turned the other way round.
+            "mirror": Turned(-self.degrees % 360, not self.mirrored),
+            "stored": Turned(),
+        }
+
+    def written(self) -> dict[str, str]:
+        """As an address has it; what is usual is left out."""
+        found = {"turn": str(self.degrees)} if self.degrees else {}
+        return {**found, "mirror": "true"} if self.mirrored else found
+
+
+def turned_of(degrees: str, mirror: str) -> Turned:
+    """How a picture is turned, of two fields; empty ones = as stored.
+
+    Raises:
+        QueryError: the degrees are no quarter turns, or mirror is neither true nor false.
+    """
+    turns = {str(one): one for one in _DEGREES}
+    if degrees.strip() not in ("", *turns):
+        raise QueryError(f"turn is {degrees[:20]!r}; use 0, 90, 180 or 270 degrees")
+    if mirror.strip() not in ("", "true", "false"):
+        raise QueryError(f"mirror is {mirror[:20]!r}; use true or false")
+    return Turned(turns.get(degrees.strip(), 0), mirror.strip() == "true")
 
 
 def window_of(width: str, level: str) -> Window | None:

@@ -108,6 +108,54 @@ def test_an_image_is_shown_with_a_window_and_a_frame(client, indexed, id_of) -> 
     assert client.get("/images/none").status_code == 404
 
 
+def test_an_image_is_turned_and_mirrored_by_its_address(client, indexed, id_of) -> None:
+    own = id_of(indexed.files["ct"][0])
+    address, page = f"/images/{own}", opened(client, f"/images/{own}", window="400", level="40")
+    assert said(page) == {"0"}
+
+    def after(page: Page, *steps: str) -> Page:
+        for step in steps:
+            (link,) = page.all("a", **{"data-step": step})
+            page = opened(client, f"{address}{link['href']}")
+        return page
+
+    def classes(page: Page) -> str:
+        (large,) = [one for one in page.all("img") if "preview" in (one["src"] or "")]
+        assert "window=400" in (large["src"] or "")
+        return (large["class"] or "").removeprefix("large").strip()
+
+    # What is seen is mirrored: so a quarter to the right before it is one to the left after it.
+    for steps, expected in (
+        (("right",), "turned-90"),
+        (("left",), "turned-270"),
+        (("right", "right"), "turned-180"),
+        (("mirror",), "mirrored"),
+        (("right", "mirror"), "turned-270 mirrored"),
+        (("mirror", "left"), "turned-270 mirrored"),
+        (("right", "mirror", "right", "mirror"), ""),
+        (("right", "mirror", "stored"), ""),
+    ):
+        assert classes(after(page, *steps)) == expected, steps
+    turned = after(page, "right", "mirror")
+    # A quarter to the left, mirrored, and searches use the picture as stored.
+    assert said(turned) == {"270", "mirrored", "changed"}
+    # The window, the frame and the image after it are chosen for the picture as it is shown.
+    assert turned.all("a", href="?window=1500&level=-600&turn=270&mirror=true")
+    assert turned.all("input", type="hidden", name="turn", value="270")
+    (following,) = turned.all("a", rel="next")
+    assert "turn=270&mirror=true" in (following["href"] or "")
+    for wrong in ({"turn": "45"}, {"turn": "x"}, {"mirror": "2"}):
+        assert client.get(address, params=wrong).status_code == 400
+
+
+def said(page: Page) -> set[str | None]:
+    """What is said of how the picture is turned."""
+    shown = [one for _, one in page.tags if "hidden" not in one]
+    found = {one["data-turned-by"] for one in shown if "data-turned-by" in one}
+    found |= {"mirrored" for one in shown if "data-mirrored-so" in one}
+    return found | {"changed" for one in shown if "data-changed" in one}
+
+
 def test_viewers_open_the_study_and_show_both_side_by_side(archive: Archive) -> None:
     other = archive.of("default")
     viewer = ViewerSettings(kind="ohif", url="https://viewer.example", sources=("folder",))
@@ -157,7 +205,8 @@ def test_what_an_archive_says_is_shown_and_never_run(hostile: TestClient) -> Non
         answer = hostile.get(address)
         page = Page(answer.text)
         scripts = [one.get("src") for one in page.all("script")]
-        assert scripts in (["static/portal.js"], ["../static/portal.js"])
+        viewer = ["../static/viewer.js"] if address.startswith("/images/") else []
+        assert scripts in (["static/portal.js"], ["../static/portal.js", *viewer])
         for tag, attributes in page.tags:
             assert tag not in ("svg", "b", "iframe", "object", "base")
             assert not [name for name in attributes if name.startswith("on") or name == "style"]

@@ -1,0 +1,80 @@
+"""Large pictures in a real browser: compared in one place, and turned."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services.needed import package
+from services.node import installed
+from services.running import served
+
+from api.service import create_service
+
+FOLDER = Path(__file__).parents[1] / "services" / "portal"
+
+
+def walked(script: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a walk through the pages met."""
+    browser, node = package("chromium"), installed(FOLDER)
+    done = subprocess.run(
+        [node, script, json.dumps({"browser": str(browser), **asked})],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["violations"] == []
+    assert found["strangers"] == []
+    assert found["complaints"] == []
+    assert {one["name"] for one in found["looks"] if one["wide"] > 0} == set()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_images_are_compared_in_one_place_and_one_is_turned(
+    indexed, id_of, tmp_path: Path
+) -> None:
+    left, right = (id_of(path) for path in indexed.files["ct"][:2])
+    settings = indexed.copy(tmp_path / "data")
+    with served(create_service(settings)) as address:
+        asked = {
+            "base": address,
+            "pair": f"/compare?left={left}&right={right}",
+            "image": f"/images/{left}",
+            "pictures": str(tmp_path),
+        }
+        found = walked("view.js", asked)
+    compared = found["compared"]
+    assert compared["first"] == "0,1"
+    # A flash is two changes, and WCAG 2.3.1 allows three flashes a second.
+    assert 1 < compared["blinks"] <= 3 * 3 * 2
+    assert compared["stopped"] == compared["byKey"] == 0
+    assert compared["exchanged"] in ("01", "10")
+    assert compared["said"] == "Shown: CT CHEST"
+    assert compared["again"]
+    assert compared["half"] == "inset(0px 0px 0px 50%)"
+    assert compared["moved"] == "inset(0px 0px 0px 53%)"
+    assert compared["dragged"] == ["inset(0px 0px 0px 20%)", True]
+    assert compared["windowed"] == ["inset(0px 0px 0px 20%)", True]
+    assert compared["last"] == ["0,1", 0]
+    calm = found["calm"]
+    assert calm.pop("exchanged") in ("01", "10")
+    assert calm == {"changes": 0, "told": True, "run": False, "after": 0}
+    turned = found["turned"]
+    assert turned["stored"] == "none"
+    assert turned["right"] == "matrix(0, 1, -1, 0, 0, 0)"
+    # What was turned to the right and then mirrored lies to the left.
+    assert turned["mirrored"] == ["matrix(0, 1, 1, 0, 0, 0)", "?turn=270&mirror=true"]
+    assert turned["said"] == (
+        "Shown turned by a quarter to the left. Shown mirrored: left is right. "
+        "Searches use the picture as stored."
+    )
+    assert turned["again"] == turned["mirrored"][0]
+    assert turned["windowed"] == "?window=300&level=30&turn=90"
+    assert turned["back"] == ["none", "?window=300&level=30"]
+    assert found["plain"] == {"views": False, "seen": 2, "turned": 1}
