@@ -23,6 +23,7 @@ from engine.training.augment import augment
 from engine.training.config import TrainConfig
 from engine.training.data import TrainingSet, batch_indices
 from engine.training.losses import LossTerms
+from engine.training.on_cpu import keep_freed_memory, pad_before_depthwise
 from engine.training.pace import Pace
 from engine.training.peers import PeerLoss
 from engine.training.sampling import source_batches
@@ -61,6 +62,9 @@ class Learner:
         network = HashingNetwork(network_config, preprocess, pretrained).to(device)
         _tell_missing(network.tower.missing, pretrained)
         self.network: HashingNetwork = network.to(memory_format=torch.channels_last)
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
+            pad_before_depthwise(self.network)
         self.loss = _loss(config, data, network_config.head.bits).to(device)
         if config.freeze_tower:
             self.network.tower.requires_grad_(requires_grad=False)
