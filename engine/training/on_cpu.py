@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,8 +49,9 @@ def _is_depthwise(module: nn.Conv2d) -> bool:
 class _PaddingBefore(nn.Conv2d):
     def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         height, width = self.kernel_size
-        if images.shape[-2] >= height and images.shape[-1] >= width:
-            return super()._conv_forward(images, weight, bias)
+        small = images.shape[-2] < height or images.shape[-1] < width
+        if not small or isinstance(self.padding, str):
+            return cast(Tensor, super()._conv_forward(images, weight, bias))
         down, right = self.padding
-        padded = F.pad(images, (int(right), int(right), int(down), int(down)))
+        padded = F.pad(images, (right, right, down, down))
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
