@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
 	bench-shifts bench-sources bench-api bench-served bench-start bench-stow client conformance \
-	conformance-statement docs docs-cli docs-settings weights clean
+	conformance-statement docs docs-cli docs-settings catalogues weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -101,6 +101,10 @@ docs-cli: $(VENV)/.installed-dev
 # The tables of docs/settings.md.
 docs-settings: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.settings_page
+
+# The words of the portal in other languages, as the code has them; says what is to be translated.
+catalogues: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.catalogues
 
 # The shipped model, from DATA, in OUT. Stopped, the same command goes on. WITH: --fold 1/3, ….
 OUT ?= build/weights

@@ -386,6 +386,8 @@ class ServerSettings(OperationSettings):
     show_names: bool = False
     """Name hits without DICOM UIDs by where their file lies in its source's folder. Off, since
     names of files may name patients."""
+    language: Literal["en", "de"] = "en"
+    """Of the pages, for browsers that prefer none which these speak."""
     receive: bool = False
     """Whether the server also takes what a PACS pushes (C-STORE), as the settings ``receive`` say,
     and indexes it."""

@@ -154,6 +154,7 @@ def create_app(settings: Settings | None = None, archive: Archive | None = None)
         lifespan=_lifespan(settings, archive, access, rates, metrics, traces),
     )
     app.state.metrics = metrics
+    app.state.language = settings.server.language
     install_problems(app)
     for routes in _ROUTES:
         app.include_router(routes.router)

@@ -12,6 +12,7 @@ from api.http.deps import Readers
 from api.http.observing import note_search, stage
 from api.http.routes.search import Found, answered, query_of
 from api.http.viewers import links_from_image
+from api.portal.catalogues import gettext, grouped
 from api.portal.kept import KeptQueries, KeptQuery, owner_of
 from api.portal.question import MOST_UPLOADS, Mark, Question
 from api.schemas import HitDocument, ImageDocument, RecommendationDocument, SearchDocument
@@ -254,7 +255,13 @@ def _taken_in(
         kept = KeptQuery(seen[row : row + 1], image.record, model, name)
         canvases[queries.keep(owner, kept)] = image.canvas
     return canvases, tuple(
-        f"file {at + 1} of {len(uploads)}, {_short(uploads[at])}, was left out: {one.detail}"
+        gettext("File %(number)s of %(count)s, %(name)s, was left out: %(why)s.")
+        % {
+            "number": grouped(at + 1),
+            "count": grouped(len(uploads)),
+            "name": _short(uploads[at]),
+            "why": one.detail.removesuffix("."),
+        }
         for at, one in refused
     )
 
@@ -269,5 +276,5 @@ def _none_of(read: Sequence[QueryImage | ImageRefused]) -> ImageRefused:
 
 
 def _short(upload: UploadFile) -> str:
-    name = upload.filename or "without a name"
+    name = upload.filename or gettext("without a name")
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -67,7 +67,7 @@ def show_archive(
         "instances": archive.instances(),
         "charts": charts.bar_charts(counts, counts.at_least),
         "estimated": counts.estimated,
-        "unknown": [title for name, title in words.TITLES.items() if not counts.get(name)],
+        "unknown": [words.title_of(name) for name in words.TITLES if not counts.get(name)],
         "growth": growth,
         "columns": charts.columns(growth),
         "refused": refused,
@@ -99,7 +99,7 @@ def _map_values(request: Request, archive: TenantArchive, colour: str) -> dict[s
     return {
         "map": found,
         "colour": field,
-        "colours": [(name, words.TITLES[name]) for name in fields],
+        "colours": [(name, words.title_of(name)) for name in fields],
         "legend": legend,
         "marks": charts.marks(found.points, field, marked),
         "squares": charts.squares(found, field),

@@ -15,6 +15,7 @@ from api.http.routes.audit_log import (
     search_audit,
     verify_audit,
 )
+from api.portal.catalogues import later
 from api.portal.page_route import PageRoute, page
 from api.portal.sessions import OwnForm
 from engine.errors import QueryError
@@ -25,6 +26,15 @@ router = APIRouter(
     route_class=PageRoute, include_in_schema=False, default_response_class=HTMLResponse
 )
 
+_SAID = {
+    "ok": later("ok"),
+    "refused": later("refused"),
+    "failed": later("failed"),
+    "known": later("known"),
+    "unfamiliar": later("unfamiliar"),
+    "foreign": later("foreign"),
+}
+"""Outcomes and verdicts."""
 _ROWS = 50
 _MOST_HEADS_BYTES = 32 << 20
 _FIELDS = ("who", "route", "study", "image", "outcome", "verdict", "since", "until")
@@ -116,6 +126,7 @@ def _page(request: Request, values: dict[str, object]) -> HTMLResponse:
     shared = {
         "outcomes": OUTCOMES,
         "verdicts": VERDICTS,
+        "said": _SAID,
         "asked": dict.fromkeys(_FIELDS, ""),
         "export": "v1/audit/export",
     }

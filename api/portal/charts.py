@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from api.http.routes.archive import MAP_SIDE, GrowthDocument, MapDocument, MapPointDocument
 from api.http.routes.judging import FlaggedDocument, ShareDocument
+from api.portal.catalogues import decimal, gettext
 from api.portal.question import Question
-from api.portal.words import TITLES
+from api.portal.words import TITLES, title_of
 
 __all__ = [
     "Bar",
@@ -71,7 +72,7 @@ def bar_charts(counts: Mapping[str, Mapping[str, int]], at_least: Iterable[str])
     """A chart for each field that any image has, in the order of the pages."""
     bounds = set(at_least)
     made = []
-    for field, title in TITLES.items():
+    for field in TITLES:
         values = list(counts.get(field, {}).items())
         if not values:
             continue
@@ -89,7 +90,7 @@ def bar_charts(counts: Mapping[str, Mapping[str, int]], at_least: Iterable[str])
         )
         # Of what is ordered no part is left out in the middle.
         shown = len(bars) if field in _SORTED else _SHOWN
-        made.append(BarChart(field, title, bars[:shown], bars[shown:], field in bounds))
+        made.append(BarChart(field, title_of(field), bars[:shown], bars[shown:], field in bounds))
     return made
 
 
@@ -178,7 +179,7 @@ def keys(points: Sequence[MapPointDocument], field: str) -> tuple[list[Key], dic
     made = [
         Key(
             mark,
-            group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}",
+            group[0] if len(group) == 1 else _from_to(group[0], group[-1]),
             sum(counts[value] for value in group),
             Question(where=_terms(field, group)).address(),
         )
@@ -186,11 +187,15 @@ def keys(points: Sequence[MapPointDocument], field: str) -> tuple[list[Key], dic
     ]
     others = sum(count for value, count in counts.items() if value not in marked)
     if others:
-        made.append(Key(OTHER, "Other", others, None))
+        made.append(Key(OTHER, gettext("Other"), others, None))
     unknown = len(points) - counts.total()
     if unknown:
-        made.append(Key(UNKNOWN, "Not known", unknown, None))
+        made.append(Key(UNKNOWN, gettext("Not known"), unknown, None))
     return made, marked
+
+
+def _from_to(low: str, high: str) -> str:
+    return gettext("%(low)s to %(high)s") % {"low": low, "high": high}
 
 
 def _terms(field: str, group: list[str]) -> tuple[str, ...]:
@@ -271,7 +276,7 @@ def curve(found: Sequence[FlaggedDocument], top: float) -> list[Interval]:
     ``top``: small shares, of which there is most to see, have more room there."""
     return [
         Interval(
-            f"{100 * one.expected:.1f} %",
+            f"{decimal(100 * one.expected, 1)} %",
             round(_WIDTH * math.sqrt(min(1.0, one.expected / top)), 2),
             *(
                 _from_above(math.sqrt(value / top))

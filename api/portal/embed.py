@@ -18,7 +18,9 @@ from api.http.deps import served
 from api.http.problems import log_problem, problem_of
 from api.http.throttle import check_rate
 from api.portal import words
-from api.portal.pages import pages
+from api.portal.catalogues import LANGUAGES, speaking
+from api.portal.language import language_of
+from api.portal.pages import html_page
 from api.schemas import RecommendationDocument
 from api.security.access import Access
 from api.security.embedding import Embed, site_origin
@@ -38,25 +40,33 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
+_VARIES = "Accept-Language"
+
 
 @router.get("/embed", response_model=None)
-def show_empty(request: Request, parent: Annotated[str, Query(max_length=300)] = "") -> Response:
+def show_empty(
+    request: Request,
+    parent: Annotated[str, Query(max_length=300)] = "",
+    lang: Annotated[str, Query(max_length=40)] = "",
+) -> Response:
     """The page in the frame of the component, which has nothing yet.
 
     Args:
         parent: origin of the page around it, which alone may have it in a frame, and tell it a
             token.
+        lang: its language; one that the pages do not speak counts for nothing.
 
     Raises:
         QueryError: that is no origin, or the address says more.
     """
-    if set(request.query_params) - {"parent"}:
+    if set(request.query_params) - {"parent", "lang"}:
         raise QueryError(
-            "the address of this page says its parent alone; a token is sent in a message or a "
-            "form, since addresses are logged"
+            "the address of this page says its parent and language alone; a token is sent in a "
+            "message or a form, since addresses are logged"
         )
     origin = site_origin(parent)
-    answer = HTMLResponse(pages().render("embed_empty.html", {"parent": origin}))
+    with speaking(_language(request, lang)):
+        answer = html_page("embed_empty.html", {"parent": origin}, varies=_VARIES)
     answer.headers["Content-Security-Policy"] = (
         "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
         f"style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {origin}"
@@ -70,12 +80,14 @@ def show_embedded(
     token: Annotated[str, Form(max_length=4000)] = "",
     parent: Annotated[str, Form(max_length=300)] = "",
     study: Annotated[str, Form(max_length=64)] = "",
+    lang: Annotated[str, Form(max_length=40)] = "",
 ) -> Response:
     """The page for a token, to be framed by the token's site.
 
     Args:
         parent: the site, as the page of :func:`show_empty` tells it: whoever else sends it is
             refused. Problems are then problem documents. study: what that page is to show.
+        lang: as of :func:`show_empty`.
 
     Raises:
         NotAuthenticated: it is no token of ours.
@@ -89,6 +101,24 @@ def show_embedded(
     _check_site(request, embed, parent)
     if parent and study != embed.study:
         raise NotAllowed("this token is for another study; ask for one for the study that is shown")
+    with speaking(_language(request, lang)):
+        answer = _embedded(request, embed, parent, seconds)
+    answer.headers["Content-Security-Policy"] = (
+        "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; "
+        f"form-action 'none'; frame-ancestors {embed.origin}"
+    )
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    return _to_be_framed(answer)
+
+
+def _language(request: Request, lang: str) -> str:
+    """The language that is asked for. A cookie of ours is none of the site's affair."""
+    return lang if lang in LANGUAGES else language_of(request, keeps=False)
+
+
+def _embedded(request: Request, embed: Embed, parent: str, seconds: int) -> Response:
+    """The related cases, or, in a form's answer, what went wrong."""
+    access: Access = request.state.access
     try:
         if not seconds:
             raise NotAuthenticated("this view has expired; load the page around it again")
@@ -98,21 +128,15 @@ def show_embedded(
         with served(request) as (archive, _):
             values = _values(request, archive, embed.study)
         shown = {"problem": None, "seconds": seconds, "opens": bool(parent), **values}
-        answer = HTMLResponse(pages().render("embed.html", shown))
+        return html_page("embed.html", shown, varies=_VARIES)
     except (PrecedentError, HTTPException) as error:
         if parent:
             raise
         problem = problem_of(error, request.url.path)
         log_problem(problem, error)
-        html = pages().render("embed.html", {"problem": problem, "seconds": 0})
         headers = error.headers if isinstance(error, HTTPException) else None
-        answer = HTMLResponse(html, problem.status, headers)
-    answer.headers["Content-Security-Policy"] = (
-        "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; "
-        f"form-action 'none'; frame-ancestors {embed.origin}"
-    )
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    return _to_be_framed(answer)
+        values = {"problem": problem, "seconds": 0}
+        return html_page("embed.html", values, problem.status, headers, varies=_VARIES)
 
 
 def _check_site(request: Request, embed: Embed, parent: str) -> None:

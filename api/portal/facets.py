@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from api.portal.catalogues import gettext
 from api.portal.question import Question, field_of
-from api.portal.words import TITLES
+from api.portal.words import TITLES, title_of
 from engine.search.query import parse_where
 from engine.store.counts import Facets
 from engine.store.payload import FACET_FIELDS
@@ -122,7 +123,7 @@ def facet_lists(facets: Facets, question: Question, most: int) -> list[FacetList
         made.append(
             FacetList(
                 field,
-                TITLES.get(field, field),
+                title_of(field),
                 tuple(values[:_SHOWN]),
                 tuple(values[_SHOWN:]),
                 open=active or bool(low or high) or len(made) < _OPEN,
@@ -195,10 +196,11 @@ def _chip(left: str, terms: Iterable[str], question: Question) -> Chip:
     if field == _YEAR and ".." in text:
         low, _, high = text.partition("..")
         if low.strip() and high.strip():
-            text = f"{low.strip()} to {high.strip()}"
+            said = gettext("%(low)s to %(high)s")
         else:
-            text = f"from {low.strip()}" if low.strip() else f"up to {high.strip()}"
+            said = gettext("from %(low)s") if low.strip() else gettext("up to %(high)s")
+        text = said % {"low": low.strip(), "high": high.strip()}
     if left.endswith("!"):
-        text = f"not {text}"
+        text = gettext("not %(value)s") % {"value": text}
     kept = tuple(term for term in question.where if term not in mine)
-    return Chip(TITLES.get(field, field), text, question.address(where=kept))
+    return Chip(title_of(field), text, question.address(where=kept))

@@ -13,6 +13,7 @@ from api.http.routes.keys import (
     list_keys,
     revoke_key,
 )
+from api.portal.catalogues import later
 from api.portal.page_route import PageRoute, page
 from api.portal.sessions import OwnForm
 from api.security.policy import Scope
@@ -25,13 +26,14 @@ router = APIRouter(
 )
 
 _MEANINGS = {
-    Scope.SEARCH: "search, and see images",
-    Scope.INDEX: "bring images in, and delete them",
-    Scope.ADMIN: "make and revoke keys; see where files lie",
-    Scope.AUDIT: "read the audit log",
-    Scope.METRICS: "read figures of the whole service",
-    Scope.SEND: "documents that name patients, and sending them",
+    Scope.SEARCH: later("search, and see images"),
+    Scope.INDEX: later("bring images in, and delete them"),
+    Scope.ADMIN: later("make and revoke keys; see where files lie"),
+    Scope.AUDIT: later("read the audit log"),
+    Scope.METRICS: later("read figures of the whole service"),
+    Scope.SEND: later("documents that name patients, and sending them"),
 }
+_STATES = {"valid": later("valid"), "expired": later("expired"), "revoked": later("revoked")}
 
 
 @router.get("/keys")
@@ -84,6 +86,7 @@ def _page(
         "made": made,
         "leaving": leaving,
         "own": caller.key,
+        "states": _STATES,
         "scopes": [(one.value, _MEANINGS[one]) for one in Scope if one in caller.scopes],
     }
     return page(request, "keys.html", values)

@@ -10,6 +10,7 @@ from api.http.routes.about import get_model
 from api.http.routes.judging import DriftDocument, get_calibration, get_drift
 from api.portal import charts, words
 from api.portal.advice import about_drift
+from api.portal.catalogues import gettext, grouped
 from api.portal.page_route import PageRoute, page
 from engine.model.manifest import Manifest
 
@@ -60,10 +61,10 @@ def trained(manifest: Manifest) -> list[tuple[str, str]]:
     told = manifest.training
     found: list[tuple[str, str]] = []
     if isinstance(images := told.get("images"), int):
-        found.append(("Images", f"{images:,}"))
+        found.append((gettext("Images"), grouped(images)))
     config = told.get("config")
     if isinstance(config, dict) and isinstance(epochs := config.get("epochs"), int):
-        found.append(("Epochs", f"{epochs:,}"))
+        found.append((gettext("Epochs"), grouped(epochs)))
     for name, value in told.items():
         if name in _TOLD_ELSEWHERE:
             continue

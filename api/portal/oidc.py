@@ -8,6 +8,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.http.problems import log_problem, problem_of
 from api.portal.beside import home_of
+from api.portal.language import LanguageRoute
 from api.portal.sessions import login_page, with_session
 from api.security.access import Access
 from api.security.oidc.code_flow import MOST_SECONDS
@@ -23,7 +24,9 @@ _BACK = "__Host-precedent-back"
 _ANSWERS = ("code", "state", "iss", "error")
 _UNAVAILABLE = "The identity provider does not answer; try again later, or sign in with an API key."
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router = APIRouter(
+    route_class=LanguageRoute, include_in_schema=False, default_response_class=HTMLResponse
+)
 
 
 @router.get("/login/oidc")

@@ -11,7 +11,9 @@ from starlette.responses import HTMLResponse
 
 from api.http.problems import Problem, log_problem, problem_of
 from api.portal.beside import home_of, pages_beside
-from api.portal.pages import pages
+from api.portal.catalogues import language
+from api.portal.language import choices, in_language
+from api.portal.pages import html_page
 from api.portal.sessions import form_token
 from api.security.access import Caller
 from engine.errors import PrecedentError
@@ -33,7 +35,7 @@ class PageRoute(APIRoute):
                 log_problem(problem, error)
                 return await run_in_threadpool(self.problem_page, request, problem)
 
-        return handle_or_show_problem
+        return in_language(handle_or_show_problem)
 
     @staticmethod
     def problem_page(request: Request, problem: Problem) -> HTMLResponse:
@@ -50,7 +52,8 @@ def root_of(request: Request) -> str:
 def page(
     request: Request, template: str, values: dict[str, Any], status: int = 200
 ) -> HTMLResponse:
-    """The page of a template, with what all pages need."""
+    """The page of a template, with what all pages need. Among the values may be ``again``: the
+    address that shows the same, where the one that was asked for does not."""
     caller: Caller | None = request.state.caller
     shared = {
         "root": root_of(request),
@@ -58,5 +61,6 @@ def page(
         "csrf": form_token(request),
         "beside": pages_beside(caller),
         "tenant": "" if caller is None else caller.tenant,
+        "languages": choices(request, language(), root_of(request), values.get("again")),
     }
-    return HTMLResponse(pages().render(template, {**shared, **values}), status)
+    return html_page(template, {**shared, **values}, status)

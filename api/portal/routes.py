@@ -32,7 +32,9 @@ from api.portal import (
     words,
 )
 from api.portal.answers import Answered, answer
+from api.portal.catalogues import speaking
 from api.portal.kept import KeptQueries, recent_of
+from api.portal.language import language_of
 from api.portal.page_route import PageRoute, page
 from api.portal.pages import pages
 from api.portal.question import (
@@ -77,6 +79,7 @@ class _SearchRoute(PageRoute):
         try:
             with served(request) as (archive, _):
                 values = _page_values(request, archive, asked, problem=problem)
+                values["again"] = values["asked"].address()
                 return page(request, "search.html", values, problem.status)
         except PrecedentError:
             return PageRoute.problem_page(request, problem)
@@ -91,7 +94,7 @@ def add_portal(app: FastAPI) -> None:
     """Adds the pages and their static files to the service."""
     pages()
     app.state.kept_queries = KeptQueries()
-    app.state.problem_page = PageRoute.problem_page
+    app.state.problem_page = _refused_page
     app.include_router(_router)
     for one in (
         *(study, image, compare, collection, documents, archive_page, model, jobs, keys),
@@ -99,6 +102,12 @@ def add_portal(app: FastAPI) -> None:
     ):
         app.include_router(one.router)
     app.mount("/static", _Files(directory=_STATIC), name="static")
+
+
+def _refused_page(request: Request, problem: Problem) -> HTMLResponse:
+    """The page for somebody who may not see another one, which no route has made."""
+    with speaking(language_of(request)):
+        return PageRoute.problem_page(request, problem)
 
 
 class _Files(StaticFiles):
@@ -141,7 +150,8 @@ def search(
     if not asked.uploads:
         raise QueryError("choose an image file first, or start from an image of the archive")
     found = answer(request, asked, archive, readers)
-    return page(request, "search.html", _page_values(request, archive, found.asked, found=found))
+    values = _page_values(request, archive, found.asked, found=found)
+    return page(request, "search.html", {**values, "again": found.asked.address()})
 
 
 def _page_values(
@@ -165,7 +175,7 @@ def _page_values(
         "k": archive.settings.search.k if asked.k is None else asked.k,
         "problem": problem,
         "found": None,
-        "matching": matching.text,
+        "matching": words.size_text(matching),
         "estimated": counts.estimated,
         "facets": facets.facet_lists(counts, asked, archive.settings.search.facet_values),
         "chips": facets.chips(asked),

@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.portal.beside import home_of
+from api.portal.catalogues import language
 from api.portal.cookies import drop_cookie, set_cookie
 from api.portal.kept import owner_of
-from api.portal.pages import pages
+from api.portal.language import LanguageRoute, choices
+from api.portal.pages import html_page
 from api.security.access import COOKIE, FRAMED, Access
 from api.security.keys import public_id
 from api.security.sessions import ABSOLUTE, csrf_token
@@ -20,7 +22,9 @@ from engine.errors import NotAllowed, NotAuthenticated
 
 __all__ = ["OwnForm", "form_token", "login_page", "router", "with_session"]
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router = APIRouter(
+    route_class=LanguageRoute, include_in_schema=False, default_response_class=HTMLResponse
+)
 
 
 def form_token(request: Request) -> str:
@@ -74,9 +78,11 @@ def login_page(
     access: Access = request.state.access
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
     button = None if access.provider is None else access.provider.button
+    # From below /login to the folder of the page.
+    root = "../" * (path.count("/") - 1)
     values = {
-        # From below /login to the folder of the page.
-        "root": "../" * (path.count("/") - 1),
+        "root": root,
+        "languages": choices(request, language(), root),
         "problem": problem,
         "button": button,
         "ehrs": access.ehrs.standalone,
@@ -85,7 +91,7 @@ def login_page(
         "sign_out_url": sign_out_url,
         "to": known_page(to),
     }
-    return HTMLResponse(pages().render("login.html", values), status)
+    return html_page("login.html", values, status)
 
 
 def with_session(answer: Response, secret: str, *, framed: bool = False) -> Response:

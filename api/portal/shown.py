@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from api.portal.catalogues import later
 from engine.errors import QueryError
 
 __all__ = [
@@ -19,14 +20,15 @@ __all__ = [
 
 SOFT_TISSUE = (400, 40)
 PRESETS = (
-    ("Lung", 1500, -600),
-    ("Soft tissue", *SOFT_TISSUE),
-    ("Bone", 1800, 400),
-    ("Brain", 80, 40),
-    ("Liver", 150, 60),
-    ("Vessels", 600, 200),
+    (later("Lung"), 1500, -600),
+    (later("Soft tissue"), *SOFT_TISSUE),
+    (later("Bone"), 1800, 400),
+    (later("Brain"), 80, 40),
+    (later("Liver"), 150, 60),
+    (later("Vessels"), 600, 200),
 )
-"""Windows of CT by name: width and level in Hounsfield units, as radiologists use them."""
+"""Windows of CT by name, as marked for the catalogues: width and level in Hounsfield units, as
+radiologists use them."""
 
 Window = tuple[float, float]
 """Width and level."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.http.routes.jobs import JobDocument
+from api.portal.catalogues import decimal, general, gettext, grouped, later, ngettext, pgettext
 from api.portal.question import Question
 from api.schemas import (
     BasisDocument,
@@ -15,8 +16,6 @@ from api.schemas import (
     HitDocument,
     ImageDocument,
     OodDocument,
-    by_detector,
-    versions_remarks,
 )
 from engine.search.sizes import Size
 from indexer.imaging.thumbnails import thumbnail
@@ -31,26 +30,32 @@ __all__ = [
     "how_alike",
     "job_actions",
     "job_sentence",
+    "job_status",
+    "job_words",
     "meanings",
     "picture_inside",
     "recent_label",
     "refined_sentence",
+    "size_text",
+    "tile_size",
+    "title_of",
     "verdict",
 ]
 
 TITLES = {
-    "modality": "Modality",
-    "body_part": "Body part",
-    "labels": "Label",
-    "study_year": "Study year",
-    "view": "View",
-    "laterality": "Side",
-    "sex": "Sex",
-    "age_band": "Age",
-    "manufacturer": "Manufacturer",
-    "source": "Source",
+    "modality": later("Modality"),
+    "body_part": later("Body part"),
+    "labels": later("Label"),
+    "study_year": later("Study year"),
+    "view": later("View"),
+    "laterality": later("Side"),
+    "sex": later("Sex"),
+    "age_band": later("Age"),
+    "manufacturer": later("Manufacturer"),
+    "source": later("Source"),
 }
-"""What people call the fields of an image, in the order in which the pages have them."""
+"""What people call the fields of an image, in the order in which the pages have them; as marked for
+the catalogues, see :func:`title_of`."""
 _SHORT = ("study_year", "view", "laterality", "age_band", "sex")
 _MOST_WORDS = 80
 
@@ -71,53 +76,93 @@ class Verdict:
 
 _VERDICTS = {
     "known": (
-        "A kind of image that the model knows.",
-        "How alike the hits are can be compared. It does not say that they show the same finding.",
+        later("A kind of image that the model knows."),
+        later(
+            "How alike the hits are can be compared. It does not say that they show the same "
+            "finding."
+        ),
     ),
     "unfamiliar": (
-        "A known kind of image, made in an unfamiliar way.",
-        "The model has not met this scanner, window or view of it. Hits may be alike by how they "
-        "were made rather than by what they show: look at the pictures before you rely on their "
-        "order.",
+        later("A known kind of image, made in an unfamiliar way."),
+        later(
+            "The model has not met this scanner, window or view of it. Hits may be alike by how "
+            "they were made rather than by what they show: look at the pictures before you rely on "
+            "their order."
+        ),
     ),
     "foreign": (
-        "Outside what the model knows.",
-        "It has learned from nothing like this image. Hits may look alike and mean nothing: check "
-        "that this is the right file and that it shows what it should, and do not rely on the "
-        "hits.",
+        later("Outside what the model knows."),
+        later(
+            "It has learned from nothing like this image. Hits may look alike and mean nothing: "
+            "check that this is the right file and that it shows what it should, and do not rely "
+            "on the hits."
+        ),
     ),
 }
-_NONE = Verdict(
-    "none",
-    "No verdict.",
-    "The model is not calibrated for such a question, so nobody can say whether it knows images of "
-    "this kind.",
+_NONE = (
+    later("No verdict."),
+    later(
+        "The model is not calibrated for such a question, so nobody can say whether it knows "
+        "images of this kind."
+    ),
 )
 
 
 def verdict(ood: OodDocument | None) -> Verdict:
     """The verdict in words; None = there is none."""
     if ood is None:
-        return _NONE
-    title, meaning = _VERDICTS[ood.verdict]
+        return _translated("none", _NONE)
     level = ood.alpha if ood.level is None else ood.level
-    compared = "above" if ood.verdict == "known" else "at or below"
-    limit = ood.alpha if ood.foreign else level
-    figures = f"p = {ood.p:.3g}, {compared} {limit:g}; {by_detector(ood.p_values)}"
+    limit = general(ood.alpha if ood.foreign else level)
+    if ood.verdict == "known":
+        compared = gettext("p = %(p)s, above %(limit)s")
+    else:
+        compared = gettext("p = %(p)s, at or below %(limit)s")
+    figures = compared % {"p": general(ood.p, 3), "limit": limit}
+    if ood.p_values:
+        detectors = (f"{name} {general(p, 3)}" for name, p in ood.p_values.items())
+        figures += f"; {', '.join(detectors)}"
     if ood.p_elsewhere is not None:
-        figures += f"; among images of other scanners p = {ood.p_elsewhere:.3g}"
-    return Verdict(ood.verdict, title, meaning, figures)
+        elsewhere = gettext("among images of other scanners p = %(p)s")
+        figures += f"; {elsewhere % {'p': general(ood.p_elsewhere, 3)}}"
+    return _translated(ood.verdict, _VERDICTS[ood.verdict], figures)
+
+
+def _translated(state: str, told: tuple[str, str], figures: str | None = None) -> Verdict:
+    title, meaning = told
+    return Verdict(state, gettext(title), gettext(meaning), figures)
 
 
 def meanings() -> list[Verdict]:
     """Every verdict that there is, with what it means."""
-    return [*(Verdict(state, *told) for state, told in _VERDICTS.items()), _NONE]
+    every = {**_VERDICTS, "none": _NONE}
+    return [_translated(state, told) for state, told in every.items()]
+
+
+def title_of(field: str) -> str:
+    """What people call a field of an image; of an unknown one its name."""
+    return gettext(TITLES[field]) if field in TITLES else field
+
+
+def tile_size(size: str) -> str:
+    """A size of the tiles, of those of a question."""
+    return {
+        "small": pgettext("tiles", "Small"),
+        "medium": pgettext("tiles", "Medium"),
+        "large": pgettext("tiles", "Large"),
+    }[size]
+
+
+def size_text(size: Size) -> str:
+    """A number of images, such as "about 1,200,000"."""
+    number = grouped(size.count)
+    return gettext("about %(count)s") % {"count": number} if size.estimated else number
 
 
 def about(image: ImageDocument) -> str:
     """An image in a few words, as in "CT CHEST"."""
     kind = " ".join(one for one in (image.modality, image.body_part) if one)
-    return kind or ", ".join(image.labels)[:_MOST_WORDS] or "Image"
+    return kind or ", ".join(image.labels)[:_MOST_WORDS] or gettext("Image")
 
 
 def facts(image: ImageDocument) -> list[str]:
@@ -128,12 +173,16 @@ def facts(image: ImageDocument) -> list[str]:
 def described(image: ImageDocument) -> list[tuple[str, str]]:
     """All that is known of an image but its UIDs: names and values."""
     found: list[tuple[str, str]] = []
-    for name, title in TITLES.items():
+    for name in TITLES:
         value = getattr(image, name)
         if value not in (None, []):
-            found.append((title, ", ".join(value) if isinstance(value, list) else str(value)))
+            found.append(
+                (title_of(name), ", ".join(value) if isinstance(value, list) else str(value))
+            )
     if image.burned_in is not None:
-        found.append(("Text in the picture", "yes" if image.burned_in else "no"))
+        found.append(
+            (gettext("Text in the picture"), gettext("yes") if image.burned_in else gettext("no"))
+        )
     return found
 
 
@@ -158,57 +207,110 @@ def picture_inside(canvas: NDArray[np.uint8] | None) -> str | None:
 
 def evidence_sentence(evidence: EvidenceDocument, matching: Size, *, filtered: bool) -> str:
     """How the hits were found, as a sentence. matching: images that pass the facet filters."""
-    remarks = versions_remarks(
-        evidence.precision, evidence.index_precision, evidence.rendered_otherwise
-    )
+    remarks = _remarks(evidence.precision, evidence.index_precision, evidence.rendered_otherwise)
     said = [_how_found(evidence, matching, filtered), *remarks]
-    return f"{'; '.join(said)}; {sum(evidence.timings_ms.values()):.0f} ms."
+    return f"{'; '.join(said)}; {grouped(round(sum(evidence.timings_ms.values())))} ms."
 
 
 def _how_found(evidence: EvidenceDocument, matching: Size, filtered: bool) -> str:
-    images = "image" if matching.count == 1 else "images"
-    whole = f"{matching.text} {images}" + (" that match the filters" if filtered else "")
+    whole = _whole(matching, filtered)
     if evidence.rung == "none":
-        return "Nothing was searched: this service refuses what is foreign"
+        return gettext("Nothing was searched: this service refuses what is foreign")
     if evidence.note is not None:
         return evidence.note[:1].upper() + evidence.note[1:]
     if evidence.approximate:
-        return f"The graph of {whole} was searched, which may miss some"
+        return gettext("The graph of %(images)s was searched, which may miss some") % whole
     if evidence.rung == "exact":
-        return f"All {whole} were compared, as asked"
+        return gettext("All %(images)s were compared, as asked") % whole
     if evidence.rung == "dense" and len(evidence.rungs_tried) == 1:
-        return f"All {whole} were compared"
+        return gettext("All %(images)s were compared") % whole
     if evidence.rung == "dense":
-        return f"Too few images passed the coarse filter, so all {whole} were compared"
-    candidates = Size(evidence.candidates, evidence.estimated).text
-    compared = f"{candidates[:1].upper()}{candidates[1:]} of {whole} were compared"
-    if evidence.radius is None:
-        told = "" if evidence.cells_in_all is None else f" of {evidence.cells_in_all}"
-        return f"{compared}: those in the {evidence.cells} nearest{told} cells"
-    return f"{compared}, every image within {evidence.radius} bits among them"
+        said = gettext("Too few images passed the coarse filter, so all %(images)s were compared")
+        return said % whole
+    candidates = size_text(Size(evidence.candidates, evidence.estimated))
+    said = gettext("%(candidates)s of %(images)s were compared") % {
+        "candidates": candidates,
+        **whole,
+    }
+    said = f"{said[:1].upper()}{said[1:]}"
+    if evidence.radius is not None:
+        within = gettext("every image within %(bits)s bits among them")
+        return f"{said}, {within % {'bits': evidence.radius}}"
+    if evidence.cells_in_all is None:
+        cells = gettext("those in the %(cells)s nearest cells") % {"cells": evidence.cells}
+    else:
+        cells = gettext("those in the %(cells)s nearest of %(total)s cells") % {
+            "cells": evidence.cells,
+            "total": evidence.cells_in_all,
+        }
+    return f"{said}: {cells}"
+
+
+def _whole(matching: Size, filtered: bool) -> dict[str, str]:
+    if filtered:
+        said = ngettext(
+            "%(count)s image that match the filters",
+            "%(count)s images that match the filters",
+            matching.count,
+        )
+    else:
+        said = ngettext("%(count)s image", "%(count)s images", matching.count)
+    return {"images": said % {"count": size_text(matching)}}
+
+
+def _remarks(
+    precision: str | None, index_precision: str | None, rendered_otherwise: int
+) -> list[str]:
+    """Remarks on query and hits that were not made in the same way, as
+    :func:`api.schemas.versions_remarks` has them for programs."""
+    remarks = []
+    if None not in (precision, index_precision) and precision != index_precision:
+        said = gettext(
+            "encoded in %(precision)s, the index in %(index)s: similarities may be off by %(most)s"
+        )
+        most = decimal(0.01, 2)
+        remarks.append(said % {"precision": precision, "index": index_precision, "most": most})
+    if rendered_otherwise:
+        said = ngettext(
+            "%(count)s hit was rendered by another version; `precedent index --again` renews the "
+            "pictures",
+            "%(count)s hits were rendered by another version; `precedent index --again` renews the "
+            "pictures",
+            rendered_otherwise,
+        )
+        remarks.append(said % {"count": grouped(rendered_otherwise)})
+    return remarks
 
 
 def refined_sentence(basis: BasisDocument, *, by_bits: bool) -> str:
     """How hits like several examples were found, as a sentence. by_bits: the fewest differing bits
     were asked for to come first."""
     if not basis.rungs:
-        return "Nothing was searched: this service refuses what is foreign."
-    liked = f"{basis.liked} example{'' if basis.liked == 1 else 's'}"
-    disliked = f" and {basis.disliked} disliked" if basis.disliked else ""
-    said = [
-        f"{basis.ranked:,} image{'' if basis.ranked == 1 else 's'} near the examples were compared "
-        f"with {liked}{disliked}; each is as similar as to the example that it is most like"
-    ]
+        return gettext("Nothing was searched: this service refuses what is foreign.")
+    examples = ngettext("%(count)s example", "%(count)s examples", basis.liked)
+    examples %= {"count": grouped(basis.liked)}
+    if basis.disliked:
+        disliked = gettext("and %(count)s disliked") % {"count": grouped(basis.disliked)}
+        examples = f"{examples} {disliked}"
+    compared = ngettext(
+        "%(count)s image near the examples were compared with %(examples)s; each is as similar as "
+        "to the example that it is most like",
+        "%(count)s images near the examples were compared with %(examples)s; each is as similar as "
+        "to the example that it is most like",
+        basis.ranked,
+    )
+    said = [compared % {"count": grouped(basis.ranked), "examples": examples}]
     if basis.nearer_to_disliked:
-        said.append(f"{basis.nearer_to_disliked:,} left out as nearer to what is disliked")
+        left_out = gettext("%(count)s left out as nearer to what is disliked")
+        said.append(left_out % {"count": grouped(basis.nearer_to_disliked)})
     if basis.note is not None:
         said.append(basis.note)
     if basis.approximate:
-        said.append("a graph was searched, which may miss some")
+        said.append(gettext("a graph was searched, which may miss some"))
     if by_bits:
-        said.append("most similar first, since bits are counted to one image alone")
-    said += versions_remarks(basis.precision, basis.index_precision, basis.rendered_otherwise)
-    return f"{'; '.join(said)}; {sum(basis.timings_ms.values()):.0f} ms."
+        said.append(gettext("most similar first, since bits are counted to one image alone"))
+    said += _remarks(basis.precision, basis.index_precision, basis.rendered_otherwise)
+    return f"{'; '.join(said)}; {grouped(round(sum(basis.timings_ms.values())))} ms."
 
 
 def recent_label(query: ImageDocument | None, asked: Question) -> str:
@@ -217,33 +319,68 @@ def recent_label(query: ImageDocument | None, asked: Question) -> str:
         said = [" ".join((about(query), *facts(query)[:1]))]
     else:
         counts = (
-            (len(asked.kept), "of yours"),
-            (len(asked.likes), "liked"),
-            (len(asked.dislikes), "disliked"),
+            (len(asked.kept), gettext("%(count)s of yours")),
+            (len(asked.likes), gettext("%(count)s liked")),
+            (len(asked.dislikes), gettext("%(count)s disliked")),
         )
-        said = [", ".join(f"{count} {name}" for count, name in counts if count)]
+        said = [", ".join(told % {"count": count} for count, told in counts if count)]
     if asked.where:
-        said.append(f"{len(asked.where)} filter{'' if len(asked.where) == 1 else 's'}")
+        filters = ngettext("%(count)s filter", "%(count)s filters", len(asked.where))
+        said.append(filters % {"count": len(asked.where)})
     return ", ".join(said)
 
 
+_STATUSES = {
+    "waiting": later("waiting"),
+    "running": later("running"),
+    "paused": later("paused"),
+    "cancelled": later("cancelled"),
+    "finished": later("finished"),
+    "failed": later("failed"),
+}
+"""Those of jobs."""
+
+
+def job_status(status: str) -> str:
+    """The status of a job in a word."""
+    return gettext(_STATUSES[status]) if status in _STATUSES else status
+
+
+def job_words() -> dict[str, str]:
+    """What is said of a job, with the names of its numbers in braces, and the words for its status;
+    ``portal.js`` says the same of what comes later."""
+    parts = {
+        "read": gettext("{done} of {total} read, {indexed} indexed, {refused} refused"),
+        "unchanged": gettext(", {unchanged} unchanged"),
+        "speed": gettext("; {speed} a second"),
+        "left": gettext(", about {minutes} min left"),
+    }
+    return {**parts, **{status: gettext(word) for status, word in _STATUSES.items()}}
+
+
 def job_sentence(job: JobDocument) -> str:
-    """How far a job is, as a sentence. ``portal.js`` has the same words for what comes later."""
-    refused = sum(job.refused.values())
-    said = f"{job.done:,} of {job.total:,} read, {job.indexed:,} indexed, {refused:,} refused"
+    """How far a job is, as a sentence."""
+    words = job_words()
+    said = words["read"].format(
+        done=grouped(job.done),
+        total=grouped(job.total),
+        indexed=grouped(job.indexed),
+        refused=grouped(sum(job.refused.values())),
+    )
     if job.unchanged:
-        said += f", {job.unchanged:,} unchanged"
+        said += words["unchanged"].format(unchanged=grouped(job.unchanged))
     if job.per_second:
-        said += f"; {job.per_second:,.1f} a second"
+        said += words["speed"].format(speed=decimal(job.per_second, 1))
     if job.seconds_left is not None and job.state == "running":
-        said += f", about {math.ceil(job.seconds_left / 60):,} min left"
+        said += words["left"].format(minutes=grouped(math.ceil(job.seconds_left / 60)))
     return said + "."
 
 
 def job_actions(job: JobDocument) -> list[tuple[str, str]]:
     """What can be done with a job in its state: names and titles."""
+    cancel = ("cancel", pgettext("verb", "Cancel"))
     if job.state == "running":
-        return [("pause", "Pause"), ("cancel", "Cancel")]
+        return [("pause", pgettext("verb", "Pause")), cancel]
     if job.state == "paused":
-        return [("resume", "Resume"), ("cancel", "Cancel")]
-    return [("retry", "Try failed tasks again")] if job.tasks.get("failed") else []
+        return [("resume", pgettext("verb", "Resume")), cancel]
+    return [("retry", gettext("Try failed tasks again"))] if job.tasks.get("failed") else []

@@ -4,6 +4,8 @@
 
 const around = document.documentElement.dataset.parent;
 const main = document.querySelector("main");
+// What is said here, in the language of the page.
+const words = { ...main.dataset };
 let turn = 0;
 let until = 0;
 let ending = 0;
@@ -22,7 +24,7 @@ function clear() {
   turn += 1;
   until = 0;
   clearTimeout(ending);
-  say("Related cases are shown here by the page around this one.", false);
+  say(words.waiting, false);
 }
 
 function fail(code, text) {
@@ -36,7 +38,7 @@ function checkEnd() {
   clearTimeout(ending);
   if (!until) return;
   const left = until - Date.now();
-  if (left <= 0) fail("expired", "This view has ended; the page around it did not ask for it again.");
+  if (left <= 0) fail("expired", words.ended);
   else ending = setTimeout(checkEnd, left);
 }
 
@@ -49,7 +51,7 @@ async function show(token, study) {
   try {
     answer = await fetch("embed", {
       method: "POST",
-      body: new URLSearchParams({ token, study, parent: around }),
+      body: new URLSearchParams({ token, study, parent: around, lang: document.documentElement.lang }),
       credentials: "omit",
       cache: "no-store",
       redirect: "error",
@@ -61,7 +63,7 @@ async function show(token, study) {
   if (mine !== turn) return;
   main.removeAttribute("aria-busy");
   if (answer === null) {
-    const message = "The service does not answer; related cases cannot be shown now.";
+    const message = words.unreachable;
     // What is shown may be shown on until its own token ends.
     if (until) tell("failed", { code: "unreachable", message });
     else fail("unreachable", message);
@@ -74,7 +76,7 @@ async function show(token, study) {
     } catch {
       // Something on the way has answered instead.
     }
-    const detail = problem.detail ?? `The service answered ${answer.status}.`;
+    const detail = problem.detail ?? words.answered.replace("{status}", answer.status);
     fail(problem.code ?? String(answer.status), detail[0].toUpperCase() + detail.slice(1));
     return;
   }
@@ -111,4 +113,4 @@ new ResizeObserver(() => {
   tell("resized", { height: Math.ceil(document.documentElement.getBoundingClientRect().height) });
 }).observe(document.documentElement);
 
-if (window.parent !== window) tell("ready");
+if (window.parent !== window) tell("ready", { title: document.title.split(" – ")[0] });

@@ -390,7 +390,7 @@ function copyTexts() {
     const shown = document.getElementById(button.dataset.copy);
     try {
       await navigator.clipboard.writeText(shown.textContent.trim());
-      button.textContent = "Copied";
+      button.textContent = button.dataset.copied;
     } catch {
       getSelection().selectAllChildren(shown);
     }
@@ -417,24 +417,36 @@ all(".keys-help").forEach((button) => {
 
 // Jobs that run are followed while the page is open; a browser keeps few connections to a server.
 function followJobs() {
-  const number = new Intl.NumberFormat("en");
+  const list = one("[data-words]");
+  if (!list) return;
+  const words = JSON.parse(list.dataset.words);
+  const { lang } = document.documentElement;
+  const number = new Intl.NumberFormat(lang);
+  const speed = new Intl.NumberFormat(lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   all("[data-live]").slice(0, 4).forEach((article) => {
     const events = new EventSource(`v1/jobs/${article.dataset.job}/events`);
     const show = (event) => {
       const job = JSON.parse(event.data);
       const refused = Object.values(job.refused).reduce((sum, count) => sum + count, 0);
-      const [done, total, indexed] = [job.done, job.total, job.indexed].map((one) => number.format(one));
-      let said = `${done} of ${total} read, ${indexed} indexed, ${number.format(refused)} refused`;
-      if (job.unchanged) said += `, ${number.format(job.unchanged)} unchanged`;
-      if (job.per_second) said += `; ${job.per_second.toFixed(1)} a second`;
-      if (job.seconds_left !== null && job.state === "running") {
-        said += `, about ${Math.ceil(job.seconds_left / 60)} min left`;
-      }
+      const numbers = {
+        done: number.format(job.done),
+        total: number.format(job.total),
+        indexed: number.format(job.indexed),
+        refused: number.format(refused),
+        unchanged: number.format(job.unchanged),
+        speed: speed.format(job.per_second ?? 0),
+        minutes: number.format(Math.ceil((job.seconds_left ?? 0) / 60)),
+      };
+      const say = (part) => words[part].replace(/\{(\w+)\}/g, (_, name) => numbers[name]);
+      let said = say("read");
+      if (job.unchanged) said += say("unchanged");
+      if (job.per_second) said += say("speed");
+      if (job.seconds_left !== null && job.state === "running") said += say("left");
       const bar = one("progress", article);
       bar.max = Math.max(job.total, 1);
       bar.value = job.total ? job.done : Number(job.state === "finished");
       one("[data-said]", article).textContent = `${said}.`;
-      one("[data-status]", article).textContent = job.status;
+      one("[data-status]", article).textContent = words[job.status] ?? job.status;
     };
     events.addEventListener("progress", show);
     events.addEventListener("end", (event) => {

@@ -21,6 +21,7 @@
     static observedAttributes = ["study", "src", "label"];
 
     #frame = null;
+    #title = "Precedent";
     #origin = "";
     #isConnected = false;
     #isReady = false;
@@ -78,7 +79,7 @@
     }
 
     get #label() {
-      return this.getAttribute("label") || "Related cases";
+      return this.getAttribute("label") || this.#title;
     }
 
     #load() {
@@ -98,6 +99,9 @@
       if (!base.pathname.endsWith("/")) base.pathname += "/";
       const address = new URL("embed", base);
       address.searchParams.set("parent", window.location.origin);
+      // It speaks the language of the page around it; where that says none, that of the browser.
+      const lang = this.closest("[lang]")?.lang.split("-")[0].toLowerCase() ?? "";
+      if (/^[a-z]{2,3}$/.test(lang)) address.searchParams.set("lang", lang);
       this.#origin = base.origin;
       const frame = document.createElement("iframe");
       frame.title = this.#label;
@@ -156,6 +160,8 @@
         case "ready":
           clearTimeout(this.#patience);
           this.#isReady = true;
+          if (typeof said.title === "string") this.#title = said.title;
+          this.#frame.title = this.#label;
           this.#begin();
           break;
         case "shown": {
