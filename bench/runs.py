@@ -158,7 +158,10 @@ def train_identity(config: TrainConfig) -> dict[str, Any]:
     if not values["loss"].get("spread"):
         values["loss"].pop("spread", None)
     plain = to_dict(TrainConfig())
-    for name in ("tower_rate", "tower_rest_epochs", "by_source", "temper", "steps_per_epoch"):
+    for name in (
+        "tower_rate", "tower_rest_epochs", "by_source", "temper", "steps_per_epoch", "code_epochs",
+        "code_bits",
+    ):  # fmt: skip
         if values[name] == plain[name]:
             del values[name]
     if not values["augment"]["small"]:

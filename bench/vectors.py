@@ -27,6 +27,7 @@ __all__ = [
     "KINDS",
     "SCRATCH",
     "Vectors",
+    "blown_up",
     "nearest",
     "points",
     "prepared",
@@ -164,7 +165,7 @@ def real(
         chosen = rng.permutation(len(z))[:count]
         archive = z[chosen], codes[chosen], classes[chosen]
     else:
-        blown, source = _blown_up(z, classes, count, rng)
+        blown, source = blown_up(z, classes, count, rng)
         archive = blown, _hashed(blown, model), classes[source]
     return Vectors(
         f"real, {count:,}", *archive, encodings["query_z"][asked], encodings["query_codes"][asked]
@@ -200,7 +201,7 @@ def identity(kind: str, folder: Path | None, model: Path = SHIPPED) -> str:
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
-def _blown_up(
+def blown_up(
     z: NDArray[np.float32], classes: NDArray[np.str_], count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """``count`` vectors beside random rows of z, and which rows those are."""

@@ -1,11 +1,12 @@
-"""Builds the shipped model: trains the network and the decoder, and calibrates the OOD gate.
+"""Builds the shipped model: trains network, codes and decoder, and calibrates the OOD gate.
 
     python -m bench.weights DATA OUT [--fold 1/3 | --leave-out SOURCE…] [--epochs 40]
     python -m bench.weights DATA OUT --folds FOLD… [--epochs 40]
 
 DATA has ``manifest.csv`` and ``more/manifest.csv`` (``bench.manifests``). The same command goes on
 where a build was stopped, or killed; ``--epochs`` may be raised then. Until it ends, OUT has the
-best model so far in ``epoch-NNNN``.
+best model so far in ``epoch-NNNN``. When the network has been trained, its hash head is fitted once
+more (``engine.training.codes``): other ``--code-epochs`` repeat this, and not the training.
 
 The tower starts from ImageNet weights (``bench.pretrained``). Images are drawn by kind, source and
 patient, beside synthetic ones (``bench.phantoms``): of the known kinds as other scanners show them,
@@ -223,6 +224,8 @@ def build(arguments: argparse.Namespace) -> Manifest:
         temper=arguments.temper,
         seed=arguments.seed,
         precision=arguments.precision,
+        code_epochs=arguments.code_epochs,
+        code_bits=arguments.code_bits,
         # Batches are balanced already.
         loss=replace(SPREAD, weighted=False),
         augment=AugmentConfig(small=arguments.small),
@@ -317,6 +320,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--per-kind", type=int, default=350, help="drawn images of each kind")
     made.add_argument("--most", type=int, default=0, help="real images of each part; 0: all")
     made.add_argument("--flat", action="store_true", help="classes without planes")
+    made.add_argument("--code-epochs", type=int, default=30, help="of the codes' last fit; 0: none")
+    made.add_argument("--code-bits", type=int, default=0, help="their length then; 0: as before")
     made.add_argument("--decoder-epochs", type=int, default=3, help="0: no decoder")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--resume", action="store_true", help="what happens anyway; refuses to start")

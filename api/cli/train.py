@@ -155,6 +155,13 @@ def train(
             help="Keep what more --epochs need after the end, several times the model's size.",
         ),
     ] = False,
+    code_epochs: Annotated[
+        int,
+        typer.Option(
+            help="After the training the hash head alone learns which images are nearest, for so "
+            "many rounds: its codes then find more of them. 0: it stays as it is."
+        ),
+    ] = 0,
     decoder_epochs: Annotated[
         int,
         typer.Option(help="Of the second stage, a decoder for the OOD gate; 0: no decoder."),
@@ -166,7 +173,7 @@ def train(
 ) -> None:
     """Train a model on an archive, labelled or not. If stopped, the same command goes on."""
     _at_least(0, seed=seed, patience=patience, images_per_class=images_per_class)
-    _at_least(0, decoder_epochs=decoder_epochs)
+    _at_least(0, decoder_epochs=decoder_epochs, code_epochs=code_epochs)
     _at_least(1, epochs=epochs, min_class_size=min_class_size)
     _at_least(2, batch_size=batch_size)
     if not 0 < learning_rate < inf:
@@ -210,6 +217,7 @@ def train(
         ema_decay=ema_decay,
         validation=validation,
         patience=patience,
+        code_epochs=code_epochs,
         loss=loss_named(loss, fingerprint, spread, labels),
     )
     device = device_named(device)

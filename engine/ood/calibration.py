@@ -35,7 +35,7 @@ from safetensors.numpy import save
 from engine.errors import ModelError
 from engine.files import write_atomically
 from engine.ood.base import Detector, State
-from engine.ood.detectors import KnnDetector, detector_kind
+from engine.ood.detectors import HammingDetector, KnnDetector, detector_kind
 from engine.ood.likeness import LikenessScale
 from engine.records import Observations, OodVerdict
 
@@ -357,6 +357,14 @@ class OodGate:
         if decoder is not None and self._needs_decoder():
             metadata["decoder"] = decoder
         write_atomically(directory / CALIBRATION, save(tensors, metadata=metadata))
+
+    @property
+    def looks_at_codes(self) -> bool:
+        """Whether a detector uses the code or the class logits, beside or instead of z."""
+        return any(
+            detector.name == HammingDetector.name or "logits" in detector.needs
+            for detector in self.detectors
+        )
 
     def _needs_decoder(self) -> bool:
         return any("reconstruction" in detector.needs for detector in self.detectors)

@@ -33,6 +33,9 @@ class TrainConfig:
     temper: how much more often large classes and sources are drawn then, 0 = all as often, 1 = in
         proportion to their images.
     steps_per_epoch: batches of an epoch; 0 = as many as the images fill.
+    code_epochs: after that the hash head alone is fitted to the z that have come out, see
+        :mod:`engine.training.codes`, for so many epochs; 0 = it stays as it is.
+    code_bits: length of the code after that; 0 = as before.
     """
 
     epochs: int = 10
@@ -55,6 +58,8 @@ class TrainConfig:
     by_source: bool = False
     temper: float = 0.4
     steps_per_epoch: int = 0
+    code_epochs: int = 0
+    code_bits: int = 0
     loss: SchConfig | PeerConfig = field(default_factory=SchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -76,6 +81,15 @@ class TrainConfig:
             raise TrainingDataError(
                 f"the tower rests for {self.tower_rest_epochs} of {self.epochs} epochs; let it "
                 "learn for some, or freeze it"
+            )
+        if self.code_epochs < 0 or self.code_bits < 0 or self.code_bits % 8:
+            raise TrainingDataError(
+                f"code_epochs is {self.code_epochs}, code_bits {self.code_bits}; use 0 or more "
+                "epochs, and 0 or a multiple of 8 bits"
+            )
+        if self.code_bits and not self.code_epochs:
+            raise TrainingDataError(
+                f"code_bits is {self.code_bits}, but the codes are not fitted; give code_epochs"
             )
         if self.by_source and self.images_per_class < 2:
             raise TrainingDataError(

@@ -102,7 +102,8 @@ def train_decoder(
         decoder.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
     run = {
-        "model": manifest.fingerprint,
+        # A fit of the codes leaves what the decoder sees as it was.
+        "model": manifest.training.get("codes", {}).get("of", manifest.fingerprint),
         "train": to_dict(config),
         "data": data.digest(),
     }

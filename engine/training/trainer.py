@@ -14,6 +14,8 @@ from engine.model.checkpoint import save_checkpoint
 from engine.model.config import NetworkConfig, to_dict
 from engine.model.manifest import MANIFEST, Manifest, read_manifest
 from engine.model.preprocess import Preprocess
+from engine.training.code_fit import fit_codes
+from engine.training.codes import CodeFitConfig
 from engine.training.config import TrainConfig
 from engine.training.data import TrainingSet
 from engine.training.interim import remove_interim, write_interim
@@ -43,7 +45,8 @@ def train(
     Called again with the same data, configuration and folder, an interrupted run continues after
     its last finished epoch and ends with the same weights as an uninterrupted one; a finished run
     is not repeated. With more epochs than before it goes on, along the longer schedule. Until it
-    ends, the best weights so far are a model in ``out/epoch-NNNN``.
+    ends, the best weights so far are a model in ``out/epoch-NNNN``. With ``code_epochs`` the hash
+    head is fitted once more after that; other ``code_epochs`` repeat nothing but this.
 
     Without classes in ``data``, the only positive pairs are two views of the same image.
 
@@ -63,19 +66,19 @@ def train(
             f"have {len(data.classes)}; set classes in its config to that"
         )
     run = _identity(data, network_config, preprocess, config, pretrained, held_out)
+    if config.validation and held_out is None:
+        data, held_out = data.split(config.validation, config.seed)
     if (out / MANIFEST).is_file():
         manifest = _of_this_run(out, run)
         if manifest.training["config"]["epochs"] >= config.epochs:
             remove_interim(out)
             _clear(out, keep_state)
-            return manifest
+            return _with_codes(manifest, data, config, out, device, held_out)
         if not (out / STATE).exists():
             raise TrainingDataError(
                 f"{out} holds a run that ended after {manifest.training['config']['epochs']} "
                 "epochs, and its state was not kept; start another one from its weights"
             )
-    if config.validation and held_out is None:
-        data, held_out = data.split(config.validation, config.seed)
     if len(data) < config.batch_size:
         raise TrainingDataError(
             f"{len(data)} images do not fill one batch of {config.batch_size}; "
@@ -118,7 +121,22 @@ def train(
     write_atomically(out / _HISTORY, (json.dumps(learner.history, indent=2) + "\n").encode())
     remove_interim(out)
     _clear(out, keep_state)
-    return manifest
+    return _with_codes(manifest, data, config, out, device, held_out)
+
+
+def _with_codes(
+    manifest: Manifest,
+    data: TrainingSet,
+    config: TrainConfig,
+    out: Path,
+    device: str,
+    held_out: TrainingSet | None,
+) -> Manifest:
+    """The model of a training that has ended, with its codes fitted where that is asked for."""
+    if not config.code_epochs:
+        return manifest
+    fit = CodeFitConfig(epochs=config.code_epochs, bits=config.code_bits, seed=config.seed)
+    return fit_codes(out, data, fit, held_out=held_out, device=device)
 
 
 def _identity(
@@ -129,9 +147,10 @@ def _identity(
     pretrained: str | None,
     held_out: TrainingSet | None,
 ) -> dict[str, Any]:
-    """What makes a run this one. How long it goes on is not in it, nor where a file lies."""
+    """What makes a run this one. How long it goes on is not in it, nor what is done with the codes
+    afterwards, nor where a file lies."""
     schedule = to_dict(config)
-    for name in ("epochs", "patience"):
+    for name in ("epochs", "patience", "code_epochs", "code_bits"):
         del schedule[name]
     run = {
         "network": to_dict(network_config),
