@@ -1,6 +1,6 @@
 """What codes find of what is nearest by z: the model's, simple ones, last fits of its hash head.
 
-    python -m bench.codes DATA --model DIR [--bits 64 128 256] [--epochs 30] [--judge validation]
+    python -m bench.codes DATA --model DIR [--bits 64 128 256] [--epochs 15] [--judge validation]
 
 DATA has ``manifest.csv`` and ``more/manifest.csv`` (``bench.manifests``). The heads are fitted on
 the pictures that the model learned from. The split ``query`` asks the split ``database``, patients
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=SHIPPED)
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--epochs", type=int, default=30, help="of each last fit; 0: none")
+    parser.add_argument("--epochs", type=int, default=15, help="of each last fit; 0: none")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="rows to make")
     parser.add_argument("--most", type=int, default=8000, help="pictures to fit heads on")
     parser.add_argument("--judge", choices=sorted(JUDGES), default="query")

@@ -5,8 +5,8 @@
 
 DATA has ``manifest.csv`` and ``more/manifest.csv`` (``bench.manifests``). The same command goes on
 where a build was stopped, or killed; ``--epochs`` may be raised then. Until it ends, OUT has the
-best model so far in ``epoch-NNNN``. When the network has been trained, its hash head is fitted once
-more (``engine.training.codes``): other ``--code-epochs`` repeat this, and not the training.
+best model so far in ``epoch-NNNN``. With ``--code-epochs`` the hash head is fitted once more
+(``engine.training.codes``) when the network has been trained, also to a build that has ended.
 
 The tower starts from ImageNet weights (``bench.pretrained``). Images are drawn by kind, source and
 patient, beside synthetic ones (``bench.phantoms``): of the known kinds as other scanners show them,
@@ -320,7 +320,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--per-kind", type=int, default=350, help="drawn images of each kind")
     made.add_argument("--most", type=int, default=0, help="real images of each part; 0: all")
     made.add_argument("--flat", action="store_true", help="classes without planes")
-    made.add_argument("--code-epochs", type=int, default=30, help="of the codes' last fit; 0: none")
+    made.add_argument("--code-epochs", type=int, default=0, help="of the codes' last fit; 0: none")
     made.add_argument("--code-bits", type=int, default=0, help="their length then; 0: as before")
     made.add_argument("--decoder-epochs", type=int, default=3, help="0: no decoder")
     made.add_argument("--seed", type=int, default=0)

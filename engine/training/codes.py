@@ -51,7 +51,8 @@ _TOLD = 10
 
 
 def _beside_neighbours() -> SchConfig:
-    return SchConfig(spread=0.3, separate_means=True, weighted=False)
+    # The neighbour term spreads a class over the bits, until kinds are told apart less by codes.
+    return SchConfig(spread=0.3, separate_means=True, weighted=False, pairs=5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class CodeFitConfig:
     loss: what else is learned, from labels. Where there are none, of SCH the quantisation alone.
     """
 
-    epochs: int = 30
+    epochs: int = 15
     steps: int = 20
     batch_size: int = 1024
     learning_rate: float = 2e-3
@@ -82,9 +83,9 @@ class CodeFitConfig:
     images: int = 20_000
     near: int = 10
     far: float = 0.01
-    scale: float = 16.0
+    scale: float = 48.0
     neighbours: float = 1.0
-    independence: float = 1.0
+    independence: float = 0.1
     loss: SchConfig | PeerConfig = field(default_factory=_beside_neighbours)
 
     def __post_init__(self) -> None:

@@ -146,6 +146,21 @@ def test_the_second_stage_leaves_a_decoder_and_neither_stage_is_repeated(
 
 
 @pytest.mark.slow
+def test_codes_are_fitted_after_a_training_that_has_ended(archive, precedent, tmp_path):
+    command = ("train", archive, "--out", tmp_path / "m", "--labels", "folder", *QUICK)
+    without = precedent(*command, "--decoder-epochs", "1")
+    fitted = precedent(*command, "--decoder-epochs", "1", "--code-epochs", "1")
+    assert fitted["model"] != without["model"]
+    assert fitted["history"] == without["history"]
+    manifest = read_manifest(tmp_path / "m")
+    assert manifest.training["codes"]["of"] == without["model"]
+    decoder = load_decoder(tmp_path / "m", manifest.fingerprint)
+    assert decoder is not None
+    assert decoder.made["history"][0]["epoch"] == 1
+    assert precedent(*command, "--decoder-epochs", "1", "--code-epochs", "1") == fitted
+
+
+@pytest.mark.slow
 def test_options_reach_the_model(archive, precedent, tmp_path):
     pretrained = tmp_path / "tower.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), pretrained)
