@@ -161,7 +161,7 @@ def test_the_cases_are_shown_and_one_is_opened(portal: Portal, browser: Browser)
     assert "eyJ" not in browser.evaluate(f"{frame_of}.outerHTML")
     assert "eyJ" not in browser.evaluate("document.documentElement.outerHTML")
     assert frame.evaluate("document.cookie + location.href").endswith(
-        f"/embed?parent={portal.origins[0].replace(':', '%3A').replace('/', '%2F')}"
+        f"/embed?parent={portal.origins[0].replace(':', '%3A').replace('/', '%2F')}&lang=en"
     )
     shown = frame.evaluate("document.querySelector('button[data-study]').dataset.study")
     browser.evaluate("scrollTo(0, 0)")
