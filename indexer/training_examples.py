@@ -4,6 +4,7 @@ Only headers are read, no pixels. Patients are told apart by a keyed pseudonym; 
 so the key need not be secret.
 """
 
+import hashlib
 import logging
 import os
 import warnings
@@ -29,7 +30,7 @@ from indexer.imaging.quiet import hushed
 from indexer.imaging.read import read_image
 from indexer.sources.folder import FolderSource
 
-__all__ = ["from_dicom_tags", "grouped_by_patient", "unlabelled"]
+__all__ = ["from_dicom_tags", "grouped_by_content", "grouped_by_patient", "unlabelled"]
 
 _log = logging.getLogger(__name__)
 _KEY = b"never stored"
@@ -96,13 +97,33 @@ def unlabelled(root: Path, limits: ImageLimits, *, leave_out: Path | None = None
 
 
 def grouped_by_patient(examples: Iterable[Example], limits: ImageLimits) -> list[Example]:
-    """The same examples; a missing group is filled in with the patient from the DICOM header."""
+    """The same examples; a missing group is filled in from the DICOM header: "patient " and a
+    pseudonym, or if no patient is named, "study " and its UID."""
     return [
         example
         if example.group is not None
         else replace(example, group=_owner_of(example.path, limits))
         for example in examples
     ]
+
+
+def grouped_by_content(examples: Iterable[Example]) -> list[Example]:
+    """The same examples; a missing group is filled in with "file " and the SHA-256 of the file, so
+    that copies form a group. One that cannot be read has its path instead."""
+    return [
+        example
+        if example.group is not None
+        else replace(example, group=f"file {_content(example.path)}")
+        for example in examples
+    ]
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return str(path)
 
 
 def _without_rare_classes(examples: list[Example], root: Path, least: int) -> list[Example]:
@@ -149,7 +170,9 @@ def _owner_of(path: Path, limits: ImageLimits) -> str | None:
 
 
 def _owner(record: ImageRecord) -> str | None:
-    return record.patient or record.study
+    if record.patient:
+        return f"patient {record.patient}"
+    return f"study {record.study}" if record.study else None
 
 
 def _read_header(path: Path, limits: ImageLimits) -> ImageRecord:

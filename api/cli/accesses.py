@@ -23,8 +23,8 @@ RECORDED = frozenset(
         *("search", "recommend", "duplicates", "evaluate"),
         *("report", "key-objects", "send"),
         *("sendings list", "sendings show", "sendings retry", "sendings cancel"),
-        *("index", "receive", "worker", "reencode", "restore", "snapshot", "delete"),
-        *("erase", "retention"),
+        *("index", "receive", "worker", "reencode", "adapt", "restore", "snapshot"),
+        *("delete", "erase", "retention"),
         *("jobs submit", "jobs pause", "jobs resume", "jobs cancel", "jobs retry", "jobs report"),
         *("keys create", "keys revoke"),
         *("backup create", "backup restore"),
@@ -47,7 +47,7 @@ UNRECORDED = frozenset(
     }
 )
 """The others. Every command is in one of the two."""
-_AT_THEIR_END = frozenset({"index", "receive", "worker", "reencode"})
+_AT_THEIR_END = frozenset({"index", "receive", "worker", "reencode", "adapt"})
 """Commands that go on for long, and tell of counts alone: their row is written when they end."""
 _INTERRUPTED = 130
 

@@ -10,17 +10,14 @@ import typer
 from rich.console import Console
 
 from api.cli.options import check_writable
-from engine.errors import ModelError, TrainingDataError
+from engine.errors import ModelError
 from engine.settings import load_settings
 
 if TYPE_CHECKING:
     from engine.model.encoder import Encoder
-    from engine.ood.base import Detector
     from engine.ood.calibration import OodGate
 
 __all__ = ["calibrate"]
-
-DEFAULT = "knn,appearance"
 
 
 def calibrate(
@@ -78,11 +75,9 @@ def calibrate(
     replaces, and which share of the archive's own images it would call foreign. Both should be
     looked at: an archive with documents among its images makes a gate that knows documents.
     """
-    from api.cli import gate_checks
+    from api.cli.gate_fitting import DEFAULT, check_enough, fitted_gate
     from api.cli.known_images import drawn, files_of, observe
-    from engine.ood.calibration import OodGate, most_colour
     from engine.ood.detectors import detector_kind
-    from engine.records import Observations
     from indexer.datadir.models import model_directory
     from indexer.encoders import load_encoder
 
@@ -109,51 +104,36 @@ def calibrate(
     left_out = 0
     if calibration is None:
         files = files_of(known)
-        _check_enough(known, len(files) // 2, alpha)
+        check_enough(known, len(files) // 2, alpha)
         archive = observe(encoder, settings, drawn(files, 2 * references, seed), refused)
         reference, held_out = archive.split(seed)
     else:
         files = files_of(calibration)
-        _check_enough(calibration, len(files), alpha)
+        check_enough(calibration, len(files), alpha)
         chosen = drawn(files_of(known), references, seed)
         reference = observe(encoder, settings, chosen, refused)
         given = observe(encoder, settings, files, refused)
         held_out = given.without_owners_of(reference)
         left_out = len(given) - len(held_out)
-    _check_enough(calibration or known, len(held_out), alpha, left_out)
-    fitted = [_unfitted(kind, before).fit(reference.observations) for kind in kinds]
-    gate = OodGate.calibrated(
-        fitted,
-        held_out.observations,
-        alpha,
-        colour=most_colour(Observations.joined([reference.observations, held_out.observations])),
-        likeness=gate_checks.scale_of(fitted, reference),
+    check_enough(calibration or known, len(held_out), alpha, left_out)
+    fitted = fitted_gate(
+        encoder,
+        kinds,
+        before,
+        reference,
+        held_out,
+        named=str(known),
+        alpha=alpha,
+        catch=catch,
+        force=force,
+        seed=seed,
     )
-    pictures = gate_checks.foreign_pictures(encoder) if catch else {}
-    found = gate_checks.caught(gate, before, pictures)
-    kind, least = gate_checks.weakest(found) if found else ("", catch)
-    if least < catch and not force:
-        raise TrainingDataError(
-            f"the gate would catch {least:.0%} of drawn {kind}, less than --catch {catch:g}, and "
-            f"was not written; look whether {known} has such pictures, name other detectors, or "
-            "write it with --force"
-        )
-    flagged = gate_checks.share_flagged(fitted, held_out, alpha, seed)
-    _write_gate(gate, encoder, directory, target)
+    _write_gate(fitted.gate, encoder, directory, target)
     document = {
         "model": encoder.manifest.fingerprint,
         "out": str(target),
-        "detectors": names,
-        "references": len(reference),
-        "calibration": len(held_out),
-        "alpha": alpha,
+        **fitted.to_dict(),
         "left_out": left_out,
-        "caught": {name: round(one.share, 4) for name, one in found.items()},
-        "caught_before": {
-            name: None if one.before is None else round(one.before, 4)
-            for name, one in found.items()
-        },
-        "flagged": None if flagged is None else round(flagged, 4),
         "refused": dict(sorted(refused.items())),
     }
     if as_json:
@@ -166,16 +146,8 @@ def calibrate(
         highlight=False,
         soft_wrap=True,
     )
-    for name, one in found.items():
-        was = "" if one.before is None else f", {one.before:.0%} before"
-        Console().print(f"catches {one.share:.0%} of drawn {name}{was}", highlight=False)
-    if flagged is None:
-        Console().print("too few images to say what share of the archive it would flag")
-    else:
-        Console().print(
-            f"would call {flagged:.1%} of the archive's own images foreign (alpha {alpha:g})",
-            highlight=False,
-        )
+    for line in fitted.lines():
+        Console().print(line, highlight=False)
 
 
 def _gate_of(directory: Path) -> "OodGate | None":
@@ -187,16 +159,6 @@ def _gate_of(directory: Path) -> "OodGate | None":
         return OodGate.load(directory, read_manifest(directory).fingerprint)
     except ModelError:
         return None
-
-
-def _unfitted(kind: "type[Detector]", before: "OodGate | None") -> "Detector":
-    """A detector of this kind; if it is shown foreign images, those of the gate before."""
-    from engine.ood.detectors import ExposureDetector
-
-    for detector in () if before is None else before.detectors:
-        if isinstance(detector, ExposureDetector) and kind is ExposureDetector:
-            return detector.unfitted()
-    return kind()
 
 
 def _target(directory: Path, out: Path | None) -> Path:
@@ -221,24 +183,6 @@ def _target(directory: Path, out: Path | None) -> Path:
                 f"{out} holds model {there}, not {ours}; name another folder with --out"
             )
     return out
-
-
-def _check_enough(folder: Path, images: int, alpha: float, left_out: int = 0) -> None:
-    """Checks that there are enough calibration images for a p-value at or below ``alpha``.
-
-    Raises:
-        TrainingDataError: there are too few; the gate could call no image foreign.
-    """
-    from engine.ood.calibration import fewest_calibration_images
-
-    least = fewest_calibration_images(alpha)
-    if images < least:
-        shared = f" ({left_out} of patients in the reference are left out)" if left_out else ""
-        raise TrainingDataError(
-            f"{folder} gives {images} images for calibration{shared}, and alpha {alpha:g} takes at "
-            f"least {least} (twice as many, of several patients, when one folder is split); name a "
-            "larger folder or --alpha"
-        )
 
 
 def _write_gate(gate: "OodGate", encoder: "Encoder", directory: Path, target: Path) -> None:

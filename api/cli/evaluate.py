@@ -3,10 +3,8 @@
 import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,40 +14,20 @@ from rich.console import Console
 from api.cli.options import check_writable
 from engine.errors import ImageRefused, QueryError
 from engine.settings import load_settings
-from engine.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.evaluation.quality import EvaluationSet, QualityReport
+    from api.cli.image_sets import ImageSet
+    from engine.evaluation.quality import QualityReport
     from engine.evaluation.report import ExampleRow
-    from engine.model.encoder import Encoder
-    from engine.ood.calibration import OodGate
-    from engine.training.data import Example
     from indexer.archive import Archive
     from indexer.pipeline.file_reader import FileReader
 
 __all__ = ["evaluate"]
 
-_BATCH = 256  # images in memory between reading and encoding
 _EXAMPLES, _EXAMPLE_HITS = 12, 8
-
-
-@dataclass(frozen=True, slots=True)
-class _ImageSet:
-    """The images of the queries or of the database.
-
-    paths: of the files, by image id; empty for an index. refused: number of files by reason.
-    unlabelled: number of images left out because they have no label.
-    foreign: bool (N,), which images the OOD gate calls foreign; None = no verdicts.
-    """
-
-    images: "EvaluationSet"
-    paths: dict[str, Path]
-    refused: dict[str, int]
-    unlabelled: int
-    foreign: "NDArray[np.bool_] | None"
 
 
 def evaluate(
@@ -75,6 +53,7 @@ def evaluate(
 
     For each query, images of its own patient or study do not count.
     """
+    from api.cli.image_sets import images_of_files
     from api.cli.quality_tables import show
     from engine.evaluation.quality import evaluate as measured
     from engine.evaluation.report import require_matplotlib, write_report
@@ -117,9 +96,9 @@ def evaluate(
         known = (
             _from_index(archive)
             if archive
-            else _from_files(str(database), held, reader, encoder, gate=None)
+            else images_of_files(str(database), held, reader, encoder, gate=None)
         )
-        asking = _from_files(str(queries), asked, reader, encoder, gate)
+        asking = images_of_files(str(queries), asked, reader, encoder, gate)
         report = measured(known.images, asking.images, k=k, seed=seed, foreign=asking.foreign)
         if out is not None:
             about = {
@@ -142,87 +121,7 @@ def evaluate(
     show(Console(), report, document)
 
 
-def _from_files(
-    folder: str,
-    examples: "Sequence[Example]",
-    reader: "FileReader",
-    encoder: "Encoder",
-    gate: "OodGate | None",
-) -> _ImageSet:
-    """Reads and encodes files. A file that is in two class folders is one image of two classes.
-
-    Raises:
-        QueryError: no file can be read.
-    """
-    import numpy as np
-
-    from api.cli.terminal import tracked
-    from engine.evaluation.quality import EvaluationSet
-
-    refused: Counter[str] = Counter()
-    labels: dict[str, tuple[str, ...]] = {}
-    paths: dict[str, Path] = {}
-    groups: list[str | None] = []
-    waiting: list[NDArray[np.uint8]] = []
-    colour: list[float] = []
-    seen: list[tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]] = []
-    results = reader.read(example.path for example in examples)
-    shown = tracked(results, f"looking at {folder}", len(examples))
-    for example, result in zip(examples, shown, strict=True):
-        if isinstance(result, ImageRefused):
-            refused[result.code] += 1
-            continue
-        picture = result.pictures[0]
-        image_id = picture.id_in(DEFAULT_TENANT)
-        before = labels.get(image_id, ())
-        labels[image_id] = tuple(sorted({*before, str(example.label)}))
-        if before:
-            continue
-        paths[image_id] = example.path
-        groups.append(result.record.patient or result.record.study or result.record.sop)
-        waiting.append(picture.canvas)
-        colour.append(picture.colour)
-        if len(waiting) == _BATCH:
-            seen.append(_encoded(encoder, gate, waiting, colour))
-            waiting.clear()
-            colour.clear()
-    if waiting:
-        seen.append(_encoded(encoder, gate, waiting, colour))
-    if not seen:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.items())
-        raise QueryError(
-            f"none of the {len(examples)} files in {folder} can be read ({reasons}); name a "
-            "folder of image files"
-        )
-    z, codes, foreign = zip(*seen, strict=True)
-    images = EvaluationSet(
-        np.concatenate(z), np.concatenate(codes), list(labels.values()), list(labels), groups
-    )
-    verdicts = None if gate is None else np.concatenate(foreign)
-    return _ImageSet(images, paths, dict(sorted(refused.items())), 0, verdicts)
-
-
-def _encoded(
-    encoder: "Encoder",
-    gate: "OodGate | None",
-    canvases: "Sequence[NDArray[np.uint8]]",
-    colour: "Sequence[float]",
-) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_] | None]":
-    """z float32 (N, D), packed codes uint8 (N, B/8) and the verdicts ``foreign`` bool (N,).
-
-    gate: None = the verdicts are None as well.
-    """
-    import numpy as np
-
-    if gate is None:
-        encoded = encoder.encode(canvases)
-        return encoded.z, encoded.codes, None
-    observed = encoder.observe(canvases, colour)
-    foreign = np.array([verdict.foreign for verdict in gate.verdicts(observed)])
-    return observed.z, observed.codes, foreign
-
-
-def _from_index(archive: "Archive") -> _ImageSet:
+def _from_index(archive: "Archive") -> "ImageSet":
     """The labelled images of the index.
 
     Raises:
@@ -230,6 +129,7 @@ def _from_index(archive: "Archive") -> _ImageSet:
     """
     import numpy as np
 
+    from api.cli.image_sets import ImageSet
     from engine.evaluation.quality import EvaluationSet
     from engine.store.base import Filter
 
@@ -255,13 +155,13 @@ def _from_index(archive: "Archive") -> _ImageSet:
         [point.id for point in points],
         [record.patient or record.study or record.sop for record in records],
     )
-    return _ImageSet(images, {}, {}, unlabelled, None)
+    return ImageSet(images, {}, {}, unlabelled, None)
 
 
 def _examples(
     report: "QualityReport",
-    asking: _ImageSet,
-    known: _ImageSet,
+    asking: "ImageSet",
+    known: "ImageSet",
     reader: "FileReader",
     archive: "Archive | None",
     seed: int,

@@ -61,6 +61,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "restore": ("storage", "Add the points of a snapshot to the index."),
     },
     "Models": {
+        "adapt": ("adapt", "Make a model of an archive, and use it if it is better."),
         "train": ("train", "Train a model on an archive, labelled or not."),
         "calibrate": ("calibrate", "Teach a model's OOD gate what is known."),
         "evaluate": ("evaluate", "Measure how well images find others of their class."),

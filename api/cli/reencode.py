@@ -2,16 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from api.cli.options import DataDirOption, JsonOption, write_json
 from engine.errors import QueryError
-from engine.settings import load_settings
+from engine.settings import Settings, load_settings
 
-__all__ = ["reencode"]
+if TYPE_CHECKING:
+    from indexer.reencoding.reencode import ReencodingReport
+
+__all__ = ["print_reencoded", "reencode"]
 
 _SHIPPED = "shipped"
 
@@ -64,6 +67,11 @@ def reencode(
     if as_json:
         write_json(asdict(report))
         return
+    print_reencoded(report, settings)
+
+
+def print_reencoded(report: "ReencodingReport", settings: Settings) -> None:
+    """Prints what is in force now, what is kept, and what is left to do."""
     if report.previous is None:
         _print(f"the index is of model {report.model} already; nothing was read again")
         return

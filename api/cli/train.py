@@ -3,16 +3,13 @@
 import json
 import logging
 import sys
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
-from api.cli.options import check_writable
 from api.cli.training_choices import (
     SCH_LOSS,
     device_named,
@@ -20,47 +17,48 @@ from api.cli.training_choices import (
     network_named,
     precision_named,
     preprocess_for,
-    quoted,
     side_of,
     start_of,
 )
-from engine.errors import ImageRefused, QueryError
-from engine.settings import ImageLimits, Settings, load_settings
+from api.cli.training_data import (
+    BatchSizeOption,
+    DataArgument,
+    DeviceOption,
+    EpochsOption,
+    ExampleSource,
+    FileColumnOption,
+    GroupColumnOption,
+    LabelColumnOption,
+    LearningRateOption,
+    MinClassSizeOption,
+    PrecisionOption,
+    TrainingLabelsOption,
+    TrainSeedOption,
+    at_least,
+    check_folder,
+    check_learning_rate,
+    read_training_set,
+)
+from engine.errors import QueryError
+from engine.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from engine.model.manifest import Manifest
     from engine.model.preprocess import Preprocess
     from engine.training.config import TrainConfig
-    from engine.training.data import Example, TrainingSet
+    from engine.training.data import TrainingSet
 
 __all__ = ["train"]
 
-_LABELS = ("folder", "csv", "dicom-tags", "none")
-
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of images, or CSV table.")],
+    data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    labels: Annotated[
-        str,
-        typer.Option(
-            help="'folder' (one a class), 'csv', 'dicom-tags' (modality, body part, view), 'none'."
-        ),
-    ] = "folder",
-    file_column: Annotated[str, typer.Option(help="Column of a table's file names.")] = "file",
-    label_column: Annotated[str, typer.Option(help="Column of a table's classes.")] = "label",
-    group_column: Annotated[
-        str | None,
-        typer.Option(help="Column of a table's patients; where empty, a DICOM header's."),
-    ] = None,
-    min_class_size: Annotated[
-        int, typer.Option(help="With dicom-tags, classes of fewer images are left out.")
-    ] = 10,
+    labels: TrainingLabelsOption = "folder",
+    file_column: FileColumnOption = "file",
+    label_column: LabelColumnOption = "label",
+    group_column: GroupColumnOption = None,
+    min_class_size: MinClassSizeOption = 10,
     network: Annotated[str, typer.Option(help="'small' for a CPU, or 'paper'.")] = "small",
     tower: Annotated[
         str | None,
@@ -119,12 +117,12 @@ def train(
             "bits, up to 0.5: for codes that tell them apart. 0: all on one code, as in the paper."
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Rounds through the images.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images of one step.")] = 64,
+    epochs: EpochsOption = 10,
+    batch_size: BatchSizeOption = 64,
     images_per_class: Annotated[
         int, typer.Option(help="Of each class in a batch; 0: as they come.")
     ] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Its highest value.")] = 1e-3,
+    learning_rate: LearningRateOption = 1e-3,
     tower_rate: Annotated[
         float | None,
         typer.Option(
@@ -166,22 +164,19 @@ def train(
         int,
         typer.Option(help="Of the second stage, a decoder for the OOD gate; 0: no decoder."),
     ] = 3,
-    precision: Annotated[str, typer.Option(help="'auto', 'fp32' or 'bf16'.")] = "auto",
-    device: Annotated[str, typer.Option(help="'cpu', 'cuda', …, or 'auto'.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    seed: TrainSeedOption = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Train a model on an archive, labelled or not. If stopped, the same command goes on."""
-    _at_least(0, seed=seed, patience=patience, images_per_class=images_per_class)
-    _at_least(0, decoder_epochs=decoder_epochs, code_epochs=code_epochs)
-    _at_least(1, epochs=epochs, min_class_size=min_class_size)
-    _at_least(2, batch_size=batch_size)
-    if not 0 < learning_rate < inf:
-        raise QueryError(f"--learning-rate is {learning_rate}; use a number above 0")
-    if out.exists() and not out.is_dir():
-        raise QueryError(f"--out is {str(out)!r}, which is a file; name a folder")
-    check_writable(out, "--out")
-    source = _ExampleSource(
+    at_least(0, seed=seed, patience=patience, images_per_class=images_per_class)
+    at_least(0, decoder_epochs=decoder_epochs, code_epochs=code_epochs)
+    at_least(1, epochs=epochs, min_class_size=min_class_size)
+    at_least(2, batch_size=batch_size)
+    check_learning_rate(learning_rate)
+    check_folder(out)
+    source = ExampleSource(
         data, labels, file_column, label_column, group_column, min_class_size, out
     )
     source.check()
@@ -224,7 +219,7 @@ def train(
     # Built only so that an unavailable tower fails now, not after the archive has been read.
     HashingNetwork(network_config, preprocess, pretrained)
     settings = load_settings()
-    training_set = _read(source.examples(settings.limits), preprocess, settings)
+    training_set = read_training_set(source.examples(settings.limits), preprocess, settings)
     manifest = run(
         training_set,
         replace(network_config, classes=len(training_set.classes)),
@@ -264,47 +259,6 @@ def train(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _ExampleSource:
-    """The options that say which files to train on, and where their labels come from."""
-
-    data: Path
-    labels: str
-    file_column: str
-    label_column: str
-    group_column: str | None
-    min_class_size: int
-    out: Path
-
-    def check(self) -> None:
-        if self.labels not in _LABELS:
-            raise QueryError(f"--labels is {self.labels!r}; use one of {quoted(_LABELS)}")
-        if self.group_column is not None and self.labels != "csv":
-            raise QueryError(
-                f"--group-column is of a table, not of --labels {self.labels}; leave it out"
-            )
-
-    def examples(self, limits: ImageLimits) -> "list[Example]":
-        from engine.training.data import from_csv, from_folder
-        from indexer.training_examples import from_dicom_tags, grouped_by_patient, unlabelled
-
-        if self.labels == "dicom-tags":
-            return from_dicom_tags(
-                self.data, limits, min_class_size=self.min_class_size, leave_out=self.out
-            )
-        if self.labels == "none":
-            return unlabelled(self.data, limits, leave_out=self.out)
-        if self.labels == "folder":
-            return grouped_by_patient(from_folder(self.data), limits)
-        listed = from_csv(
-            self.data,
-            file_column=self.file_column,
-            label_column=self.label_column,
-            group_column=self.group_column,
-        )
-        return grouped_by_patient(listed, limits)
-
-
 def _document(manifest: "Manifest", images: int, out: Path) -> dict[str, Any]:
     history = manifest.training["history"]
     document = {
@@ -332,34 +286,3 @@ def _shipped_map(
     _, held_out = data.split(config.validation, config.seed)
     network, _ = load_checkpoint(SHIPPED)
     return validation_map(network.to(device), held_out, device, config.precision)
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise QueryError(f"--{name.replace('_', '-')} is {value}; use {least} or more")
-
-
-def _read(
-    examples: "Sequence[Example]", preprocess: "Preprocess", settings: Settings
-) -> "TrainingSet":
-    """Reads the middle frame of each example as indexing does, in separate processes."""
-    from engine.training.data import TrainingSet
-    from indexer.pipeline.file_reader import FileReader
-
-    errors = Console(stderr=True)
-    shown = Progress(console=errors, transient=True, disable=not errors.is_terminal)
-    key = bytes(32)  # any key will do: no pseudonym is kept
-    processes = settings.indexing.readers
-    with FileReader(settings, preprocess, key, frames=1, processes=processes) as reader, shown:
-        paths = [example.path for example in examples]
-        results = iter(shown.track(reader.read(paths), len(paths), description="reading"))
-
-        def canvas(_: Path) -> "NDArray[np.uint8]":
-            # TrainingSet.read calls this once for each example, in order.
-            result = next(results)
-            if isinstance(result, ImageRefused):
-                raise result
-            return result.pictures[0].canvas
-
-        return TrainingSet.read(examples, canvas)

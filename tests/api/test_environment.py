@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "receive": ["--help"],
     "jobs": ["list"],
     "worker": ["--help"],
+    "adapt": ["--help"],
     "train": ["--help"],
     "calibrate": ["--help"],
     "evaluate": ["--help"],
