@@ -104,7 +104,7 @@ def adapt(
     The images are divided once, by patient (by study where no patient is named, else by file), into
     a part to train on, one to calibrate on and one for the comparison; --out keeps the table. The
     model starts from the shipped weights. It is compared with the model in force (that of the data
-    folder, else the shipped one) on images that neither was trained on. A model that is not better
+    folder, else the shipped one) on images that it was not trained on. A model that is not better
     is not recommended, and not put in force.
 
     Then the archive in the data folder, if there is one, is encoded anew, as `precedent reencode`

@@ -241,7 +241,7 @@ class Adaptation:
         :class:`ModelComparison` as JSON values, with the two models and what was refused.
 
         The queries are the images of the evaluation part, the database is they and those of the
-        calibration part: neither model has learned from any of them. Images of the query's own
+        calibration part: the new model has learned from none of them. Images of the query's own
         patient do not count.
 
         Raises:

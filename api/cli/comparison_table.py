@@ -22,46 +22,32 @@ def show_comparison(console: Console, document: Mapping[str, Any]) -> None:
 
 
 def _as_a_whole(document: Mapping[str, Any]) -> Table:
+    # Narrow enough for a terminal of 80 columns, as is the other one.
     table = Table(title="the new model beside the one in use", title_justify="left")
     table.add_column("", no_wrap=True)
-    for heading in ("in use", "95 %", "new", "95 %", "difference", "95 %"):
+    for heading in (f"mAP@{document['k']}", "95 %", "P@1", "95 %", "foreign"):
         table.add_column(heading, justify="right", no_wrap=True)
-    k = document["k"]
-    for name, key in ((f"mAP@{k}", "mean_average_precision"), ("P@1", "precision_at_1")):
-        one = document[key]
-        difference = one["difference"]
-        table.add_row(
-            name,
-            *_interval(one["before"]),
-            *_interval(one["after"]),
-            f"{difference['mean']:+.3f}",
-            f"{difference['low']:+.3f} to {difference['high']:+.3f}",
-        )
-    table.add_row(
-        "foreign",
-        *(_share(document["foreign_before"]), ""),
-        *(_share(document["foreign_after"]), ""),
-        *("", ""),
-    )
+    measures = (document["mean_average_precision"], document["precision_at_1"])
+    for name, side in (("in use", "before"), ("new", "after")):
+        cells = [cell for one in measures for cell in _interval(one[side])]
+        table.add_row(name, *cells, _share(document[f"foreign_{side}"]))
+    table.add_row("difference", *(cell for one in measures for cell in _signed(one["difference"])))
     return table
 
 
 def _by_class(document: Mapping[str, Any]) -> Table:
     table = Table(title=f"mAP@{document['k']} by class", title_justify="left")
     table.add_column("class", overflow="fold")
-    for heading in ("queries", "in use", "new", "difference", "95 %", "foreign\nin use", "new"):
+    for heading in ("queries", "in use", "new", "change", "95 %", "foreign"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in document["classes"].items():
-        difference = one["difference"]
         table.add_row(
             printable(name),
             f"{one['queries']:,}",
             f"{one['before']:.3f}",
             f"{one['after']:.3f}",
-            f"{difference['mean']:+.3f}",
-            f"{difference['low']:+.3f} to {difference['high']:+.3f}",
-            _share(one["foreign_before"]),
-            _share(one["foreign_after"]),
+            *(_signed(one["difference"]) if one["patients"] > 1 else ("", "one patient")),
+            f"{_share(one['foreign_before'])} → {_share(one['foreign_after'])}",
         )
     return table
 
@@ -69,8 +55,9 @@ def _by_class(document: Mapping[str, Any]) -> Table:
 def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
     new, before = document["model"], document["model_before"]
     yield (
-        f"{document['queries']:,} queries among {document['database']:,} images that neither was "
-        "trained on, those of the query's own patient left out"
+        f"{document['queries']:,} queries of {document['patients']:,} patients among "
+        f"{document['database']:,} images that the new model was not trained on; those of the "
+        "query's own patient do not count"
     )
     yield {
         "better": f"model {new} finds more than {before}",
@@ -94,5 +81,9 @@ def _interval(found: Mapping[str, float]) -> tuple[str, str]:
     return f"{found['mean']:.3f}", f"{found['low']:.3f}–{found['high']:.3f}"
 
 
+def _signed(found: Mapping[str, float]) -> tuple[str, str]:
+    return f"{found['mean']:+.3f}", f"{found['low']:+.2f} to {found['high']:+.2f}"
+
+
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.2f}"

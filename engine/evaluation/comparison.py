@@ -15,12 +15,15 @@ __all__ = ["ClassCompared", "Compared", "ModelComparison", "Outcome", "compare"]
 
 Outcome = Literal["better", "worse", "alike"]
 _ORDER = "content"
+_FEWEST = 6
+"""Patients that say which of two models is better: of five, all may gain by chance (sign test, two-
+sided: 2 · 0.5⁵ = .06, 2 · 0.5⁶ = .03), and bootstrap intervals of so few are too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A measure of the model before and of the new one, each with its 95 % bootstrap interval, and
-    what the new one has more, paired by query."""
+    """A measure of the model before and of the new one, each with its 95 % bootstrap interval over
+    patients, and what the new one has more, paired by query."""
 
     before: Interval
     after: Interval
@@ -31,13 +34,15 @@ class Compared:
 class ClassCompared:
     """The same for the queries of one class.
 
-    queries: number of queries that have something relevant in the database.
+    queries: number of queries that have something relevant in the database. patients: of how many
+        patients these are.
     before, after: mAP@k by min(k, relevant).
-    difference: of these; an interval of few queries says little.
+    difference: of these; an interval of few patients says little.
     foreign_before, foreign_after: share that the OOD gate calls foreign; None = no verdicts.
     """
 
     queries: int
+    patients: int
     before: float
     after: float
     difference: Difference
@@ -50,6 +55,7 @@ class ModelComparison:
     """A new model beside the one before. Of rankings in order "content".
 
     k: hits that count. queries: number of queries that have something relevant in the database.
+    patients: of how many patients these are; a query without a group counts as one.
     database: number of images there.
     mean_average_precision: mAP@k by min(k, relevant). precision_at_1: P@1.
     foreign_before, foreign_after: share of all queries that the OOD gate calls foreign; None = no
@@ -59,6 +65,7 @@ class ModelComparison:
 
     k: int
     queries: int
+    patients: int
     database: int
     mean_average_precision: Compared
     precision_at_1: Compared
@@ -69,8 +76,10 @@ class ModelComparison:
     @property
     def outcome(self) -> Outcome:
         """Which model finds more. "alike" = the difference may be chance: the 95 % interval of the
-        difference of mAP@k has 0 in it."""
+        difference of mAP@k has 0 in it, or the queries are of fewer than six patients."""
         found = self.mean_average_precision.difference
+        if self.patients < _FEWEST:
+            return "alike"
         if found.low > 0:
             return "better"
         return "worse" if found.high < 0 else "alike"
@@ -96,7 +105,7 @@ def compare(
 
     Args:
         before, after: of the two models, for the same queries and database in the same order.
-        database, queries: those of either model; only their labels are looked at.
+        database, queries: those of either model; only their labels and groups are looked at.
 
     Raises:
         QueryError: the reports are of other queries or another database, or count other hits.
@@ -112,14 +121,14 @@ def compare(
     answerable = ~np.isnan(precisions[0])
     asked, held = queries.classes_of, database.classes_of
     firsts = [_first_is_right(one, asked, held) for one in (before, after)]
-    seed = before.seed
+    seed, patients = before.seed, _numbered(queries)
 
     def compared(scores: Sequence[NDArray[np.float64]]) -> Compared:
         theirs, ours = (one[answerable] for one in scores)
         return Compared(
-            bootstrap_mean(theirs, seed=seed),
-            bootstrap_mean(ours, seed=seed),
-            paired_bootstrap(ours, theirs, seed=seed),
+            bootstrap_mean(theirs, seed=seed, groups=patients[answerable]),
+            bootstrap_mean(ours, seed=seed, groups=patients[answerable]),
+            paired_bootstrap(ours, theirs, seed=seed, groups=patients[answerable]),
         )
 
     classes = {}
@@ -130,15 +139,17 @@ def compare(
         theirs, ours = (one[chosen] for one in precisions)
         classes[name] = ClassCompared(
             int(chosen.sum()),
+            len(np.unique(patients[chosen])),
             float(theirs.mean()),
             float(ours.mean()),
-            paired_bootstrap(ours, theirs, seed=seed),
+            paired_bootstrap(ours, theirs, seed=seed, groups=patients[chosen]),
             before.classes[name].foreign,
             found.foreign,
         )
     return ModelComparison(
         before.k,
         int(answerable.sum()),
+        len(np.unique(patients[answerable])),
         before.database,
         compared(precisions),
         compared(firsts),
@@ -146,6 +157,17 @@ def compare(
         after.foreign,
         classes,
     )
+
+
+def _numbered(queries: EvaluationSet) -> NDArray[np.int64]:
+    """A number for each query's group, int64 (Q,); one without a group has its own."""
+    groups = queries.groups if queries.groups is not None else [None] * len(queries)
+    numbers: dict[tuple[str, str], int] = {}
+    named = [
+        ("group", group) if group else ("alone", name)
+        for group, name in zip(groups, queries.ids, strict=True)
+    ]
+    return np.array([numbers.setdefault(one, len(numbers)) for one in named], dtype=np.int64)
 
 
 def _first_is_right(

@@ -219,7 +219,12 @@ class Difference:
 
 
 def bootstrap_mean(
-    values: NDArray[np.floating], *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    values: NDArray[np.floating],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    groups: NDArray[np.int64] | None = None,
 ) -> Interval:
     """The mean of per-query scores, float (Q,), with its percentile bootstrap interval.
 
@@ -227,11 +232,14 @@ def bootstrap_mean(
 
     Args:
         resamples: number of bootstrap samples. level: of confidence, in (0, 1).
+        groups: int64 (Q,), from 0, equal for queries of one patient. Patients are then drawn, with
+            all of their queries (the cluster bootstrap of Davison and Hinkley 1997, 3.8), for two
+            slices of one patient are not two findings. None = queries are drawn.
 
     Raises:
         QueryError: there are no scores.
     """
-    means = _resampled(values, resamples, seed)
+    means = _resampled(values, resamples, seed, groups)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))
 
@@ -243,6 +251,7 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
+    groups: NDArray[np.int64] | None = None,
 ) -> Difference:
     """mean(a) − mean(b) of scores of the same queries, with interval and two-sided p-value.
 
@@ -254,6 +263,7 @@ def paired_bootstrap(
 
     Args:
         a, b: float (Q,), the same queries in the same order.
+        groups: see :func:`bootstrap_mean`.
 
     Raises:
         QueryError: there are no scores, or a and b have different lengths.
@@ -261,18 +271,30 @@ def paired_bootstrap(
     if len(a) != len(b):
         raise QueryError(f"{len(a)} scores against {len(b)}; give both of the same queries")
     values = np.asarray(a, dtype=np.float64) - b
-    means, mean = _resampled(values, resamples, seed), float(values.mean())
+    means, mean = _resampled(values, resamples, seed, groups), float(values.mean())
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     # A tolerance, so that rounding in the last digit of a sum does not matter.
     as_far = np.count_nonzero(np.abs(means - mean) >= abs(mean) - 1e-12)
     return Difference(mean, float(low), float(high), float((1 + as_far) / (resamples + 1)))
 
 
-def _resampled(values: NDArray[np.floating], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Means of resamples with replacement, float64 (R,)."""
+def _resampled(
+    values: NDArray[np.floating],
+    resamples: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Means of resamples with replacement, float64 (R,); of whole groups, where there are any."""
     if not len(values):
         raise QueryError("there are no scores to take a mean of; give at least one query")
     generator, means = np.random.default_rng(seed), np.empty(resamples)
+    if groups is not None:
+        sums, sizes = np.bincount(groups, values), np.bincount(groups)
+        sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+        for rows in chunks(resamples, len(sums)):
+            drawn = generator.integers(len(sums), size=(rows.stop - rows.start, len(sums)))
+            means[rows] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        return means
     for rows in chunks(resamples, len(values)):
         drawn = generator.integers(len(values), size=(rows.stop - rows.start, len(values)))
         means[rows] = values[drawn].mean(axis=1)

@@ -15,7 +15,9 @@ import torch
 from commands import run
 from conftest import dicom, png, rings, stripes
 from pydicom import dcmread
+from rich.console import Console
 
+from api.cli.comparison_table import show_comparison
 from api.cli.main import main
 from engine.errors import QueryError, TrainingDataError
 from engine.model.manifest import read_manifest
@@ -55,6 +57,13 @@ def settings(indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settin
 def no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECEDENT_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.delenv("PRECEDENT_MODEL", raising=False)
+
+
+def narrow(out: Path) -> str:
+    """What the comparison looks like in a terminal of 80 columns."""
+    console = Console(width=80, file=io.StringIO())
+    show_comparison(console, json.loads((out / "evaluation.json").read_text()))
+    return str(console.file.getvalue())
 
 
 class Killed(BaseException):
@@ -130,6 +139,7 @@ def test_from_an_archive_to_its_model_in_use(
     made, old = read_manifest(out / "model").fingerprint, read_manifest(settings.model).fingerprint
     assert f"model {made} finds more than {old}" in told
     assert f"nothing is encoded; this puts it in force: precedent reencode --model {out}" in told
+    assert "…" not in narrow(out)
     gate = OodGate.load(out / "model", made)
     assert gate is not None
     assert gate.alpha == 0.2

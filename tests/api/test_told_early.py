@@ -31,6 +31,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("command", "option"),
     [
         (("train", "{images}", "--out"), "--out"),
+        (("adapt", "{images}", "--out"), "--out"),
         (("calibrate", "{images}", "--out"), "--out"),
         (("evaluate", "--queries", "{images}", "--database", "{images}", "--out"), "--out"),
         (("snapshot",), "FILE"),

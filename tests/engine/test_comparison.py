@@ -1,6 +1,7 @@
 """Two models beside each other on the same queries."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ def images(noise: dict[str, float], count: int = 20) -> EvaluationSet:
     return EvaluationSet(z.astype(np.float32), codes, labels, ids)
 
 
-def compared(before: dict[str, float], after: dict[str, float]) -> ModelComparison:
-    sides = [images(before), images(after)]
+def compared(
+    before: dict[str, float], after: dict[str, float], groups: list[str | None] | None = None
+) -> ModelComparison:
+    sides = [replace(images(noise), groups=groups) for noise in (before, after)]
     foreign = [np.zeros(60, bool), np.arange(60) < 3]
     reports = [
         evaluate(side, side, k=10, shuffles=0, foreign=mark)
@@ -67,6 +70,17 @@ def test_classes_that_lose_are_named_also_where_the_whole_gains() -> None:
     assert found.worse_classes == ["hand"]
     assert found.classes["hand"].after < found.classes["hand"].before
     assert json.loads(json.dumps(found.to_dict()))["worse_classes"] == ["hand"]
+
+
+def test_queries_of_few_patients_tell_no_models_apart() -> None:
+    enough = compared(POOR, GOOD, [str(number // 5) for number in range(60)])
+    assert (enough.queries, enough.patients, enough.outcome) == (60, 12, "better")
+    assert enough.classes["hand"].patients == 4
+    few = compared(POOR, GOOD, [str(number % 5) for number in range(60)])
+    assert few.mean_average_precision.difference.low > 0
+    assert (few.queries, few.patients, few.outcome) == (60, 5, "alike")
+    alone = compared(POOR, GOOD, [None, ""] * 30)
+    assert alone.patients == 60
 
 
 def test_p_at_1_is_that_of_the_report() -> None:

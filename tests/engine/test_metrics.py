@@ -344,6 +344,25 @@ def test_the_bootstrap_is_resampling_with_replacement():
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
 
 
+def test_with_groups_the_bootstrap_draws_whole_groups():
+    rng = np.random.default_rng(2)
+    groups = np.sort(rng.integers(9, size=40))
+    a, b = rng.random(40), rng.random(40)
+    found = bootstrap_mean(a, resamples=300, seed=7, groups=groups)
+    there = np.unique(groups)
+    drawn = np.random.default_rng(7).integers(len(there), size=(300, len(there)))
+    means = [np.concatenate([a[groups == there[i]] for i in row]).mean() for row in drawn]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    # Each alone is no group at all, and the same a hundred times over is no more than once.
+    assert bootstrap_mean(a, groups=np.arange(40)) == bootstrap_mean(a)
+    once, often = paired_bootstrap(a, b), paired_bootstrap(np.repeat(a, 100), np.repeat(b, 100))
+    grouped = paired_bootstrap(
+        np.repeat(a, 100), np.repeat(b, 100), groups=np.repeat(np.arange(40), 100)
+    )
+    assert grouped.low == pytest.approx(once.low)
+    assert often.high - often.low < 0.2 * (grouped.high - grouped.low)
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = [
