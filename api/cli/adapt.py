@@ -25,7 +25,6 @@ from api.cli.training_data import (
     LearningRateOption,
     MinClassSizeOption,
     PrecisionOption,
-    TrainingLabelsOption,
     TrainSeedOption,
     at_least,
     check_folder,
@@ -44,7 +43,12 @@ __all__ = ["adapt"]
 def adapt(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the model and what is known of it.")],
-    labels: TrainingLabelsOption = "folder",
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="'folder' (one a class), 'csv', 'dicom-tags' (modality, body part, view)."
+        ),
+    ] = "folder",
     file_column: FileColumnOption = "file",
     label_column: LabelColumnOption = "label",
     group_column: GroupColumnOption = None,

@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from conftest import dicom, png, rings, stripes
 from pydicom import dcmread
 from rich.console import Console
 
+from api.cli.adaptation import Adaptation, AdaptationOptions
 from api.cli.comparison_table import show_comparison
 from api.cli.main import main
-from engine.errors import QueryError, TrainingDataError
+from api.cli.training_data import ExampleSource
+from engine.errors import DiskFull, QueryError, TrainingDataError
 from engine.model.manifest import read_manifest
 from engine.ood.calibration import OodGate
 from engine.settings import Settings
+from engine.training.config import TrainConfig
 from engine.training.learner import Learner
 
 SMALL = ("--labels", "dicom-tags", "--epochs", 2, "--batch-size", 8, "--validation", 0.2)
@@ -216,6 +220,44 @@ def test_what_cannot_be_done_is_told_before_anything_is_trained(
     with pytest.raises(error, match=says):
         run(*command)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_divided_by_its_groups_and_else_by_file(tmp_path: Path) -> None:
+    lines = ["file,label,who"]
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(png(stripes(number)))
+        lines.append(
+            f"{number}.png,{'ab'[number % 2]},{'' if number < 10 else f'Doe {number // 4}'}"
+        )
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines))
+    source = ExampleSource(table, "csv", "file", "label", "who", 10, tmp_path / "out")
+    config = TrainConfig(batch_size=8)
+    options = AdaptationOptions(table, {"labels": "csv"}, 0.2, 0.2, False, config)
+    settings = Settings()
+    first = Adaptation(tmp_path / "out", options, settings)
+    parts = first.divide(lambda: source.examples(settings.limits), 0.3)
+    assert first.plan["grouped_by"] == {"file": 10, "group": 8}
+    assert "Doe" not in first.table.read_text()
+
+    def nothing() -> Any:
+        pytest.fail("what was divided is listed again")
+
+    again = Adaptation(tmp_path / "out", options, settings).divide(nothing, 0.3)
+    for ours, theirs in zip(parts.named().values(), again.named().values(), strict=True):
+        assert [one.path for one in ours] == [one.path for one in theirs]
+    others = replace(options, leave_out=True)
+    with pytest.raises(QueryError, match="an adaptation with --leave-out-rare False, not True"):
+        Adaptation(tmp_path / "out", others, settings)
+    (tmp_path / "out" / "plan.json").write_text("{")
+    with pytest.raises(TrainingDataError, match=r"plan.json cannot be read .*--out"):
+        Adaptation(tmp_path / "out", options, settings)
+
+
+def test_a_disk_without_room(images: Path, no_archive: None, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PRECEDENT_INDEXING__MIN_FREE_BYTES", str(10**18))
+    with pytest.raises(DiskFull, match=f"the disk of {tmp_path / 'out'} has"):
+        run("adapt", images, "--out", tmp_path / "out", *SMALL, *EASY)
 
 
 def test_too_few_patients_of_a_class(no_archive: None, tmp_path: Path) -> None:
