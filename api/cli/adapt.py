@@ -103,7 +103,7 @@ def adapt(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model on an archive, calibrate and compare it, and put it in force if it is better.
+    """Make a model of an archive, compare it with the one in force, and use it if it is better.
 
     The images are divided once, by patient (by study where no patient is named, else by file), into
     a part to train on, one to calibrate on and one for the comparison; --out keeps the table. The
