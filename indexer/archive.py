@@ -17,6 +17,7 @@ from engine.errors import (
     ImageNotFound,
     ImageRefused,
     QueryError,
+    RefusalReason,
     SourceGone,
     StoreError,
     StoreLocked,
@@ -40,6 +41,7 @@ from indexer.encoders import following, load_encoder
 from indexer.files.locators import file_locator, file_path, is_file
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
+from indexer.imaging.region import Region, WholePicture
 from indexer.imaging.rendering import rendering_of
 from indexer.imaging.thumbnails import thumbnail_path
 from indexer.jobs.ledger import JobLedger
@@ -51,6 +53,7 @@ from indexer.ledger.tallies import RefusedFor, images_by_day, refused_by_reason
 from indexer.ledger.tenancy import all_tenants
 from indexer.pipeline.file_reader import FileReader
 from indexer.pipeline.indexing import Indexer
+from indexer.pipeline.previews import check_same, gone, image_of
 from indexer.pipeline.removal import points_only_of, remove, remove_points
 from indexer.pipeline.run import IndexingReport, Progress, index_archive
 from indexer.sources.base import ImageSource
@@ -578,13 +581,14 @@ class QueryImage:
     identity: what this frame is known by, whichever tenant asks. record: the allow-listed fields of
     its header, pseudonymised as in the index, so that its own study and patient can be excluded.
     canvas: uint8 (S, S) or (S, S, 3), the model's input. colour: share of the frame's pixels that
-    have a colour, in [0, 1].
+    have a colour, in [0, 1]. Of a region both are of that alone. whole: the picture, if asked for.
     """
 
     identity: str
     record: ImageRecord
     canvas: NDArray[np.uint8]
     colour: float
+    whole: WholePicture | None = None
 
     def id_in(self, tenant: str) -> str:
         """The point id that this frame has if it is indexed for the tenant."""
@@ -595,6 +599,7 @@ class QueryReader:
     """Reads files and uploads as query images, under the limits of the archive's settings."""
 
     def __init__(self, archive: Archive, processes: int) -> None:
+        self._settings = archive.settings
         self._files = FileReader(
             archive.settings,
             archive.manifest.preprocess,
@@ -603,12 +608,40 @@ class QueryReader:
             processes=processes,
         )
 
-    def read(self, images: Sequence[Path | bytes]) -> list[QueryImage | ImageRefused]:
-        """The middle frame of each path or upload, or the reason why there is none, in order."""
+    def read(
+        self,
+        images: Sequence[Path | bytes],
+        region: Region | None = None,
+        whole_side: int | None = None,
+    ) -> list[QueryImage | ImageRefused]:
+        """The middle frame of each path or upload, or the reason why there is none, in order.
+
+        Args:
+            region: what of each picture is searched for; None = all of it.
+            whole_side: the longest side of the pictures as a whole; None = they are not wanted.
+        """
         return [
             result if isinstance(result, ImageRefused) else _query_image(result)
-            for result in self._files.read(images)
+            for result in self._files.read(images, region=region, whole_side=whole_side)
         ]
+
+    def read_region(self, original: Original, region: Region) -> QueryImage:
+        """A region of an indexed image, cut from its original, with the record of the index.
+
+        Raises:
+            SourceGone, SourceChanged, SourceError: its original cannot be read any more.
+            ImageRefused: nor can the file be used, or the region has too few pixels.
+        """
+        record = original.record
+        image = image_of(record, original.locator, self._settings)
+        frames = FramePolicy("given", limit=1, derived=True, number=record.frame)
+        (found,) = self._files.read([image], frames=frames, region=region)
+        if isinstance(found, ImageRefused):
+            if found.reason is RefusalReason.UNREADABLE:
+                raise gone(record, original.locator, self._settings)
+            raise found
+        check_same(record, image, original.content, found.record.sop, found.content_sha256)
+        return replace(_query_image(found), record=record)
 
     def close(self) -> None:
         self._files.close()
@@ -623,4 +656,4 @@ class QueryReader:
 def _query_image(prepared: Prepared) -> QueryImage:
     picture = prepared.pictures[0]
     record = picture.record_of(prepared.record)
-    return QueryImage(picture.identity, record, picture.canvas, picture.colour)
+    return QueryImage(picture.identity, record, picture.canvas, picture.colour, picture.whole)

@@ -52,6 +52,7 @@ def search(
     frame: int | None = None,
     series: str | None = None,
     study: str | None = None,
+    region: str | None = None,
     k: int | None = None,
     where: Texts = (),
     order: str | None = None,
@@ -66,6 +67,7 @@ def search(
     ``image_id``, ``sop`` (and ``frame``), ``series`` or ``study``.
 
     Args:
+        region: the part of the picture to search by, "x,y,width,height" as shares of it.
         k: hits wanted. where: filters, as in "modality=CT". order: "content" or "hamming".
         exact: compare with every image. radius: with every image whose code is within so many bits.
         group_by: one hit of each "study" or "patient". exclude_own: leave out the image's own
@@ -83,7 +85,14 @@ def search(
         "facets": facets,
         "page": page,
     }
-    named = {"id": image_id, "sop": sop, "frame": frame, "series": series, "study": study}
+    named = {
+        "id": image_id,
+        "sop": sop,
+        "frame": frame,
+        "series": series,
+        "study": study,
+        "region": region,
+    }
     if image is None:
         return post("search", "/v1/search", SearchAnswer, {**named, **options})
     options = {**named, **options}

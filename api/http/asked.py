@@ -21,6 +21,7 @@ from engine.errors import QueryError
 from engine.search.query import MAX_RADIUS, parse_group
 from engine.search.ranking import ORDERS
 from engine.search.recommend import MAX_EXAMPLES, RULES
+from indexer.imaging.region import Region, parse_region
 
 __all__ = [
     "ABOUT_RULE",
@@ -86,6 +87,13 @@ class SearchOptions(_Options):
 
 
 class UploadFields(SearchOptions):
+    region: str | None = Field(
+        None,
+        description="Search by this part of the picture alone, `x,y,width,height` as shares of the "
+        "picture as its file has it, from its upper left corner; at least 32 pixels each way. It "
+        "is cut from the original, before the picture is prepared for the model.",
+        examples=["0.25,0.25,0.5,0.5"],
+    )
     page: str | None = Field(
         None,
         description="`next_page` of the same question's answer, for the hits that follow.",
@@ -225,6 +233,10 @@ def _asked(fields: SearchOptions, upload: UploadFile | None) -> Asked:
     )
 
 
+def _region(fields: UploadFields) -> Region | None:
+    return parse_region(fields.region) if fields.region else None
+
+
 async def _by_body(request: Request) -> AsyncIterator[Asked]:
     async with read_body(request, SearchFields, files="file") as body:
         fields = body.fields
@@ -235,13 +247,17 @@ async def _by_body(request: Request) -> AsyncIterator[Asked]:
             frame=fields.frame,
             series=fields.series,
             study=fields.study,
+            region=_region(fields),
             page=fields.page or None,
         )
 
 
 async def _by_form(request: Request) -> AsyncIterator[Asked]:
     async with read_body(request, UploadFields, files="file", only_forms=True) as body:
-        yield replace(_asked(body.fields, body.uploads[0]), page=body.fields.page or None)
+        fields = body.fields
+        yield replace(
+            _asked(fields, body.uploads[0]), region=_region(fields), page=fields.page or None
+        )
 
 
 async def _many_by_body(request: Request) -> AsyncIterator[tuple[Asked, ...]]:

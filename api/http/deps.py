@@ -12,7 +12,8 @@ from fastapi import Depends, HTTPException, Path, Query, Request, UploadFile
 
 from engine.errors import ImageRefused, RefusalReason
 from engine.search.query import GROUPS, MAX_K
-from indexer.archive import Archive, QueryImage, QueryReader, TenantArchive
+from indexer.archive import Archive, Original, QueryImage, QueryReader, TenantArchive
+from indexer.imaging.region import Region
 
 __all__ = [
     "ABOUT_WHERE",
@@ -50,22 +51,40 @@ class Readers:
                 self._idle.put(opened.enter_context(archive.query_reader()))
             self._opened = opened.pop_all()
 
-    def read(self, upload: UploadFile) -> QueryImage:
+    def read(self, upload: UploadFile, region: Region | None = None) -> QueryImage:
         """The upload as a query image: canvas, record and point id.
 
+        region: what of the picture; None = all of it.
+
         Raises:
-            ImageRefused: it is too large, or cannot be read as an image.
+            ImageRefused: it is too large, or cannot be read as an image; the region is too small.
             HTTPException: 503, no process became free within 15 seconds.
         """
-        (result,) = self.read_all([upload])
+        (result,) = self.read_all([upload], region)
         if isinstance(result, ImageRefused):
             raise result
         return result
 
-    def read_all(self, uploads: Sequence[UploadFile]) -> list[QueryImage | ImageRefused]:
+    def read_region(self, original: Original, region: Region) -> QueryImage:
+        """A region of an indexed image, cut from its original.
+
+        Raises:
+            HTTPException: 503, no process became free within 15 seconds. Else as
+                :meth:`indexer.archive.QueryReader.read_region`.
+        """
+        with self._borrowed() as reader:
+            return reader.read_region(original, region)
+
+    def read_all(
+        self,
+        uploads: Sequence[UploadFile],
+        region: Region | None = None,
+        whole_side: int | None = None,
+    ) -> list[QueryImage | ImageRefused]:
         """Each upload as a query image, or why it is none, in order.
 
-        They are read by all processes that nobody else uses, at least by one.
+        They are read by all processes that nobody else uses, at least by one. region, whole_side:
+        as of :meth:`indexer.archive.QueryReader.read`.
 
         Raises:
             HTTPException: 503, no process became free within 15 seconds.
@@ -78,7 +97,7 @@ class Readers:
                 while True:
                     place = places.popleft()
                     # Loaded into memory only now: requests that wait for a process take none.
-                    (found[place],) = reader.read([uploads[place].file.read()])
+                    (found[place],) = reader.read([uploads[place].file.read()], region, whole_side)
 
         with ExitStack() as borrowed:
             if places:
@@ -131,6 +150,7 @@ class Asked:
 
     image_id, sop (and frame), series, study: see :func:`engine.search.representative`.
     k: None = the setting ``search.k``. page: cursor from an earlier answer; None = the first page.
+    region: what of its picture is searched for; None = all of it.
     The other options are as in :class:`engine.search.query.Query`.
     """
 
@@ -140,6 +160,7 @@ class Asked:
     frame: int | None = None
     series: str | None = None
     study: str | None = None
+    region: Region | None = None
     k: int | None = None
     where: tuple[str, ...] = field(default=())
     order: str = "content"

@@ -17,17 +17,21 @@ from api.portal.kept import KeptQueries, KeptQuery, owner_of
 from api.portal.question import MOST_UPLOADS, Mark, Question
 from api.schemas import HitDocument, ImageDocument, RecommendationDocument, SearchDocument
 from api.security.seen import Seen, tell
-from engine.errors import ImageRefused, QueryError
+from engine.errors import ImageRefused, QueryError, QueryExpired
+from engine.model.colour import coloured_share
 from engine.records import ImageRecord, Observations
 from engine.search.query import Cursor, parse_id
 from engine.search.recommend import Examples, Wanted
 from engine.search.stopwatch import Stopwatch
 from indexer.archive import QueryImage, TenantArchive
+from indexer.imaging.region import WholePicture
 
-__all__ = ["REFINED_DEPTH", "Answered", "answer"]
+__all__ = ["REFINED_DEPTH", "Answered", "answer", "whole_of"]
 
 REFINED_DEPTH = 100
 """Hits of a refined search, cut into pages: one list, whichever page is asked for."""
+_WHOLE_SIDE = 1536
+"""Longest side, in pixels, of the pictures of uploads that are kept for searches by a region."""
 _LONGEST_NAME = 64
 
 
@@ -43,6 +47,8 @@ class Answered:
     images: those that are liked or disliked, by id.
     canvases: uploads that came with this request, by token, as the model saw them, each uint8
         (S, S) or (S, S, 3). unusable: sentences on files that came and could not be used.
+    whole: the picture of the upload whose region was searched for, uint8 (H, W) or (H, W, 3), as
+        its file has it; None = no region of an upload was.
     own: "patient" or "study", of which there may be others' images; None = the queries name none.
     """
 
@@ -56,6 +62,7 @@ class Answered:
     images: Mapping[str, ImageDocument] = field(default_factory=dict)
     canvases: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     unusable: tuple[str, ...] = ()
+    whole: NDArray[np.uint8] | None = None
     own: str | None = None
 
 
@@ -96,6 +103,8 @@ def _checked(asked: Question) -> Question:
         ImageNotFound: an id is none.
     """
     by_uid = [name for name in ("sop", "study") if getattr(asked, name) is not None]
+    if asked.region is not None and (asked.is_refined or asked.uploads or asked.dislikes):
+        raise QueryError("a region is of one image; leave out region, or all images but one")
     if by_uid and (asked.kept or asked.marks):
         raise QueryError(
             "give one image, as query, like, sop or study; several came. Searches by several have "
@@ -116,7 +125,7 @@ def _of_indexed(
     found = answered(asked.asked(), archive, readers)
     image = found.query_id or ""
     point = archive.engine.image(image)
-    refine = replace(asked.without_image(), marks=(Mark(image, liked=True),))
+    refine = replace(asked.without_image(), marks=(Mark(image, liked=True),), region=asked.region)
     query = ImageDocument.from_point(point)
     return _of_one(request, asked, refine, archive, found, point.record, query)
 
@@ -125,10 +134,33 @@ def _of_upload(
     request: Request, asked: Question, archive: TenantArchive, kept: KeptQuery, watch: Stopwatch
 ) -> Answered:
     query = query_of(asked.asked(), archive)
-    answer = archive.engine.answer(kept.seen, query, kept.record, watch.milliseconds)
+    seen, whole = kept.seen, None
+    if asked.region is not None:
+        picture = whole_of(kept)
+        with watch("read"):
+            whole = picture.pixels
+            part = asked.region.cut(whole)
+            canvas = archive.manifest.preprocess.canvas(picture.turn.applied(part))
+        with watch("encode"):
+            seen = archive.engine.observed([canvas], [coloured_share(part)])
+    answer = archive.engine.answer(seen, query, kept.record, watch.milliseconds)
     note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
     found = Found(answer, None, Seen.of(answer.hits, ood=answer.ood))
-    return _of_one(request, asked, asked, archive, found, kept.record)
+    return replace(_of_one(request, asked, asked, archive, found, kept.record), whole=whole)
+
+
+def whole_of(kept: KeptQuery) -> WholePicture:
+    """The picture of an upload.
+
+    Raises:
+        QueryExpired: it is not kept any more.
+    """
+    if kept.whole is None:
+        raise QueryExpired(
+            "there was no room to keep the picture of this upload, so no region of it can be "
+            "searched for any more; choose the file again"
+        )
+    return kept.whole
 
 
 def _of_one(
@@ -233,7 +265,7 @@ def _taken_in(
         ImageRefused: none can be.
     """
     with stage("read"):
-        read = readers.read_all(uploads)
+        read = readers.read_all(uploads, whole_side=_WHOLE_SIDE)
     # The same file twice is one example.
     images: dict[str, QueryImage] = {}
     refused: list[tuple[int, ImageRefused]] = []
@@ -252,7 +284,7 @@ def _taken_in(
     owner, model = owner_of(request.state.caller), archive.manifest.fingerprint
     canvases = {}
     for row, (name, image) in enumerate(images.items()):
-        kept = KeptQuery(seen[row : row + 1], image.record, model, name)
+        kept = KeptQuery(seen[row : row + 1], image.record, model, name, image.whole)
         canvases[queries.keep(owner, kept)] = image.canvas
     return canvases, tuple(
         gettext("File %(number)s of %(count)s, %(name)s, was left out: %(why)s.")

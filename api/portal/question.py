@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile as AnyUpload
 from api.http.deps import Asked
 from engine.errors import QueryError
 from engine.search.query import parse_group
+from indexer.imaging.region import Region, parse_region
 
 __all__ = [
     "MOST_UPLOADS",
@@ -43,6 +44,8 @@ _USUAL_GROUP = "study"
 _USUAL_OWN = "patient"
 _USUAL_TILES = "medium"
 _FROM, _TO = "year_from", "year_to"
+_EDGES = ("region_x", "region_y", "region_w", "region_h")
+"""Fields of the form that a region is chosen by."""
 _IS = "is_"
 """Begins the names of fields that add a value to the filters, as in ``is_labels``."""
 
@@ -65,9 +68,10 @@ class Question:
 
     uploads: files. kept: tokens of uploads that were searched for before. marks: images of the
     archive that were liked or disliked, in the order in which they were. sop (and frame), study:
-    UIDs. Without anything to be like nothing is searched for. tiles: of ``TILES``. The other
-    options are as in :class:`api.http.deps.Asked`; unless it says otherwise one image of each study
-    is shown, and none of the query's own patient.
+    UIDs. Without anything to be like nothing is searched for. region: what of the one image is
+    searched for; None = all of it. tiles: of ``TILES``. The other options are as in
+    :class:`api.http.deps.Asked`; unless it says otherwise one image of each study is shown, and
+    none of the query's own patient.
     """
 
     uploads: tuple[UploadFile, ...] = ()
@@ -76,6 +80,7 @@ class Question:
     sop: str | None = None
     frame: int | None = None
     study: str | None = None
+    region: Region | None = None
     k: int | None = None
     where: tuple[str, ...] = ()
     order: str = "content"
@@ -106,7 +111,7 @@ class Question:
 
     def without_image(self) -> "Question":
         """The same options without what is searched for."""
-        return replace(self, page=None, **_NO_IMAGE)
+        return replace(self, page=None, region=None, **_NO_IMAGE)
 
     def asked(self) -> Asked:
         """The same for the routes of the API, to which a kept upload means nothing. Of several
@@ -117,6 +122,7 @@ class Question:
             sop=self.sop,
             frame=self.frame,
             study=self.study,
+            region=self.region,
             k=self.k,
             where=self.where,
             order=self.order,
@@ -137,7 +143,7 @@ class Question:
             like = changed.pop("like")
             changed["marks"] = () if like is None else (Mark(like, liked=True),)
         if not changed.keys().isdisjoint(_NO_IMAGE):
-            changed = {**_NO_IMAGE, **changed}
+            changed = {**_NO_IMAGE, "region": None, **changed}
         query = replace(self, **{"page": None, "uploads": (), **changed})._written()
         return "./?" + urlencode(query) if query else "./"
 
@@ -185,6 +191,8 @@ class Question:
         query += [(one.field, one.image) for one in self.marks]
         found = {"sop": self.sop, "frame": self.frame, "study": self.study}
         query += [(name, str(value)) for name, value in found.items() if value is not None]
+        if self.region is not None:
+            query.append(("region", str(self.region)))
         query += [("where", term) for term in self.where]
         if self.k is not None:
             query.append(("k", str(self.k)))
@@ -210,7 +218,8 @@ def field_of(term: str) -> str:
 
 def was_added(request: Request) -> bool:
     """Whether the address has fields of a small form, which become terms of another address."""
-    return any(name in (_FROM, _TO) or name.startswith(_IS) for name in request.query_params)
+    added = (_FROM, _TO, *_EDGES)
+    return any(name in added or name.startswith(_IS) for name in request.query_params)
 
 
 async def _by_link(
@@ -219,6 +228,7 @@ async def _by_link(
     sop: str | None = None,
     frame: int | None = None,
     study: str | None = None,
+    region: str = "",
     k: int | None = None,
     where: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies defaults
     order: str = "content",
@@ -234,6 +244,7 @@ async def _by_link(
         sop=sop,
         frame=frame,
         study=study,
+        region=_region(request, region),
         k=k,
         where=_with_added(request, tuple(term for term in where if term)),
         order=order,
@@ -246,6 +257,14 @@ async def _by_link(
     # For the page that shows what is wrong with it.
     request.state.question = asked
     return asked
+
+
+def _region(request: Request, written: str) -> Region | None:
+    """The region of an address, or of the four fields of a form."""
+    edges = [request.query_params.get(name, "").strip() for name in _EDGES]
+    if any(edges):
+        written = ",".join(edges)
+    return parse_region(written) if written.strip() else None
 
 
 def _marks(fields: Iterable[tuple[str, object]]) -> tuple[Mark, ...]:
@@ -287,6 +306,7 @@ async def _by_form(
     sop: Annotated[str | None, Form()] = None,
     frame: Annotated[int | None, Form()] = None,
     study: Annotated[str | None, Form()] = None,
+    region: Annotated[str, Form()] = "",
     k: Annotated[int | None, Form()] = None,
     where: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies defaults
     order: Annotated[str, Form()] = "content",
@@ -311,6 +331,7 @@ async def _by_form(
         sop=sop or None,
         frame=frame,
         study=study or None,
+        region=parse_region(region) if region.strip() else None,
         k=k,
         # A form sends an empty term for every filter that is not set.
         where=tuple(term for term in where if term),
@@ -322,7 +343,7 @@ async def _by_form(
     )
     if asked.uploads:
         # The form also sends the image of the last search; files that were chosen take precedence.
-        asked = replace(asked, **{**_NO_IMAGE, "uploads": asked.uploads})
+        asked = replace(asked, **{**_NO_IMAGE, "region": None, "uploads": asked.uploads})
     request.state.question = asked
     return asked
 

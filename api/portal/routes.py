@@ -26,6 +26,7 @@ from api.portal import (
     keys,
     model,
     oidc,
+    region,
     sessions,
     smart,
     study,
@@ -48,7 +49,7 @@ from api.portal.question import (
 from api.portal.sessions import OwnForm
 from api.schemas import BasisDocument, ImageDocument
 from api.security.seen import Seen, tell
-from engine.errors import ImageNotFound, PrecedentError, QueryError
+from engine.errors import ImageNotFound, PrecedentError, QueryError, SourceGone
 from engine.search.query import parse_where
 from engine.search.sizes import Size, size_of
 from engine.search.spelling import as_spelled
@@ -57,6 +58,8 @@ from indexer.archive import TenantArchive
 __all__ = ["add_portal"]
 
 _SAMPLES = 12
+_WHOLE_SIDE = 256
+"""Longest side in pixels of the picture on which a region is shown."""
 _STATIC = Path(__file__).parent / "static"
 _COMPONENT = "precedent-related.js"
 
@@ -72,7 +75,8 @@ class _SearchRoute(PageRoute):
         if not_found:
             asked = asked.without_image()
         asked = replace(asked, uploads=())
-        if problem.status == HTTPStatus.GONE:
+        # Without its original an image of the archive is there as before.
+        if problem.status == HTTPStatus.GONE and problem.code != SourceGone.code:
             # What is liked of the archive is there as before.
             marks = asked.marks if asked.likes else ()
             asked = replace(asked.without_image(), marks=marks)
@@ -97,7 +101,7 @@ def add_portal(app: FastAPI) -> None:
     app.state.problem_page = _refused_page
     app.include_router(_router)
     for one in (
-        *(study, image, compare, collection, documents, archive_page, model, jobs, keys),
+        *(study, image, compare, region, collection, documents, archive_page, model, jobs, keys),
         *(audit, sessions, oidc, smart, embed),
     ):
         app.include_router(one.router)
@@ -165,6 +169,10 @@ def _page_values(
     """The values of the template ``search.html``. What they show is told."""
     # If the request was invalid, its filters may be what is wrong.
     expired = problem is not None and problem.status == HTTPStatus.GONE
+    # What could not be searched for, and what leads on from there.
+    failed = asked if problem is not None and asked.region is not None else None
+    if failed is not None:
+        asked = replace(asked, region=None)
     if problem is not None and not expired:
         asked = Question(marks=asked.marks, sop=asked.sop, study=asked.study, tiles=asked.tiles)
     where, _ = as_spelled(archive.store, parse_where(asked.where))
@@ -174,6 +182,7 @@ def _page_values(
         "asked": asked,
         "k": archive.settings.search.k if asked.k is None else asked.k,
         "problem": problem,
+        "failed": failed,
         "found": None,
         "matching": words.size_text(matching),
         "estimated": counts.estimated,
@@ -215,6 +224,7 @@ def _answer_values(answer: Answered, matching: Size) -> dict[str, Any]:
         "own": answer.own,
         "refine": answer.refine,
         "pictures": {token: words.picture_inside(one) for token, one in answer.canvases.items()},
+        "whole": words.picture_inside(answer.whole, _WHOLE_SIDE),
         "recent": words.recent_label(answer.query, asked),
         "offset": answer.offset,
         "verdict": words.verdict(document.ood),

@@ -18,6 +18,7 @@ from api.schemas import (
     OodDocument,
 )
 from engine.search.sizes import Size
+from indexer.imaging.region import Region
 from indexer.imaging.thumbnails import thumbnail
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "picture_inside",
     "recent_label",
     "refined_sentence",
+    "region_sentence",
     "size_text",
     "tile_size",
     "title_of",
@@ -197,11 +199,12 @@ def how_alike(hit: HitDocument) -> float:
     return 1 - math.acos(max(0.0, min(1.0, hit.similarity))) / (math.pi / 2)
 
 
-def picture_inside(canvas: NDArray[np.uint8] | None) -> str | None:
-    """A canvas as a ``data:`` URL, because an upload is not stored; None = no canvas."""
-    if canvas is None:
+def picture_inside(picture: NDArray[np.uint8] | None, side: int | None = None) -> str | None:
+    """A picture, uint8 (H, W) or (H, W, 3), as a ``data:`` URL, because an upload is not stored;
+    None = no picture. side: the longest one in pixels; None = as it is."""
+    if picture is None:
         return None
-    jpeg = thumbnail(canvas, max(canvas.shape[:2]))
+    jpeg = thumbnail(picture, side or max(picture.shape[:2]))
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
@@ -313,6 +316,20 @@ def refined_sentence(basis: BasisDocument, *, by_bits: bool) -> str:
     return f"{'; '.join(said)}; {grouped(round(sum(basis.timings_ms.values())))} ms."
 
 
+def region_sentence(region: Region) -> str:
+    """Where in its picture a region lies, as a sentence."""
+    across = (region.x, region.x + region.width)
+    down = (region.y, region.y + region.height)
+    told = gettext(
+        "From left to right %(left)s to %(right)s %%, from top to bottom %(top)s to %(bottom)s %% "
+        "of the picture."
+    )
+    edges = ("left", "right", "top", "bottom")
+    return told % {
+        name: grouped(round(100 * one)) for name, one in zip(edges, (*across, *down), strict=True)
+    }
+
+
 def recent_label(query: ImageDocument | None, asked: Question) -> str:
     """A search in a few words, for the list of recent ones: kinds of images and numbers alone."""
     if query is not None:
@@ -324,6 +341,8 @@ def recent_label(query: ImageDocument | None, asked: Question) -> str:
             (len(asked.dislikes), gettext("%(count)s disliked")),
         )
         said = [", ".join(told % {"count": count} for count, told in counts if count)]
+    if asked.region is not None:
+        said.append(gettext("a region"))
     if asked.where:
         filters = ngettext("%(count)s filter", "%(count)s filters", len(asked.where))
         said.append(filters % {"count": len(asked.where)})

@@ -42,6 +42,7 @@ POLICY: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/studies/{uid}"): Scope.SEARCH,
     ("GET", "/images/{id}"): Scope.SEARCH,
     ("GET", "/compare"): Scope.SEARCH,
+    ("GET", "/region"): Scope.SEARCH,
     ("GET", "/collection"): Scope.SEARCH,
     ("POST", "/collection"): Scope.SEND,
     ("GET", "/archive"): Scope.SEARCH,
@@ -120,7 +121,7 @@ PAGES = ("/", "/login", "/logout", "/documents", "/collection", "/jobs", "/keys"
 """Paths whose forms carry a token of the session. To all others a session may only send GET."""
 
 OPENED = (
-    *("/", "/studies/{uid}", "/images/{id}", "/compare", "/collection", "/jobs"),
+    *("/", "/studies/{uid}", "/images/{id}", "/compare", "/region", "/collection", "/jobs"),
     *("/archive", "/archive/duplicates", "/model", "/keys", "/audit"),
 )
 """Pages that people open, also by a link from elsewhere: who is not known is asked to sign in."""

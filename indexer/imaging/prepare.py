@@ -24,8 +24,10 @@ from indexer.files.tar_archive import is_tar, list_tar
 from indexer.files.zip_archive import is_zip, read_directory
 from indexer.imaging.fingerprint import pixels_digest
 from indexer.imaging.frames import FramePolicy
-from indexer.imaging.instance import Instance, UnreadableFrames
+from indexer.imaging.instance import Frame, Instance, UnreadableFrames
+from indexer.imaging.orientation import AS_STORED
 from indexer.imaging.read import read_image, read_image_bytes, read_tar_member, read_zip_member
+from indexer.imaging.region import Region, WholePicture
 from indexer.imaging.thumbnails import thumbnail
 from indexer.imaging.voi import View
 
@@ -40,6 +42,8 @@ class ReadTask:
     thumbnail_side: the longest side of thumbnails in pixels.
     view: the window to show CT images in Hounsfield units through.
     orient: whether canvases are turned into the usual view of their plane; thumbnails are not.
+    region: what of the picture the canvas is made of; None = all of it.
+    whole_side: the longest side of the whole picture, which is given back too; None = it is not.
     """
 
     image: Image
@@ -51,14 +55,17 @@ class ReadTask:
     pseudonym_key: bytes
     view: View = "header"
     orient: bool = True
+    region: Region | None = None
+    whole_side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One frame, ready to be encoded. identity: what it is known by, whichever tenant's it is.
     canvas: uint8 (S, S) or (S, S, 3), the model's input.
-    thumbnail: a JPEG file. colour: share of the frame's pixels that have a colour, in [0, 1].
-    fields: those of the record that differ for this frame."""
+    thumbnail: a JPEG file. colour: share of the frame's pixels, or of the region's, that have a
+    colour, in [0, 1]. fields: those of the record that differ for this frame. whole: the picture,
+    where the task asks for it."""
 
     identity: str
     frame: int
@@ -66,6 +73,7 @@ class Picture:
     thumbnail: bytes
     colour: float
     fields: Mapping[str, str | None] = field(default_factory=dict)
+    whole: WholePicture | None = None
 
     def id_in(self, tenant: str) -> str:
         """Id of this frame in the index of a tenant."""
@@ -108,19 +116,7 @@ def prepare(task: ReadTask) -> Prepared:
         ImageRefused: with the reason, for whatever is wrong with the file.
     """
     instance = read_instance(task)
-    pictures = tuple(
-        Picture(
-            instance.identity(frame),
-            frame.number,
-            task.preprocess.canvas(
-                frame.turn.applied(frame.pixels) if task.orient else frame.pixels
-            ),
-            thumbnail(frame.pixels, task.thumbnail_side),
-            coloured_share(frame.pixels),
-            instance.frame_fields.get(frame.number, {}),
-        )
-        for frame in instance.frames
-    )
+    pictures = tuple(_picture(task, instance, frame) for frame in instance.frames)
     return Prepared(
         instance.record,
         instance.content_sha256,
@@ -128,6 +124,23 @@ def prepare(task: ReadTask) -> Prepared:
         pixels_digest(instance.frames) if instance.record.sop else None,
         tuple(sorted({frame.decoder for frame in instance.frames if frame.decoder})),
         instance.partial,
+    )
+
+
+def _picture(task: ReadTask, instance: Instance, frame: Frame) -> Picture:
+    pixels = frame.pixels if task.region is None else task.region.cut(frame.pixels)
+    turn = frame.turn if task.orient else AS_STORED
+    whole = None
+    if task.whole_side is not None:
+        whole = WholePicture.of(frame.pixels, turn, task.whole_side)
+    return Picture(
+        instance.identity(frame),
+        frame.number,
+        task.preprocess.canvas(turn.applied(pixels)),
+        thumbnail(frame.pixels, task.thumbnail_side),
+        coloured_share(pixels),
+        instance.frame_fields.get(frame.number, {}),
+        whole,
     )
 
 

@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TypedDict, Unpack
 
 from engine.errors import ImageRefused
 from engine.model.preprocess import Preprocess
@@ -9,12 +11,21 @@ from engine.settings import Settings
 from indexer.files.locators import Image
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared, ReadTask, prepare
+from indexer.imaging.region import Region
 from indexer.pipeline.reader_pool import ReaderPool
 
 __all__ = ["FileReader"]
 
 _REFUSED_AHEAD = 1000
 """Most refusals that are held back to keep the order while images before them are still read."""
+
+
+class Otherwise(TypedDict, total=False):
+    """What of :class:`~indexer.imaging.prepare.ReadTask` may differ from one call to the next."""
+
+    frames: FramePolicy | int
+    region: Region | None
+    whole_side: int | None
 
 
 class FileReader:
@@ -49,10 +60,13 @@ class FileReader:
             memory_bytes=settings.indexing.reader_memory_bytes,
         )
 
-    def read(self, images: Iterable[Image | ImageRefused]) -> Iterator[Prepared | ImageRefused]:
+    def read(
+        self, images: Iterable[Image | ImageRefused], **otherwise: Unpack[Otherwise]
+    ) -> Iterator[Prepared | ImageRefused]:
         """Each image, prepared or refused, in order. Reads ahead a bounded number of images.
 
         An image that the source has already refused keeps its place and is passed through.
+        otherwise: fields of the tasks, in place of what this reader has.
         """
         source = iter(images)
         # In order, what was taken but not yielded yet: a refusal, or None for an image being read.
@@ -64,7 +78,7 @@ class FileReader:
             for image in source:
                 if not isinstance(image, ImageRefused):
                     places.append(None)
-                    yield self._task(image)
+                    yield replace(self._task(image), **otherwise)
                     continue
                 places.append(image)
                 if len(places) >= _REFUSED_AHEAD:

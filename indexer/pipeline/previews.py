@@ -23,7 +23,7 @@ from indexer.imaging.voi import Window
 from indexer.pipeline.reader_pool import ReaderPool
 from indexer.sources.opening import SourceSpec
 
-__all__ = ["PreviewReader", "gone", "image_of"]
+__all__ = ["PreviewReader", "check_same", "gone", "image_of"]
 
 
 class PreviewReader:
@@ -91,13 +91,7 @@ class PreviewReader:
             if found.reason is RefusalReason.UNREADABLE:
                 raise gone(record, locator, self._settings)
             raise found
-        on_server = isinstance(image, bytes)
-        same = found.sop == record.sop if on_server else found.content_sha256 == content
-        if not same:
-            raise SourceChanged(
-                f"another file is where this image was indexed from (source "
-                f"{record.source or 'folder'!r}); index the source again"
-            )
+        check_same(record, image, content, found.sop, found.content_sha256)
         _check(found, frame, window)
         return found.jpeg
 
@@ -112,6 +106,26 @@ def _check(found: Preview, frame: int, window: Window | None) -> None:
     if window is not None and (found.is_color or found.sop is None):
         raise QueryError(
             "window and level are for grey values of DICOM images; leave them out for this image"
+        )
+
+
+def check_same(
+    record: ImageRecord, image: Image, content: str | None, sop: str | None, sha256: str
+) -> None:
+    """Checks that the file that was read is the one that was indexed.
+
+    Args:
+        record, content: of what was indexed. image: where it was read from. sop, sha256: of what
+            was read.
+
+    Raises:
+        SourceChanged: it is another one.
+    """
+    # What a server sends again is another file each time.
+    if not (sop == record.sop if isinstance(image, bytes) else sha256 == content):
+        raise SourceChanged(
+            f"another file is where this image was indexed from (source "
+            f"{record.source or 'folder'!r}); index the source again"
         )
 
 

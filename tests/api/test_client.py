@@ -50,6 +50,9 @@ def test_a_file_is_searched_for_whatever_it_is_given_as(client: Client, indexed)
     same = client.search(sop="1.2.3.0", frame=0, k=2, where=["modality=CT"], facets=False)
     assert same.evidence.query_id == first.hits[0].id
     assert same.facets == {}
+    corner = [client.search(one, k=3, region="0,0,0.4,0.4") for one in (path, path.read_bytes())]
+    assert corner[0].hits == corner[1].hits != client.search(path, k=3).hits
+    assert client.search(sop="1.2.3.0", k=3, region="0,0,0.4,0.4").evidence.query_id is not None
 
 
 def test_pages_follow_each_other(client: Client, indexed) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from api.service import create_service
 from engine.errors import QueryExpired
 from engine.records import ImageRecord, Observations
 from engine.settings import Settings
+from indexer.imaging.orientation import AS_STORED
+from indexer.imaging.region import WholePicture
 from indexer.ledger.database import Database
 
 
@@ -70,6 +73,21 @@ def test_no_more_is_kept_than_there_is_room_for() -> None:
     assert len(small) == 3
 
 
+def test_the_search_goes_on_when_there_is_no_room_for_its_picture() -> None:
+    picture = WholePicture(b"0" * 1000, AS_STORED)
+    queries = KeptQueries(most_picture_bytes=2500)
+    tokens = [queries.keep("ward", replace(kept(), whole=picture)) for _ in range(2)]
+    # Used lately, so that the other one's goes first.
+    assert queries.of(tokens[0], "ward", "m").whole == picture
+    tokens.append(queries.keep("ward", replace(kept(), whole=picture)))
+    found = [queries.of(token, "ward", "m") for token in tokens]
+    assert [one.whole for one in found] == [picture, None, picture]
+    queries.forget("ward")
+    # What is gone takes no room.
+    again = [queries.keep("ward", replace(kept(), whole=picture)) for _ in range(2)]
+    assert all(queries.of(token, "ward", "m").whole for token in again)
+
+
 def test_after_an_upload_pages_follow_each_other_and_filters_are_links(client, indexed) -> None:
     content = indexed.files["rings"][0].read_bytes()
     data = {"k": "15", "exact": "true", **EVERYTHING}
@@ -80,7 +98,7 @@ def test_after_an_upload_pages_follow_each_other_and_filters_are_links(client, i
         address = str(following[0]["href"])
         assert re.match(r"\./\?query=[\w-]{24}&", address)
         page = Page(client.get(address.removeprefix(".")).text)
-        # The picture did not stay here.
+        # The picture is not shown again: the browser has it.
         shown, pages = shown + page.thumbnails(), pages + 1
     whole = client.post("/", files={"file": content}, data={**data, "k": "35"})
     assert (shown, pages) == (Page(whole.text).thumbnails()[1:], 3)

@@ -1,4 +1,4 @@
-"""Large pictures in a real browser: compared in one place, and turned."""
+"""Large pictures in a real browser: compared in one place, turned, and searched for by a region."""
 
 import json
 import subprocess
@@ -36,16 +36,19 @@ def walked(script: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_images_are_compared_in_one_place_and_one_is_turned(
+def test_pictures_are_compared_in_one_place_turned_and_drawn_on(
     indexed, id_of, tmp_path: Path
 ) -> None:
     left, right = (id_of(path) for path in indexed.files["ct"][:2])
     settings = indexed.copy(tmp_path / "data")
+    upload = tmp_path / "rings.png"
+    upload.write_bytes(indexed.files["rings"][0].read_bytes())
     with served(create_service(settings)) as address:
         asked = {
             "base": address,
             "pair": f"/compare?left={left}&right={right}",
             "image": f"/images/{left}",
+            "file": str(upload),
             "pictures": str(tmp_path),
         }
         found = walked("view.js", asked)
@@ -77,4 +80,19 @@ def test_two_images_are_compared_in_one_place_and_one_is_turned(
     assert turned["again"] == turned["mirrored"][0]
     assert turned["windowed"] == "?window=300&level=30&turn=90"
     assert turned["back"] == ["none", "?window=300&level=30"]
-    assert found["plain"] == {"views": False, "seen": 2, "turned": 1}
+    for one in found["region"].values():
+        assert one.pop("hits") > 0
+        drawn = [0.4, 0.2, 0.5, 0.6]
+        assert one == {
+            "drawn": drawn,
+            "first": drawn,
+            "typed": [0.3, *drawn[1:]],
+            "laid": True,
+            "whole": True,
+        }
+    assert found["plain"] == {
+        "views": False,
+        "seen": 2,
+        "turned": 1,
+        "region": ["0.25,0.25,0.6,0.5", True],
+    }

@@ -145,6 +145,7 @@ def _answers(archive: Archive, contents: dict[str, bytes]) -> Iterator[tuple[str
             *(f"/studies/{study}" for study in studies),
             *(f"/?like={first}&group_by=none&exclude_own=none", "/?study=1.2.3"),
             *(f"/?like={first}&dislike={points[-1].id}", f"/collection?image={first}"),
+            *(f"/region?like={first}", f"/?like={first}&region=0,0,1,1"),
             *(f"/collection?image={one.id}&format=csv" for one in points),
             *(f"/collection?image={one.id}&format=fhir" for one in points),
             *("/v1/duplicates", "/v1/model", "/v1/stats", "/v1/sources", "/v1/whoami", "/readyz"),

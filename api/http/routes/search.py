@@ -1,5 +1,6 @@
 """Searches: the images most similar to an upload or to an indexed image."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ from engine.errors import QueryError
 from engine.records import Answer
 from engine.search.query import Cursor, Query, parse_id, parse_where
 from engine.search.representative import representative
+from engine.store.base import Ids
 from indexer.archive import TenantArchive
+from indexer.imaging.region import Region
 
 __all__ = ["EXAMPLE", "Found", "answered", "query_of", "router"]
 
@@ -96,7 +99,7 @@ EXAMPLE = {
     response_model=SearchDocument,
     responses={
         200: {"content": {"application/json": {"example": EXAMPLE}, **BUNDLE}},
-        **problem_responses(400, 404, 406, 409, 413, 415, 422, 503),
+        **problem_responses(400, 404, 406, 409, 410, 413, 415, 422, 502, 503),
     },
     openapi_extra={
         "requestBody": body_content(
@@ -124,6 +127,10 @@ def search(
     A query that is foreign to the model (`ood.foreign`) is answered like any other, unless the
     service is set to refuse it: then there are no hits, and `evidence.rung` is "none". To get more
     hits, repeat the request, otherwise unchanged, with `next_page` of the answer as `page`.
+
+    With `region` only that part of the picture is searched for, and judged by `ood`: of a file, or
+    of an indexed image, whose original is read again for it (410 where it is gone, 409 where
+    another file is in its place).
 
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
@@ -193,7 +200,9 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     Raises:
         QueryError: not exactly one image is given, or an option is out of range or unknown.
         ImageNotFound: no indexed image has this id, or is of this instance, series or study.
-        ImageRefused: the upload cannot be read.
+        ImageRefused: the upload, or the original that a region is of, cannot be read, or the region
+            has too few pixels.
+        SourceGone, SourceChanged, SourceError: the original that a region is of is not there.
         HTTPException: 503, all readers of uploads are busy.
     """
     given = [
@@ -216,7 +225,7 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     query = query_of(asked, archive)
     if asked.upload is not None:
         with stage("read"):
-            image = readers.read(asked.upload)
+            image = readers.read(asked.upload, asked.region)
         answer = archive.engine.search([image.canvas], query, [image.record], [image.colour])[0]
         note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
         return Found(answer, image.canvas, Seen.of(answer.hits, ood=answer.ood))
@@ -225,12 +234,30 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     else:
         uid = str(asked.sop or asked.series or asked.study or "")
         image_id = representative(archive.store, field, uid, asked.frame)
-    answer = archive.engine.search_like(image_id, query)
+    if asked.region is None:
+        answer = archive.engine.search_like(image_id, query)
+    else:
+        answer = _like_region(image_id, asked.region, query, archive, readers)
     note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
     # It is a UID: an image of it was found.
     studies = [] if asked.study is None else [asked.study]
     seen = Seen.of(answer.hits, asked=[image_id], studies=studies, ood=answer.ood)
     return Found(answer, None, seen, image_id)
+
+
+def _like_region(
+    image_id: str, region: Region, query: Query, archive: TenantArchive, readers: Readers
+) -> Answer:
+    """The answer for a region of an indexed image, which is cut from its original; the image itself
+    is excluded, as if all of it was asked for."""
+    original = archive.original(image_id)
+    with stage("read"):
+        image = readers.read_region(original, region)
+    others = replace(query.where, must_not=(*query.where.must_not, Ids((original.id,))))
+    (answer,) = archive.engine.search(
+        [image.canvas], replace(query, where=others), [image.record], [image.colour]
+    )
+    return answer
 
 
 def query_of(asked: Asked, archive: TenantArchive) -> Query:

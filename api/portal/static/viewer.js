@@ -222,3 +222,44 @@ function turnPicture() {
 
 compareInPlace();
 turnPicture();
+
+// A rectangle that is drawn on a picture; the four fields say the same.
+function drawRegion() {
+  const image = one("img[data-draw]");
+  if (!image) return;
+  const fields = ["x", "y", "w", "h"].map((name) => one(`input[name="region_${name}"]`));
+  const frames = all("rect", image.parentElement);
+  image.closest(".draw").classList.add("drawn-on");
+  image.draggable = false;
+  const rounded = (value) => Math.round(Math.min(1, Math.max(0, value)) * 1000) / 1000;
+  const mark = () => {
+    const edges = fields.map((field) => Number(field.value) || 0);
+    frames.forEach((frame) => ["x", "y", "width", "height"].forEach((name, at) => {
+      frame.setAttribute(name, edges[at]);
+    }));
+  };
+  const place = (event) => {
+    const box = image.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(rounded);
+  };
+  let from = null;
+  image.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    image.setPointerCapture(event.pointerId);
+    from = place(event);
+  });
+  image.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const [x, y] = place(event);
+    const edges = [Math.min(x, from[0]), Math.min(y, from[1]), Math.abs(x - from[0]), Math.abs(y - from[1])];
+    // A click chooses nothing.
+    if (edges[2] < 0.005 || edges[3] < 0.005) return;
+    fields.forEach((field, at) => { field.value = rounded(edges[at]); });
+    mark();
+  });
+  ["pointerup", "pointercancel"].forEach((name) => image.addEventListener(name, () => { from = null; }));
+  fields.forEach((field) => field.addEventListener("input", mark));
+}
+
+drawRegion();

@@ -1,12 +1,12 @@
 // Compares two images in one place, and turns one, in Chromium; says what it met, as JSON.
 // Its one argument is JSON: browser, base, pair (the address of a page that compares), image (that
-// of an image), pictures (a folder; null: none).
+// of an image), file (to upload), pictures (a folder; null: none).
 import { walk } from "./walk.js";
 
 const asked = JSON.parse(process.argv[2]);
-const { base, pair, image } = asked;
+const { base, pair, image, file } = asked;
 const { browser, found, opened, look } = await walk(asked);
-Object.assign(found, { compared: {}, calm: {}, turned: {}, plain: {} });
+Object.assign(found, { compared: {}, calm: {}, turned: {}, region: {}, plain: {} });
 
 const wide = { width: 1280, height: 800 };
 const narrow = { width: 390, height: 844 };
@@ -116,6 +116,47 @@ const changes = (page, milliseconds) => page.evaluate((time) => new Promise((don
   await page.context().close();
 }
 
+// A region is drawn, of an image and of an upload, and searched for.
+for (const [name, viewport] of [["wide", wide], ["narrow", narrow]]) {
+  const page = await opened({ viewport, colorScheme: name === "wide" ? "light" : "dark" });
+  if (name === "wide") await page.goto(`${base}${image.replace("images/", "?like=")}`);
+  else {
+    await page.goto(`${base}/`);
+    await page.locator("#file").setInputFiles(file);
+    await page.locator("form.search button").click();
+    await page.waitForURL(/query=/);
+  }
+  await page.locator('.asked a[href*="region?"]').click();
+  await page.waitForURL(/region\?/, { waitUntil: "networkidle" });
+  const box = await page.locator("img[data-draw]").boundingBox();
+  await page.mouse.move(box.x + box.width * 0.9, box.y + box.height * 0.8);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width * 0.4, box.y + box.height * 0.2, { steps: 6 });
+  await page.mouse.up();
+  const fields = page.locator(".region input[type=number]");
+  const drawn = await fields.evaluateAll((all) => all.map((one) => Math.round(one.value * 10) / 10));
+  const marked = () => page.locator(".draw rect").last().evaluate((one) =>
+    ["x", "y", "width", "height"].map((edge) => Math.round(one.getAttribute(edge) * 10) / 10));
+  const first = await marked();
+  await fields.nth(0).fill("0.3");
+  await look(page, `draw-${name}`);
+  found.region[name] = { drawn, first, typed: await marked() };
+  await page.locator(".region button").click();
+  await page.waitForURL(/region=/);
+  await look(page, `region-${name}`);
+  found.region[name].hits = await page.locator("meter").count();
+  // The rectangle lies on the picture.
+  found.region[name].laid = await page.locator(".asked .framed").evaluate((one) => {
+    const [picture, frame] = [...one.children].map((child) => child.getBoundingClientRect());
+    return picture.width > 20 && Math.abs(picture.width - frame.width) < 1
+      && Math.abs(picture.height - frame.height) < 1 && Math.abs(picture.top - frame.top) < 1;
+  });
+  await page.locator(".asked a", { hasText: "whole image" }).click();
+  await page.waitForURL((url) => !url.search.includes("region="));
+  found.region[name].whole = await page.locator(".asked img").isVisible();
+  await page.context().close();
+}
+
 // Without JavaScript.
 {
   const page = await opened({ viewport: narrow, javaScriptEnabled: false });
@@ -126,6 +167,11 @@ const changes = (page, milliseconds) => page.evaluate((time) => new Promise((don
   await page.locator('[data-step="right"]').click();
   await page.waitForURL(/turn=90/);
   found.plain.turned = await page.locator("img.large.turned-90").count();
+  await page.goto(`${base}${image.replace("images/", "region?like=")}`);
+  await page.locator("input[name=region_w]").fill("0.6");
+  await page.locator(".region button").click();
+  await page.waitForURL(/region=/);
+  found.plain.region = [new URL(page.url()).searchParams.get("region"), await page.locator("meter").count() > 0];
   await page.context().close();
 }
 
