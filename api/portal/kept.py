@@ -15,7 +15,7 @@ from engine.errors import QueryExpired
 from engine.records import ImageRecord, Observations
 from indexer.imaging.region import WholePicture
 
-__all__ = ["KeptQueries", "KeptQuery", "owner_of", "recent_of"]
+__all__ = ["KeptQueries", "KeptQuery", "owner_of", "recent_of", "saved_of"]
 
 _SECONDS = 600.0
 _MOST = 1024
@@ -176,3 +176,10 @@ def recent_of(caller: Caller | None) -> str:
     """What the list of recent searches in a browser's tab is bound to: another text for each
     session, which tells nothing of it."""
     return hashlib.sha256(f"recent\0{owner_of(caller)}".encode()).hexdigest()[:16]
+
+
+def saved_of(caller: Caller | None) -> str:
+    """What the filters that a browser saves are bound to: the same text for every session of one
+    key, or of one person, in one tenant, which tells nothing of them."""
+    named = () if caller is None else (caller.tenant, caller.key or "", caller.subject or "")
+    return hashlib.sha256("\0".join(("saved", *named)).encode()).hexdigest()[:16]

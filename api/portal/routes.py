@@ -34,7 +34,7 @@ from api.portal import (
 )
 from api.portal.answers import Answered, answer
 from api.portal.catalogues import speaking
-from api.portal.kept import KeptQueries, recent_of
+from api.portal.kept import KeptQueries, recent_of, saved_of
 from api.portal.language import language_of
 from api.portal.page_route import PageRoute, page
 from api.portal.pages import pages
@@ -194,6 +194,7 @@ def _page_values(
         "tiles": TILES,
         "most_uploads": MOST_UPLOADS,
         "recent_of": recent_of(request.state.caller),
+        "saved_of": saved_of(request.state.caller),
         "words": words,
     }
     if found is not None:

@@ -5,7 +5,7 @@ import re
 __all__ = ["known_page"]
 
 _PAGE = re.compile(
-    r"(?:studies/[0-9.]{1,64}|images/[0-9a-fA-F-]{36}|compare|collection|jobs"
+    r"(?:studies/[0-9.]{1,64}|images/[0-9a-fA-F-]{36}|compare|region|collection|jobs"
     r"|archive(?:/duplicates)?|model|keys|audit)?(?:\?[!-~]{1,1500})?",
     re.ASCII,
 )

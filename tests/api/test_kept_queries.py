@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from services.loopback import LoopbackClient
 from test_api_page import EVERYTHING, Page
 
-from api.portal.kept import KeptQueries, KeptQuery
-from api.security.access import COOKIE
+from api.portal.kept import KeptQueries, KeptQuery, saved_of
+from api.security.access import COOKIE, Caller
 from api.security.keys import Keys
 from api.security.policy import Scope
 from api.service import create_service
@@ -71,6 +71,14 @@ def test_no_more_is_kept_than_there_is_room_for() -> None:
     for number in range(9):
         small.keep(str(number), kept(dim=4096))
     assert len(small) == 3
+
+
+def test_saved_filters_are_one_key_s_in_every_session() -> None:
+    ward = Caller("ward", "default", frozenset({Scope.SEARCH}), session="one")
+    same = {saved_of(ward), saved_of(replace(ward, session="two"))}
+    assert len(same) == 1
+    others = {saved_of(replace(ward, key="other")), saved_of(replace(ward, tenant="b"))}
+    assert len(same | others | {saved_of(None)}) == 4
 
 
 def test_the_search_goes_on_when_there_is_no_room_for_its_picture() -> None:

@@ -23,7 +23,7 @@ def walked(script: str, asked: dict[str, Any]) -> dict[str, Any]:
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -35,7 +35,7 @@ def walked(script: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_pictures_are_compared_in_one_place_turned_and_drawn_on(
     indexed, id_of, tmp_path: Path
 ) -> None:
@@ -90,7 +90,17 @@ def test_pictures_are_compared_in_one_place_turned_and_drawn_on(
             "laid": True,
             "whole": True,
         }
+    assert found["saved"] == {
+        "none": False,
+        "listed": ["Chests <b>of late</b>", "Others"],
+        "applied": ["modality=CT", "study_year=2010..2020"],
+        "like": True,
+        "left": ["Others"],
+        "others": [],
+        "last": False,
+    }
     assert found["plain"] == {
+        "saved": False,
         "views": False,
         "seen": 2,
         "turned": 1,

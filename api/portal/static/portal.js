@@ -6,8 +6,10 @@ const SHORTCUTS = "precedent-shortcuts";
 const RECENT = "precedent-recent";
 const TILES = "precedent-tiles";
 const PLACE = "precedent-place";
+const SAVED = "precedent-saved";
 const MOST_KEPT = 32;
 const MOST_RECENT = 12;
+const MOST_SAVED = 20;
 
 const one = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -463,3 +465,68 @@ function followJobs() {
 }
 
 followJobs();
+
+// Filters that this browser keeps by name, each key's apart. On another search they take the place
+// of those that are set.
+function saveFilters() {
+  const section = one("[data-saved-of]");
+  if (!section) return;
+  const place = `${SAVED} ${section.dataset.savedOf}`;
+  const isOurs = (item) => typeof item?.name === "string" && Array.isArray(item.where)
+    && item.where.length > 0 && item.where.every((term) => typeof term === "string");
+  const read = () => {
+    try {
+      const found = JSON.parse(localStorage.getItem(place));
+      return Array.isArray(found) ? found.filter(isOurs) : [];
+    } catch {
+      return [];
+    }
+  };
+  const form = one("form", section);
+  const status = one("[role=status]", section);
+  const list = one("ul", section);
+  const address = (where) => {
+    const [path, query] = section.dataset.plain.split("?");
+    const written = new URLSearchParams(query);
+    where.forEach((term) => written.append("where", term));
+    return `${path}?${written}`;
+  };
+  const show = (items) => {
+    list.replaceChildren(...items.map((item) => {
+      const made = one("template", section).content.cloneNode(true);
+      const link = one("a", made);
+      link.href = address(item.where);
+      link.textContent = item.name;
+      link.title = item.where.join("\n");
+      one("[data-name]", made).textContent = item.name;
+      one("button", made).addEventListener("click", () => {
+        write(read().filter((other) => other.name !== item.name));
+        (one("a, input", section) ?? one("#filters > summary")).focus();
+      });
+      return made;
+    }));
+    section.hidden = items.length === 0 && !form;
+  };
+  const write = (items) => {
+    try {
+      localStorage.setItem(place, JSON.stringify(items));
+      status.textContent = "";
+    } catch (error) {
+      status.textContent = String(error.message);
+    }
+    show(read());
+  };
+  if (form) form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const name = form.elements.name.value.trim();
+    const where = new URLSearchParams(section.dataset.here.split("?")[1]).getAll("where");
+    if (!name) return;
+    // The same name again stands for other filters.
+    const others = read().filter((item) => item.name !== name);
+    write([...others, { name, where }].slice(-MOST_SAVED));
+    form.reset();
+  });
+  show(read());
+}
+
+saveFilters();

@@ -157,6 +157,43 @@ for (const [name, viewport] of [["wide", wide], ["narrow", narrow]]) {
   await page.context().close();
 }
 
+// Filters are saved by name, applied to another search, and deleted.
+{
+  const page = await opened({ viewport: narrow });
+  const named = () => page.locator(".saved li a").allTextContents();
+  const open = async (address) => {
+    await page.goto(`${base}${address}`);
+    await page.locator("#filters > summary").click();
+  };
+  await open("/");
+  found.saved = { none: await page.locator(".saved").isVisible() };
+  await open("/?where=modality%3DCT&where=study_year%3D2010..2020");
+  const save = async (name) => {
+    await page.locator(".saved input").fill(name);
+    await page.keyboard.press("Enter");
+  };
+  await save("Chests <b>of late</b>");
+  await save("Others");
+  await look(page, "saved");
+  found.saved.listed = await named();
+  await open(`${image.replace("images/", "?like=")}&where=modality%3DMR`);
+  await page.locator(".saved a").first().click();
+  await page.waitForURL(/2010/);
+  found.saved.applied = new URL(page.url()).searchParams.getAll("where");
+  found.saved.like = new URL(page.url()).searchParams.has("like");
+  await open("/?where=modality%3DMR");
+  await page.locator(".saved li button").first().click();
+  found.saved.left = await named();
+  // Of another key there is nothing here.
+  await page.evaluate(() => { document.querySelector("[data-saved-of]").dataset.savedOf = "other"; saveFilters(); });
+  found.saved.others = await named();
+  await open("/?where=modality%3DMR");
+  await page.locator(".saved li button").first().click();
+  await open("/");
+  found.saved.last = await page.locator(".saved").isVisible();
+  await page.context().close();
+}
+
 // Without JavaScript.
 {
   const page = await opened({ viewport: narrow, javaScriptEnabled: false });
@@ -167,6 +204,8 @@ for (const [name, viewport] of [["wide", wide], ["narrow", narrow]]) {
   await page.locator('[data-step="right"]').click();
   await page.waitForURL(/turn=90/);
   found.plain.turned = await page.locator("img.large.turned-90").count();
+  await page.goto(`${base}/?where=modality%3DCT`);
+  found.plain.saved = await page.locator(".saved").isVisible();
   await page.goto(`${base}${image.replace("images/", "region?like=")}`);
   await page.locator("input[name=region_w]").fill("0.6");
   await page.locator(".region button").click();
