@@ -52,7 +52,12 @@ for (const theme of ["light", "dark"]) {
       await page.mouse.down();
       await page.mouse.move(box.x + 90, box.y + 80, { steps: 8 });
       await page.mouse.up();
-      await page.waitForLoadState("networkidle");
+      // Pictures of the way there are loaded first.
+      await page.waitForFunction(() => {
+        const shown = new URL(document.querySelector("img.large").src).searchParams;
+        return ["window", "level"].every((name) =>
+          shown.get(name) === document.querySelector(`input[name=${name}]`).value);
+      });
       found.keys.dragged = [
         await page.evaluate(() => location.search),
         new URL(await page.locator("img.large").evaluate((one) => one.src)).search,
