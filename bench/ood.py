@@ -299,12 +299,12 @@ def main() -> None:
                 for held_out in FOLDS
             ]
             folds = [future.result() for future in futures]
-        results["folds"] = folds
         near = [row for one in folds for row in one["gate"]]
         near += [mean_row(near, "known"), mean_row(near, "never seen")]
         show(console, "anatomy held out of training", near, list(near[0]))
         rows = [row for one in folds for row in one["detectors"]]
         show(console, "detectors on held-out anatomy", rows, list(rows[0]))
+        print(write_results("ood-anatomy", {"folds": folds}))
     print(write_results("ood", results))
 
 

@@ -43,7 +43,10 @@ def main() -> None:
                 {name: search(archive, folder, query) for name, folder in queries.items()}
                 for query in (Query(k=K), Query(k=10), Query(k=10, exact=True))
             )
-            foreign = search(archive, arguments.foreign, Query(k=1)) if arguments.foreign else []
+            foreign = {
+                name: search(archive, arguments.foreign, Query(k=1), grey=name == "in grey")
+                for name in (("as they are", "in grey") if arguments.foreign else ())
+            }
             fingerprint = archive.manifest.fingerprint
     rows = [figures(name, answers[name], short[name], exact[name], sizes) for name in answers]
     rows.append(
@@ -79,10 +82,10 @@ def main() -> None:
     results = {"model": fingerprint, "rows": rows, "rungs": rungs}
     for k, counts in rungs.items():
         console.print(f"rungs taken at k = {k}: {counts}")
-    if foreign:
-        caught = flagged(foreign)
-        console.print(f"foreign images caught: {caught:.4f} of {len(foreign)}")
-        results["foreign"] = {"images": len(foreign), "caught": round(caught, 4)}
+    for name, found in foreign.items():
+        caught = flagged(found)
+        console.print(f"foreign images caught, {name}: {caught:.4f} of {len(found)}")
+        results[f"foreign, {name}"] = {"images": len(found), "caught": round(caught, 4)}
     print(write_results("retrieval", results))
 
 
@@ -90,11 +93,13 @@ def classes(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
-def search(archive: Archive, folder: Path, query: Query) -> list[Answer]:
+def search(archive: Archive, folder: Path, query: Query, *, grey: bool = False) -> list[Answer]:
+    """grey: nothing is said of their colour, which would give photographs away."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with archive.query_reader() as reader:
-        canvases = [one.canvas for one in reader.read(paths) if isinstance(one, QueryImage)]
-    return archive.engine.search(canvases, query)
+        images = [one for one in reader.read(paths) if isinstance(one, QueryImage)]
+    colour = None if grey else [one.colour for one in images]
+    return archive.engine.search([one.canvas for one in images], query, colour=colour)
 
 
 def figures(
