@@ -252,8 +252,8 @@ def asked(
     if answer.headers["content-type"].startswith("image/"):
         return answer.status_code, answer.content
     if answer.headers["content-type"].startswith("text/html"):
-        # The two archives were given keys of their own, so their recent searches are named apart.
-        return answer.status_code, re.sub(r'\d+ ms|data-recent-of="\w+"', "", answer.text)
+        # The two archives were given keys of their own, so what browsers keep is named apart.
+        return answer.status_code, re.sub(r'\d+ ms|data-(?:recent|saved)-of="\w+"', "", answer.text)
     return answer.status_code, without_times(answer.json())
 
 

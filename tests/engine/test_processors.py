@@ -88,8 +88,8 @@ def test_processors_agree(processor, precision, similarity, canvases, ours):
 
 def test_precisions_agree_nearly(ours):
     differs = difference(ours["bf16"], ours["fp32"])
-    assert 0 < differs["across"] <= 0.01
-    assert differs["share_of_bits"] <= 0.001
+    assert 0 < differs["across"] <= 0.04
+    assert differs["share_of_bits"] <= 0.003
 
 
 def test_another_process_gives_the_same_bits(canvases, ours):
