@@ -39,8 +39,10 @@ class PageRoute(APIRoute):
 
     @staticmethod
     def problem_page(request: Request, problem: Problem) -> HTMLResponse:
-        """The page that shows a problem."""
-        return page(request, "problem.html", {"problem": problem}, problem.status)
+        """The page that shows a problem. It repeats nothing of an address that others may have
+        made: in another language there is the search page."""
+        values = {"problem": problem, "again": f"./{root_of(request)}"}
+        return page(request, "problem.html", values, problem.status)
 
 
 def root_of(request: Request) -> str:

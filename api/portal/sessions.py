@@ -3,7 +3,7 @@
 import hmac
 from http import HTTPStatus
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
@@ -80,16 +80,19 @@ def login_page(
     button = None if access.provider is None else access.provider.button
     # From below /login to the folder of the page.
     root = "../" * (path.count("/") - 1)
+    back = known_page(to)
+    # What others may have put into the address, a provider's error for one, is not repeated.
+    here = f"./{root}login" + (f"?{urlencode({'to': back})}" if back else "")
     values = {
         "root": root,
-        "languages": choices(request, language(), root),
+        "languages": choices(request, language(), root, here),
         "problem": problem,
         "button": button,
         "ehrs": access.ehrs.standalone,
         "from_ehr": bool(access.ehrs.issuers),
         "asks_for_key": access.has_keys or (button is None and not access.ehrs.issuers),
         "sign_out_url": sign_out_url,
-        "to": known_page(to),
+        "to": back,
     }
     return html_page("login.html", values, status)
 
