@@ -1,6 +1,7 @@
 """A server program of another project, run by a test: started, asked, stopped and killed."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -142,9 +144,12 @@ class Server(ABC):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens now; found together, so that they differ."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports on which nobody listens now, all different. They lie below those that the system gives
+    to outgoing connections, so that none of these takes one before the server does."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 2_000):
+        with suppress(OSError), socket.create_server((HOST, port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    pytest.fail(f"no {count} ports between 20000 and 32767 are free")
