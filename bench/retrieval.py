@@ -38,15 +38,21 @@ def main() -> None:
             source = FolderSource([arguments.folder / "database"], label_from_folder=True)
             archive.index(source)
             sizes = archive.store.facets(["labels"], Query().where, 1000)["labels"]
-            queries = classes(arguments.folder / "query")
+            queries = {
+                name: images(archive, folder)
+                for name, folder in classes(arguments.folder / "query").items()
+            }
             answers, short, exact = (
-                {name: search(archive, folder, query) for name, folder in queries.items()}
+                {name: search(archive, some, query) for name, some in queries.items()}
                 for query in (Query(k=K), Query(k=10), Query(k=10, exact=True))
             )
-            foreign = {
-                name: search(archive, arguments.foreign, Query(k=1), grey=name == "in grey")
-                for name in (("as they are", "in grey") if arguments.foreign else ())
-            }
+            foreign = {}
+            if arguments.foreign:
+                shown = images(archive, arguments.foreign)
+                foreign = {
+                    name: search(archive, shown, Query(k=1), grey=name == "in grey")
+                    for name in ("as they are", "in grey")
+                }
             fingerprint = archive.manifest.fingerprint
     rows = [figures(name, answers[name], short[name], exact[name], sizes) for name in answers]
     rows.append(
@@ -93,13 +99,18 @@ def classes(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
-def search(archive: Archive, folder: Path, query: Query, *, grey: bool = False) -> list[Answer]:
-    """grey: nothing is said of their colour, which would give photographs away."""
+def images(archive: Archive, folder: Path) -> list[QueryImage]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with archive.query_reader() as reader:
-        images = [one for one in reader.read(paths) if isinstance(one, QueryImage)]
-    colour = None if grey else [one.colour for one in images]
-    return archive.engine.search([one.canvas for one in images], query, colour=colour)
+        return [one for one in reader.read(paths) if isinstance(one, QueryImage)]
+
+
+def search(
+    archive: Archive, some: list[QueryImage], query: Query, *, grey: bool = False
+) -> list[Answer]:
+    """grey: nothing is said of their colour, which would give photographs away."""
+    colour = None if grey else [one.colour for one in some]
+    return archive.engine.search([one.canvas for one in some], query, colour=colour)
 
 
 def figures(

@@ -181,14 +181,7 @@ def _found(head: HashHead, asked: NDArray[np.float32], held: NDArray[np.float32]
 
 
 def _check(data: TrainingSet, manifest: Manifest) -> None:
-    preprocess = manifest.preprocess
-    side = preprocess.size
-    if data.canvases.shape[1:] != (side, side, *((3,) if preprocess.colour else ())):
-        raise TrainingDataError(
-            f"canvases have shape {data.canvases.shape[1:]}, the model's are {side} pixels "
-            f"wide{' and coloured' if preprocess.colour else ''}; read the images with the "
-            "model's own Preprocess"
-        )
+    data.check_read_as(manifest.preprocess)
     if data.classes != manifest.classes:
         raise TrainingDataError(
             f"the images are of {len(data.classes)} classes, the model's are "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.errors import ImageRefused, TrainingDataError
 from engine.model.encoder import canvas_tensor
+from engine.model.preprocess import Preprocess
 
 __all__ = ["Example", "TrainingSet", "batch_indices", "batches", "from_csv", "from_folder"]
 
@@ -123,6 +124,20 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def check_read_as(self, preprocess: Preprocess) -> None:
+        """Checks that the canvases have the shape of those that a model is shown.
+
+        Raises:
+            TrainingDataError: they have another.
+        """
+        side = preprocess.size
+        if self.canvases.shape[1:] != (side, side, *((3,) if preprocess.colour else ())):
+            raise TrainingDataError(
+                f"canvases have shape {self.canvases.shape[1:]}, the model's are {side} pixels "
+                f"wide{' and coloured' if preprocess.colour else ''}; read the images "
+                "with the model's own Preprocess"
+            )
 
     @classmethod
     def read(

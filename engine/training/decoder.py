@@ -82,13 +82,7 @@ def train_decoder(
             than the model's, or the folder holds the state of another run.
     """
     network, manifest = load_checkpoint(model_dir)
-    side = manifest.preprocess.size
-    if data.canvases.shape[1:] != (side, side, *((3,) if manifest.preprocess.colour else ())):
-        raise TrainingDataError(
-            f"canvases have shape {data.canvases.shape[1:]}, the model's are {side} pixels "
-            f"wide{' and coloured' if manifest.preprocess.colour else ''}; read the images "
-            "with the model's own Preprocess"
-        )
+    data.check_read_as(manifest.preprocess)
     if len(data) < config.batch_size:
         raise TrainingDataError(
             f"{len(data)} images do not fill one batch of {config.batch_size}; "
