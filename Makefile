@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo install services test test-slow lint bench-encoder bench-index bench-ood \
 	bench-orientation bench-processors bench-quality bench-retrieval bench-search bench-series \
 	bench-shifts bench-sources bench-api bench-served bench-start bench-stow client conformance \
-	conformance-statement docs docs-cli docs-settings pictures catalogues weights clean
+	conformance-statement docs docs-cli docs-reference docs-settings pictures catalogues weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/precedent demo
@@ -101,6 +101,10 @@ docs-cli: $(VENV)/.installed-dev
 # The tables of docs/settings.md.
 docs-settings: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.settings_page
+
+# The tables of docs/errors.md, docs/refusals.md and docs/metrics.md.
+docs-reference: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.reference_pages
 
 # Pictures of the portal in docs/images, by a Chromium; build/pictures keeps the archive they are of.
 pictures: $(VENV)/.installed-dev

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from babel.messages.catalog import Catalog, Message
-from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_dir
+from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_dir, extract_from_file
 from babel.messages.pofile import read_po, write_po
 
 from api.portal.catalogues import FOLDER, LANGUAGES, SOURCE
@@ -22,6 +22,8 @@ from api.portal.catalogues import FOLDER, LANGUAGES, SOURCE
 __all__ = ["catalogue", "extracted", "missing", "path_of", "renewed"]
 
 _PORTAL = FOLDER.parent
+_BESIDE = ("api/refusals.py",)
+"""Words that other modules share with the portal."""
 _HEADER = """\
 # The words of the portal; `make catalogues` brings them up to what the code says.
 msgid ""
@@ -49,6 +51,9 @@ def extracted() -> Catalog:
         found.add(
             message, None, [(f"api/portal/{name}", 0)], auto_comments=comments, context=context
         )
+    for path in _BESIDE:
+        for _, message, _, _ in extract_from_file("python", _PORTAL.parents[1] / path, _KEYWORDS):
+            found.add(message, None, [(path, 0)])
     return found
 
 

@@ -7,7 +7,6 @@ the code.
 """
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pydicom.uid import (
 )
 from pynetdicom import sop_class
 
+from api.refusals import REFUSALS
 from bench.isolation import Isolated
 from bench.statement_files import verdict_on
 from engine.errors import RefusalReason
@@ -35,7 +35,6 @@ __all__ = ["TABLES", "filled"]
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _PAGE = _DOCS / "dicom-conformance.md"
-_DEPLOYMENT = _DOCS / "deployment.md"
 _VERIFICATION = "Verification SOP Class"
 _BY_GDCM = (JPEGLossless, JPEGLosslessSV1)
 
@@ -158,12 +157,9 @@ def stored() -> str:
 
 
 def refusals() -> str:
-    """Reasons of refusals, in the words of docs/deployment.md."""
-    lines = ["| reason | what it is |", "|---|---|"]
-    for reason in RefusalReason:
-        row = re.search(rf"^\| `{reason.value}` \|([^|]+)\|", _DEPLOYMENT.read_text(), re.MULTILINE)
-        lines.append(f"| `{reason.value}` | {row[1].strip() if row else ''} |")
-    return "\n".join(lines)
+    """Reasons of refusals, in the order of their codes."""
+    rows = (f"| `{reason.value}` | {REFUSALS[reason].means} |" for reason in RefusalReason)
+    return "\n".join(["| reason | what it is |", "|---|---|", *rows])
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
+from api.cli.exit_codes import FAILED, INTERRUPTED
 from engine.errors import AuditError, PrecedentError
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ UNRECORDED = frozenset(
 """The others. Every command is in one of the two."""
 _AT_THEIR_END = frozenset({"index", "receive", "worker", "reencode", "adapt"})
 """Commands that go on for long, and tell of counts alone: their row is written when they end."""
-_INTERRUPTED = 130
 
 
 class _Access:
@@ -273,6 +273,6 @@ def _is_there(settings: "Settings") -> bool:
 
 def _code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED
-    code = getattr(error, "exit_code", getattr(error, "code", 1))
-    return code if isinstance(code, int) else 1
+        return INTERRUPTED
+    code = getattr(error, "exit_code", getattr(error, "code", FAILED))
+    return code if isinstance(code, int) else FAILED

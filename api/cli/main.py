@@ -1,8 +1,4 @@
-"""The command line: ``precedent COMMAND``.
-
-Exit codes: 0 = success; 1 = the command failed, or an image could not be read; 2 = wrong usage;
-130 = interrupted.
-"""
+"""The command line: ``precedent COMMAND``; ``exit_codes`` has what it ends with."""
 
 import gc
 import logging
@@ -15,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from api.cli.accesses import recorded
+from api.cli.exit_codes import FAILED, INTERRUPTED, SUCCEEDED
 from engine import __version__
 from engine.errors import PrecedentError
 
@@ -79,7 +76,6 @@ _PLAIN: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
 }
-_INTERRUPTED = 130  # the exit code that typer returns after Ctrl-C
 
 
 class _Commands(TyperGroup):
@@ -156,29 +152,29 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except PrecedentError as error:
-        _fail(str(error), 1)
+        _fail(str(error), FAILED)
     except BrokenPipeError:
         # The reader of standard output has ended, as in `precedent search … | head`. What is still
         # buffered goes to the null device, or flushing it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(FAILED)
     except OSError as error:
         from indexer.datadir.disk_space import is_full
 
         if not is_full(error):
             raise
         place = "" if error.filename is None else f" ({error.filename})"
-        _fail(f"a disk is full{place}; make room, and the same command again goes on", 1)
+        _fail(f"a disk is full{place}; make room, and the same command again goes on", FAILED)
     except typer.Abort:
-        _fail("aborted; nothing was changed", 1)
+        _fail("aborted; nothing was changed", FAILED)
     except Exception as error:  # click's usage errors print themselves
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
         raise
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:  # what typer returns after Ctrl-C
         _fail("interrupted; what was done is kept, the same command again goes on", code)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code if isinstance(code, int) else SUCCEEDED)
 
 
 def _fail(message: str, code: int) -> None:

@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from sqlalchemy import Connection, func, select, text
 
 import engine
+from api.http.figures import counter_family, gauge_family, info_family
 from api.http.serving import Serving
 from engine.errors import PrecedentError
 from engine.model.manifest import SHIPPED
@@ -100,7 +100,7 @@ class ArchiveFigures:
     def _of_index(self) -> Iterator[Metric]:
         if self.serving is None:
             return
-        up = GaugeMetricFamily("precedent_index_up", "Whether the index can be searched.")
+        up = gauge_family("precedent_index_up")
         try:
             with self.serving.request() as (archive, _):
                 points = archive.count_all()
@@ -117,12 +117,12 @@ class ArchiveFigures:
             return
         up.add_metric([], 1)
         yield up
-        yield GaugeMetricFamily("precedent_points", "Images in the index.", points)
-        yield InfoMetricFamily("precedent_model", "The model of the index in force.", told)
+        yield gauge_family("precedent_points", points)
+        yield info_family("precedent_model", told)
         yield from calibration
 
     def _of_ledger(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("precedent_ledger_up", "Whether the ledger can be asked.")
+        up = gauge_family("precedent_ledger_up")
         try:
             database = self._database()
             if database is None:
@@ -139,20 +139,15 @@ class ArchiveFigures:
         up.add_metric([], 1)
         yield up
         yield from found
-        queue = GaugeMetricFamily(
-            "precedent_job_queue",
-            "Tasks of running jobs, that a worker could take (due), has (held), or has to leave.",
-            labels=["state"],
-        )
+        queue = gauge_family("precedent_job_queue")
         for state in ("due", "held", "later"):
             queue.add_metric([state], getattr(backlog, state))
         yield queue
-        yield GaugeMetricFamily(
+        yield gauge_family(
             "precedent_job_queue_oldest_seconds",
-            "For how long a worker could have taken the task that is due for longest.",
             backlog.oldest_seconds,
         )
-        yield GaugeMetricFamily("precedent_ledger_bytes", "Size of the ledger's database.", size)
+        yield gauge_family("precedent_ledger_bytes", size)
 
     def _shut(self) -> set[str]:
         """The sources that may not be read at this hour, by the clock of this process."""
@@ -164,17 +159,16 @@ class ArchiveFigures:
         root = self._data_dir.root
         disk = disk_of(root)
         if disk is not None:
-            for name, what, value in (
-                ("size_bytes", "Size of the disk of the data folder.", disk.total),
-                ("free_bytes", "What is free on the disk of the data folder.", disk.free),
-                ("free_files", "For how many more files that disk has room.", disk.files),
+            for name, value in (
+                ("precedent_disk_size_bytes", disk.total),
+                ("precedent_disk_free_bytes", disk.free),
+                ("precedent_disk_free_files", disk.files),
             ):
                 if value is not None:
-                    yield GaugeMetricFamily(f"precedent_disk_{name}", what, value)
+                    yield gauge_family(name, value)
         receive = self._settings.receive.min_free_bytes if self._settings.server.receive else 0
-        yield GaugeMetricFamily(
+        yield gauge_family(
             "precedent_disk_least_free_bytes",
-            "Below so much nothing is indexed or received.",
             max(self._settings.indexing.min_free_bytes, receive),
         )
         if self._settings.store.url is None and not self._settings.store.urls:
@@ -182,23 +176,15 @@ class ArchiveFigures:
                 size = _bytes_below(self._data_dir.index)
             except PrecedentError:
                 return
-            yield GaugeMetricFamily(
-                "precedent_index_bytes", "What the embedded index takes on the disk.", size
-            )
+            yield gauge_family("precedent_index_bytes", size)
 
     def _of_audit(self) -> Iterator[Metric]:
         if self.heads is None:
             return
-        up = GaugeMetricFamily("precedent_audit_up", "Whether the audit log can be read.")
-        sequence = GaugeMetricFamily(
-            "precedent_audit_sequence", "Last number of a chain of the audit log.", labels=["chain"]
-        )
+        up = gauge_family("precedent_audit_up")
+        sequence = gauge_family("precedent_audit_sequence")
         # A label would make a new series of every line that is written.
-        digest = GaugeMetricFamily(
-            "precedent_audit_digest",
-            "The first 48 bits of the hash of a chain's last line.",
-            labels=["chain"],
-        )
+        digest = gauge_family("precedent_audit_digest")
         try:
             for head in self.heads():
                 sequence.add_metric([head.chain], head.seq)
@@ -214,22 +200,16 @@ class ArchiveFigures:
 
     def _of_queues(self) -> Iterator[Metric]:
         if self.received is not None:
-            yield GaugeMetricFamily(
+            yield gauge_family(
                 "precedent_received_waiting_bytes",
-                "What this process has received and not indexed yet.",
                 self.received(),
             )
-            yield GaugeMetricFamily(
+            yield gauge_family(
                 "precedent_received_waiting_limit_bytes",
-                "The setting receive.max_waiting_bytes.",
                 self._settings.receive.max_waiting_bytes,
             )
         if self.sendings is not None:
-            under_way = GaugeMetricFamily(
-                "precedent_sendings",
-                "Documents that wait for an attempt, or for an answer on storage commitment.",
-                labels=["state"],
-            )
+            under_way = gauge_family("precedent_sendings")
             for state, count in self.sendings().items():
                 under_way.add_metric([state], count)
             yield under_way
@@ -237,16 +217,14 @@ class ArchiveFigures:
 
 def _of_calibration(archive: Archive) -> Iterator[Metric]:
     gate = archive.gate
-    yield GaugeMetricFamily(
+    yield gauge_family(
         "precedent_calibration_images",
-        "On how many images queries are judged; 0 = they are not.",
         0 if gate is None else gate.images,
     )
     if gate is None:
         return
-    yield GaugeMetricFamily(
+    yield gauge_family(
         "precedent_calibration_alpha",
-        "Share of queries like those images that are called foreign.",
         gate.alpha,
     )
     folder = model_directory(archive.settings)
@@ -255,25 +233,23 @@ def _of_calibration(archive: Archive) -> Iterator[Metric]:
             made = (folder / CALIBRATION).stat().st_mtime
         except OSError:
             return
-        yield GaugeMetricFamily(
+        yield gauge_family(
             "precedent_calibration_timestamp_seconds",
-            "When the calibration was made; the shipped one does not say.",
             made,
         )
 
 
 def _of_jobs(connection: Connection) -> Iterator[Metric]:
     c, t = jobs.c, tasks.c
-    found = GaugeMetricFamily("precedent_jobs", "Jobs.", labels=["kind", "state"])
+    found = gauge_family("precedent_jobs")
     by_job = select(c.kind, c.state, func.count()).group_by(c.kind, c.state)
     for kind, state, count in connection.execute(by_job):
         found.add_metric([kind, state], count)
     yield found
     since = (datetime.now(UTC) - _LATELY).isoformat(timespec="seconds")
     failed = select(func.count()).where(c.state == JobState.FAILED, c.finished_at >= since)
-    yield GaugeMetricFamily(
+    yield gauge_family(
         "precedent_jobs_failed_lately",
-        "Jobs that ended as failed within a day, and were not taken up again.",
         connection.execute(failed).scalar_one(),
     )
     by_task = connection.execute(
@@ -286,17 +262,17 @@ def _of_jobs(connection: Connection) -> Iterator[Metric]:
             func.sum(t.done - t.indexed),
         ).group_by(t.state)
     ).all()
-    chunks = GaugeMetricFamily("precedent_job_chunks", "Chunks of jobs.", labels=["state"])
+    chunks = gauge_family("precedent_job_chunks")
     for state, count, *_ in by_task:
         chunks.add_metric([state], count)
     yield chunks
-    for name, what, column in (
-        ("precedent_job_instances_planned", "Instances that jobs are to read.", 2),
-        ("precedent_job_instances", "Instances that jobs have read.", 3),
-        ("precedent_job_points", "Images that jobs have brought into the index.", 4),
-        ("precedent_job_instances_refused", "Instances that jobs have refused.", 5),
+    for name, column in (
+        ("precedent_job_instances_planned", 2),
+        ("precedent_job_instances", 3),
+        ("precedent_job_points", 4),
+        ("precedent_job_instances_refused", 5),
     ):
-        yield CounterMetricFamily(name, what, sum(int(row[column] or 0) for row in by_task))
+        yield counter_family(name, sum(int(row[column] or 0) for row in by_task))
 
 
 def _of_keys(connection: Connection) -> Iterator[Metric]:
@@ -306,9 +282,8 @@ def _of_keys(connection: Connection) -> Iterator[Metric]:
         c.expires_at > now.isoformat(),
         c.expires_at <= (now + _SOON).isoformat(),
     )
-    yield GaugeMetricFamily(
+    yield gauge_family(
         "precedent_keys_expiring",
-        "API keys that expire within two weeks.",
         connection.execute(ending).scalar_one(),
     )
 

@@ -9,9 +9,6 @@ from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
@@ -19,6 +16,7 @@ from prometheus_client import (
 )
 
 from api.http.archive_figures import ArchiveFigures
+from api.http.figures import counter, gauge, histogram
 from api.http.observing import Observation
 from api.http.slots import Load
 from engine.errors import SettingsError
@@ -29,7 +27,6 @@ from indexer.ledger.database import Database
 __all__ = ["MEDIA_TYPE", "Metrics"]
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _FORESEEN = ((401, "not-authenticated"), (500, "internal"), (503, "service-unavailable"))
 """Refusals that alerts look for: from 0 on, or the first of them would be no increase."""
 
@@ -50,64 +47,23 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._requests = Counter(
-            "precedent_requests",
-            "Requests answered.",
-            ["route", "method", "status"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "precedent_request_seconds",
-            "Time from the headers of a request to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._stages = Histogram(
-            "precedent_stage_seconds",
-            "Time that a stage of a search took.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._refusals = Counter(
-            "precedent_refusals", "Problems answered.", ["status", "code"], registry=self.registry
-        )
-        self._verdicts = Counter(
-            "precedent_verdicts", "Verdicts of the OOD gate.", ["verdict"], registry=self.registry
-        )
-        self._filters = Counter(
-            "precedent_filters",
-            "Coarse filters taken by searches.",
-            ["filter"],
-            registry=self.registry,
-        )
-        self._lost = Counter(
-            "precedent_clients_gone",
-            "Requests whose client left first.",
-            ["route"],
-            registry=self.registry,
-        )
-        self._unheard = Counter(
-            "precedent_connections_refused",
-            "Connections refused before they had asked anything.",
-            ["status"],
-            registry=self.registry,
-        )
-        self._in_flight = Gauge(
-            "precedent_requests_in_flight", "Requests begun.", registry=self.registry
-        )
-        for name, what, read in (
-            ("precedent_requests_at_work", "Requests being worked on.", lambda: load.at_work),
-            ("precedent_requests_waiting", "Requests that wait for room.", lambda: load.waiting),
-            ("precedent_uploads", "Uploads being received.", lambda: load.uploading),
+        self._requests = counter("precedent_requests", self.registry)
+        self._seconds = histogram("precedent_request_seconds", self.registry)
+        self._stages = histogram("precedent_stage_seconds", self.registry)
+        self._refusals = counter("precedent_refusals", self.registry)
+        self._verdicts = counter("precedent_verdicts", self.registry)
+        self._filters = counter("precedent_filters", self.registry)
+        self._lost = counter("precedent_clients_gone", self.registry)
+        self._unheard = counter("precedent_connections_refused", self.registry)
+        self._in_flight = gauge("precedent_requests_in_flight", self.registry)
+        for name, read in (
+            ("precedent_requests_at_work", lambda: load.at_work),
+            ("precedent_requests_waiting", lambda: load.waiting),
+            ("precedent_uploads", lambda: load.uploading),
         ):
-            Gauge(name, what, registry=self.registry).set_function(read)
-        for name, what, most in (
-            ("precedent_requests_at_work_limit", "server.max_at_once", server.max_at_once),
-            ("precedent_requests_waiting_limit", "server.max_waiting", server.max_waiting),
-        ):
-            Gauge(name, f"The setting {what}.", registry=self.registry).set(most)
+            gauge(name, self.registry).set_function(read)
+        gauge("precedent_requests_at_work_limit", self.registry).set(server.max_at_once)
+        gauge("precedent_requests_waiting_limit", self.registry).set(server.max_waiting)
         for verdict in get_args(Verdict):
             self._verdicts.labels(verdict)
         for status, code in _FORESEEN:

@@ -221,6 +221,8 @@ _HTTP_DETAILS: Mapping[int, tuple[str, str]] = {
     413: ("too-large", "the request is larger than the service takes"),
     415: ("unsupported-media-type", "this address takes another Content-Type; see /openapi.json"),
 }
+_HTTP_TITLES: Mapping[int, str] = {413: "Content Too Large"}
+"""Of RFC 9110, where Pythons differ."""
 
 
 def problem_of(error: Exception, path: str, request_id: str | None = None) -> Problem:
@@ -348,7 +350,8 @@ def _of_http_error(error: HTTPException, path: str) -> Problem:
     )
     # The detail of Starlette's own errors is only the status phrase.
     detail = sentence if error.detail == status.phrase else error.detail
-    return _problem(_Kind(code, status, status.phrase), code, detail, path)
+    title = _HTTP_TITLES.get(error.status_code, status.phrase)
+    return _problem(_Kind(code, status, title), code, detail, path)
 
 
 def _problem(kind: _Kind, code: str, detail: str, path: str) -> Problem:

@@ -1,110 +1,15 @@
-"""What to do: about files that are refused, and about questions that are foreign to the model."""
+"""What to do about questions that are foreign to the model."""
 
 from dataclasses import dataclass
 
 from api.http.routes.judging import DriftDocument
-from api.portal.catalogues import decimal, gettext, grouped, later, period as day
-from engine.errors import RefusalReason
+from api.portal.catalogues import decimal, gettext, grouped, period as day
 from engine.evaluation.intervals import wilson
 
-__all__ = ["REFUSALS", "Advice", "DriftAdvice", "about_drift"]
+__all__ = ["DriftAdvice", "about_drift"]
 
 _ENOUGH = 30
 """Fewer questions than this say nothing about the share of foreign ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """means: what it is. do: what to do about it; both as marked for the catalogues."""
-
-    means: str
-    do: str
-
-
-REFUSALS = {
-    RefusalReason.EMPTY_FILE: Advice(
-        later("the file has no bytes"),
-        later("send it again from its source"),
-    ),
-    RefusalReason.NOT_AN_IMAGE: Advice(
-        later(
-            "neither DICOM nor NIfTI, PNG, JPEG, JPEG 2000, TIFF, WebP or BMP; or an archive that"
-            " was not opened"
-        ),
-        later("nothing; such files lie beside images"),
-    ),
-    RefusalReason.UNREADABLE: Advice(
-        later(
-            "the file, member or server's instance cannot be got at, or its path is too long for "
-            "the ledger"
-        ),
-        later("permissions, the share, the server, shorter names; it is tried again by each run"),
-    ),
-    RefusalReason.TRUNCATED: Advice(
-        later("it ends before what its header declares"),
-        later("send it again from its source"),
-    ),
-    RefusalReason.DAMAGED: Advice(
-        later("the content contradicts itself"),
-        later("send it again; look at it with another viewer"),
-    ),
-    RefusalReason.NO_PIXELS: Advice(
-        later("SR, PR, KO, PDF and the like; the detail names the SOP class"),
-        later("nothing"),
-    ),
-    RefusalReason.NOT_A_PICTURE: Advice(
-        later(
-            "segmentations, RT dose grids, parametric maps: pixels that are labels, doses or "
-            "measurements; the detail names the SOP class"
-        ),
-        later("nothing, or set indexing.take_derived and index with --retry-refused"),
-    ),
-    RefusalReason.UNSUPPORTED_SYNTAX: Advice(
-        later("no decoder for its compression"),
-        later("convert it"),
-    ),
-    RefusalReason.UNSUPPORTED_PIXELS: Advice(
-        later("a pixel layout that cannot be shown"),
-        later("convert it"),
-    ),
-    RefusalReason.TOO_SMALL: Advice(
-        later("fewer than limits.min_side rows or columns"),
-        later("nothing, or lower the limit"),
-    ),
-    RefusalReason.TOO_LARGE: Advice(
-        later("above one of limits.* or zip.*, which the detail names"),
-        later("raise that limit if the file is right"),
-    ),
-    RefusalReason.NESTED_TOO_DEEP: Advice(
-        later("sequences in sequences beyond limits.max_nesting"),
-        later("look at it: files are not like that"),
-    ),
-    RefusalReason.TOO_SLOW: Advice(
-        later("not read within indexing.reader_seconds"),
-        later("raise it, or give workers more cores; tried again by each run"),
-    ),
-    RefusalReason.READER_DIED: Advice(
-        later("the decoder crashed or ran out of memory on it"),
-        later("raise indexing.reader_memory_bytes; tried again by each run"),
-    ),
-    RefusalReason.WORKER_DIED: Advice(
-        later("each worker that indexed it was killed or crashed, also with nothing else in hand"),
-        later(
-            "look at it with another viewer; give workers more memory, then jobs retry --refused"
-        ),
-    ),
-    RefusalReason.CONFLICTING_UID: Advice(
-        later(
-            "another file, which the detail names, has its SOP Instance UID and another picture; "
-            "the same pixels in another encoding are a duplicate"
-        ),
-        later(
-            "find out which is right, remove the other; with --delete-vanished the one that stays"
-            " is taken in the same run"
-        ),
-    ),
-}
-"""By reason, in the words of the page on deployment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from api.http.remembered import Remembered
 from api.http.routes.archive import GrowthDocument, archive_map, get_growth, get_refusals
 from api.http.routes.duplicates import SEARCHES, to_compare
 from api.portal import charts, words
-from api.portal.advice import REFUSALS
 from api.portal.page_route import PageRoute, page
 from api.portal.question import Question
+from api.refusals import REFUSALS
 from api.schemas import ImageDocument
 from api.security.seen import Seen, tell
 from engine.errors import QueryError

@@ -22,6 +22,8 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_decimal, get_decimal_symbol
 
+from api.marking import later
+
 __all__ = [
     "FOLDER",
     "LANGUAGES",
@@ -62,11 +64,6 @@ def speaking(spoken: str) -> Iterator[None]:
 def language() -> str:
     """The language that is spoken, as in "de"."""
     return _SPOKEN.get()
-
-
-def later(message: str) -> str:
-    """The message itself, which is marked for the catalogues: whoever shows it translates it."""
-    return message
 
 
 def gettext(message: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from api.portal import catalogues
@@ -40,6 +41,7 @@ class Pages:
         for name in ("grouped", "decimal", "general", "moment", "period"):
             self._environment.filters[name] = getattr(catalogues, name)
         self._environment.filters["sentence"] = _sentence
+        self._environment.filters["coded"] = _coded
         # Of words that the code has marked for the catalogues. Other ones stay English.
         self._environment.filters["translated"] = catalogues.gettext
         self._environment.tests["untranslated"] = _is_untranslated
@@ -73,6 +75,13 @@ def html_page(
 def _is_untranslated(text: str) -> bool:
     """Whether a text is shown in English on a page in another language."""
     return catalogues.language() != catalogues.SOURCE and catalogues.gettext(text) == text
+
+
+def _coded(text: str) -> Markup:
+    """The text with what stands between backticks as code."""
+    code = Markup("<code>{}</code>")
+    parts = enumerate(text.split("`"))
+    return Markup("").join(code.format(part) if at % 2 else escape(part) for at, part in parts)
 
 
 def _sentence(text: str) -> str:

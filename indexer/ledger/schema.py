@@ -35,6 +35,7 @@ from indexer.sources.base import Discovered
 
 __all__ = [
     "CURABLE",
+    "TRANSIENT",
     "Done",
     "Owner",
     "Pending",
@@ -150,7 +151,7 @@ class Prefixes:
         return self._sorted[place] if place < len(self._sorted) else None
 
 
-_TRANSIENT = (
+TRANSIENT = (
     RefusalReason.UNREADABLE,
     RefusalReason.TOO_SLOW,
     RefusalReason.READER_DIED,
@@ -383,7 +384,7 @@ def is_unchanged(
         return False
     if row.state == State.REFUSED:
         may_be_cured = row.rendering != rendering and row.reason in CURABLE
-        if retry_refused or row.reason in _TRANSIENT or may_be_cured:
+        if retry_refused or row.reason in TRANSIENT or may_be_cured:
             return False
     label = None if item.label is None else storable(item.label)
     return (row.size, row.modified, row.label) == (item.size, item.modified, label)

@@ -15,7 +15,6 @@ from test_api_page import Page
 
 from api.http.routes.archive import GrowthDocument, MapPointDocument, PeriodDocument
 from api.portal import archive as archive_page
-from api.portal.advice import REFUSALS
 from api.portal.charts import columns, keys
 from api.security.keys import Keys
 from api.security.policy import Scope
@@ -228,13 +227,12 @@ def test_refusals_say_what_to_do_and_name_no_files(site: Site) -> None:
     assert refused.status_code == 400
 
 
-def test_every_refusal_has_the_words_of_the_page_on_deployment() -> None:
-    text = (ROOT / "docs" / "deployment.md").read_text()
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
-    told = {name: (means.replace("`", ""), do.replace("`", "")) for name, means, do in rows}
-    assert {one.value: (said.means, said.do) for one, said in REFUSALS.items()} == {
-        name: told[name] for name in map(str, RefusalReason)
-    }
+def test_settings_in_advice_are_shown_as_code(site: Site) -> None:
+    english = site.get("north", "/archive").text
+    assert "Fewer than <code>limits.min_side</code> rows or columns." in english
+    german = site.get("north", "/archive?lang=de").text
+    assert "<code>limits.min_side</code>." in german
+    assert "`limits" not in english + german
 
 
 def test_what_an_archive_says_is_shown_and_never_run(site: Site) -> None:

@@ -1,7 +1,4 @@
-"""Refusals by reason: the worst first, with what to do, the same words as in the docs."""
-
-import re
-from pathlib import Path
+"""Refusals by reason: the worst first, with what to do."""
 
 import pytest
 from commands import run
@@ -9,14 +6,11 @@ from commands import run
 from api.cli.refusals import by_reason
 from engine.errors import QueryError, RefusalReason
 
-PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 
-
-def test_the_docs_say_the_same() -> None:
-    section = PAGE.read_text().partition("## What a refusal means")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `([a-z-]+)` \| .* \| (.*) \|$", section, re.MULTILINE)
+def test_every_reason_has_its_advice() -> None:
     told = by_reason(dict.fromkeys(RefusalReason, 1))
-    assert dict(rows) == {one["reason"]: one["what_to_do"] for one in told}
+    assert {one["reason"] for one in told} == {*RefusalReason}
+    assert all(len(one["what_to_do"]) > 5 for one in told)
 
 
 def test_what_may_be_a_lost_image_comes_before_what_is_none() -> None:
