@@ -146,9 +146,9 @@ def with_pictures(fingerprint: str, found: Sequence[Asked]) -> str:
 
 
 def names(one: Asked) -> list[str]:
-    """Class and source of each hit: "ChestCT of tcia-lidc-idri"."""
+    """Class and source of each hit: "ChestCT of tcia-lidc-idri", "mednist-ChestCT"."""
     return [
-        hit.kind if hit.kind in hit.source else f"{hit.kind} of {hit.source}" for hit in one.hits
+        hit.source if hit.kind in hit.source else f"{hit.kind} of {hit.source}" for hit in one.hits
     ]
 
 
