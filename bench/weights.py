@@ -224,6 +224,7 @@ def build(arguments: argparse.Namespace) -> Manifest:
         temper=arguments.temper,
         seed=arguments.seed,
         precision=arguments.precision,
+        keep=arguments.keep,
         code_epochs=arguments.code_epochs,
         code_bits=arguments.code_bits,
         # Batches are balanced already.
@@ -303,6 +304,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--folds", type=Path, nargs="+", default=[], metavar="DIR")
     made.add_argument("--photographs", type=Path, metavar="DIR", help="shown to the gate")
     made.add_argument("--epochs", type=int, default=40)
+    made.add_argument("--keep", choices=("best", "last"), default="last", help="which epoch")
     made.add_argument("--steps", type=int, default=250, help="of an epoch")
     made.add_argument("--batch-size", type=int, default=64)
     made.add_argument("--size", type=int, default=96)

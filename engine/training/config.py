@@ -1,6 +1,7 @@
 """The configuration of a training run."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from engine.errors import TrainingDataError
 from engine.model.encoder import Precision
@@ -22,7 +23,9 @@ class TrainConfig:
     ema_decay: decay of an exponential moving average of the weights, which is validated and saved
         in place of the weights; 0 = none.
     validation: share of the images that is held out, whole groups together, to validate each
-        epoch; 0 = none. The weights of the best epoch are saved.
+        epoch; 0 = none.
+    keep: the weights of which epoch are saved, where epochs are validated: the best, or the last,
+        for where few images judge and the schedule ends in small steps anyway.
     patience: stop after this many epochs without a better one; 0 = never. Needs validation.
     tower_rate: the tower's learning rate as a share of the others'. A tower that has learned
         before needs less than layers that start at random.
@@ -52,6 +55,7 @@ class TrainConfig:
     freeze_tower: bool = False
     ema_decay: float = 0.0
     validation: float = 0.0
+    keep: Literal["best", "last"] = "best"
     patience: int = 0
     tower_rate: float = 1.0
     tower_rest_epochs: float = 0.0

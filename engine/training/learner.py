@@ -118,7 +118,7 @@ class Learner:
     def best_network(self) -> HashingNetwork:
         """The network to save: with the weights of the best validated epoch, else of the last."""
         network = self._measured()
-        if self.best is not None:
+        if self.best is not None and self.config.keep == "best":
             network.load_state_dict(self.best)
         return network
 

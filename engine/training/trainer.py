@@ -70,13 +70,15 @@ def train(
         data, held_out = data.split(config.validation, config.seed)
     if (out / MANIFEST).is_file():
         manifest = _of_this_run(out, run)
-        if manifest.training["config"]["epochs"] >= config.epochs:
+        trained = manifest.training["config"]
+        same_kept = trained.get("keep", "best") == config.keep or held_out is None
+        if trained["epochs"] >= config.epochs and same_kept:
             remove_interim(out)
             _clear(out, keep_state)
             return _with_codes(manifest, data, config, out, device, held_out)
         if not (out / STATE).exists():
             raise TrainingDataError(
-                f"{out} holds a run that ended after {manifest.training['config']['epochs']} "
+                f"{out} holds a run that ended after {trained['epochs']} "
                 "epochs, and its state was not kept; start another one from its weights"
             )
     if len(data) < config.batch_size:
@@ -111,7 +113,7 @@ def train(
         entry = learner.epoch(held_out)
         _log.info("epoch %d of %d: %s", entry["epoch"], config.epochs, entry)
         # Before the state: of an epoch that is not repeated, the weights are there.
-        if learner.best_epoch() == entry["epoch"]:
+        if config.keep == "last" or learner.best_epoch() == entry["epoch"]:
             usable = write_interim(
                 out, entry["epoch"], lambda folder: write(folder, unfinished=True)
             )
@@ -147,10 +149,10 @@ def _identity(
     pretrained: str | None,
     held_out: TrainingSet | None,
 ) -> dict[str, Any]:
-    """What makes a run this one. How long it goes on is not in it, nor what is done with the codes
-    afterwards, nor where a file lies."""
+    """What makes a run this one. How long it goes on is not in it, nor which epoch is kept, what is
+    done with the codes afterwards, or where a file lies."""
     schedule = to_dict(config)
-    for name in ("epochs", "patience", "code_epochs", "code_bits"):
+    for name in ("epochs", "patience", "keep", "code_epochs", "code_bits"):
         del schedule[name]
     run = {
         "network": to_dict(network_config),

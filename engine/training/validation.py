@@ -20,7 +20,10 @@ _BATCH = 64
 def validation_map(
     network: HashingNetwork, held_out: TrainingSet, device: str, precision: Precision = "auto"
 ) -> float:
-    """The mAP of rankings by Hamming distance, then by similarity of the blended features.
+    """The mAP of rankings by similarity of the blended features, by which hits are ranked.
+
+    Codes do not judge: which epoch has the best ones says little of which ranks best, and they can
+    be fitted anew at the end.
 
     With labels, each image is a query among all the others, and those of its kind are relevant.
     Where sources are known, a query is not answered by its own, as long as its kind has others,
@@ -34,16 +37,15 @@ def validation_map(
     training = network.training
     network.eval()
     images = canvas_tensor(held_out.canvases)
-    z, b = _encoded(network, images, device, precision)
+    z = _encoded(network, images, device, precision)
     labels = torch.from_numpy(held_out.kinds() if held_out.classes else held_out.labels)
     if held_out.classes:
-        score = b @ b.T + (z @ z.T) / 2  # b·b has steps of 2, so z only breaks ties
+        score = z @ z.T
         score.fill_diagonal_(-torch.inf)
         score[_own_source(held_out, labels)] = -torch.inf
     else:
         views = augment(images, AugmentConfig(), torch.Generator().manual_seed(0))
-        z_view, b_view = _encoded(network, views, device, precision)
-        score = b_view @ b.T + (z_view @ z.T) / 2
+        score = _encoded(network, views, device, precision) @ z.T
     network.train(training)
     order = score.argsort(dim=1, descending=True)
     asked_for = score.gather(1, order).isfinite()  # not the query itself
@@ -72,16 +74,12 @@ def _own_source(held_out: TrainingSet, kinds: Tensor) -> Tensor:
     return same & elsewhere[:, None]
 
 
-def _encoded(
-    network: HashingNetwork, images: Tensor, device: str, precision: Precision
-) -> tuple[Tensor, Tensor]:
-    """Centred z of unit length, float32 (N, D), and codes of ±1, float32 (N, B)."""
+def _encoded(network: HashingNetwork, images: Tensor, device: str, precision: Precision) -> Tensor:
+    """Centred z of unit length, float32 (N, D)."""
     parts = []
     for batch in torch.split(images, _BATCH):
         with autocast(device, precision):
             output = network(batch.to(device, memory_format=torch.channels_last))
-        parts.append((output.z.float().cpu(), output.h.float().cpu()))
-    z = torch.cat([part[0] for part in parts])
-    z = torch.nn.functional.normalize(z - z.mean(dim=1, keepdim=True), dim=1)
-    h = torch.cat([part[1] for part in parts])
-    return z, torch.where(h >= 0, 1.0, -1.0)
+        parts.append(output.z.float().cpu())
+    z = torch.cat(parts)
+    return torch.nn.functional.normalize(z - z.mean(dim=1, keepdim=True), dim=1)

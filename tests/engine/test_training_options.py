@@ -1,6 +1,7 @@
 """What a training run may be asked for besides its defaults."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from test_training import CLASSES, CONFIG, NETWORK, PREPROCESS, SIZE, run, shape
 
 from engine.errors import ModelError, TrainingDataError
 from engine.model.checkpoint import load_checkpoint
-from engine.model.manifest import unfinished_models
+from engine.model.manifest import Manifest, unfinished_models
 from engine.model.network import HashingNetwork
 from engine.training.augment import AugmentConfig
 from engine.training.data import Example, TrainingSet, batches
@@ -74,7 +75,9 @@ def test_a_frozen_tower_stays_as_it_was_given(tmp_path):
 @pytest.mark.slow
 def test_the_best_epoch_by_validation_is_kept_and_patience_ends_a_run(tmp_path):
     # A rate that wrecks the weights: no epoch is better than an early one.
-    config = replace(SHORT, epochs=30, learning_rate=1.0, validation=0.25, patience=2)
+    config = replace(
+        SHORT, epochs=30, learning_rate=0.1, validation=0.25, patience=2, half_weights=False
+    )
     manifest = run(tmp_path, config)
     history = manifest.training["history"]
     scores = [entry["validation_map"] for entry in history]
@@ -83,7 +86,7 @@ def test_the_best_epoch_by_validation_is_kept_and_patience_ends_a_run(tmp_path):
     assert manifest.training["images"] == 90
     network, _ = load_checkpoint(tmp_path)
     _, held_out = shapes(40, 0).split(0.25, config.seed)
-    assert validation_map(network, held_out, "cpu", "fp32") == pytest.approx(scores[best], abs=1e-4)
+    assert validation_map(network, held_out, "cpu", "fp32") == pytest.approx(scores[best], abs=1e-3)
 
 
 @pytest.mark.parametrize("change", [{"validation": 1.0}, {"ema_decay": -0.1}, {"patience": 3}])
@@ -273,3 +276,36 @@ def test_epochs_are_judged_by_what_other_sources_find():
     scores = [validation_map(network, one, "cpu", "fp32") for one in (judging, plain)]
     assert 0 < scores[0] < 1
     assert scores[0] != scores[1]
+
+
+@pytest.mark.slow
+def test_the_last_epoch_is_kept_where_that_is_asked_for_and_a_run_that_ended_is_not_repeated(
+    tmp_path,
+):
+    config = replace(SHORT, epochs=3, validation=0.25, half_weights=False)
+    data = shapes(40, 0)
+
+    def kept(keep: str, folder: Path) -> Manifest:
+        wanted = replace(config, keep=keep)
+        return train(data, NETWORK, PREPROCESS, wanted, folder, keep_state=True)
+
+    best, last = kept("best", tmp_path), kept("last", tmp_path)
+    assert last.training["history"] == best.training["history"]
+    assert kept("best", tmp_path).weights_sha256 == best.weights_sha256
+    assert kept("last", tmp_path / "other").weights_sha256 == last.weights_sha256
+    scores = [entry["validation_map"] for entry in last.training["history"]]
+    network, _ = load_checkpoint(tmp_path / "other")
+    _, held_out = data.split(0.25, config.seed)
+    assert validation_map(network, held_out, "cpu", "fp32") == pytest.approx(scores[-1], abs=1e-3)
+    assert (last.weights_sha256 == best.weights_sha256) == (scores.index(max(scores)) == 2)
+
+
+def test_epochs_are_judged_by_the_blended_features_alone():
+    data = shapes(20, 0)
+    torch.manual_seed(0)
+    network = HashingNetwork(NETWORK, PREPROCESS).eval()
+    before = validation_map(network, data, "cpu", "fp32")
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.zero_()
+    assert validation_map(network, data, "cpu", "fp32") == before
