@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.model.manifest import SHIPPED, read_manifest
 from indexer.sample import write_queries
 
 __all__ = ["MOST_BYTES", "PICTURES", "small"]
@@ -102,15 +103,20 @@ def _precedent(*arguments: str | Path) -> list[str]:
 
 
 def _prepare(folder: Path) -> None:
-    """Archive, model, index and queries in the folder: what is there already is kept."""
+    """Archive, model, index and queries in the folder: what is there already is kept, but for what
+    is of a model that is shipped no more."""
     if not (folder / "archive").is_dir():
         subprocess.run(_precedent("sample", folder / "archive"), cwd=_ROOT, check=True)
     # pydicom's own files, which are not drawn, stay out.
     drawn = folder / "archive" / "synthetic"
-    if not (folder / "model").is_dir():
-        command = _precedent("calibrate", drawn, "--out", folder / "model")
+    model, shipped = folder / "model", read_manifest(SHIPPED).fingerprint
+    if model.is_dir() and read_manifest(model).fingerprint != shipped:
+        shutil.rmtree(model)
+        shutil.rmtree(folder / "data", ignore_errors=True)
+    if not model.is_dir():
+        command = _precedent("calibrate", drawn, "--out", model)
         subprocess.run(command, cwd=_ROOT, check=True)
-    places = ("--data-dir", folder / "data", "--model", folder / "model")
+    places = ("--data-dir", folder / "data", "--model", model)
     subprocess.run(_precedent("index", drawn, *places), cwd=_ROOT, check=True)
     write_queries(folder / "queries", seed=1)
 
