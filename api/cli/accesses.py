@@ -40,7 +40,7 @@ UNRECORDED = frozenset(
         # Its requests are recorded one by one, and this adds a row of its own.
         *("serve", "audit forget"),
         # They look at the installation, and show nothing of an image.
-        *("doctor", "settings"),
+        *("doctor", "settings", "upgrade"),
         # It tells of counts, and the other one makes a pair of keys of its own.
         *("backup verify", "backup key"),
         # They look into no archive, or into a synthetic one.

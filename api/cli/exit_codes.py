@@ -38,6 +38,7 @@ ANSWERS: Mapping[str, str] = {
     "audit verify": "a row was changed, removed or added",
     "backup verify": "the backup is not whole",
     "doctor": "there are errors; with `--strict` also if there are warnings",
+    "upgrade": "with `--dry-run`: a later version wrote something, or it cannot be read",
     "adapt": "with `--yes`: the new model is not better, and was not put in force",
 }
 """Commands whose 1 is an answer, and which."""

@@ -25,6 +25,7 @@ from engine.model.invariance import image_mean
 
 __all__ = [
     "DECODER",
+    "FORMAT",
     "Decoder",
     "DecoderSize",
     "ReconstructionScores",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 DECODER = "decoder.safetensors"
-_FORMAT = "1"
+FORMAT = "1"
 _BLACK = 0.02  # of a grey range of 1: what JPEG leaves of black is black
 _CONTRAST = 1e-3  # an image with less standard deviation than this shows nothing
 _LAYOUT = 2
@@ -238,7 +239,7 @@ def save_decoder(
     size, deep = json.dumps(to_dict(decoder.size)), json.dumps(decoder.deep)
     digest = _digest(tensors, model, size, deep)
     metadata = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "model": model,
         "size": size,
         "deep": deep,
@@ -265,9 +266,9 @@ def load_decoder(directory: Path, model: str) -> Decoder | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["format"] != _FORMAT:
+        if metadata["format"] != FORMAT:
             raise ModelError(
-                f"{path} has format {metadata['format']}, this version reads {_FORMAT}; "
+                f"{path} has format {metadata['format']}, this version reads {FORMAT}; "
                 f"update precedent, or {way_out}"
             )
         bound_to, size, deep = metadata["model"], metadata["size"], metadata["deep"]
@@ -287,7 +288,7 @@ def load_decoder(directory: Path, model: str) -> Decoder | None:
 
 def _digest(tensors: dict[str, Tensor], *words: str) -> str:
     """SHA-256, hex, of everything that the decoder's output depends on."""
-    running = hashlib.sha256(repr((_FORMAT, words)).encode())
+    running = hashlib.sha256(repr((FORMAT, words)).encode())
     for name in sorted(tensors):
         value = tensors[name]
         running.update(repr((name, str(value.dtype), tuple(value.shape))).encode())

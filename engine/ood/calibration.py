@@ -42,6 +42,7 @@ from engine.records import Observations, OodVerdict
 __all__ = [
     "ALPHA",
     "CALIBRATION",
+    "FORMATS",
     "LEVEL",
     "JointCalibration",
     "OodGate",
@@ -53,7 +54,7 @@ __all__ = [
 CALIBRATION = "calibration.safetensors"
 ALPHA = 0.03
 LEVEL = 0.05
-_FORMATS = ("3", "4")  # 3 has neither scores of other sources nor a scale of likeness
+FORMATS = ("3", "4")  # 3 has neither scores of other sources nor a scale of likeness
 _SCORES, _ELSEWHERE, _LIKENESS, _COLOUR = "scores", "elsewhere", "likeness", "colour"
 _COLOUR_MARGIN = 0.1  # an overlay or a mark that no known picture happens to have
 _ROWS = 1024
@@ -346,7 +347,7 @@ class OodGate:
             for key, value in self.likeness.state().items():
                 tensors[f"{_LIKENESS}.{key}"] = value
         metadata = {
-            "format": _FORMATS[-1],
+            "format": FORMATS[-1],
             "model": model,
             "alpha": repr(self.alpha),
             "level": repr(self.level),
@@ -391,10 +392,10 @@ class OodGate:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") not in _FORMATS:
+            if metadata.get("format") not in FORMATS:
                 raise ModelError(
                     f"{path} was made by another version of precedent (format "
-                    f"{metadata.get('format', '1')}, this one reads {' and '.join(_FORMATS)}); "
+                    f"{metadata.get('format', '1')}, this one reads {' and '.join(FORMATS)}); "
                     f"{way_out}"
                 )
             if metadata["model"] != model:

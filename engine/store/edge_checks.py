@@ -130,7 +130,7 @@ def _of_an_earlier_version(directory: Path) -> Check:
         "format",
         "warning",
         f"the index in {directory} is of an earlier version",
-        f"back it up; it is converted when it is opened: {_OPENED}",
+        f"back it up, and run `precedent upgrade --apply`, or {_OPENED}",
     )
 
 

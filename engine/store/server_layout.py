@@ -12,6 +12,7 @@ from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
 __all__ = [
+    "FORMAT",
     "OFTEN_DISTINCT",
     "SIDES",
     "CellsNoted",
@@ -29,7 +30,7 @@ __all__ = [
 
 _KEY, _CELLS_KEY = "precedent", "precedent_cells"
 """Of the metadata. The server merges them by key: what is noted of one leaves the other alone."""
-_FORMAT = 1
+FORMAT = 1
 """Of vectors, payload, payload indexes and metadata."""
 OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
 """Fields with about as many values as there are studies or images. Their indexes are kept on
@@ -86,7 +87,7 @@ def side_name(name: str, side: str) -> str:
 def note(found: Noted) -> dict[str, Any]:
     """The metadata to store with a collection, but for its cells, as JSON values; :func:`noted`
     reads them back."""
-    described = {"format": _FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
+    described = {"format": FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 
@@ -105,7 +106,7 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
     try:
         values = dict(metadata[_KEY])
         complete, profile = values.pop("complete"), Profile(**values.pop("profile"))
-        collection = Collection.from_noted(values, place, _FORMAT)
+        collection = Collection.from_noted(values, place, FORMAT)
         return Noted(collection, profile, complete, noted_cells(info))
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.files import write_atomically
+from engine.formats import later_format
 
 __all__ = ["Deletions"]
 
@@ -54,7 +55,11 @@ class Deletions:
 
     def left(self) -> Iterator[dict[str, str]]:
         """What is still to be deleted, and nobody is at. Each is done when the next one is asked
-        for."""
+        for.
+
+        Raises:
+            StoreError: a later version noted one.
+        """
         for place in sorted(self._folder.glob("*.json")):
             try:
                 handle = os.open(place, os.O_RDONLY)
@@ -64,7 +69,10 @@ class Deletions:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its process may have ended it between the listing and the lock.
                 if place.exists():
-                    yield {str(k): str(v) for k, v in json.loads(place.read_bytes()).items()}
+                    noted = json.loads(place.read_bytes())
+                    if (later := later_format(noted, str(place))) is not None:
+                        raise StoreError(later)
+                    yield {str(k): str(v) for k, v in noted.items() if k != "format"}
                     place.unlink(missing_ok=True)
             except (BlockingIOError, ValueError):
                 continue

@@ -11,12 +11,13 @@ from typing import Any
 from engine import __version__
 from engine.errors import SettingsError, StoreError
 from engine.files import write_atomically
+from engine.formats import later_format
 from engine.settings import Settings
 from engine.tenants import DEFAULT_TENANT, is_tenant
 
-__all__ = ["FIRST_INDEX", "DataDir", "InForce", "remove_folder"]
+__all__ = ["FIRST_INDEX", "FORMAT", "DataDir", "InForce", "remove_folder"]
 
-_FORMAT = 1
+FORMAT = 1
 """Version of the data folder's layout."""
 _KEY_BYTES = 32
 _OURS_ALONE = 0o700
@@ -69,7 +70,7 @@ class DataDir:
         self._erasure_key = root / "erasure.key"
         self.erasures = root / "erasures"
         self.erasing_lock = root / "erasing.lock"
-        self._about = root / "folder.json"
+        self.about = root / "folder.json"
 
     def received_for(self, tenant: str) -> Path:
         """The folder of what was received for a tenant."""
@@ -88,7 +89,7 @@ class DataDir:
     @property
     def exists(self) -> bool:
         """Whether the folder is one of ours, rather than another or none."""
-        return any(one.is_file() for one in (self._about, self.ledger, self.audit))
+        return any(one.is_file() for one in (self.about, self.ledger, self.audit))
 
     @property
     def index(self) -> Path:
@@ -119,9 +120,13 @@ class DataDir:
             StoreError: the record cannot be read, or a later version made the folder.
         """
         self._check_format()
-        path = self._pointer(served)
+        path = self.pointer(served=served)
         try:
-            return _parsed(json.loads(path.read_bytes()))
+            noted = json.loads(path.read_bytes())
+            if (later := later_format(noted, str(path))) is not None:
+                raise StoreError(later)
+            noted.pop("format", None)
+            return _parsed(noted)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -133,10 +138,11 @@ class DataDir:
     def put_in_force(self, found: InForce, *, served: bool = False) -> None:
         """Records what is in force, atomically and so that it survives a power cut."""
         self.make()
-        write_atomically(self._pointer(served), json.dumps(asdict(found)).encode())
+        write_atomically(self.pointer(served=served), json.dumps(asdict(found)).encode())
         _sync(self.root)
 
-    def _pointer(self, served: bool) -> Path:
+    def pointer(self, *, served: bool) -> Path:
+        """The file that says what is in force."""
         return self.root / ("served.json" if served else "current.json")
 
     def make(self) -> None:
@@ -149,9 +155,9 @@ class DataDir:
         try:
             # Thumbnails and the ledger are in it.
             self.root.mkdir(mode=_OURS_ALONE, parents=True, exist_ok=True)
-            if not self._about.exists():
-                about = {"format": _FORMAT, "precedent": __version__}
-                write_atomically(self._about, json.dumps(about).encode())
+            if not self.about.exists():
+                about = {"format": FORMAT, "precedent": __version__}
+                write_atomically(self.about, json.dumps(about).encode())
         except OSError as error:
             raise SettingsError(
                 f"data folder {self.root} cannot be made ({error.strerror}); "
@@ -160,18 +166,18 @@ class DataDir:
 
     def _check_format(self) -> None:
         try:
-            found = json.loads(self._about.read_bytes())["format"]
+            found = json.loads(self.about.read_bytes())["format"]
         except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(
-                f"{self._about} cannot be read ({error}); remove it if this version of Precedent "
+                f"{self.about} cannot be read ({error}); remove it if this version of Precedent "
                 "made the folder"
             ) from None
-        if not isinstance(found, int) or found > _FORMAT:
+        if not isinstance(found, int) or found > FORMAT:
             raise StoreError(
                 f"the data folder {self.root} was made by a later version of Precedent (its "
-                f"format is {found}, this version knows up to {_FORMAT}); install that version "
+                f"format is {found}, this version knows up to {FORMAT}); install that version "
                 "or a later one"
             )
 

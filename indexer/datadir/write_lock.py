@@ -43,14 +43,20 @@ def writing(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exchanging(root: Path) -> Iterator[None]:
+def exchanging(root: Path, patience: float = inf) -> Iterator[None]:
     """Holds the exclusive lock for replacing the index: nothing is written to the archive of the
-    data folder ``root`` meanwhile. Waits for writers at work.
+    data folder ``root`` meanwhile.
+
+    Args:
+        patience: seconds to wait for writers at work.
 
     Raises:
-        StoreError: the lock files cannot be opened.
+        StoreError: the lock files cannot be opened. TimeoutError: others write for longer.
     """
-    with held(root / _GATE, fcntl.LOCK_EX), held(root / _WRITE_LOCK, fcntl.LOCK_EX):
+    with (
+        held(root / _GATE, fcntl.LOCK_EX, patience),
+        held(root / _WRITE_LOCK, fcntl.LOCK_EX, patience),
+    ):
         yield
 
 

@@ -79,7 +79,7 @@ def of_revision(check: str, thing: str, found: str | None, newest: str) -> Findi
             "warning",
             thing,
             f"it is of an earlier version (revision {found}, this one has {newest})",
-            "back it up; the next command that opens it brings it up to date",
+            "back it up, and run `precedent upgrade --apply`",
         )
     return Finding(
         check,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import ErasureError, StoreLocked
 from engine.files import write_atomically
+from engine.formats import later_format
 from indexer.datadir.layout import DataDir
 from indexer.datadir.write_lock import held
 from indexer.erasure.known_by import KnownBy
@@ -94,6 +95,8 @@ class Notes:
     def _read(self, path: Path) -> Note | None:
         try:
             found = json.loads(path.read_bytes())
+            if (later := later_format(found, str(path))) is not None:
+                raise ErasureError(later)
             known = KnownBy.from_noted(found["known"])
             return Note(found["tenant"], found["asked"], found["begun_at"], known, found["before"])
         except FileNotFoundError:

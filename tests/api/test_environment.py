@@ -47,6 +47,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "erase": ["--study", "1.2", "--yes"],
     "retention": ["--dry-run"],
     "doctor": ["--help"],
+    "upgrade": ["--dry-run"],
     "settings": ["search"],
     "plan": ["--images", "10"],
     "sample": ["--help"],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from behaviours import GreyAfterRestart
+from qdrant_client import models
 from reached import Reached, reached
 
 from api.cli.main import app
@@ -103,3 +104,24 @@ def test_a_server_that_is_away_is_named(doctor, monkeypatch):
     code, found = doctor()
     assert (code, found["store.server"]["level"]) == (1, "error")
     assert "http://127.0.0.1:1" in found["store.server"]["value"]
+
+
+def test_upgrade_tells_the_version_of_the_collection(
+    server, doctor, collection, model, tmp_path, capsys
+):
+    def stored() -> tuple[int, list[dict[str, Any]]]:
+        where = ["--data-dir", str(tmp_path / "data"), "--model", str(model), "--json"]
+        code = app(["upgrade", *where], standalone_mode=False)
+        found = json.loads(capsys.readouterr().out)["stored"]
+        return code, [one for one in found if one["thing"] == "index"]
+
+    assert stored() == (0, [])
+    server.create(collection).close()
+    code, (index,) = stored()
+    assert (code, index["found"], index["outcome"]) == (0, "1", "nothing")
+    info = server.engine.info("precedent")
+    noted = {**info.config.metadata["precedent"], "format": 2}
+    server.engine.update("precedent", models.UpdateCollection(metadata={"precedent": noted}))
+    code, (index,) = stored()
+    assert (code, index["outcome"]) == (1, "refused")
+    assert "its format is 2, this version knows up to 1); install" in index["how"]

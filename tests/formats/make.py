@@ -57,7 +57,7 @@ def main(target: Path) -> None:
         draw(folder / "pictures")
         make_model(folder / "model")
         run = Precedent(folder)
-        run("calibrate", "pictures/known", "--alpha", "0.2", "--references", "40")
+        run("calibrate", "pictures/known", "--alpha", "0.2", "--references", "40", "--force")
         run("index", "pictures/known", "pictures/ct", "--labels", "folder")
         run("jobs", "submit", "pictures/more")
         run("worker", "--until-idle")

@@ -7,13 +7,17 @@ To change the tables: change ``indexer/ledger/schema.py``, write the migration a
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, MetaData, inspect, text
 
 from engine.errors import LedgerError
 from indexer.ledger.schema import metadata
 
-__all__ = ["HEAD", "LEDGER", "Tables", "migrate", "revision_of"]
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+__all__ = ["HEAD", "LEDGER", "Tables", "migrate", "revision_of", "revisions"]
 
 HEAD = "0009"
 """The newest revision."""
@@ -77,15 +81,11 @@ def migrate(connection: Connection, place: str, tables: Tables = LEDGER) -> None
     """
     # Imported here: nearly every start finds nothing to migrate.
     from alembic.command import upgrade
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
-    config = Config()
-    config.set_main_option("script_location", tables.location)
+    config = _config(tables)
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     revision = _checked_revision(connection, place, tables)
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in revisions(tables):
         raise LedgerError(
             f"the {tables.name} {place} was made by a later version of Precedent (its revision is "
             f"{revision}, this version knows up to {tables.head}); install that version or a "
@@ -93,6 +93,22 @@ def migrate(connection: Connection, place: str, tables: Tables = LEDGER) -> None
         )
     with _one_at_a_time:
         upgrade(config, tables.head)
+
+
+def revisions(tables: Tables = LEDGER) -> frozenset[str]:
+    """All revisions that this version knows."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(_config(tables)).walk_revisions()
+    return frozenset(script.revision for script in scripts)
+
+
+def _config(tables: Tables) -> "Config":
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", tables.location)
+    return config
 
 
 def _checked_revision(connection: Connection, place: str, tables: Tables) -> str | None:
