@@ -30,7 +30,7 @@ from engine.records import EncodedImages
 from engine.search.duplicates import MAX_BITS, SIMILARITY
 
 HELD_OUT = ("query", "validation")
-THRESHOLDS = ((SIMILARITY, MAX_BITS), (SIMILARITY, 3), (0.9995, MAX_BITS), (0.9995, 3), (0.999, 3))
+THRESHOLDS = ((0.9999, 2), (SIMILARITY, MAX_BITS), (0.998, MAX_BITS), (0.995, MAX_BITS))
 LEAST_SIDE = 128
 """Pictures of fewer pixels a side are small."""
 

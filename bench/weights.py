@@ -123,8 +123,11 @@ def detector(name: str, shown: Observations) -> Detector:
 
 
 def class_indices(encoder: Encoder, part: Part) -> NDArray[np.int64]:
-    """For each image the index of its class among the classifier's outputs, int64 (N,)."""
+    """For each image the index of its class among the classifier's outputs, int64 (N,). Of a model
+    whose classes tell planes apart, the class of the first plane: "AbdomenCT axial"."""
     number = {name: i for i, name in enumerate(encoder.manifest.classes)}
+    for i, name in enumerate(encoder.manifest.classes):
+        number.setdefault(name.partition(" ")[0], i)
     return np.array([number[name] for name in part.classes], dtype=np.int64)
 
 

@@ -36,10 +36,10 @@ _OF_ROW = 100
 
 def duplicates(
     similarity: Annotated[
-        float | None, typer.Option(help="Least similarity of two duplicates; 0.9999 if left out.")
+        float | None, typer.Option(help="Least similarity of two duplicates; 0.999 if left out.")
     ] = None,
     max_bits: Annotated[
-        int | None, typer.Option(help="Most bits in which their codes differ; 2 if left out.")
+        int | None, typer.Option(help="Most bits in which their codes differ; 3 if left out.")
     ] = None,
     across_studies: Annotated[
         bool, typer.Option("--across-studies", help="Only groups of more than one study.")

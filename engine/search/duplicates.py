@@ -27,17 +27,10 @@ from engine.store.base import Filter, VectorStore
 
 __all__ = ["MAX_BITS", "SIMILARITY", "DuplicateGroup", "Member", "Progress", "duplicates"]
 
-SIMILARITY, MAX_BITS = 0.9999, 2
-"""Default thresholds.
-
-Measured with the shipped model on 370 images of the synthetic archive. At 0.9999 and 2 bits all
-losslessly re-saved copies are found, 99.7 % of the JPEG copies at quality 95 and 85, 94 % at
-quality 50 or resized to 90 or 150 %, and 78 % of those resized to half. Of pairs that are not
-copies, none of 145 neighbouring CT slices is called a duplicate, 4 % of 110 neighbouring MR slices,
-and none of 370 images with the nearest one of another patient. At 0.9995, 95 % of half-size copies
-are found, but also 6 % of the CT and 44 % of the MR neighbours, and chains of these join whole
-stacks of slices. Small and noisy pictures change more by JPEG or resizing: of 600 real ones, most
-of 64 × 64 pixels, 97 % of the JPEG copies at quality 95 and 72 % at 85 are found."""
+SIMILARITY, MAX_BITS = 0.999, 3
+"""Default thresholds, chosen for the shipped model on patients that calibrate it. What they find,
+and take for copies, is what ``python -m bench.duplicates`` prints (docs/search.md). How alike
+copies are depends on the model: with one of your own, look at some groups."""
 
 _SAME = 1 - 1e-6
 """Least similarity of images called identical."""
