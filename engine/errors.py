@@ -17,6 +17,8 @@ PrecedentError
  │    └── FingerprintMismatch   the index belongs to another model
  ├── LedgerError            the record of an archive cannot be read or written
  │    └── AuditError        an access cannot be recorded, or the record of accesses not be read
+ ├── StorageError           an object store refuses, or has something else than was put
+ │    └── StorageAway       … does not answer, or is busy
  ├── BackupError            a backup cannot be made, is not whole, or cannot be restored
  ├── DiskFull               the data folder has no room for more
  ├── SourceError            where images come from cannot be reached, or refuses
@@ -66,6 +68,8 @@ __all__ = [
     "SourceChanged",
     "SourceError",
     "SourceGone",
+    "StorageAway",
+    "StorageError",
     "StoreAway",
     "StoreError",
     "StoreLimited",
@@ -134,6 +138,14 @@ class FingerprintMismatch(StoreError):
 
 class LedgerError(PrecedentError):
     code = "ledger"
+
+
+class StorageError(PrecedentError):
+    code = "storage"
+
+
+class StorageAway(StorageError):
+    code = "storage-away"
 
 
 class BackupError(PrecedentError):

@@ -47,6 +47,7 @@ from engine.settings_by_file import with_files
 from engine.settings_entries import setting_at, without_a_kind
 from engine.settings_fields import PathSetting, SettingsGroup, TenantSetting
 from engine.smart_settings import SmartName, SmartSettings
+from engine.storage_settings import StorageSettings, refuse_storage_keys
 
 __all__ = [
     "AuditSettings",
@@ -405,7 +406,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: PathSetting = Path("precedent-data")
-    """Index, ledger and thumbnails."""
+    """Index, ledger and, unless they lie elsewhere, thumbnails."""
     model: PathSetting | None = None
     """Folder of a checkpoint; None = the shipped one."""
     device: str = "auto"
@@ -420,6 +421,7 @@ class Settings(BaseSettings):
     indexing: IndexingSettings = IndexingSettings()
     store: StoreSettings = StoreSettings()
     ledger: LedgerSettings = LedgerSettings()
+    storage: StorageSettings = StorageSettings()
     audit: AuditSettings = AuditSettings()
     backup: BackupSettings = BackupSettings()
     jobs: JobSettings = JobSettings()
@@ -461,6 +463,7 @@ class Settings(BaseSettings):
                 "its own, named by oidc.client_secret_file, or into PRECEDENT_OIDC__CLIENT_SECRET"
             )
         refuse_secrets(toml.toml_data, config_file())
+        refuse_storage_keys(toml.toml_data, config_file())
         if isinstance(env_settings, EnvSettingsSource):
             env_settings.env_vars = with_files(env_settings.env_vars, settings_cls)
         return init_settings, env_settings, toml

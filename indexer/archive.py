@@ -43,7 +43,7 @@ from indexer.imaging.frames import FramePolicy
 from indexer.imaging.prepare import Prepared
 from indexer.imaging.region import Region, WholePicture
 from indexer.imaging.rendering import rendering_of
-from indexer.imaging.thumbnails import thumbnail_path
+from indexer.imaging.thumbnails import thumbnails_of
 from indexer.jobs.ledger import JobLedger
 from indexer.ledger.database import Database, open_database
 from indexer.ledger.deletions import note_deleted
@@ -106,6 +106,7 @@ class Archive:
             None = opened and closed here.
 
     Raises:
+        SettingsError: the settings need a library that is not installed.
         ModelError: no usable model. StoreNotFound, StoreLocked, FingerprintMismatch: as
             ``open_store`` says. LedgerError: the ledger cannot be opened.
     """
@@ -126,6 +127,9 @@ class Archive:
         self._writers = _Writers()
         directory = model_directory(settings)
         with ExitStack() as opened:
+            self.thumbnails = opened.enter_context(
+                thumbnails_of(settings, self.data_dir.thumbnails)
+            )
             if create:
                 self.data_dir.make()
             if database is None and settings.ledger.url is not None:
@@ -181,9 +185,11 @@ class Archive:
         if not any(ledger.counts().get(State.DONE) for ledger in ledgers):
             return
         if self._whole.count(Filter()) == 0:
+            # Whoever fails here finds the ledger as it was, and comes here again.
+            self.thumbnails.clear()
+            shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
             for ledger in ledgers:
                 ledger.clear()
-            shutil.rmtree(self.data_dir.thumbnails, ignore_errors=True)
 
     def _serve(self, tenant: str) -> None:
         self.tenant = tenant
@@ -365,7 +371,7 @@ class Archive:
                 if locator.startswith(received):
                     file_path(locator).unlink(missing_ok=True)
             self._remove_beside(points_only_of(locators, self.ledger))
-            return remove(locators, self.ledger, self.store, self.data_dir)
+            return remove(locators, self.ledger, self.store, self.thumbnails)
 
     def _received(self) -> str:
         """What the locators of received instances begin with."""
@@ -445,7 +451,7 @@ class Archive:
             ids = [point.id for point in self.store.scroll(where)]
             owned = self.ledger.owners(ids)
             gone = [point_id for point_id in ids if point_id not in owned]
-            remove_points(gone, self.store, self.data_dir)
+            remove_points(gone, self.store, self.thumbnails)
         return len(gone)
 
 
@@ -492,7 +498,7 @@ class TenantArchive:
         self.tenant = tenant
         self._ledger = own.ledger
         self._records = archive._database.of(tenant)
-        self._thumbnails = archive.data_dir.thumbnails
+        self._thumbnails = archive.thumbnails
 
     def id_of(self, image: "QueryImage") -> str:
         """The id that a query image has if it is indexed."""
@@ -507,16 +513,17 @@ class TenantArchive:
 
         Raises:
             ImageNotFound: there is no such image, or it has no thumbnail.
+            StorageError: where thumbnails lie cannot be reached, or refuses.
         """
         # The index is asked first: it knows whose the image is; and if a deletion was interrupted,
         # the thumbnail of a deleted image may still exist, and must not be shown.
         found = self.engine.image(image_id)
-        try:
-            return found, thumbnail_path(self._thumbnails, found.id).read_bytes()
-        except FileNotFoundError:
+        jpeg = self._thumbnails.read(found.id)
+        if jpeg is None:
             raise ImageNotFound(
                 f"image {found.id} has no thumbnail; index its file again to make one"
-            ) from None
+            )
+        return found, jpeg
 
     def original(self, image_id: str) -> Original:
         """Where an image comes from.

@@ -124,6 +124,8 @@ def create(
         )
     elif head.pseudonyms == "settings":
         _say("the key of pseudonyms is in the settings, and not in it: keep a copy of that")
+    if (thumbnails := settings.storage.thumbnails) is not None:
+        _say(f"thumbnails are in {thumbnails}, and not in it: keep a copy of these apart")
     if made.unknown:
         _say(f"left out, as it is none of ours: {', '.join(made.unknown)}")
 

@@ -221,11 +221,9 @@ def _thumbnails(archive: "Archive", ids: Sequence[str]) -> "dict[str, NDArray[np
     import numpy as np
     from PIL import Image
 
-    from indexer.imaging.thumbnails import thumbnail_path
-
     found = {}
     for name in ids:
-        path = thumbnail_path(archive.data_dir.thumbnails, name)
-        if path.is_file():
-            found[name] = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+        jpeg = archive.thumbnails.read(name)
+        if jpeg is not None:
+            found[name] = np.asarray(Image.open(io.BytesIO(jpeg)))
     return found

@@ -40,6 +40,7 @@ from engine.errors import (
     SourceChanged,
     SourceError,
     SourceGone,
+    StorageError,
     StoreError,
     StoreLocked,
     StoreNotFound,
@@ -192,6 +193,12 @@ _KINDS: Mapping[type[BaseException], _Kind] = {
         "The access cannot be recorded",
         "the audit log takes no rows at the moment, and without one nothing is answered; the "
         "service's log says why",
+    ),
+    StorageError: _Kind(
+        "storage",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The object store is not available",
+        "where thumbnails lie does not answer, or refuses; the service's log says why",
     ),
     JobError: _Kind("job", HTTPStatus.CONFLICT, "The job does not allow this"),
     JobNotFound: _Kind("job-not-found", HTTPStatus.NOT_FOUND, "No such job"),

@@ -31,6 +31,7 @@ from engine.errors import (
     NotAuthenticated,
     PrecedentError,
     QueryError,
+    StorageError,
 )
 from engine.search.recommend import Examples, Wanted
 from indexer.archive import TenantArchive
@@ -187,9 +188,9 @@ def _values(request: Request, archive: TenantArchive, study: str) -> dict[str, A
 
 
 def _picture(archive: TenantArchive, image_id: str) -> str | None:
-    """A thumbnail as a ``data:`` URL; None = the image has none."""
+    """A thumbnail as a ``data:`` URL; None = the image has none, or it cannot be had now."""
     try:
         jpeg = archive.thumbnail(image_id)
-    except ImageNotFound:
+    except (ImageNotFound, StorageError):
         return None
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -11,6 +11,7 @@ from indexer.doctor.ledger import check_jobs, check_ledger, check_pending
 from indexer.doctor.model import check_calibration, check_model
 from indexer.doctor.running import CheckOf
 from indexer.doctor.sources import check_sources
+from indexer.doctor.thumbnails import check_thumbnails
 
 __all__ = ["CHECKS"]
 
@@ -18,6 +19,7 @@ CHECKS: dict[str, CheckOf] = {
     "folder": check_folder,
     "keys": check_keys,
     "disk": check_disk,
+    "thumbnails": check_thumbnails,
     "model": check_model,
     "calibration": check_calibration,
     "store": check_index,

@@ -85,6 +85,8 @@ def check_keys(examined: Examined) -> Iterator[Finding]:
     """Whether the keys in the folder are whole, and their user's alone."""
     root = examined.data_dir.root
     wanted = examined.settings.pseudonym_key is None
+    elsewhere = examined.settings.storage.thumbnails is not None
+    with_images = (root / "thumbnails").is_dir()
     restored = "restore it from the backup: with another key patients indexed before are others"
     for name, needed in (
         ("pseudonym.key", wanted),
@@ -97,7 +99,7 @@ def check_keys(examined: Examined) -> Iterator[Finding]:
         try:
             found, length = path.stat(), len(path.read_bytes())
         except FileNotFoundError:
-            if needed and (root / "thumbnails").is_dir():
+            if needed and (examined.data_dir.ledger.is_file() if elsewhere else with_images):
                 yield Finding(check, "error", thing, "it is missing", way_out)
             continue
         except OSError as error:

@@ -21,8 +21,8 @@ from indexer.erasure.looking import Looked, look
 from indexer.erasure.notes import Note, Notes
 from indexer.erasure.proof import asked_hash, public_key, signed
 from indexer.files.locators import file_locator, file_path
-from indexer.imaging.thumbnails import thumbnail_path
 from indexer.ledger.erasing import LedgerTraces
+from indexer.objects.base import Kept
 
 __all__ = ["Erased", "Erasing", "Found", "Progress"]
 
@@ -65,6 +65,7 @@ class _Work:
     mentions: int = 0
     sendings: int = 0
     manifests: int = 0
+    thumbnails: Kept = field(default_factory=Kept)
 
 
 class Erasing:
@@ -215,10 +216,9 @@ class Erasing:
             len(archive.store.get(ids[start : start + _AT_ONCE]))
             for start in range(0, len(ids), _AT_ONCE)
         )
-        thumbnails = sum(thumbnail_path(archive.data_dir.thumbnails, one).exists() for one in ids)
         return {
             "index: points": points,
-            "thumbnails": thumbnails,
+            "thumbnails": archive.thumbnails.count(ids),
             "received files": sum(one.exists() for one in self._received_of(locators)),
             "outbox: sendings": len(self._outbox.naming(set(ids), archive.tenant)),
             **{f"ledger: {n}": c for n, c in self._traces.counts(locators).items()},
@@ -236,7 +236,7 @@ class Erasing:
         )
         work.sendings = self._outbox.forget_naming(known.values["id"], archive.tenant)
         work.manifests = forget_manifests(archive.data_dir.root)
-        self._remove_left_thumbnails(known)
+        work.thumbnails = self._remove_left_thumbnails(known)
         work.received = self._remove_received(known)
         self._progress("writing the index anew")
         work.left = archive.rewrite()
@@ -260,18 +260,16 @@ class Erasing:
             if not ledger.count(**{kind: one})
         }
 
-    def _remove_left_thumbnails(self, known: KnownBy) -> None:
-        """Removes what a kill left: thumbnails of no point, and such as were being written."""
-        root, store = self._archive.data_dir.thumbnails, self._archive.store
-        paths = {thumbnail_path(root, one): one for one in known.values["id"]}
-        for path, one in paths.items():
-            if path.exists() and not store.get([one]):
-                path.unlink(missing_ok=True)
-        names = {f".{path.name}" for path in paths}
-        for folder in {path.parent for path in paths}:
-            for left in folder.glob(".*"):
-                if left.name.rpartition("-")[0] in names:
-                    left.unlink(missing_ok=True)
+    def _remove_left_thumbnails(self, known: KnownBy) -> Kept:
+        """Removes what a kill left: thumbnails of no point, and such as were being written; and
+        what a bucket keeps of deleted ones. What is left of these."""
+        thumbnails, store = self._archive.thumbnails, self._archive.store
+        ids = sorted(known.values["id"])
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            there = {point.id for point in store.get(some)}
+            thumbnails.delete([one for one in some if one not in there])
+        return thumbnails.purge(ids)
 
     def _remove_received(self, known: KnownBy) -> int:
         """Removes received files that the ledger knows nothing of, and that have a UID of it which
@@ -294,7 +292,8 @@ class Erasing:
         files = sorted(
             str(one.relative_to(root)) for one in root.glob("index*/**/*") if one.is_file()
         )
-        complete = not (looked.found or looked.unread or work.left) and not any(after.values())
+        left = looked.found or looked.unread or work.left or work.thumbnails.versions
+        complete = not left and not any(after.values())
         at = self._now()
         told: dict[str, Any] = {
             "format": 1,
@@ -373,6 +372,14 @@ def _not_proven(archive: Archive, work: _Work) -> list[dict[str, str]]:
         ("other files of the patient", "refused files whose header could not be read have no "
          "patient in the ledger"),
     ]  # fmt: skip
+    if archive.settings.storage.thumbnails is not None:
+        found.append((
+            "object store", "thumbnails are deleted there, and so are the versions that their "
+            "bucket kept of them; what replicas, backups and disks of the server let go of, and "
+            "when, is the server's decision: names were looked for, bytes were not read",
+        ))  # fmt: skip
+    if work.thumbnails.why:
+        found.append(("versions in the bucket", _of_versions(work.thumbnails)))
     if work.left is None:
         found.append((
             "Qdrant server", "its points are deleted; when segments and log on its disks let go of "
@@ -391,3 +398,9 @@ def _not_proven(archive: Archive, work: _Work) -> list[dict[str, str]]:
             "run the same command again",
         ))  # fmt: skip
     return [{"what": what, "why": why} for what, why in found]
+
+
+def _of_versions(kept: Kept) -> str:
+    if kept.versions is None:
+        return f"whether the bucket keeps earlier versions of thumbnails is not known: {kept.why}"
+    return f"{kept.versions:,} versions of deleted thumbnails are kept by the bucket: {kept.why}"

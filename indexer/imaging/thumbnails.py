@@ -1,19 +1,27 @@
-"""Thumbnails: small JPEG files of indexed frames, kept beside the index."""
+"""Thumbnails: small JPEG files of indexed frames, kept beside the index or in an object store."""
 
 import io
+import re
 import uuid
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import ImageNotFound
-from engine.files import write_atomically
+from engine.settings import Settings
+from indexer.objects.base import Kept, ObjectStore
+from indexer.objects.folder import FolderObjects
+from indexer.objects.s3 import BucketObjects
 
-__all__ = ["delete_thumbnail", "thumbnail", "thumbnail_path", "write_thumbnail"]
+__all__ = ["Thumbnails", "thumbnail", "thumbnail_name", "thumbnails_of"]
 
 _QUALITY = 85
+_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.jpg")
+_AT_ONCE = 1000
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int, quality: int = _QUALITY) -> bytes:
@@ -35,8 +43,8 @@ def thumbnail(pixels: NDArray[np.uint8], side: int, quality: int = _QUALITY) -> 
     return out.getvalue()
 
 
-def thumbnail_path(root: Path, point_id: str) -> Path:
-    """The path of the thumbnail of ``point_id``: ``root/ab/<id>.jpg``.
+def thumbnail_name(point_id: str) -> str:
+    """The name of the thumbnail of ``point_id``: ``ab/<id>.jpg``.
 
     Raises:
         ImageNotFound: ``point_id`` is not a UUID; any other text could name a file elsewhere.
@@ -47,21 +55,72 @@ def thumbnail_path(root: Path, point_id: str) -> Path:
         raise ImageNotFound(
             f"{point_id!r} is not the id of an image; ids are UUIDs, as searches return them"
         ) from None
-    return root / name[:2] / f"{name}.jpg"
+    return f"{name[:2]}/{name}.jpg"
 
 
-def write_thumbnail(root: Path, point_id: str, jpeg: bytes) -> Path:
-    """Stores the JPEG file ``jpeg`` for ``point_id``, atomically; returns its path."""
-    path = thumbnail_path(root, point_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, jpeg, durable=False)
-    return path
+class Thumbnails:
+    """Thumbnails by the ids of their points, which know whose they are. Close it, or use it as a
+    context manager.
+
+    All methods raise StorageError and OSError where the place cannot be reached or refuses.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    @property
+    def place(self) -> str:
+        """Where they lie, for people."""
+        return self._objects.place
+
+    def write(self, jpegs: Mapping[str, bytes]) -> None:
+        """Stores JPEG files by id, each atomically; all of them are there when this returns."""
+        self._objects.put({thumbnail_name(one): jpeg for one, jpeg in jpegs.items()})
+
+    def read(self, point_id: str) -> bytes | None:
+        """A JPEG file; None = there is none."""
+        return self._objects.get(thumbnail_name(point_id))
+
+    def count(self, ids: Collection[str]) -> int:
+        """How many of these have one."""
+        return len(self._objects.existing({thumbnail_name(one) for one in ids}))
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Removes the thumbnails of these, as far as there are any."""
+        self._objects.delete([thumbnail_name(one) for one in ids])
+
+    def clear(self) -> None:
+        """Removes all, and nothing that is called otherwise."""
+        some: list[str] = []
+        for name in self._objects.names():
+            if _NAME.fullmatch(name):
+                some.append(name)
+            if len(some) == _AT_ONCE:
+                self._objects.delete(some)
+                some = []
+        self._objects.delete(some)
+
+    def purge(self, ids: Collection[str]) -> Kept:
+        """Removes what is left of deleted ones, as ``ObjectStore.purge`` does."""
+        return self._objects.purge([thumbnail_name(one) for one in ids])
+
+    def close(self) -> None:
+        self._objects.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def delete_thumbnail(root: Path, point_id: str) -> bool:
-    """Removes the thumbnail of ``point_id``; returns whether there was one."""
-    try:
-        thumbnail_path(root, point_id).unlink()
-    except FileNotFoundError:
-        return False
-    return True
+def thumbnails_of(settings: Settings, folder: Path) -> Thumbnails:
+    """The thumbnails of an archive: where the settings say, else in this folder. Nothing is asked
+    or made yet.
+
+    Raises:
+        SettingsError: what speaks S3 is not installed.
+    """
+    if settings.storage.thumbnails is None:
+        return Thumbnails(FolderObjects(folder))
+    return Thumbnails(BucketObjects(settings.storage))

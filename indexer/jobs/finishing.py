@@ -50,7 +50,7 @@ def finish_job(
         if freed := archive.ledger.freed(job.id):
             pending = chunks.reopen(task, {one.locator for one in freed})
             indexer.index(job.id, job.spec.open(settings), pending, manifest=True)
-    delete_stale_points(archive.ledger, archive.store, archive.data_dir)
+    delete_stale_points(archive.ledger, archive.store, archive.data_dir, archive.thumbnails)
     archive.store.optimise()
     return note
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
-from engine.errors import DiskFull, PrecedentError, RefusalReason, StoreError
+from engine.errors import DiskFull, PrecedentError, RefusalReason, StorageError, StoreError
 from engine.settings import Settings
 from indexer.archive import Archive
 from indexer.datadir.disk_space import check_room
@@ -130,7 +130,7 @@ class JobRunner:
         return True
 
     def _failed(self, task: Task, error: Exception, seconds: float) -> None:
-        if isinstance(error, (StoreError, DiskFull, OSError)):
+        if isinstance(error, (StoreError, StorageError, DiskFull, OSError)):
             # The open store may be in a state that no later call recovers from.
             self.close()
         pause = self._settings.jobs.backoff_seconds * 2 ** (task.attempts - 1)

@@ -31,7 +31,7 @@ from indexer.datadir.write_lock import recording
 from indexer.imaging.frames import FramePolicy
 from indexer.imaging.partial import described
 from indexer.imaging.prepare import Prepared
-from indexer.imaging.thumbnails import write_thumbnail
+from indexer.imaging.thumbnails import thumbnails_of
 from indexer.ledger.claims import Claims, conflict, is_same_picture
 from indexer.ledger.instances import Done, Ledger, Pending, Refused
 from indexer.pipeline.file_reader import FileReader
@@ -120,6 +120,7 @@ class Indexer:
         self._data_dir = data_dir
         self._settings = settings
         self._now = now
+        self._thumbnails = thumbnails_of(settings, data_dir.thumbnails)
         self._files = FileReader(
             settings,
             encoder.manifest.preprocess,
@@ -135,6 +136,7 @@ class Indexer:
 
     def close(self) -> None:
         self._files.close()
+        self._thumbnails.close()
 
     def __enter__(self) -> Self:
         return self
@@ -170,8 +172,8 @@ class Indexer:
             progress: called often, from the calling thread.
 
         Raises:
-            SourceError, StoreError, LedgerError, DiskFull, OSError: reading or writing failed;
-                instances recorded as done stay done.
+            SourceError, StoreError, StorageError, LedgerError, DiskFull, OSError: reading or
+                writing failed; instances recorded as done stay done.
             KeyboardInterrupt: raised after the batches already with the writer are written.
         """
         indexing = IndexingPass(self, run, source, manifest, progress)
@@ -198,6 +200,7 @@ class IndexingPass:
         self._store = indexer._store
         self._ledger = indexer._ledger
         self._data_dir = indexer._data_dir
+        self._thumbnails = indexer._thumbnails
         self._settings = indexer._settings
         self._now = indexer._now
         self._files = indexer._files
@@ -339,10 +342,13 @@ class IndexingPass:
             check_room(self._data_dir.root, self._settings.indexing.min_free_bytes)
             at = self._now().isoformat(timespec="seconds")
             points = self._points(batch.prepared, encoded, itertools.repeat(at))
-            for instance in batch.prepared:
-                for picture in instance.pictures:
-                    image_id = picture.id_in(self._ledger.tenant)
-                    write_thumbnail(self._data_dir.thumbnails, image_id, picture.thumbnail)
+            self._thumbnails.write(
+                {
+                    picture.id_in(self._ledger.tenant): picture.thumbnail
+                    for instance in batch.prepared
+                    for picture in instance.pictures
+                }
+            )
             if not self._unrecorded:
                 self._recording.enter_context(recording(self._data_dir.root))
             self._store.upsert(points)

@@ -8,7 +8,7 @@ from engine.store.base import Filter, Ids, VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.datadir.write_lock import removing, sweeping
 from indexer.files.locators import shown
-from indexer.imaging.thumbnails import delete_thumbnail
+from indexer.imaging.thumbnails import Thumbnails
 from indexer.ledger.instances import Ledger
 
 __all__ = [
@@ -85,14 +85,16 @@ def remove_vanished(
     return Vanished(count, tuple(first))
 
 
-def remove(locators: Sequence[str], ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+def remove(
+    locators: Sequence[str], ledger: Ledger, store: VectorStore, thumbnails: Thumbnails
+) -> int:
     """Removes instances from index, thumbnails and ledger; returns how many points were removed.
 
     A point that another instance also has stays. The ledger is changed last, so that a removal
     that was cut short can be repeated.
     """
     gone = points_only_of(locators, ledger)
-    remove_points(gone, store, data_dir)
+    remove_points(gone, store, thumbnails)
     ledger.forget(locators)
     return len(gone)
 
@@ -108,16 +110,21 @@ def points_only_of(locators: Sequence[str], ledger: Ledger) -> list[str]:
     ]
 
 
-def remove_points(ids: Sequence[str], store: VectorStore, data_dir: DataDir) -> None:
-    """Removes points and their thumbnails for good."""
+def remove_points(ids: Sequence[str], store: VectorStore, thumbnails: Thumbnails) -> None:
+    """Removes points and their thumbnails for good.
+
+    Thumbnails go first: where they cannot be removed, the points by which they are found again are
+    still there.
+    """
     if ids:
+        thumbnails.delete(ids)
         store.delete(Filter(must=(Ids(tuple(ids)),)))
         store.flush()
-    for point_id in ids:
-        delete_thumbnail(data_dir.thumbnails, point_id)
 
 
-def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -> int:
+def delete_stale_points(
+    ledger: Ledger, store: VectorStore, data_dir: DataDir, thumbnails: Thumbnails
+) -> int:
     """Deletes stale points, those of earlier file contents that no instance has any more, from
     index and thumbnails; returns how many.
 
@@ -127,7 +134,7 @@ def delete_stale_points(ledger: Ledger, store: VectorStore, data_dir: DataDir) -
     with sweeping(data_dir.root, _SWEEP_PATIENCE_S) as may:
         while may and (gone := ledger.stale(_DELETED_AT_ONCE)):
             with removing(data_dir.root):
-                remove_points(gone, store, data_dir)
+                remove_points(gone, store, thumbnails)
                 ledger.forget_stale(gone)
             deleted += len(gone)
     return deleted

@@ -12,6 +12,7 @@ from engine.settings import Settings
 from engine.store.base import VectorStore
 from indexer.datadir.layout import DataDir
 from indexer.datadir.run_locks import RunLocks
+from indexer.imaging.thumbnails import thumbnails_of
 from indexer.ledger.instances import Ledger, Pending
 from indexer.pipeline.indexing import Indexer, Tally
 from indexer.pipeline.removal import Vanished, delete_stale_points, remove, remove_vanished
@@ -95,8 +96,8 @@ def index_archive(
 
     Raises:
         TooManyVanished: more than that share vanished: none was removed, all else is done.
-        SourceError, StoreError, LedgerError, DiskFull: reading or writing failed; instances
-            recorded as done stay done.
+        SourceError, StoreError, StorageError, LedgerError, DiskFull: reading or writing failed;
+            instances recorded as done stay done.
         KeyboardInterrupt: raised after the batches already with the writer are written.
     """
     started = time.monotonic()
@@ -117,13 +118,13 @@ def index_archive(
             )
             made = mine.index(run, source, pending, stop=stop, progress=shown)
         optimising = time.monotonic()
-        delete_stale_points(ledger, store, data_dir)
+        delete_stale_points(ledger, store, data_dir, thumbnails)
         store.optimise()
         made.seconds["optimise"] = time.monotonic() - optimising
         return made
 
     tally, vanished = Tally(), Vanished()
-    with alive, record:
+    with alive, record, thumbnails_of(settings, data_dir.thumbnails) as thumbnails:
         found = _Counted(source, progress)
         seen = ledger.discover(
             run,
@@ -142,7 +143,7 @@ def index_archive(
                 source.name,
                 vanished_from,
                 ledger,
-                lambda locators: remove(locators, ledger, store, data_dir),
+                lambda locators: remove(locators, ledger, store, thumbnails),
                 at_most=at_most,
             )
             # Two files disputed a SOP Instance UID, and the one that had it is gone.

@@ -11,7 +11,7 @@ from services.loopback import LoopbackClient
 from api.service import create_service
 from engine.store.base import Filter, Ids
 from indexer.archive import Archive
-from indexer.imaging.thumbnails import thumbnail_path
+from indexer.imaging.thumbnails import thumbnail_name
 
 UNKNOWN = "00000000-0000-0000-0000-000000000000"
 
@@ -83,13 +83,13 @@ def test_a_deleted_image_shows_no_thumbnail_even_when_its_file_is_left(
     address = f"/v1/images/{first}/thumbnail"
     assert spare_client.get(address).status_code == 200
     spare.store.delete(Filter(must=(Ids((first,)),)))
-    assert thumbnail_path(spare.data_dir.thumbnails, first).is_file()
+    assert (spare.data_dir.thumbnails / thumbnail_name(first)).is_file()
     assert spare_client.get(address).status_code == 404
 
 
 def test_a_lost_thumbnail_is_a_404(spare: Archive, spare_client: TestClient) -> None:
     first = next(spare.store.scroll(Filter())).id
-    thumbnail_path(spare.data_dir.thumbnails, first).unlink()
+    (spare.data_dir.thumbnails / thumbnail_name(first)).unlink()
     response = spare_client.get(f"/v1/images/{first}/thumbnail")
     assert response.status_code == 404
     assert "no thumbnail" in response.json()["detail"]

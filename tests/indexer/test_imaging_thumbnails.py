@@ -8,14 +8,10 @@ import pytest
 from PIL import Image
 
 from engine.errors import ImageNotFound
-from indexer.imaging.thumbnails import (
-    delete_thumbnail,
-    thumbnail,
-    thumbnail_path,
-    write_thumbnail,
-)
+from indexer.imaging.thumbnails import Thumbnails, thumbnail
+from indexer.objects.folder import FolderObjects
 
-POINT = str(uuid.UUID(int=0xAB << 120))
+POINT, OTHER = (str(uuid.UUID(int=one << 120)) for one in (0xAB, 0xCD))
 
 
 @pytest.mark.parametrize(
@@ -38,24 +34,41 @@ def test_no_side_is_longer_than_asked_and_the_aspect_stays(shape, size):
 
 
 def test_written_replaced_and_deleted(tmp_path):
-    path = write_thumbnail(tmp_path, POINT, b"first")
-    assert path == tmp_path / "ab" / f"{POINT}.jpg"
-    write_thumbnail(tmp_path, POINT, b"second")
-    assert path.read_bytes() == b"second"
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert delete_thumbnail(tmp_path, POINT)
-    assert not delete_thumbnail(tmp_path, POINT)
+    path = tmp_path / "ab" / f"{POINT}.jpg"
+    with Thumbnails(FolderObjects(tmp_path)) as thumbnails:
+        thumbnails.write({POINT: b"first"})
+        assert path.read_bytes() == b"first"
+        thumbnails.write({POINT: b"second"})
+        assert thumbnails.read(POINT) == path.read_bytes() == b"second"
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+        assert thumbnails.count([POINT, OTHER]) == 1
+        thumbnails.delete([POINT, OTHER])
+        assert thumbnails.read(POINT) is None
+        assert thumbnails.count([POINT, OTHER]) == 0
 
 
 def test_a_failed_write_leaves_the_old_one_and_nothing_else(tmp_path):
-    path = write_thumbnail(tmp_path, POINT, b"first")
+    path = tmp_path / "ab" / f"{POINT}.jpg"
+    thumbnails = Thumbnails(FolderObjects(tmp_path))
+    thumbnails.write({POINT: b"first"})
     with pytest.raises(TypeError):
-        write_thumbnail(tmp_path, POINT, "text")
+        thumbnails.write({POINT: "text"})
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_clearing_takes_thumbnails_and_nothing_else(tmp_path):
+    thumbnails = Thumbnails(FolderObjects(tmp_path))
+    thumbnails.write({POINT: b"first", OTHER: b"second"})
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    thumbnails.clear()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "ab", "/etc/passwd"])
 def test_an_id_cannot_name_another_file(tmp_path, name):
-    with pytest.raises(ImageNotFound):
-        thumbnail_path(tmp_path, name)
+    thumbnails = Thumbnails(FolderObjects(tmp_path))
+    for ask in (thumbnails.read, lambda one: thumbnails.write({one: b"x"})):
+        with pytest.raises(ImageNotFound):
+            ask(name)
+    assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ from engine.records import RECORD_FIELDS
 from engine.search.query import Query
 from engine.store.base import Filter
 from indexer.imaging.deidentify import pseudonym
-from indexer.imaging.thumbnails import thumbnail_path
+from indexer.imaging.thumbnails import thumbnail_name
 from indexer.pipeline.run import IndexingReport, Progress
 from indexer.sample import write_queries, write_sample
 
@@ -235,7 +235,7 @@ def test_every_point_has_a_thumbnail_no_larger_than_set(
     assert set(thumbnails) == set(site.points())
     longer = []
     for point_id, jpeg in thumbnails.items():
-        assert thumbnail_path(site.settings.data_dir / "thumbnails", point_id).is_file()
+        assert (site.settings.data_dir / "thumbnails" / thumbnail_name(point_id)).is_file()
         with Image.open(io.BytesIO(jpeg)) as image:
             assert image.format == "JPEG"
             image.load()
