@@ -1,6 +1,5 @@
-"""Checks of the object store that thumbnails lie in: it answers, takes, gives back and forgets."""
+"""Checks of the object store that thumbnails lie in: it answers, lets us read, and forgets."""
 
-import uuid
 from collections.abc import Iterator
 
 from engine.errors import SettingsError, StorageError
@@ -11,12 +10,11 @@ from indexer.objects.s3 import BucketObjects
 __all__ = ["check_thumbnails"]
 
 _SECONDS = 5.0
-_PROBE = b"precedent doctor"
 
 
 def check_thumbnails(examined: Examined) -> Iterator[Finding]:
-    """Whether thumbnails can be put into the bucket, read, listed and deleted, and are deleted for
-    good; nothing where they lie in the data folder."""
+    """Whether thumbnails in the bucket can be listed and read, and whether it keeps versions of
+    deleted ones; nothing where they lie in the data folder. Nothing is put there."""
     storage = examined.settings.storage
     if storage.thumbnails is None:
         return
@@ -28,18 +26,16 @@ def check_thumbnails(examined: Examined) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("thumbnails", "error", thing, *parted(error, "correct the settings"))
         return
-    name = f"doctor-{uuid.uuid4().hex}"
     try:
-        objects.put({name: _PROBE})
-        objects.get(name)
-        next(objects.names(), None)
-        objects.delete([name])
+        name = next(objects.names(), None)
+        if name is not None:
+            objects.get(name)
         keeps = objects.keeps_versions
     except (StorageError, SettingsError) as error:
         yield Finding("thumbnails", "error", thing, *parted(error, "correct the settings"))
     else:
         if keeps is False:
-            yield Finding("thumbnails", "ok", thing, "they can be put, read and deleted")
+            yield Finding("thumbnails", "ok", thing, "they can be listed and read")
         else:
             yield Finding("thumbnails", "warning", thing, *_of_versions(keeps))
     finally:
@@ -58,7 +54,7 @@ def check_thumbnails(examined: Examined) -> Iterator[Finding]:
 def _of_versions(keeps: bool | None) -> tuple[str, str]:
     if keeps is None:
         return (
-            "they can be put, read and deleted; whether the bucket keeps versions may not be asked",
+            "they can be listed and read; whether the bucket keeps versions may not be asked",
             "let the key ask it (s3:GetBucketVersioning), or `precedent erase` cannot tell either",
         )
     return (

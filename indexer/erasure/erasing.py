@@ -218,7 +218,7 @@ class Erasing:
         )
         return {
             "index: points": points,
-            "thumbnails": archive.thumbnails.count(ids),
+            "thumbnails": len(archive.thumbnails.existing(ids)),
             "received files": sum(one.exists() for one in self._received_of(locators)),
             "outbox: sendings": len(self._outbox.naming(set(ids), archive.tenant)),
             **{f"ledger: {n}": c for n, c in self._traces.counts(locators).items()},
@@ -267,8 +267,8 @@ class Erasing:
         ids = sorted(known.values["id"])
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
-            there = {point.id for point in store.get(some)}
-            thumbnails.delete([one for one in some if one not in there])
+            of_points = {point.id for point in store.get(some)}
+            thumbnails.delete(thumbnails.existing(some) - of_points)
         return thumbnails.purge(ids)
 
     def _remove_received(self, known: KnownBy) -> int:

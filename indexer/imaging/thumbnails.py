@@ -81,9 +81,10 @@ class Thumbnails:
         """A JPEG file; None = there is none."""
         return self._objects.get(thumbnail_name(point_id))
 
-    def count(self, ids: Collection[str]) -> int:
-        """How many of these have one."""
-        return len(self._objects.existing({thumbnail_name(one) for one in ids}))
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Which of these have one."""
+        names = {thumbnail_name(one): one for one in ids}
+        return {names[name] for name in self._objects.existing(names)}
 
     def delete(self, ids: Collection[str]) -> None:
         """Removes the thumbnails of these, as far as there are any."""

@@ -41,10 +41,10 @@ def test_written_replaced_and_deleted(tmp_path):
         thumbnails.write({POINT: b"second"})
         assert thumbnails.read(POINT) == path.read_bytes() == b"second"
         assert [file.name for file in path.parent.iterdir()] == [path.name]
-        assert thumbnails.count([POINT, OTHER]) == 1
+        assert thumbnails.existing([POINT, OTHER]) == {POINT}
         thumbnails.delete([POINT, OTHER])
         assert thumbnails.read(POINT) is None
-        assert thumbnails.count([POINT, OTHER]) == 0
+        assert thumbnails.existing([POINT, OTHER]) == set()
 
 
 def test_a_failed_write_leaves_the_old_one_and_nothing_else(tmp_path):

@@ -5,14 +5,16 @@ with ObjectServer() as objects:
     ...  # objects.settings("s3://hospital/precedent") is what `storage` takes
 """
 
+import json
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 from botocore.config import Config
 from botocore.session import Session
 
@@ -95,6 +97,31 @@ class ObjectServer(Server):
                 for kind in ("Versions", "DeleteMarkers")
                 for one in page.get(kind, ())
             ]
+
+    def key_that_may(self, *actions: str) -> dict[str, str]:
+        """A key of somebody who may do this, as in "s3:GetObject", and nothing else; it counts
+        while :meth:`checking_keys`."""
+        name = secrets.token_hex(4)
+        statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        with self.client("iam") as client:
+            client.create_user(UserName=name)
+            client.put_user_policy(UserName=name, PolicyName="only", PolicyDocument=policy)
+            made = client.create_access_key(UserName=name)["AccessKey"]
+        return {"access_key": made["AccessKeyId"], "secret_key": made["SecretAccessKey"]}
+
+    @contextmanager
+    def checking_keys(self) -> Iterator[None]:
+        """Keys that the server does not know are refused, and others may do what they may."""
+        self._check_after("0")
+        try:
+            yield
+        finally:
+            self._check_after("inf")
+
+    def _check_after(self, requests: str) -> None:
+        with httpx.Client(trust_env=False) as client:
+            client.post(f"{self.url}/moto-api/reset-auth", content=requests).raise_for_status()
 
     def _command(self) -> Sequence[str | Path]:
         return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(self.port)]
