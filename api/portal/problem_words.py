@@ -33,6 +33,8 @@ PROBLEMS = (
     later("another process holds the index; try again when it is done"),
     later("The ledger is not available"),
     later("the ledger cannot answer at the moment; the service's log says why"),
+    later("The object store is not available"),
+    later("where thumbnails lie does not answer, or refuses; the service's log says why"),
     later("The access cannot be recorded"),
     later(
         "the audit log takes no rows at the moment, and without one nothing is answered; the "
