@@ -32,6 +32,7 @@ from api.portal import (
     study,
     words,
 )
+from api.portal.alike import AlikeMaps
 from api.portal.answers import Answered, answer
 from api.portal.catalogues import speaking
 from api.portal.kept import KeptQueries, recent_of, saved_of
@@ -98,6 +99,7 @@ def add_portal(app: FastAPI) -> None:
     """Adds the pages and their static files to the service."""
     pages()
     app.state.kept_queries = KeptQueries()
+    app.state.alike_maps = AlikeMaps()
     app.state.problem_page = _refused_page
     app.include_router(_router)
     for one in (

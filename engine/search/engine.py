@@ -16,6 +16,7 @@ from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
+from engine.search.alike import AlikeMap, alike_map
 from engine.search.facets import facet_counts
 from engine.search.foresight import look_ahead, look_at_filters
 from engine.search.ladder import Climb, Rung, climb, looked_into
@@ -203,6 +204,14 @@ class SearchEngine:
             return self._encoder.observe(canvases, colour)
         encoded = self._encoder.encode(canvases)
         return Observations(encoded.z, encoded.codes)
+
+    def alike_map(self, canvas: NDArray[np.uint8], other: NDArray[np.uint8]) -> AlikeMap:
+        """What in a canvas makes it like the other one: 51 canvases are encoded for it.
+
+        Raises:
+            ModelError: a canvas is not of the model's size.
+        """
+        return alike_map(lambda canvases: self._encoder.encode(canvases).z, canvas, other)
 
     def answer(
         self,
