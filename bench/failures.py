@@ -86,7 +86,7 @@ def main() -> None:
     if not shown:
         raise SystemExit("nothing failed; ask harder questions")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    _grid(shown).save(arguments.out, optimize=True)
+    _grid(shown).quantize(32).save(arguments.out, optimize=True)
     print(arguments.out)
 
 
