@@ -98,8 +98,10 @@ def _no_links(_: ImageRecord) -> list[ViewerLink]:
 class HitDocument(ImageDocument):
     """A hit: an indexed image that was found.
 
-    - `similarity`: Pearson correlation of its features with the query's, in [-1, 1].
-    - `hamming`: number of bits in which its code differs from the query's.
+    - `similarity`: Pearson correlation of its features with the query's, in [-1, 1]; of a search by
+      words the cosine of image and text, which is on another scale.
+    - `hamming`: number of bits in which its code differs from the query's; null: the query is a
+      text.
     - `likeness`: how alike it is, in [0, 1], on one scale for all kinds of images; null: the model
       has no such scale.
     - `name`: where a file without DICOM UIDs lies in its source; null unless the service's setting
@@ -110,7 +112,7 @@ class HitDocument(ImageDocument):
     """
 
     similarity: float
-    hamming: int
+    hamming: int | None
     likeness: float | None = Field(json_schema_extra={"minimum": 0, "maximum": 1})
     name: str | None
     missing_frames: str | None
@@ -194,7 +196,7 @@ class EvidenceDocument(_Document):
     - `rungs_tried`: candidates on each rung, with its radius or cells as in "codes-7", in the order
       in which the rungs were tried.
     - `order`: "content" or "hamming".
-    - `query_id`: the indexed image that was compared; null: an upload was.
+    - `query_id`: the indexed image that was compared; null: an upload or a text was.
     - `model`: fingerprint of the model. `bits`: length of its codes.
     - `precision`, `index_precision`: "fp32" or "bf16", in which this service and the index encode;
       null: not recorded.
@@ -232,7 +234,8 @@ class EvidenceDocument(_Document):
 class SearchDocument(_Document):
     """The answer to a search.
 
-    - `ood`: null if the model is not calibrated, or none of its detectors can judge this query.
+    - `ood`: null if the model is not calibrated, none of its detectors can judge this query, or it
+      is a text.
     - `evidence`: how the hits were found. Its rung is "none", and there are no hits, if the query
       is foreign and the service refuses such queries (setting `search.ood_policy`).
     - `hits`: in the order asked for.

@@ -66,7 +66,11 @@ class Index:
         manifest = encoder.manifest
         gate = OodGate.load(checkpoint, manifest.fingerprint, encoder.decoder_fingerprint)
         collection = Collection(
-            manifest.fingerprint, manifest.dim, manifest.bits, encoder.precision
+            manifest.fingerprint,
+            manifest.dim,
+            manifest.bits,
+            encoder.precision,
+            manifest.words_dim,
         )
         self._store = EdgeStore.create(Path(folder), collection)
         noted = self._store.collection.precision
@@ -125,11 +129,14 @@ class Index:
                     f"a record is of tenant {record.tenant!r}; an index of its own has none: leave "
                     "the field out, or use indexer.Archive"
                 )
-        encoded = self.encode(images)
+        encoded = self._encoder.encode(self._canvases(images), words=True)
+        words = [None] * len(encoded) if encoded.words is None else list(encoded.words)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         points = [
-            Point(_id(image, record), record, code, z, indexed_at=at)
-            for image, record, code, z in zip(images, kept, encoded.codes, encoded.z, strict=True)
+            Point(_id(image, record), record, code, z, indexed_at=at, words=said)
+            for image, record, code, z, said in zip(
+                images, kept, encoded.codes, encoded.z, words, strict=True
+            )
         ]
         self._store.upsert(points)
         self._store.flush()

@@ -116,10 +116,13 @@ class EncodedImages:
     z: float32 (N, D), blended features (embeddings), centred per row and of unit length, so that
         the dot product of two rows is their Pearson correlation.
     codes: uint8 (N, B/8), SCH codes, packed most significant bit first.
+    words: float32 (N, E), of unit length, what a text is compared with; None = not asked for, or
+        the model knows no words.
     """
 
     z: NDArray[np.float32]
     codes: NDArray[np.uint8]
+    words: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -181,6 +184,8 @@ class Point:
 
     id: a UUID as text. code: uint8 (B/8,), packed.
     z: float32 (D,), unit length; None = not read from the store.
+    words: float32 (E,), unit length, for searches by words; None = the model has none, or not read:
+        stores only take it.
     score: similarity to the vector of the query, in [-1, 1]; None = not the result of a query.
     indexed_at: time of indexing; None = not recorded.
     rendering: version of the reader that made the picture; None = not recorded.
@@ -195,25 +200,27 @@ class Point:
     indexed_at: str | None = None
     rendering: str | None = None
     missing_frames: str | None = None
+    words: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A hit. similarity: Pearson r to the query, in [-1, 1]. hamming: differing bits, 0 … B.
+    """A hit. similarity: Pearson r to the query, in [-1, 1]; of a search by words the cosine.
+    hamming: differing bits, 0 … B; None = the query has no code: it is a text.
     rendering, missing_frames: as of a :class:`Point`. likeness: how alike it is on one scale for
     all kinds of images, in [0, 1], see :class:`engine.ood.likeness.LikenessScale`; None = there is
     no scale."""
 
     id: str
     similarity: float
-    hamming: int
+    hamming: int | None
     record: ImageRecord
     rendering: str | None = None
     missing_frames: str | None = None
     likeness: float | None = None
 
     @classmethod
-    def of(cls, point: Point, similarity: float, hamming: int) -> "Hit":
+    def of(cls, point: Point, similarity: float, hamming: int | None) -> "Hit":
         return cls(
             point.id, similarity, hamming, point.record, point.rendering, point.missing_frames
         )

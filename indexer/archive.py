@@ -136,7 +136,9 @@ class Archive:
                 # Before the model is loaded: the server may be away, or the password wrong.
                 database = opened.enter_context(open_database(settings, self.data_dir.ledger))
             manifest = read_manifest(directory)
-            collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+            collection = Collection(
+                manifest.fingerprint, manifest.dim, manifest.bits, words=manifest.words_dim
+            )
             # So are they of the store, and of an index that is there already.
             check_access(settings.store)
             store = self._existing(collection, needed=not create)

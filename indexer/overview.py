@@ -81,7 +81,7 @@ def overview(
     """
     data_dir = DataDir(settings.data_dir)
     manifest = read_manifest(model_directory(settings))
-    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits)
+    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits, words=manifest.words_dim)
     index = _index(settings, data_dir, wanted, tenant)
     with open_database(settings, data_dir.ledger) as database:
         ledger = Ledger(database.of(tenant), rendering_of(settings))

@@ -1,5 +1,6 @@
 """``precedent search``: finds the indexed images that look like given files."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from api.cli.options import (
 from api.cli.terminal import answer_table
 from api.schemas import local_document
 from engine.errors import ImageRefused
+from engine.records import Answer
 from engine.search.query import Cursor, Query, parse_group, parse_where
 from engine.settings import load_settings
 
@@ -27,7 +29,15 @@ __all__ = ["search"]
 
 
 def search(
-    images: Annotated[list[Path], typer.Argument(help="DICOM, PNG, JPEG …", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="DICOM, PNG, JPEG …", metavar="IMAGE...")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Search by words in place of images, with a model that was trained with --words."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     where: WhereOption = None,
     tenant: TenantOption = None,
@@ -52,7 +62,9 @@ def search(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Find the images that look like these."""
+    """Find the images that look like these, or that fit a text."""
+    if (text is None) == (not images):
+        raise typer.BadParameter("give images, or a text with --text; one of the two")
     from api.security.seen import Seen
     from indexer.archive import Archive
 
@@ -69,20 +81,27 @@ def search(
     )
     settings = load_settings(data_dir=data_dir, model=model)
     code = 0
-    with (
-        Archive(settings, tenant=tenant_of(tenant, settings)) as archive,
-        archive.query_reader() as reader,
-    ):
-        for path, image in zip(images, reader.read(images), strict=True):
+    with ExitStack() as opened:
+        archive = opened.enter_context(Archive(settings, tenant=tenant_of(tenant, settings)))
+
+        def tell(name: str, answer: Answer) -> None:
+            note(Seen.of(answer.hits, ood=answer.ood))
+            document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
+            if as_json:
+                write_json({**document, "query": name})
+            else:
+                Console().print(answer_table(name, document, query.offset))
+
+        if text is not None:
+            tell(text, archive.engine.search_text(text, query))
+            return code
+        files = images or []
+        reader = opened.enter_context(archive.query_reader())
+        for path, image in zip(files, reader.read(files), strict=True):
             if isinstance(image, ImageRefused):
                 code = 1
                 refuse(path, image, as_json=as_json)
                 continue
             (answer,) = archive.engine.search([image.canvas], query, [image.record], [image.colour])
-            note(Seen.of(answer.hits, ood=answer.ood))
-            document = local_document(answer, archive.paths([hit.id for hit in answer.hits]))
-            if as_json:
-                write_json({**document, "query": str(path)})
-            else:
-                Console().print(answer_table(str(path), document, query.offset))
+            tell(str(path), answer)
     return code

@@ -123,7 +123,9 @@ def _store(
 
     settings = load_settings(data_dir=data_dir, model=model)
     manifest = read_manifest(model_directory(settings))
-    collection = Collection(manifest.fingerprint, manifest.dim, manifest.bits, precision)
+    collection = Collection(
+        manifest.fingerprint, manifest.dim, manifest.bits, precision, manifest.words_dim
+    )
     place = DataDir(settings.data_dir)
     if create:
         place.make()

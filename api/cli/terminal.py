@@ -242,7 +242,7 @@ def _hits_table(name: str, hits: Sequence[dict[str, Any]], offset: int) -> Table
         {
             "#": str(place),
             "similarity": f"{hit['similarity']:.4f}",
-            "Hamming": str(hit["hamming"]),
+            "Hamming": "" if hit["hamming"] is None else str(hit["hamming"]),
             "modality": hit["modality"] or "",
             "body part": hit["body_part"] or "",
             "labels": ", ".join(hit["labels"]),

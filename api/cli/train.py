@@ -84,6 +84,14 @@ def train(
     freeze_tower: Annotated[
         bool, typer.Option("--freeze-tower", help="Leave the tower's weights as they are.")
     ] = False,
+    words: Annotated[
+        bool,
+        typer.Option(
+            "--words",
+            help="Keep the whole CLIP model of the --tower folder beside the model: images can "
+            "then be searched by words. Each takes another pass through its tower.",
+        ),
+    ] = False,
     fusion: Annotated[
         str, typer.Option(help="'darf', 'swapped', 'cross', 'pixels', 'concat' or 'deep'.")
     ] = "darf",
@@ -185,6 +193,7 @@ def train(
     logging.getLogger("engine.training").setLevel(logging.INFO)
     from engine.model.network import HashingNetwork
     from engine.model.tower_folder import read_tower_folder
+    from engine.model.words import add_words, read_words
     from engine.training.decoder import DecoderConfig, train_decoder
     from engine.training.trainer import TrainConfig, train as run
 
@@ -194,6 +203,10 @@ def train(
     if told is not None:
         network_config = replace(network_config, tower=told.tower(network_config.tower.taps))
         pretrained = pretrained or str(told.weights)
+    if words:
+        if told is None:
+            raise QueryError("--words needs the folder of a CLIP model as --tower")
+        read_words(Path(tower or ""))  # so that what is wrong with it is said now
     pretrained = start_of(pretrained, network_config.tower, normalise)
     preprocess = preprocess_for(side, colour, normalise, network_config.tower, pretrained)
     if told is not None and normalise == "fixed" and told.mean and told.std:
@@ -230,6 +243,8 @@ def train(
         device=device,
         keep_state=keep_state,
     )
+    if words:
+        manifest = add_words(out, Path(tower or ""))
     if decoder_epochs:
         decoder = DecoderConfig(
             epochs=decoder_epochs,

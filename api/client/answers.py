@@ -114,7 +114,7 @@ class Hit(Image):
     in [0, 1] or None."""
 
     similarity: float
-    hamming: int
+    hamming: int | None
     likeness: float | None
     name: str | None
     missing_frames: str | None

@@ -52,6 +52,7 @@ def search(
     frame: int | None = None,
     series: str | None = None,
     study: str | None = None,
+    text: str | None = None,
     region: str | None = None,
     k: int | None = None,
     where: Texts = (),
@@ -64,7 +65,7 @@ def search(
     page: str | None = None,
 ) -> Call[SearchAnswer]:
     """The images most like one: an ``image`` that is sent and not kept, or an indexed one by its
-    ``image_id``, ``sop`` (and ``frame``), ``series`` or ``study``.
+    ``image_id``, ``sop`` (and ``frame``), ``series`` or ``study``; or that fit a ``text``.
 
     Args:
         region: the part of the picture to search by, "x,y,width,height" as shares of it.
@@ -91,6 +92,7 @@ def search(
         "frame": frame,
         "series": series,
         "study": study,
+        "text": text,
         "region": region,
     }
     if image is None:

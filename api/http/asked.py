@@ -18,6 +18,7 @@ from api.http.deps import (
     Asked,
 )
 from engine.errors import QueryError
+from engine.model.texts import MOST_CHARACTERS
 from engine.search.query import MAX_RADIUS, parse_group
 from engine.search.ranking import ORDERS
 from engine.search.recommend import MAX_EXAMPLES, RULES
@@ -40,7 +41,7 @@ __all__ = [
 
 MOST_IMAGES = 64
 """Most images of one batch."""
-IN_PLACE_OF_A_FILE = ("id", "sop", "frame", "series", "study")
+IN_PLACE_OF_A_FILE = ("id", "sop", "frame", "series", "study", "text")
 
 
 class _Options(Fields):
@@ -122,6 +123,13 @@ class SearchFields(UploadFields):
         None,
         description="Study Instance UID; the middle one of its indexed images is taken.",
         examples=[EXAMPLE_STUDY],
+    )
+    text: str | None = Field(
+        None,
+        description="Search by words, with a model that knows them. It is neither logged nor "
+        "recorded.",
+        examples=["chest radiograph with a large pleural effusion"],
+        json_schema_extra={"maxLength": MOST_CHARACTERS},
     )
 
 
@@ -247,6 +255,7 @@ async def _by_body(request: Request) -> AsyncIterator[Asked]:
             frame=fields.frame,
             series=fields.series,
             study=fields.study,
+            text=fields.text,
             region=_region(fields),
             page=fields.page or None,
         )

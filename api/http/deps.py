@@ -149,6 +149,7 @@ class Asked:
     """A search request, as yet unchecked: an upload, or what names an indexed image, and options.
 
     image_id, sop (and frame), series, study: see :func:`engine.search.representative`.
+    text: words to search by, in place of an image.
     k: None = the setting ``search.k``. page: cursor from an earlier answer; None = the first page.
     region: what of its picture is searched for; None = all of it.
     The other options are as in :class:`engine.search.query.Query`.
@@ -160,6 +161,7 @@ class Asked:
     frame: int | None = None
     series: str | None = None
     study: str | None = None
+    text: str | None = None
     region: Region | None = None
     k: int | None = None
     where: tuple[str, ...] = field(default=())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.model.config import TowerConfig
 
-__all__ = ["DESCRIBED", "HUB", "TIMM", "TappedTower", "tower_statistics"]
+__all__ = ["DESCRIBED", "HUB", "TIMM", "TappedTower", "read_weights", "tower_statistics"]
 
 HUB = "hub"
 """Value of ``pretrained`` that stands for the weights that timm publishes for the tower."""
@@ -218,7 +218,7 @@ def _published(
         if tag and not timm_name and isinstance(vision["layers"], int):
             _check_activation(config.name, quick_gelu, pretrained, tag)
     if tag:
-        return _read(Path(_fetched(pretrained, lambda: open_clip.download_pretrained(tag))))
+        return read_weights(Path(_fetched(pretrained, lambda: open_clip.download_pretrained(tag))))
     if not Path(pretrained).is_file():
         tags = [HUB] if timm_name else open_clip.list_pretrained_tags_by_model(config.name)
         others = f", or one of {', '.join(tags)}" if tags else ""
@@ -226,7 +226,7 @@ def _published(
             f"pretrained is {pretrained!r}, which is no file; for tower {config.name!r} give a "
             f"file of weights, {_REPOSITORY}OWNER/NAME{others}"
         )
-    return _read(Path(pretrained))
+    return read_weights(Path(pretrained))
 
 
 def _check_activation(name: str, quick_gelu: bool, pretrained: str, tag: Mapping[str, Any]) -> None:
@@ -253,7 +253,12 @@ def _fetched(what: str, fetch: Callable[[], _T]) -> _T:
         ) from None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name.
+
+    Raises:
+        ModelError: it cannot be read as such.
+    """
     try:
         # Also finds the state dict in a training checkpoint; only tensors are ever unpickled.
         found = timm.models.load_state_dict(str(path), weights_only=True)

@@ -1,18 +1,23 @@
 """A model on disk: the files model.safetensors and manifest.json, with a common fingerprint."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors, save as save_tensors
 
-import engine
 from engine.errors import ModelError
 from engine.files import write_atomically
-from engine.model.config import NetworkConfig, to_dict
-from engine.model.manifest import FORMAT, MANIFEST, WEIGHTS, Manifest, fingerprint_of, read_manifest
+from engine.model.config import NetworkConfig, WordsConfig
+from engine.model.manifest import (
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    fingerprint_of,
+    read_manifest,
+    write_manifest,
+)
 from engine.model.network import HashingNetwork
 from engine.model.preprocess import Preprocess
 
@@ -28,9 +33,11 @@ def save_checkpoint(
     training: dict[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
+    words: WordsConfig | None = None,
 ) -> Manifest:
     """Writes both files, the manifest last, and returns the manifest.
 
+    words: what is in the folder for searches by words.
     dtype: number format of the stored weights; float16 halves the size of the file.
     """
     tensors = {
@@ -39,13 +46,11 @@ def save_checkpoint(
     }
     data = save_tensors(tensors)
     digest = hashlib.sha256(data).hexdigest()
-    manifest = Manifest(
-        config, preprocess, classes, digest, fingerprint_of(digest, config, preprocess), training
-    )
+    fingerprint = fingerprint_of(digest, config, preprocess, words)
+    manifest = Manifest(config, preprocess, classes, digest, fingerprint, training, words)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / WEIGHTS, data)
-    document = {"format": FORMAT, "precedent": engine.__version__, **to_dict(manifest)}
-    write_atomically(directory / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
+    write_manifest(directory, manifest)
     return manifest
 
 
@@ -62,7 +67,7 @@ def load_checkpoint(directory: Path) -> tuple[HashingNetwork, Manifest]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); restore the file") from None
     digest = hashlib.sha256(data).hexdigest()
-    expected = fingerprint_of(digest, manifest.network, manifest.preprocess)
+    expected = fingerprint_of(digest, manifest.network, manifest.preprocess, manifest.words)
     if (digest, expected) != (manifest.weights_sha256, manifest.fingerprint):
         raise ModelError(
             f"{path} (sha256 {digest[:12]}…) is not what {MANIFEST} describes "

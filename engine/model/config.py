@@ -1,7 +1,7 @@
 """Configuration of the network, for the sizes of the paper as well as for a small CPU model."""
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from engine.errors import ModelError
 
@@ -11,6 +11,7 @@ __all__ = [
     "HeadConfig",
     "NetworkConfig",
     "TowerConfig",
+    "WordsConfig",
     "from_dict",
     "small_network",
     "to_dict",
@@ -119,6 +120,17 @@ class NetworkConfig:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class WordsConfig:
+    """What a model compares texts with (engine/model/words.py).
+
+    dim: length E of its vectors. sha256: of its two files together, hex.
+    """
+
+    dim: int
+    sha256: str
+
+
 def small_network(classes: int, bits: int = 64, tower: str = "timm:regnetx_004") -> NetworkConfig:
     """The configuration of a network for CPUs, with a blended feature z of 256 values."""
     return NetworkConfig(
@@ -165,6 +177,8 @@ def from_dict(kind: type[_T], values: dict[str, Any]) -> _T:
     built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
+        if isinstance(value, dict):  # of "A | None" it is an A
+            hint = next((one for one in get_args(hint) if is_dataclass(one)), hint)
         if is_dataclass(hint):
             value = from_dict(hint, value)  # type: ignore[arg-type]
         elif isinstance(value, list):

@@ -1,10 +1,11 @@
 """The encoder: computes blended features, codes and OOD observations of images, in batches."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from engine import reproducibility
 from engine.codes import pack_signs
-from engine.errors import ModelError
+from engine.errors import ModelError, QueryError
 from engine.model.appearance import appearance
 from engine.model.checkpoint import load_checkpoint
 from engine.model.decoder import Decoder, load_decoder, reconstruction_scores
 from engine.model.invariance import BatchInvariant
 from engine.model.manifest import Manifest
 from engine.model.network import HashingNetwork, NetworkOutput
+from engine.model.texts import checked_text
+from engine.model.words import Said, Words
 from engine.records import EncodedImages, Observations
 
 __all__ = [
@@ -56,6 +59,8 @@ class Encoder:
             padded to this size, as sums over another shape may differ in the last digit. So there,
             too, an image's code does not depend on the other images of its batch.
 
+        words: loads what encodes texts, when it is first needed; None = the model knows no words.
+
     Raises:
         ModelError: the model cannot run on the device.
     """
@@ -69,8 +74,10 @@ class Encoder:
         device: str = "cpu",
         precision: Precision = "auto",
         batch_size: int = 32,
+        words: Callable[[], Words] | None = None,
     ) -> None:
         device = _named(device)
+        self._words = words
         self.manifest = manifest
         self.batch_size = batch_size
         self._device = device
@@ -106,6 +113,15 @@ class Encoder:
             ModelError: as load_checkpoint and load_decoder do.
         """
         network, manifest = load_checkpoint(directory)
+        once = Lock()
+        loaded: list[Words] = []
+
+        def words() -> Words:
+            with once:
+                if not loaded:
+                    loaded.append(Words.load(directory, manifest, _named(device)))
+            return loaded[0]
+
         return cls(
             network,
             manifest,
@@ -113,6 +129,7 @@ class Encoder:
             device=device,
             precision=precision,
             batch_size=batch_size,
+            words=None if manifest.words is None else words,
         )
 
     @property
@@ -129,19 +146,43 @@ class Encoder:
             device=self._device,
             precision=precision,
             batch_size=self.batch_size,
+            words=self._words,
         )
 
-    def encode(self, canvases: Sequence[NDArray[np.uint8]]) -> EncodedImages:
+    def encode(
+        self, canvases: Sequence[NDArray[np.uint8]], *, words: bool = False
+    ) -> EncodedImages:
         """Blended features and codes of N canvases.
 
         Args:
             canvases: each uint8 (S, S) or (S, S, 3), as ``Preprocess.canvas`` gives them.
+            words: also what a text is compared with, if the model knows words: it takes the CLIP
+                model's image side another time.
 
         Raises:
-            ModelError: a canvas is not of the model's size.
+            ModelError: a canvas is not of the model's size, or what encodes words is not there.
         """
         seen = self._run(canvases, None)
-        return EncodedImages(seen.z, seen.codes)
+        if not words or self._words is None:
+            return EncodedImages(seen.z, seen.codes)
+        return EncodedImages(seen.z, seen.codes, self._words().images(canvases, self.batch_size))
+
+    def say(self, text: str) -> Said:
+        """A text as a vector that the ``words`` of images are compared with.
+
+        Raises:
+            ModelError: what encodes them is not there.
+            QueryError: the model knows no words, or the text is empty, too long or has control
+                characters.
+        """
+        if self._words is None:
+            raise QueryError(
+                f"model {self.manifest.fingerprint} knows no words; search by an image, or train "
+                "a model around a CLIP model with `precedent train --tower FOLDER --words` and "
+                "bring the index to it with `precedent reencode --model`"
+            )
+        checked_text(text)
+        return self._words().text(text)
 
     def observe(
         self, canvases: Sequence[NDArray[np.uint8]], colour: Sequence[float] | None = None

@@ -8,7 +8,8 @@ from typing import Any
 
 import engine
 from engine.errors import ModelError
-from engine.model.config import NetworkConfig, from_dict, to_dict
+from engine.files import write_atomically
+from engine.model.config import NetworkConfig, WordsConfig, from_dict, to_dict
 from engine.model.preprocess import Preprocess
 
 __all__ = [
@@ -16,15 +17,19 @@ __all__ = [
     "MANIFEST",
     "SHIPPED",
     "WEIGHTS",
+    "WORDS",
+    "WORDS_WEIGHTS",
     "Manifest",
     "checkpoint_files",
     "fingerprint_of",
     "read_manifest",
     "unfinished_models",
+    "write_manifest",
 ]
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+WORDS, WORDS_WEIGHTS = "words.json", "words.safetensors"
 SHIPPED = Path(engine.__file__).parent / "weights"
 FORMAT = 1
 """Version of the checkpoint's files."""
@@ -39,6 +44,7 @@ class Manifest:
         An index records it, and accepts no points of a model with another fingerprint.
     classes: names of the classifier's outputs.
     training: how the model was trained, for people to read.
+    words: what searches by words are made with; None = the model knows no words.
     """
 
     network: NetworkConfig
@@ -47,6 +53,7 @@ class Manifest:
     weights_sha256: str
     fingerprint: str
     training: dict[str, Any] = field(default_factory=dict)
+    words: WordsConfig | None = None
 
     @property
     def bits(self) -> int:
@@ -56,6 +63,11 @@ class Manifest:
     def dim(self) -> int:
         """Length of z."""
         return self.network.darf.dim
+
+    @property
+    def words_dim(self) -> int | None:
+        """Length of the vectors for searches by words; None = there are none."""
+        return None if self.words is None else self.words.dim
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -90,6 +102,14 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
 
 
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    document = {"format": FORMAT, "precedent": engine.__version__, **to_dict(manifest)}
+    if manifest.words is None:
+        # Versions that know no words read it as well.
+        del document["words"]
+    write_atomically(directory / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
+
+
 def unfinished_models(directory: Path) -> list[Path]:
     """The models of single epochs that a training which has not ended left in its folder, the
     latest last."""
@@ -108,7 +128,9 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name == MANIFEST, path.name))
 
 
-def fingerprint_of(digest: str, config: NetworkConfig, preprocess: Preprocess) -> str:
+def fingerprint_of(
+    digest: str, config: NetworkConfig, preprocess: Preprocess, words: WordsConfig | None = None
+) -> str:
     """16 hex digits over all that decides what an image is encoded to.
 
     Args:
@@ -120,5 +142,7 @@ def fingerprint_of(digest: str, config: NetworkConfig, preprocess: Preprocess) -
         "network": to_dict(config),
         "preprocess": to_dict(preprocess),
     }
+    if words is not None:
+        decides["words"] = to_dict(words)
     canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from engine.errors import FingerprintMismatch, ImageNotFound, StoreError
 from engine.model.encoder import Encoder
+from engine.model.words import Said
 from engine.ood.calibration import OodGate
 from engine.records import Answer, Evidence, Hit, ImageRecord, Observations, OodVerdict, Point
 from engine.search.alike import AlikeMap, alike_map
+from engine.search.by_words import check_query, found_by_words
 from engine.search.facets import facet_counts
 from engine.search.foresight import look_ahead, look_at_filters
 from engine.search.ladder import Climb, Rung, climb, looked_into
@@ -121,6 +123,45 @@ class SearchEngine:
             self.answer(seen[i : i + 1], query, None if own is None else own[i], shared)
             for i in range(len(canvases))
         ]
+
+    def search_text(self, text: str, query: Query) -> Answer:
+        """The images that fit a text best, of a model that knows words.
+
+        All that pass the filters are compared. There is no OOD verdict, no likeness and no Hamming
+        distance.
+
+        Raises:
+            ModelError: what the model encodes words with is not in its folder.
+            QueryError: the model knows no words; the text is empty, too long or has control
+                characters; or the query asks for what a text has not: a code, a study or a patient
+                of its own.
+        """
+        check_query(query)
+        watch = Stopwatch()
+        with watch("encode"):
+            said = self._encoder.say(text)
+        with asked_ahead(self._store) as store:
+            return self._asking(store)._by_words(said, query, watch)
+
+    def _by_words(self, said: Said, query: Query, watch: Stopwatch) -> Answer:
+        with watch("rank"):
+            hits, taken, remarks = found_by_words(self._store, self._settings, said, query)
+        facets = Facets()
+        if query.facets:
+            with watch("facets"):
+                facets = self._facets(taken.where, taken.matching)
+        end = query.offset + query.k
+        shown = hits[query.offset : end]
+        more = len(hits) > end and end + query.k <= MAX_K
+        evidence = replace(
+            self._evidence(query, taken, len(hits), watch),
+            facets_estimated=facets.estimated,
+            facets_at_least=facets.at_least,
+            note=joined(taken.note, remarks),
+            **self._told_of(shown),
+        )
+        following = str(Cursor(taken.rung.label, end)) if more else None
+        return Answer(tuple(shown), evidence, None, facets, following)
 
     def search_like(self, image_id: str, query: Query) -> Answer:
         """The answer for an indexed image as the query; the image itself is excluded.

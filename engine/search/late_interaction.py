@@ -254,7 +254,7 @@ def _compared(images: _Images, liked: Sequence[Example], disliked: Collection[Ex
         point = points[int(rows[example, case])]
         differing = int(hamming(point.code, liked[example].code))
         suggestions.append(Suggestion(Hit.of(point, float(score), differing), liked[example].id))
-    suggestions.sort(key=lambda one: (-one.hit.similarity, one.hit.hamming, one.hit.id))
+    suggestions.sort(key=lambda one: (-one.hit.similarity, one.hit.hamming or 0, one.hit.id))
     return Cases(
         tuple(suggestions),
         compared=len(starts),

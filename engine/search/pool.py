@@ -97,7 +97,7 @@ class Pool:
     def suggestions(self) -> list[Suggestion]:
         """The candidates kept, most similar first; ties by Hamming distance, then by id."""
         kept = [one for one in self._found.values() if one is not None]
-        return sorted(kept, key=lambda one: (-one.hit.similarity, one.hit.hamming, one.hit.id))
+        return sorted(kept, key=lambda one: (-one.hit.similarity, one.hit.hamming or 0, one.hit.id))
 
     def fill(self, asked: Sequence[Nearest], group_by: str | None, wanted: int) -> bool:
         """Adds the candidates most similar to each liked example.

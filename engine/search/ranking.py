@@ -37,9 +37,11 @@ def ranked(points: Sequence[Point], code: NDArray[np.uint8], order: str) -> list
         return []
     distances = hamming(np.stack([point.code for point in points]), code)
     hits = [
-        Hit.of(point, float(point.score or 0.0), int(distance))
+        (int(distance), Hit.of(point, float(point.score or 0.0), int(distance)))
         for point, distance in zip(points, distances, strict=True)
     ]
     if order == "content":
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.hamming, hit.id))
-    return sorted(hits, key=lambda hit: (hit.hamming, -hit.similarity, hit.id))
+        hits.sort(key=lambda one: (-one[1].similarity, one[0], one[1].id))
+    else:
+        hits.sort(key=lambda one: (one[0], -one[1].similarity, one[1].id))
+    return [hit for _, hit in hits]

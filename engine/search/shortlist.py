@@ -6,6 +6,7 @@ A group is a study or a patient. The shortlist is then put into a total order (r
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,13 @@ _VALUES_AT_ONCE = 256
 
 
 def most_similar(
-    store: VectorStore, z: NDArray[np.float32], where: Filter, wanted: int, *, exact: bool
+    store: VectorStore,
+    z: NDArray[np.float32],
+    where: Filter,
+    wanted: int,
+    *,
+    exact: bool,
+    vector: Literal["blended", "words"] = "blended",
 ) -> list[Point]:
     """The ``wanted`` points most similar to ``z``, and all with the same score as the last.
 
@@ -47,8 +54,9 @@ def most_similar(
         where: which points take part.
         wanted: how many; fewer are returned when fewer take part.
         exact: compare with all that take part; False = the store may approximate.
+        vector: which one of the points is compared; ``z`` is of its length.
     """
-    (points,) = each_most_similar(store, [Nearest(z, where, wanted, exact)])
+    (points,) = each_most_similar(store, [Nearest(z, where, wanted, exact, vector=vector)])
     return points
 
 
@@ -98,6 +106,7 @@ def best_of_each(
     *,
     exact: bool,
     nobody: Collection[str] = (),
+    vector: Literal["blended", "words"] = "blended",
 ) -> list[Point]:
     """Points that include the most similar one of each of the ``wanted`` most similar groups.
 
@@ -109,7 +118,7 @@ def best_of_each(
         where: which points take part.
         group_by: "study" or "patient". An image without one is a group by itself.
         wanted: how many groups.
-        exact: as for :func:`most_similar`.
+        exact, vector: as for :func:`most_similar`.
         nobody: groups whose images are groups by themselves, see placeholders.py.
     """
     found: list[Point] = []
@@ -117,7 +126,8 @@ def best_of_each(
     unnamed: set[str] = set()
     limit = first_limit(wanted)
     for _ in range(_ROUNDS):
-        points = most_similar(store, z, without_groups(where, group_by, names), limit, exact=exact)
+        rest = without_groups(where, group_by, names)
+        points = most_similar(store, z, rest, limit, exact=exact, vector=vector)
         found.extend(points)
         for point in points:
             name = group_of(point.record, group_by, nobody)

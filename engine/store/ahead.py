@@ -202,7 +202,8 @@ def _facet(field: str, where: Filter, limit: int) -> Hashable:
 
 
 def _nearest(asked: Nearest) -> Hashable:
-    return "query", asked.z.tobytes(), asked.where, asked.limit, asked.exact, asked.with_z
+    vector = (asked.vector, asked.z.tobytes())
+    return "query", *vector, asked.where, asked.limit, asked.exact, asked.with_z
 
 
 def _get(ids: Sequence[str], with_z: bool) -> Hashable:

@@ -1,8 +1,19 @@
 """Constants of the vector index that all stores share: graph, quantisation, oversampling."""
 
-__all__ = ["EF", "EF_CONSTRUCT", "FULL_SCAN_KB", "LINKS", "QUANTILE", "VECTOR", "oversampling"]
+__all__ = [
+    "EF",
+    "EF_CONSTRUCT",
+    "FULL_SCAN_KB",
+    "LINKS",
+    "QUANTILE",
+    "VECTOR",
+    "WORDS",
+    "oversampling",
+]
 
 VECTOR = "blended"
+WORDS = "words"
+"""The names of the vectors: of every point, and of those that are found by words as well."""
 """Name of the vector of a point."""
 LINKS, EF_CONSTRUCT, EF = 16, 100, 128
 """HNSW parameters of profile "precise": m (edges of a node), ef_construct and, for searches, ef."""

@@ -112,12 +112,14 @@ class Collection:
     model: fingerprint of the model that encoded them. dim: length D of z. bits: B, of a code.
     precision: number format in which the model computed when the store was created; None = not
         recorded. It takes no part in comparisons: it changes the points by rounding only.
+    words: length E of the second vector that searches by words compare; None = points have none.
     """
 
     model: str
     dim: int
     bits: int
     precision: Literal["fp32", "bf16"] | None = field(default=None, compare=False)
+    words: int | None = None
 
     def noted(self) -> dict[str, Any]:
         """The fields to record in the store, as keyword arguments, without those that are None."""
@@ -163,6 +165,8 @@ class Nearest:
     """A request for the points most similar to a vector.
 
     z: float32 (D,), unit length. where: which points take part. limit: most points returned.
+    vector: which vector of the points is compared. "words": the second one, float32 (E,), always
+        with every point that takes part, and without a coarse filter.
     exact: compare with every point that takes part. False = the store may use the graph and the
         quantised vectors of its profile, which can miss some.
     with_z: the points come with z where that saves a request, as from a server.
@@ -173,6 +177,7 @@ class Nearest:
     limit: int
     exact: bool = False
     with_z: bool = False
+    vector: Literal["blended", "words"] = "blended"
 
 
 class VectorStore(Protocol):
@@ -217,7 +222,8 @@ class VectorStore(Protocol):
         ...
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """Adds points, or replaces those with the same id. Each must carry z."""
+        """Adds points, or replaces those with the same id. Each must carry z, and words where the
+        collection has them."""
         ...
 
     def flush(self) -> None:

@@ -32,6 +32,7 @@ from engine.records import Point
 from engine.store.arrangement import (
     EF,
     VECTOR,
+    WORDS,
     oversampling,
 )
 from engine.store.base import Collection, Filter, Ids, Nearest, Profile
@@ -74,6 +75,9 @@ _DELETE_AT_ONCE = 256
 _READ_AT_ONCE = 1000
 _FEW_LEFT_OUT = 64
 """Points that the graph is asked for in addition, when as many are left out of what it finds."""
+_FILTERED_BY_ID = 10_000
+"""Points that the shard is told by their ids when it compares the second vector. Where more pass a
+filter, it compares all."""
 _OPTIMISED_HERE = 2_000
 """A shard of up to so many points is optimised in this process: sooner done than another one is
 started."""
@@ -391,6 +395,8 @@ class EdgeStore:
         return StoreError(f"the index in {self._directory} is closed")
 
     def _nearest(self, view: View, asked: Nearest) -> list[Point]:
+        if asked.vector == "words":
+            return self._by_words(asked)
         left_out = None if asked.exact else self._left_out(view, asked.where)
         if left_out is not None:
             found = self._by_graph(view, asked, left_out)
@@ -421,6 +427,57 @@ class EdgeStore:
         ids = [str(one.id) for one in found]
         rows = view.find([one for one in ids if one not in left_out])
         return view.best_of(asked.z, rows[rows >= 0], asked.limit)
+
+    def _by_words(self, asked: Nearest) -> list[Point]:
+        """The points whose second vector is nearest. It is in the shard alone, which is asked for
+        it: so a search waits while the shard is written to, or optimised."""
+        if self._collection.words is None or len(asked.z) != self._collection.words:
+            raise StoreError(
+                f"the query has {len(asked.z)} values for a search by words, the index in "
+                f"{self._directory} has {self._collection.words or 'no'}; bring it to a model that "
+                "knows words with `precedent reencode --model`"
+            )
+        with self._writing:
+            self._make_sure()
+            view = self._view
+            rows = view.selected(asked.where)
+            wanted = min(asked.limit, len(rows))
+            found: list[Any] = []
+            if 0 < len(rows) <= _FILTERED_BY_ID:
+                only = {uuid.UUID(view.id(int(row))) for row in rows}
+                found = self._nearest_by_words(asked.z, wanted, only)
+            elif wanted:
+                # Of all points so many more, until enough of them pass.
+                selected = np.zeros(view.rows, bool)
+                selected[rows] = True
+                everything = view.count(Filter())
+                limit = wanted * -(-everything // len(rows))
+                while True:
+                    every = self._nearest_by_words(asked.z, min(limit, everything))
+                    at = view.find([str(one.id) for one in every])
+                    found = [one for one, row in zip(every, at, strict=True) if selected[row]]
+                    if len(found) >= wanted or limit >= everything:
+                        break
+                    limit *= 4
+            scores = {_plain(str(one.id)): min(1.0, max(-1.0, float(one.score))) for one in found}
+            best = sorted(scores, key=lambda one: (-scores[one], one))[:wanted]
+            return [
+                view.point(int(row), with_z=asked.with_z, score=scores[one])
+                for one, row in zip(best, view.find(best), strict=True)
+            ]
+
+    def _nearest_by_words(
+        self, words: NDArray[np.float32], limit: int, only: set[uuid.UUID] | None = None
+    ) -> list[Any]:
+        ids: set[Any] | None = None if only is None else {*only}
+        where = None if ids is None else qdrant.Filter(must=[qdrant.HasIdCondition(ids)])
+        request = qdrant.QueryRequest(
+            limit=limit,
+            query=qdrant.Query.Nearest(words.tolist(), using=WORDS),
+            filter=where,
+            params=qdrant.SearchParams(exact=True),
+        )
+        return wrapped(self._open_shard.query, request)
 
     def count(self, where: Filter, *, exact: bool = True) -> int:  # noqa: ARG002
         return self._asked(lambda view: view.count(where))
@@ -585,8 +642,10 @@ def _left_out(where: Filter) -> tuple[str, ...] | None:
 def _to_edge(point: Point, point_id: uuid.UUID, text: str) -> qdrant.Point:
     """A point with z as the shard takes it. text: its record."""
     payload = {"code": to_hex(point.code), "tenant": point.record.tenant, "record": text}
-    vector = [] if point.z is None else point.z.tolist()
-    return qdrant.Point(point_id, {VECTOR: vector}, payload)
+    vectors = {VECTOR: [] if point.z is None else point.z.tolist()}
+    if point.words is not None:
+        vectors[WORDS] = point.words.tolist()
+    return qdrant.Point(point_id, {**vectors}, payload)
 
 
 def _to_points(records: Sequence[Any]) -> tuple[list[Point], list[uuid.UUID], list[bytes]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.errors import FingerprintMismatch, StoreError, StoreLocked, StoreNotFound
 from engine.files import write_atomically
 from engine.records import Point
-from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR
+from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR, WORDS
 from engine.store.base import Collection, Filter, Profile
 from engine.store.holder import Holder
 
@@ -25,6 +25,7 @@ __all__ = [
     "COLUMNS",
     "EPOCH",
     "FORMAT",
+    "WITH_WORDS",
     "build",
     "check_collection",
     "described",
@@ -39,6 +40,8 @@ __all__ = [
 
 FORMAT = 2
 """1: a payload field and an index for each field of the record, float16, no columns."""
+WITH_WORDS = 3
+"""Of a store whose points have a second vector; it is all that such a store has more."""
 COLLECTION = "collection.json"
 COLUMNS = "columns"
 EPOCH = "epoch"
@@ -61,7 +64,8 @@ def described(directory: Path) -> tuple[Collection, Profile]:
     try:
         noted = json.loads((directory / COLLECTION).read_bytes())
         profile = Profile(**noted.pop("profile", {}))
-        return Collection.from_noted(noted, f"the index in {directory}", FORMAT), profile
+        place = f"the index in {directory}"
+        return Collection.from_noted(noted, place, _latest(noted)), profile
     except FileNotFoundError:
         raise StoreNotFound(
             f"no index in {directory}; make one with `precedent index PATH…`, or name "
@@ -72,6 +76,11 @@ def described(directory: Path) -> tuple[Collection, Profile]:
             f"{directory / COLLECTION} cannot be read ({error}); restore it, or delete "
             f"{directory} and index again"
         ) from None
+
+
+def _latest(noted: dict[str, Any]) -> int:
+    """The latest format of an index of this kind."""
+    return FORMAT if noted.get("words") is None else WITH_WORDS
 
 
 def check_collection(directory: Path, found: Collection, wanted: Collection | None) -> None:
@@ -126,7 +135,8 @@ def build(directory: Path, collection: Collection, profile: Profile) -> None:
 
 
 def note(directory: Path, collection: Collection, profile: Profile) -> None:
-    noted = {"format": FORMAT, **collection.noted(), "profile": asdict(profile)}
+    number = FORMAT if collection.words is None else WITH_WORDS
+    noted = {"format": number, **collection.noted(), "profile": asdict(profile)}
     write_atomically(directory / COLLECTION, json.dumps(noted).encode())
 
 
@@ -139,17 +149,27 @@ def edge_config(collection: Collection, profile: Profile) -> qdrant.EdgeConfig:
     quantisation = qdrant.ScalarQuantizationConfig(
         qdrant.ScalarType.Int8, quantile=QUANTILE, memory=qdrant.Memory.Pinned
     )
+    vectors = {
+        VECTOR: qdrant.EdgeVectorParams(
+            size=collection.dim,
+            # Vectors have unit length, and are stored as they are.
+            distance=qdrant.Distance.Dot,
+            memory=qdrant.Memory.Cold,
+            hnsw_config=graph,
+            quantization_config=quantisation if profile.quantised else None,
+        )
+    }
+    if collection.words is not None:
+        vectors[WORDS] = qdrant.EdgeVectorParams(
+            size=collection.words,
+            distance=qdrant.Distance.Dot,
+            memory=qdrant.Memory.Cold,
+            hnsw_config=qdrant.HnswIndexConfig(
+                m=0, ef_construct=EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB
+            ),
+        )
     return qdrant.EdgeConfig(
-        vectors={
-            VECTOR: qdrant.EdgeVectorParams(
-                size=collection.dim,
-                # Vectors have unit length, and are stored as they are.
-                distance=qdrant.Distance.Dot,
-                memory=qdrant.Memory.Cold,
-                hnsw_config=graph,
-                quantization_config=quantisation if profile.quantised else None,
-            )
-        },
+        vectors=vectors,
         hnsw_config=graph,
         payload_memory=qdrant.Memory.Cold,
         optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=_SEGMENTS),

@@ -15,7 +15,7 @@ import numpy as np
 import qdrant_edge as qdrant
 
 from engine.errors import StoreError
-from engine.store.arrangement import VECTOR
+from engine.store.arrangement import VECTOR, WORDS
 from engine.store.edge_layout import scrolled, wrapped
 
 __all__ = ["copy_points"]
@@ -42,7 +42,12 @@ def copy_points(
             start += len(some)
             _note(written, some)
             made = [
-                qdrant.Point(one.id, {VECTOR: _vector(one).tolist()}, one.payload) for one in some
+                qdrant.Point(
+                    one.id,
+                    {name: values.tolist() for name, values in _vectors(one).items()},
+                    one.payload,
+                )
+                for one in some
             ]
             wrapped(target.update, qdrant.UpdateOperation.upsert_points(made))
         copied += len(records)
@@ -64,9 +69,11 @@ def _note(digest: Any, records: list[Any]) -> None:
     for one in records:
         payload = json.dumps(one.payload, sort_keys=True).encode()
         digest.update(uuid.UUID(str(one.id)).bytes)
-        digest.update(_vector(one).tobytes())
+        for values in _vectors(one).values():
+            digest.update(values.tobytes())
         digest.update(len(payload).to_bytes(8, "little") + payload)
 
 
-def _vector(record: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.asarray(record.vector[VECTOR], np.float32)
+def _vectors(record: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    there = [name for name in (VECTOR, WORDS) if name in record.vector]
+    return {name: np.asarray(record.vector[name], np.float32) for name in there}

@@ -20,7 +20,7 @@ def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
     """The vector of a point, float32 (D,), if the point fits the collection.
 
     Raises:
-        StoreError: z is missing or not finite, z or the code has another length than the
+        StoreError: z is missing or not finite; z, words or the code has another length than the
             collection's, or a number of the record does not fit in 64 bits.
     """
     if point.z is None or point.z.shape != (collection.dim,):
@@ -32,6 +32,13 @@ def checked_vector(point: Point, collection: Collection) -> NDArray[np.float32]:
     if not np.isfinite(point.z).all():
         raise StoreError(
             f"point {point.id} has a vector that is not finite; encode the image again"
+        )
+    length = None if point.words is None else len(point.words)
+    said = np.zeros(0) if point.words is None else point.words
+    if length != collection.words or not np.isfinite(said).all():
+        raise StoreError(
+            f"point {point.id} has {length or 'no'} values for searches by words, the index wants "
+            f"{collection.words or 'none'}, all finite; encode it with the index's own model"
         )
     if 8 * len(point.code) != collection.bits:
         raise StoreError(

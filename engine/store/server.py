@@ -13,7 +13,7 @@ from qdrant_client import models
 
 from engine.errors import StoreError
 from engine.records import Point
-from engine.store.arrangement import EF, VECTOR, oversampling
+from engine.store.arrangement import EF, VECTOR, WORDS, oversampling
 from engine.store.base import Collection, Filter, Nearest, Profile
 from engine.store.cells import Cells
 from engine.store.connection import Connection
@@ -218,6 +218,13 @@ class ServerStore:
         self._green_within(_OPTIMISE_SECONDS)
 
     def query(self, asked: Sequence[Nearest]) -> list[list[Point]]:
+        for one in asked:
+            if one.vector == "words" and len(one.z) != self._collection.words:
+                raise StoreError(
+                    f"the query has {len(one.z)} values for a search by words, collection "
+                    f"{self._shown!r} has {self._collection.words or 'no'}; bring it to a model "
+                    "that knows words with `precedent reencode --model`"
+                )
         pages = [
             (i, offset, limit)
             for i, one in enumerate(asked)
@@ -241,11 +248,11 @@ class ServerStore:
     def _request(self, asked: Nearest, offset: int, limit: int) -> models.QueryRequest:
         return models.QueryRequest(
             query=asked.z.tolist(),
-            using=VECTOR,
+            using=WORDS if asked.vector == "words" else VECTOR,
             limit=limit,
             offset=offset or None,
             filter=self._translated(asked.where),
-            params=self._search(asked.limit, asked.exact),
+            params=self._search(asked.limit, asked.exact or asked.vector == "words"),
             with_payload=True,
             with_vector=[VECTOR] if asked.with_z else False,
         )
@@ -400,8 +407,11 @@ class ServerStore:
         try:
             payload = to_payload(point, self._collection.model) | number
             json.dumps(payload, ensure_ascii=False).encode()
+            vector = {VECTOR: z.tolist()}
+            if point.words is not None:
+                vector[WORDS] = point.words.tolist()
             return models.PointStruct(
-                id=str(uuid.UUID(point.id)), vector={VECTOR: z.tolist()}, payload=payload
+                id=str(uuid.UUID(point.id)), vector={**vector}, payload=payload
             )
         except (ValueError, TypeError) as error:
             raise not_storable(point, error) from None

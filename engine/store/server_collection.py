@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from qdrant_client import QdrantClient, models
 
 from engine.errors import FingerprintMismatch, StoreError, StoreLimited, StoreNotFound
-from engine.store.arrangement import VECTOR
 from engine.store.base import SECOND, Collection, Profile
 from engine.store.connection import Connection
 from engine.store.payload import schema
@@ -268,11 +267,11 @@ def _adopt(connection: Connection, name: str, begun: Noted) -> None:
     """
     client = connection.client
     laid_out = connection.ask(client.get_collection, name).config.params.vectors
-    ours = vectors(begun.collection, begun.profile)[VECTOR]
+    ours = vectors(begun.collection, begun.profile)
     if (
         not isinstance(laid_out, dict)
-        or set(laid_out) != {VECTOR}
-        or (laid_out[VECTOR].size, laid_out[VECTOR].distance) != (ours.size, ours.distance)
+        or {name: (one.size, one.distance) for name, one in laid_out.items()}
+        != {name: (one.size, one.distance) for name, one in ours.items()}
         or connection.ask(client.count, name, exact=True).count
     ):
         raise _foreign(connection, name)

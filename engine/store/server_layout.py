@@ -7,7 +7,7 @@ from typing import Any
 from qdrant_client import models
 
 from engine.errors import StoreError
-from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR
+from engine.store.arrangement import EF_CONSTRUCT, FULL_SCAN_KB, LINKS, QUANTILE, VECTOR, WORDS
 from engine.store.base import Collection, Profile
 from engine.store.payload import FieldKind
 
@@ -15,6 +15,7 @@ __all__ = [
     "FORMAT",
     "OFTEN_DISTINCT",
     "SIDES",
+    "WITH_WORDS",
     "CellsNoted",
     "Noted",
     "field_index",
@@ -30,8 +31,9 @@ __all__ = [
 
 _KEY, _CELLS_KEY = "precedent", "precedent_cells"
 """Of the metadata. The server merges them by key: what is noted of one leaves the other alone."""
-FORMAT = 1
-"""Of vectors, payload, payload indexes and metadata."""
+FORMAT, WITH_WORDS = 1, 2
+"""Of vectors, payload, payload indexes and metadata; and of a collection whose points have a second
+vector, which is all that it has more."""
 OFTEN_DISTINCT = {"study", "series", "sop", "patient"}
 """Fields with about as many values as there are studies or images. Their indexes are kept on
 disk, so that they are not limited by the memory of a node."""
@@ -87,7 +89,8 @@ def side_name(name: str, side: str) -> str:
 def note(found: Noted) -> dict[str, Any]:
     """The metadata to store with a collection, but for its cells, as JSON values; :func:`noted`
     reads them back."""
-    described = {"format": FORMAT, **found.collection.noted(), "profile": asdict(found.profile)}
+    number = FORMAT if found.collection.words is None else WITH_WORDS
+    described = {"format": number, **found.collection.noted(), "profile": asdict(found.profile)}
     return {_KEY: {**described, "complete": found.complete}}
 
 
@@ -106,7 +109,8 @@ def noted(info: models.CollectionInfo, place: str) -> Noted | None:
     try:
         values = dict(metadata[_KEY])
         complete, profile = values.pop("complete"), Profile(**values.pop("profile"))
-        collection = Collection.from_noted(values, place, FORMAT)
+        latest = FORMAT if values.get("words") is None else WITH_WORDS
+        collection = Collection.from_noted(values, place, latest)
         return Noted(collection, profile, complete, noted_cells(info))
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(
@@ -131,7 +135,7 @@ def noted_cells(info: models.CollectionInfo) -> CellsNoted | None:
 
 def vectors(collection: Collection, profile: Profile) -> dict[str, models.VectorParams]:
     """The vector configuration of a new collection."""
-    return {
+    made = {
         VECTOR: models.VectorParams(
             size=collection.dim,
             distance=models.Distance.COSINE,
@@ -141,6 +145,15 @@ def vectors(collection: Collection, profile: Profile) -> dict[str, models.Vector
             quantization_config=_quantisation() if profile.quantised else None,
         )
     }
+    if collection.words is not None:
+        made[WORDS] = models.VectorParams(
+            size=collection.words,
+            distance=models.Distance.COSINE,
+            datatype=models.Datatype.FLOAT16,
+            on_disk=True,
+            hnsw_config=_graph(Profile()),
+        )
+    return made
 
 
 def rearranged(profile: Profile) -> dict[str, models.VectorParamsDiff]:

@@ -57,6 +57,12 @@ def write_snapshot(
     Raises:
         StoreError: the file cannot be written, or the store cannot be read.
     """
+    if store.collection.words is not None:
+        raise StoreError(
+            "a snapshot has no room for the vectors that searches by words compare; use `precedent "
+            "backup`, which copies the files of an embedded index as they are, or the snapshots of "
+            "the server"
+        )
     total = store.count(Filter())
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")

@@ -128,6 +128,7 @@ def fit_codes(
         manifest.classes,
         {**manifest.training, "codes": codes},
         dtype=_stored_dtype(model_dir / WEIGHTS),
+        words=manifest.words,
     )
     rebuilt = None
     if decoder is not None:

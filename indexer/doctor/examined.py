@@ -75,7 +75,9 @@ class Examined:
     def collection(self) -> Collection | None:
         """The kind of points that the model makes; None = there is no model."""
         made = self.manifest
-        return None if made is None else Collection(made.fingerprint, made.dim, made.bits)
+        if made is None:
+            return None
+        return Collection(made.fingerprint, made.dim, made.bits, words=made.words_dim)
 
     @cached_property
     def gate(self) -> OodGate | None:

@@ -91,7 +91,7 @@ class Plan:
 def listed_of(answer: Answer | Recommendation) -> list[Listed]:
     """The hits of an answer, in its order."""
     hits = answer.hits if isinstance(answer, Answer) else [one.hit for one in answer.hits]
-    return [Listed(hit.id, float(hit.similarity), int(hit.hamming)) for hit in hits]
+    return [Listed(hit.id, float(hit.similarity), int(hit.hamming or 0)) for hit in hits]
 
 
 def verdict_of(answer: Answer | Recommendation) -> Verdict | None:

@@ -326,7 +326,7 @@ class IndexingPass:
         """Encodes a batch; runs in an encoder thread."""
         canvases = [picture.canvas for one in batch.prepared for picture in one.pictures]
         with self._timed("encode"):
-            return self._encoder.encode(canvases)
+            return self._encoder.encode(canvases, words=True)
 
     def _write(self, batch: Batch, encoded: EncodedImages) -> None:
         """Writes a batch's points and thumbnails and, every ``commit_every`` instances, the ledger.
@@ -363,7 +363,8 @@ class IndexingPass:
     ) -> list[Point]:
         """The points of instances. encoded: of their pictures, in order. at: when each instance
         was indexed."""
-        rows = zip(encoded.z, encoded.codes, strict=True)
+        words = itertools.repeat(None) if encoded.words is None else iter(encoded.words)
+        rows = zip(encoded.z, encoded.codes, words, strict=False)
         return [
             Point(
                 picture.id_in(self._ledger.tenant),
@@ -373,10 +374,11 @@ class IndexingPass:
                 indexed_at=indexed_at,
                 rendering=self._ledger.rendering,
                 missing_frames=described(instance.partial),
+                words=said,
             )
             for instance, indexed_at in zip(prepared, at, strict=False)
             for picture in instance.pictures
-            for z, code in [next(rows)]
+            for z, code, said in [next(rows)]
         ]
 
     def _record(self) -> None:

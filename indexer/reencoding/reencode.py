@@ -86,7 +86,9 @@ def reencode(
     indexes = indexes_of(settings, data_dir)
     manifest = read_manifest(model)
     precision = resolved(settings.device, settings.precision)
-    wanted = Collection(manifest.fingerprint, manifest.dim, manifest.bits, precision)
+    wanted = Collection(
+        manifest.fingerprint, manifest.dim, manifest.bits, precision, manifest.words_dim
+    )
     with _alone(data_dir), ExitStack() as opened:
         old = indexes.in_force()
         collection, profile = indexes.described(old.index)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,7 +172,7 @@ def _of_database(database: Database, tables: Tables, shown: str) -> Stored | Non
 def _of_embedded(data_dir: DataDir) -> Iterator[Stored]:
     from engine.store.columns import FORMAT as COLUMNS_FORMAT, STATE
     from engine.store.edge_exchange import in_exchange
-    from engine.store.edge_layout import COLLECTION, COLUMNS, FORMAT
+    from engine.store.edge_layout import COLLECTION, COLUMNS, FORMAT, WITH_WORDS
 
     try:
         folders = index_folders(data_dir)
@@ -187,6 +187,9 @@ def _of_embedded(data_dir: DataDir) -> Iterator[Stored]:
             continue
         how = "it is written anew beside itself, and put in its own place when that is whole"
         index = _of_document("index", folder / COLLECTION, FORMAT, how)
+        if index.found == str(WITH_WORDS) and _has_words(folder / COLLECTION):
+            # Not a later one, but that of an index with a second vector.
+            index = replace(index, known=index.found, outcome="nothing", how="")
         yield index
         state = folder / COLUMNS / STATE
         known = str(COLUMNS_FORMAT)
@@ -201,10 +204,15 @@ def _of_embedded(data_dir: DataDir) -> Iterator[Stored]:
         yield columns
 
 
+def _has_words(path: Path) -> bool:
+    """Whether the index that this document describes has a second vector."""
+    return json.loads(path.read_bytes()).get("words") is not None
+
+
 def _of_served(settings: Settings) -> Iterator[Stored]:
     from engine.store.opening import connected
     from engine.store.server_collection import in_force
-    from engine.store.server_layout import FORMAT, noted
+    from engine.store.server_layout import FORMAT, WITH_WORDS, noted
 
     place = f"collection {settings.store.collection!r}"
     try:
@@ -224,8 +232,9 @@ def _of_served(settings: Settings) -> Iterator[Stored]:
         how = "Precedent did not make it; name another one with PRECEDENT_STORE__COLLECTION"
         yield Stored("index", place, None, str(FORMAT), "refused", how)
     else:
-        # There is one format of collections.
-        yield Stored("index", place, str(FORMAT), str(FORMAT))
+        # Each kind of collection has had one format.
+        number = str(FORMAT if known.collection.words is None else WITH_WORDS)
+        yield Stored("index", place, number, number)
 
 
 def _of_models(settings: Settings, data_dir: DataDir) -> Iterator[Stored]:

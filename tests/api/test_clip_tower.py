@@ -19,16 +19,20 @@ from engine.model.tower_folder import read_tower_folder
 SIDE = 32
 VISION = {"layers": 3, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 64}
 TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
+SPEAKING = {**TEXT, "vocab_size": 49408}
+"""Of a text side that open_clip's own tokenizer fits."""
 
 
-def saved(folder: Path, vision: dict, *, quick_gelu: bool = False, name: str) -> Path:
+def saved(
+    folder: Path, vision: dict, *, quick_gelu: bool = False, name: str, text: dict = TEXT
+) -> Path:
     """A CLIP model with random weights, saved as open_clip's own function does it."""
     torch.manual_seed(3)
     folder.mkdir()
     clip = open_clip.CLIP(
-        24, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**TEXT), quick_gelu=quick_gelu
+        24, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text), quick_gelu=quick_gelu
     )
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": quick_gelu}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick_gelu}
     seen = {"mean": [0.2, 0.3, 0.4], "std": [0.3, 0.3, 0.3]}
     told = {"model_cfg": config, "preprocess_cfg": seen}
     (folder / "open_clip_config.json").write_text(json.dumps(told))

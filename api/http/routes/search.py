@@ -132,6 +132,10 @@ def search(
     of an indexed image, whose original is read again for it (410 where it is gone, 409 where
     another file is in its place).
 
+    With `text` the images are found that fit it best, if the model knows words: 400 if it does not.
+    All that pass the filters are compared; `ood`, `likeness` and `hamming` are null, as there is no
+    scale for how alike a text and an image are, and `evidence.note` says so.
+
     With `Accept: application/fhir+json` the studies of the hits are a FHIR R4 Bundle.
     """
     return _answer(request, asked, archive, readers)
@@ -198,7 +202,9 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
     """The answer to a search request.
 
     Raises:
-        QueryError: not exactly one image is given, or an option is out of range or unknown.
+        QueryError: not exactly one image or text is given, the model knows no words, or an option
+            is out of range or unknown.
+        ModelError: what the model encodes words with is not in its folder.
         ImageNotFound: no indexed image has this id, or is of this instance, series or study.
         ImageRefused: the upload, or the original that a region is of, cannot be read, or the region
             has too few pixels.
@@ -213,16 +219,25 @@ def answered(asked: Asked, archive: TenantArchive, readers: Readers) -> Found:
             ("sop", asked.sop),
             ("series", asked.series),
             ("study", asked.study),
+            ("text", asked.text),
         )
         if value is not None
     ]
     if len(given) != 1:
         came = " and ".join(given) or "none of them"
-        raise QueryError(f"give one image, as file, id, sop, series or study; {came} came")
+        raise QueryError(
+            f"give one image, as file, id, sop, series or study, or a text; {came} came"
+        )
     (field,) = given
     if asked.frame is not None and field != "sop":
         raise QueryError("a frame is one of an instance; give its sop as well")
     query = query_of(asked, archive)
+    if asked.text is not None:
+        if asked.region is not None:
+            raise QueryError("a region is one of a picture; leave it out, or search by an image")
+        answer = archive.engine.search_text(asked.text, query)
+        note_search([answer.evidence.rung], answer.ood, answer.evidence.timings_ms)
+        return Found(answer, None, Seen.of(answer.hits, ood=answer.ood))
     if asked.upload is not None:
         with stage("read"):
             image = readers.read(asked.upload, asked.region)

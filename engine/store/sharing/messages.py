@@ -18,7 +18,7 @@ import json
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -191,19 +191,24 @@ def _unpacked(value: Any, buffers: list[bytearray]) -> Any:
 def _of_points(points: Sequence[Point]) -> dict[str, Any]:
     """Points that all have z, or all have none, as columns."""
     z = [point.z for point in points if point.z is not None]
+    words = [point.words for point in points if point.words is not None]
     return {
         "ids": [point.id for point in points],
         "texts": [to_text(point) for point in points],
         "scores": [point.score for point in points],
         "codes": np.stack([point.code for point in points]),
         "z": np.stack(z) if len(z) == len(points) else None,
+        **({"words": np.stack(words)} if len(words) == len(points) else {}),
     }
 
 
 def _to_points(columns: dict[str, Any]) -> tuple[Point, ...]:
-    z = columns["z"]
+    z, words = columns["z"], columns.get("words")
     rows = zip(columns["ids"], columns["texts"], columns["codes"], columns["scores"], strict=True)
-    return tuple(
+    points = (
         from_text(point_id, text, code, z=None if z is None else z[row], score=score)
         for row, (point_id, text, code, score) in enumerate(rows)
     )
+    if words is None:
+        return tuple(points)
+    return tuple(replace(point, words=words[row]) for row, point in enumerate(points))
