@@ -53,7 +53,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "settings": ("settings", "What is in force, from where, and what it means."),
         "plan": ("plan", "Say what an archive of some size will need."),
         "profile": ("storage", "Change how the index is arranged."),
-        "upgrade": ("upgrade", "Bring what an earlier version stored up to this one."),
+        "upgrade": ("upgrade", "Say which version all that is stored has, and bring it up."),
         "backup": ("backup", "Make, verify and restore backups of an archive."),
         "snapshot": ("storage", "Write all points of the index to one file."),
         "restore": ("storage", "Add the points of a snapshot to the index."),

@@ -29,7 +29,7 @@ ASKED: tuple[tuple[str, ...], ...] = (
     ("search", "pictures/queries/1.png", "-k", "4", "--order", "hamming", "--exact"),
     ("search", "pictures/ct/0.dcm", "-k", "3", "--where", "modality=CT", "--exclude-own", "study"),
     ("recommend", "pictures/queries/2.png", "-k", "3"),
-    ("duplicates",),
+    ("duplicates", "--similarity", "0.9999", "--max-bits", "2"),
     ("jobs", "list"),
     ("jobs", "show", "2"),
     ("profile",),
