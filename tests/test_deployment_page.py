@@ -3,22 +3,14 @@
 import re
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from api.cli.main import app
-from engine.errors import RefusalReason
 from engine.settings import Settings
 from engine.store.server_version import RUN_ON
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "deployment.md").read_text()
-
-
-@pytest.mark.parametrize("reason", list(RefusalReason))
-def test_every_refusal_is_explained(reason: RefusalReason) -> None:
-    (row,) = re.findall(rf"^\| `{reason.value}` \|(.+)\|(.+)\|$", PAGE, re.MULTILINE)
-    assert all(len(cell.strip()) > 5 for cell in row)
 
 
 def test_settings_that_it_names_exist() -> None:
