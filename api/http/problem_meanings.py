@@ -164,6 +164,14 @@ GROUPS: Mapping[str, Mapping[str, Meaning]] = {
             "the Qdrant server is away or busy, for longer than is waited",
             "try again; see the alert PrecedentIndexAway in [runbook.md](runbook.md)",
         ),
+        "storage": Meaning(
+            "the object store refuses, or has another thumbnail than was put there",
+            "the administrator looks at `precedent doctor` and at the keys of the object store",
+        ),
+        "storage-away": Meaning(
+            "the object store that has the thumbnails does not answer, or is busy",
+            "try again; `precedent doctor` says whether it can be reached",
+        ),
         "store-limit": Meaning(
             "a limit of the Qdrant server (strict mode) stands in the way",
             "ask for less; the administrator raises the limit that the service's log names",
