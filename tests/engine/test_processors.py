@@ -77,19 +77,21 @@ def ours(canvases):
 
 
 @pytest.mark.parametrize("processor", [name for name in PROCESSORS if name != OURS])
-@pytest.mark.parametrize(("precision", "similarity"), [("fp32", 1e-5), ("bf16", 1e-2)])
-def test_processors_agree(processor, precision, similarity, canvases, ours):
+@pytest.mark.parametrize(
+    ("precision", "similarity", "bits"), [("fp32", 1e-5, 0.001), ("bf16", 1e-2, 0.004)]
+)
+def test_processors_agree(processor, precision, similarity, bits, canvases, ours):
     theirs, _ = encoded_as_on(processor, canvases, precision)
     differs = difference(theirs, ours[precision])
-    assert differs["share_of_bits"] <= 0.001
+    assert differs["share_of_bits"] <= bits
     assert differs["similarity"] <= similarity
     assert differs["across"] <= similarity
 
 
 def test_precisions_agree_nearly(ours):
     differs = difference(ours["bf16"], ours["fp32"])
-    assert 0 < differs["across"] <= 0.04
-    assert differs["share_of_bits"] <= 0.003
+    assert 0 < differs["across"] <= 0.12
+    assert differs["share_of_bits"] <= 0.04
 
 
 def test_another_process_gives_the_same_bits(canvases, ours):
